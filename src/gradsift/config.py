@@ -1,0 +1,137 @@
+"""The settings of a run: one flat model for the command line, YAML files and the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+CONFIG_NAME = "config.yaml"
+
+Layer = Literal["embedding", "lm_head"]
+
+
+class RunConfig(BaseModel):
+    """Every setting of `gradsift run`, under the names of its options (dashes become underscores)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str
+    model: str
+    out: str
+    budget: str | int | float | None = None
+
+    format: str | None = None
+    id_column: str | None = None
+    prompt_column: str | None = None
+    response_column: str | None = None
+    system_column: str | None = None
+    dataset_info: str | None = None
+    split: str | None = None
+    train_on: Literal["all", "last"] = "all"
+
+    max_length: int = Field(1024, ge=2)
+    truncation: Literal["keep_start", "keep_end", "drop"] = "keep_start"
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    trust_remote_code: bool = False
+    sft: dict[str, Any] = Field(default_factory=dict)
+    lora: dict[str, Any] | bool = False
+    save_steps: int | None = Field(None, ge=1)
+    sketch_rank: int = Field(16, ge=1)
+    seed: int = Field(0, ge=0)
+
+    strategy: str = "grads"
+    side: Literal["representative", "informative", "balanced"] = "representative"
+    layers: tuple[Layer, ...] = ("embedding", "lm_head")
+    alpha: float = Field(1.0, ge=0)
+    beta: float = Field(1.0, ge=0)
+    gamma: float = Field(1.0, ge=0)
+    near_threshold: float = Field(0.8, ge=0, lt=1)
+    weights: bool = False
+    name: str | None = None
+
+    def lora_settings(self) -> dict[str, Any] | None:
+        """Return the settings for LoRA, or None for full-parameter training."""
+        if isinstance(self.lora, dict):
+            return self.lora
+        return {} if self.lora else None
+
+
+def resolve(given: dict[str, Any], config_file: Path | None) -> RunConfig:
+    """Put a YAML file and the command line together; the command line wins.
+
+    Args:
+        given: What the command line says; None means not said.
+        config_file: A YAML file, or None.
+
+    Returns:
+        The settings, with the paths of data and run folder made absolute.
+
+    Raises:
+        ValueError: For an unknown key, a value that does not fit or a setting that is missing.
+    """
+    values = {} if config_file is None else read_yaml(config_file)
+    values |= {key: value for key, value in given.items() if value is not None}
+    where = "settings" if config_file is None else str(config_file)
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {_one_line(error)}") from None
+    data = str(Path(config.data).resolve()) if Path(config.data).exists() else config.data
+    return config.model_copy(update={"data": data, "out": str(Path(config.out).resolve())})
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its keys and values.
+
+    Raises:
+        ValueError: If it cannot be read, or is not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path}: found {type(content).__name__}, expected settings as `key: value` lines."
+        )
+    return {str(key): value for key, value in content.items()}
+
+
+def save(config: RunConfig, folder: Path) -> None:
+    """Write the resolved settings into a run folder; `gradsift run --config` takes them.
+
+    Args:
+        config: The settings.
+        folder: The run folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    temporary = folder / f".{CONFIG_NAME}.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(folder / CONFIG_NAME)
+
+
+def _one_line(error: ValidationError) -> str:
+    known = ", ".join(RunConfig.model_fields)
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "settings"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown key {key!r}; known are {known}")
+        elif item["type"] == "missing":
+            lines.append(f"{key!r} is missing: give it on the command line or in the file")
+        else:
+            lines.append(f"{key} is {item['input']!r}: {item['msg']}")
+    return "; ".join(lines) + "."

@@ -1,0 +1,1 @@
+"""Per-sample gradients: statistics, the LM head in closed form, recording, the self-check."""

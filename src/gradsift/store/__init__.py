@@ -1,0 +1,1 @@
+"""The gradient store: a run folder's Parquet parts and the manifest that accounts for them."""

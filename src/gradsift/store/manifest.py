@@ -1,0 +1,125 @@
+"""The manifest: what made a gradient store, which parts it has, and their checksums."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from gradsift.store.files import write_json
+from gradsift.store.schema import SCHEMA_VERSION
+
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Parquet file of the store.
+
+    Attributes:
+        file: Its name inside the folder `gradients`.
+        n_records: Its rows.
+        last_step: The records in it were taken before this many optimizer updates were made.
+        sha256: Of the file's bytes.
+    """
+
+    file: str
+    n_records: int
+    last_step: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """How a store was made.
+
+    Attributes:
+        identity: What must be equal for records to belong together: hashes of model, tokenizer,
+            data and instances, the seed, the training settings, sizes of the sketch.
+        about: What is worth knowing but may differ between two sittings: versions, paths, host.
+        n_instances: How many instances the finished store holds.
+        parts: The files, in order.
+        complete: Whether every instance is recorded.
+        schema_version: Of the columns.
+    """
+
+    identity: dict[str, object]
+    about: dict[str, object]
+    n_instances: int
+    parts: tuple[Part, ...] = field(default=())
+    complete: bool = False
+    schema_version: int = SCHEMA_VERSION
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest into a run folder, atomically.
+
+        Args:
+            folder: The run folder.
+        """
+        write_json(folder / MANIFEST_NAME, asdict(self))
+
+    def with_parts(self, parts: tuple[Part, ...], *, complete: bool) -> Manifest:
+        """Return the same manifest with other parts."""
+        return replace(self, parts=parts, complete=complete)
+
+    def with_about(self, **about: object) -> Manifest:
+        """Return the same manifest with some of `about` added or replaced."""
+        return replace(self, about={**self.about, **about})
+
+
+def load_manifest(folder: Path) -> Manifest | None:
+    """Read the manifest of a run folder.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        The manifest, or None where there is none.
+
+    Raises:
+        ValueError: If it cannot be read or belongs to another version of the schema.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        parts = tuple(Part(**part) for part in content.pop("parts"))
+        manifest = Manifest(**content, parts=parts)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path}: this is not a readable manifest ({error}). Restore it, or capture into a new "
+            "folder."
+        ) from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path}: the store has schema version {manifest.schema_version}, this gradsift reads "
+            f"{SCHEMA_VERSION}. Capture again into a new folder."
+        )
+    return manifest
+
+
+def require_same_identity(
+    folder: Path, found: dict[str, object], expected: dict[str, object]
+) -> None:
+    """Refuse to mix records that were made differently.
+
+    Args:
+        folder: The run folder, for the message.
+        found: Identity in the manifest.
+        expected: Identity of what is asked for now.
+
+    Raises:
+        ValueError: Naming every differing key with both values.
+    """
+    keys = sorted(found.keys() | expected.keys())
+    different = [key for key in keys if found.get(key) != expected.get(key)]
+    if different:
+        lines = [
+            f"{key}: the store has {found.get(key)!r}, now it is {expected.get(key)!r}"
+            for key in different
+        ]
+        raise ValueError(
+            f"{folder} was captured differently ({'; '.join(lines)}). Use the old settings, or "
+            "another --out folder."
+        )

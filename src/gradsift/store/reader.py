@@ -1,0 +1,124 @@
+"""Read a complete gradient store into arrays, checking it against its manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gradsift.store.files import sha256_of
+from gradsift.store.manifest import MANIFEST_NAME, Manifest, load_manifest
+from gradsift.store.schema import STATUS_OK
+from gradsift.store.writer import PARTS_FOLDER
+from gradsift.terms import LAYERS, STATISTICS
+
+
+@dataclass(frozen=True)
+class GradientStore:
+    """A gradient store in memory; arrays are in the order of `instance_ids` (sorted).
+
+    Attributes:
+        folder: The run folder.
+        manifest: How the store was made.
+        instance_ids: N ids, sorted.
+        finite: [N] bool; False where a gradient was not finite: the other arrays hold no usable
+            number there.
+        step: [N] optimizer updates made before the gradient was taken.
+        loss: [N] instance loss, nats for each response token.
+        n_response_tokens: [N].
+        statistics: layer → statistic → [N] float64.
+        content_ND: [N, d] float32 content features.
+        sketches: layer → [N, K²] float32.
+    """
+
+    folder: Path
+    manifest: Manifest
+    instance_ids: tuple[str, ...]
+    finite: np.ndarray
+    step: np.ndarray
+    loss: np.ndarray
+    n_response_tokens: np.ndarray
+    statistics: dict[str, dict[str, np.ndarray]]
+    content_ND: np.ndarray
+    sketches: dict[str, np.ndarray]
+
+
+def read_store(folder: Path) -> GradientStore:
+    """Read a complete store.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        The store.
+
+    Raises:
+        ValueError: If there is none, it is not complete, or a part is missing or was changed.
+    """
+    manifest = load_manifest(folder)
+    if manifest is None:
+        raise ValueError(
+            f"{folder}: no gradient store here (no {MANIFEST_NAME}). "
+            f"Make one with: gradsift capture DATA --model MODEL --out {folder}"
+        )
+    if not manifest.complete:
+        recorded = sum(part.n_records for part in manifest.parts) // len(LAYERS)
+        raise ValueError(
+            f"{folder}: the capture is not finished ({recorded} of {manifest.n_instances} "
+            "instances). Run the same capture command again; it resumes."
+        )
+    table = pa.concat_tables([_read_part(folder, part) for part in manifest.parts])
+    by_layer = {layer: _of_layer(folder, table, layer, manifest.n_instances) for layer in LAYERS}
+    ids = by_layer["lm_head"]["instance_id"].to_pylist()
+    if by_layer["embedding"]["instance_id"].to_pylist() != ids or len(set(ids)) != len(ids):
+        raise ValueError(f"{folder}: not every instance has one record a layer. Capture again.")
+    head = by_layer["lm_head"]
+    finite = np.ones(len(ids), dtype=bool)
+    for part in by_layer.values():
+        finite &= np.array([status == STATUS_OK for status in part["status"].to_pylist()])
+    return GradientStore(
+        folder=folder,
+        manifest=manifest,
+        instance_ids=tuple(ids),
+        finite=finite,
+        step=head["step"].to_numpy(),
+        loss=head["loss"].to_numpy(),
+        n_response_tokens=head["n_response_tokens"].to_numpy(),
+        statistics={
+            layer: {name: by_layer[layer][name].to_numpy() for name in STATISTICS}
+            for layer in LAYERS
+        },
+        content_ND=_matrix(head["content_features"]),
+        sketches={layer: _matrix(by_layer[layer]["sketch"]) for layer in LAYERS},
+    )
+
+
+def _read_part(folder: Path, part) -> pa.Table:
+    path = folder / PARTS_FOLDER / part.file
+    if not path.exists():
+        raise ValueError(f"{path}: this part of the gradient store is missing. Capture again.")
+    found = sha256_of(path)
+    if found != part.sha256:
+        raise ValueError(
+            f"{path}: this part was changed or damaged (SHA-256 is {found[:12]}…, the manifest "
+            f"says {part.sha256[:12]}…). Restore it, or capture again."
+        )
+    return pq.read_table(path)
+
+
+def _of_layer(folder: Path, table: pa.Table, layer: str, n_instances: int) -> pa.Table:
+    rows = table.filter(pa.compute.equal(table["layer"], layer)).sort_by("instance_id")
+    if rows.num_rows != n_instances:
+        raise ValueError(
+            f"{folder}: {rows.num_rows} records of layer {layer}, but the manifest says "
+            f"{n_instances} instances. Capture again."
+        )
+    return rows
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    array = column.combine_chunks()
+    return array.flatten().to_numpy().reshape(len(array), -1)

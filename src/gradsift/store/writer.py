@@ -1,0 +1,145 @@
+"""Append parts to a gradient store, or take up one that was interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from gradsift.store.files import sha256_of, write_parquet
+from gradsift.store.manifest import (
+    Manifest,
+    Part,
+    load_manifest,
+    require_same_identity,
+)
+from gradsift.store.schema import record_schema
+from gradsift.terms import LAYERS
+
+PARTS_FOLDER = "gradients"
+LOCK_NAME = ".lock"
+
+
+class StoreWriter:
+    """The one writer of a run folder's gradient store, inside a `with` block.
+
+    A part counts once the manifest names it; whatever else lies in the folder is left over from a
+    killed run and is removed. Writing the same part twice gives the same store.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, *, content_width: int, sketch_size: int):
+        """Nothing is read or written yet.
+
+        Args:
+            folder: The run folder.
+            manifest: What is to be captured; an existing store must have the same identity.
+            content_width: Entries of the content features.
+            sketch_size: Entries of a sketch.
+        """
+        self._folder = folder
+        self._manifest = manifest
+        self._schema = record_schema(content_width, sketch_size)
+        self._lock = FileLock(folder / LOCK_NAME)
+
+    def __enter__(self) -> StoreWriter:
+        """Lock the folder and take up what is there.
+
+        Returns:
+            This writer.
+
+        Raises:
+            ValueError: If another process writes, or the store in the folder is of another make.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"{self._folder}: another gradsift is writing here. Wait for it, or use another "
+                "--out folder."
+            ) from None
+        try:
+            self._take_up()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Release the folder."""
+        self._lock.release()
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest as it stands on disk."""
+        return self._manifest
+
+    def recorded_ids(self) -> set[str]:
+        """Return the instances that the parts named in the manifest hold."""
+        paths = [self._folder / PARTS_FOLDER / part.file for part in self._manifest.parts]
+        columns = [pq.read_table(path, columns=["instance_id"])["instance_id"] for path in paths]
+        return {instance_id for column in columns for instance_id in column.to_pylist()}
+
+    def keep_until(self, step: int) -> None:
+        """Forget the parts with records taken after `step` updates: training resumes there.
+
+        Args:
+            step: Optimizer updates of the checkpoint that training resumes from.
+        """
+        kept = tuple(part for part in self._manifest.parts if part.last_step <= step)
+        self._save(kept, complete=False)
+        self._remove_unnamed()
+
+    def append(self, records: Sequence[dict[str, object]], *, last_step: int) -> None:
+        """Write one part and name it in the manifest.
+
+        Args:
+            records: Values by column, see `record_schema`.
+            last_step: Optimizer updates made after the last of these records.
+        """
+        parts = self._manifest.parts
+        name = f"part-{len(parts):05d}.parquet"
+        path = self._folder / PARTS_FOLDER / name
+        write_parquet(path, pa.Table.from_pylist(list(records), schema=self._schema))
+        part = Part(name, len(records), last_step, sha256_of(path))
+        self._save((*parts, part), complete=False)
+
+    def finish(self, about: dict[str, object]) -> None:
+        """Declare the store complete.
+
+        Args:
+            about: What to add to the manifest's `about`.
+        """
+        n_records = sum(part.n_records for part in self._manifest.parts)
+        expected = self._manifest.n_instances * len(LAYERS)
+        assert n_records == expected, f"{n_records} records for {expected} expected"
+        self._manifest = self._manifest.with_about(**about)
+        self._save(self._manifest.parts, complete=True)
+
+    def _take_up(self) -> None:
+        existing = load_manifest(self._folder)
+        if existing is None:
+            self._save((), complete=False)
+        else:
+            require_same_identity(self._folder, existing.identity, self._manifest.identity)
+            self._manifest = existing
+        self._remove_unnamed()
+
+    def _save(self, parts: tuple[Part, ...], *, complete: bool) -> None:
+        self._manifest = self._manifest.with_parts(parts, complete=complete)
+        self._manifest.save(self._folder)
+
+    def _remove_unnamed(self) -> None:
+        named = {part.file for part in self._manifest.parts}
+        for path in (self._folder / PARTS_FOLDER).glob("*"):
+            if path.name not in named:
+                path.unlink()

@@ -1,0 +1,1 @@
+"""All that knows trl, peft and transformers' trainer."""

@@ -1,0 +1,100 @@
+"""Checkpoints that count only when they are whole, and parts that are written in step with them.
+
+transformers writes a checkpoint file by file and resumes from the highest number, whole or not
+(https://github.com/huggingface/transformers/issues/35525). Here a marker is written last, and
+only marked checkpoints are resumed from.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gradsift.store.files import sync_folder, write_json
+
+MARKER = "whole.json"
+
+
+def checkpoint_at(folder: Path, step: int) -> Path | None:
+    """Return the whole checkpoint of a step, or None.
+
+    Args:
+        folder: Where the checkpoints are.
+        step: Optimizer updates made.
+
+    Returns:
+        Its folder.
+    """
+    path = folder / f"checkpoint-{step}"
+    return path if (path / MARKER).exists() else None
+
+
+class SaveEvery(TrainerCallback):
+    """Every so many steps: a checkpoint, marked when whole; then the records; then tidy up.
+
+    In this order a kill loses only records that were not yet written: until they are, the
+    checkpoint that belongs to the part before them is still there.
+    """
+
+    def __init__(self, n_steps: int, flush: Callable[[int], None]):
+        """Nothing happens until training calls.
+
+        Args:
+            n_steps: Optimizer updates between two checkpoints.
+            flush: Writes the records of the updates made so far, given their number.
+        """
+        self._n_steps = n_steps
+        self._flush = flush
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        """Ask for a checkpoint; the last step needs none."""
+        if state.global_step % self._n_steps == 0 and state.global_step < state.max_steps:
+            control.should_save = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        """Mark the checkpoint, write the records, remove older checkpoints."""
+        folder = Path(args.output_dir)
+        current = folder / f"checkpoint-{state.global_step}"
+        sync_folder(current)
+        write_json(current / MARKER, {"step": state.global_step})
+        self._flush(state.global_step)
+        for path in folder.glob("checkpoint-*"):
+            if path != current:
+                shutil.rmtree(path)
+
+
+class SkipNonFiniteSteps(TrainerCallback):
+    """Leave out the optimizer update of a step in which some row's gradient was not finite.
+
+    One such update would make every weight, and so every later row, not a number. Loss scalers
+    for half precision do the same.
+    """
+
+    def __init__(self, step_is_finite: Callable[[], bool]):
+        """Nothing happens until training calls.
+
+        Args:
+            step_is_finite: Whether all records since the last update are finite.
+        """
+        self._step_is_finite = step_is_finite
+        self.n_skipped = 0
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model=None,
+        **_: object,
+    ) -> None:
+        """Drop the gradients of a step that is not finite, so that the optimizer has none."""
+        if not self._step_is_finite():
+            self.n_skipped += 1
+            model.zero_grad(set_to_none=True)

@@ -1,0 +1,191 @@
+"""Load a causal LM with its tokenizer, and find the modules whose gradients are recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from gradsift.data.demo_model import demo_model_path
+from gradsift.gradients.head import HeadTransform
+from gradsift.gradients.recorder import TrackedModel
+
+DEMO_MODEL = "demo"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which model to load.
+
+    Attributes:
+        name: A hub id, a folder, or "demo".
+        revision: Of a hub id; None takes the main branch.
+        dtype: Of the weights, one of DTYPES.
+        trust_remote_code: Whether code that comes with the model may run.
+    """
+
+    name: str
+    revision: str | None = None
+    dtype: str = "float32"
+    trust_remote_code: bool = False
+
+    def path(self) -> str:
+        """Return what transformers is to load; converts the demo model on first use."""
+        return str(demo_model_path()) if self.name == DEMO_MODEL else self.name
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model.
+
+    Args:
+        source: Which model.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ValueError: If there is none, or it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            source.path(), revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except (OSError, KeyError, ImportError, ValueError) as error:
+        raise ValueError(_cannot_load("tokenizer", source, error)) from error
+
+
+def load_model(source: ModelSource) -> PreTrainedModel:
+    """Load a causal LM from safetensors.
+
+    Args:
+        source: Which model.
+
+    Returns:
+        The model, on the CPU; a trainer moves it.
+
+    Raises:
+        ValueError: If it cannot be loaded, or the dtype is unknown.
+    """
+    if source.dtype not in DTYPES:
+        raise ValueError(f"dtype is {source.dtype!r}; known are {', '.join(DTYPES)}.")
+    try:
+        # Only safetensors: the older format is a pickle, which runs code when it is opened.
+        return AutoModelForCausalLM.from_pretrained(
+            source.path(),
+            revision=source.revision,
+            dtype=DTYPES[source.dtype],
+            trust_remote_code=source.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, KeyError, ImportError, ValueError) as error:
+        raise ValueError(_cannot_load("model", source, error)) from error
+
+
+def track(model: nn.Module) -> TrackedModel:
+    """Find embedding, backbone and head of a causal LM, also inside a PEFT wrapper.
+
+    Args:
+        model: The model that training calls.
+
+    Returns:
+        The modules to watch.
+
+    Raises:
+        ValueError: If the model has another kind of embedding or head than is recorded here.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    name = type(base).__name__
+    if not isinstance(embedding, nn.Embedding):
+        raise ValueError(f"{name}: the input embedding is a {type(embedding).__name__}, which is "
+                         "not supported; a plain embedding table is.")  # fmt: skip
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"{name}: the output head is a {type(head).__name__}, which is not "
+                         "supported; one linear layer is.")  # fmt: skip
+    return TrackedModel(
+        outer=model,
+        backbone=base.base_model,
+        embedding=embedding,
+        head=head,
+        transform=head_transform(base.config.get_text_config()),
+    )
+
+
+def head_transform(config: PretrainedConfig) -> HeadTransform:
+    """Read from a model's configuration what happens to the logits after the head.
+
+    The same reading as trl's fused head, which trains with it; the self-check compares both with
+    the model's own forward pass.
+
+    Args:
+        config: The text configuration.
+
+    Returns:
+        Scale and soft-cap.
+    """
+    scale = next(
+        (
+            value
+            for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
+            if (value := getattr(config, name, None)) is not None
+        ),
+        None,
+    )
+    divisor = getattr(config, "logits_scaling", None)
+    if scale is None and divisor is not None:
+        scale = divisor if config.model_type == "hyperclovax" else 1 / divisor
+    return HeadTransform(
+        scale=1.0 if scale is None else float(scale),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def model_fingerprint(source: ModelSource, model: PreTrainedModel) -> str:
+    """Return what identifies the weights: the hub's commit, or a hash of a folder's files.
+
+    Args:
+        source: Which model.
+        model: The same, loaded.
+
+    Returns:
+        A short text, equal for equal weights.
+    """
+    folder = Path(source.path())
+    if not folder.is_dir():
+        return f"commit {model.config._commit_hash}"
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return f"sha256 {digest.hexdigest()[:16]}"
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what identifies a tokenizer: a hash of its vocabulary and chat template."""
+    parts = [
+        json.dumps(tokenizer.get_vocab(), sort_keys=True),
+        json.dumps(tokenizer.chat_template),
+        json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
+    ]
+    return "sha256 " + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _cannot_load(what: str, source: ModelSource, error: Exception) -> str:
+    first_line = str(error).strip().split("\n")[0]
+    return (
+        f"cannot load the {what} of {source.name!r}: {first_line} "
+        "Give a folder with config.json, model.safetensors and tokenizer files, a hub id, or "
+        f'"{DEMO_MODEL}".'
+    )

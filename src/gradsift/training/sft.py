@@ -1,0 +1,229 @@
+"""trl's SFTTrainer on ready-made instances, with a recorder that watches each step.
+
+The only module that depends on trl's insides; `tests/training/test_trl_canary.py` pins them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from gradsift.data.instances import Instance
+from gradsift.gradients.recorder import Record, Recorder
+
+INDEX_COLUMN = "instance_index"
+
+# What the preliminary epoch decides itself, and why the user's value is refused.
+RESERVED = {
+    "output_dir": "the run folder is used",
+    "num_train_epochs": "the preliminary epoch is one epoch",
+    "max_steps": "the preliminary epoch is one epoch",
+    "max_length": "use --max-length",
+    "truncation_mode": "use --truncation",
+    "seed": "use --seed",
+    "save_strategy": "use --save-steps",
+    "save_steps": "use --save-steps",
+    "save_total_limit": "use --save-steps",
+    "resume_from_checkpoint": "running the same command again resumes",
+    "packing": "packed rows lose their identity",
+    "padding_free": "rows must stay apart",
+    "loss_type": "the instance loss is the negative log-likelihood",
+    "label_smoothing_factor": "the instance loss is the negative log-likelihood",
+    "remove_unused_columns": "instances carry an index",
+    "dataset_kwargs": "instances are tokenized already",
+    "assistant_only_loss": "the response mask is made already",
+    "completion_only_loss": "the response mask is made already",
+    "report_to": "nothing is sent anywhere",
+    "push_to_hub": "nothing is sent anywhere",
+}
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """How the preliminary epoch trains.
+
+    Attributes:
+        sft: The user's own settings for trl's SFTConfig.
+        lora: Settings for peft's LoraConfig, or None for full-parameter training.
+        seed: Of the data order and of everything drawn at random.
+    """
+
+    sft: Mapping[str, object]
+    lora: Mapping[str, object] | None
+    seed: int
+
+
+def sft_config(settings: SFTSettings, output_dir: Path) -> SFTConfig:
+    """Build trl's configuration from the user's settings.
+
+    On a CPU two of trl's defaults are changed, unless the user sets them: bf16 is several times
+    slower than float32 there, and gradient checkpointing buys memory that is not short.
+
+    Args:
+        settings: The user's.
+        output_dir: Where checkpoints go.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: For a key that SFTConfig does not know or that gradsift sets itself.
+    """
+    reserved = sorted(settings.sft.keys() & RESERVED.keys())
+    if reserved:
+        reasons = "; ".join(f"{key}: {RESERVED[key]}" for key in reserved)
+        raise ValueError(f"sft settings that gradsift decides itself: {reasons}.")
+    unknown = sorted(settings.sft.keys() - SFTConfig.__dataclass_fields__.keys())
+    if unknown:
+        raise ValueError(f"sft settings that trl's SFTConfig does not know: {', '.join(unknown)}.")
+    on_cpu = not torch.accelerator.is_available()
+    defaults = {"bf16": False, "gradient_checkpointing": False, "use_cpu": True} if on_cpu else {}
+    with warnings.catch_warnings():
+        # trl's own default sets a name that transformers deprecates; the user can do nothing.
+        warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+        try:
+            return SFTConfig(
+                **{**defaults, "logging_steps": 1, "disable_tqdm": True, **settings.sft},
+                output_dir=str(output_dir),
+                num_train_epochs=1,
+                max_length=None,
+                seed=settings.seed,
+                save_strategy="no",
+                dataset_kwargs={"skip_prepare_dataset": True},
+                report_to="none",
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"sft settings: {error}") from error
+
+
+def lora_config(settings: SFTSettings) -> LoraConfig | None:
+    """Build peft's configuration, or None for full-parameter training.
+
+    Args:
+        settings: The user's.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: For a key that LoraConfig does not know.
+    """
+    if settings.lora is None:
+        return None
+    unknown = sorted(settings.lora.keys() - LoraConfig.__dataclass_fields__.keys())
+    if unknown:
+        raise ValueError(f"lora settings that peft's LoraConfig does not know: {unknown}.")
+    defaults = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
+    return LoraConfig(**{**defaults, **settings.lora})
+
+
+class RecordingSFTTrainer(SFTTrainer):
+    """SFTTrainer that tells a recorder about each micro-batch, and trains exactly as before."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        instances: Sequence[Instance],
+        settings: SFTSettings,
+        output_dir: Path,
+    ):
+        """Set trl's trainer up; nothing is recorded until `record_with` is called.
+
+        Args:
+            model: A causal LM; changed in place by training.
+            tokenizer: Its tokenizer.
+            instances: What to train on; record indices are positions in this sequence.
+            settings: How to train.
+            output_dir: Where checkpoints go.
+        """
+        self._recorder: Recorder | None = None
+        self._sink: Callable[[list[Record]], None] | None = None
+        super().__init__(
+            model=model,
+            args=sft_config(settings, output_dir),
+            train_dataset=as_dataset(instances),
+            processing_class=tokenizer,
+            peft_config=lora_config(settings),
+        )
+        self.data_collator = _IndexKeepingCollator(self.data_collator)
+        # Standard output is for results; progress is reported by whoever runs the trainer.
+        self.remove_callback(PrinterCallback)
+
+    def record_with(self, recorder: Recorder, sink: Callable[[list[Record]], None]) -> None:
+        """From now on let `recorder` watch each micro-batch, and give its records to `sink`."""
+        self._recorder, self._sink = recorder, sink
+
+    def stop_recording(self) -> None:
+        """Train plainly from now on."""
+        self._recorder = self._sink = None
+
+    def forget_metrics(self) -> None:
+        """Clear what trl counts in a step, after a step that was only a probe."""
+        self._metrics["train"].clear()
+        self._total_train_tokens = 0
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Train on one micro-batch as trl does, and record it.
+
+        Args:
+            model: The model, perhaps wrapped.
+            inputs: The collated micro-batch.
+            num_items_in_batch: Response tokens of the whole optimizer step.
+
+        Returns:
+            The loss of the micro-batch.
+        """
+        indices = inputs.pop(INDEX_COLUMN).tolist()
+        if self._recorder is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        inputs = self._prepare_inputs(inputs)
+        self._recorder.begin(
+            indices,
+            self.state.global_step,
+            inputs["input_ids"],
+            inputs["labels"],
+            inputs.get("attention_mask"),
+        )
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._sink(self._recorder.finish())
+        return loss
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if INDEX_COLUMN not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, INDEX_COLUMN]
+
+
+def as_dataset(instances: Sequence[Instance]) -> Dataset:
+    """Return instances as a dataset that trl trains on without preparing it again."""
+    return Dataset.from_dict(
+        {
+            "input_ids": [instance.input_ids for instance in instances],
+            "labels": [instance.labels for instance in instances],
+            INDEX_COLUMN: list(range(len(instances))),
+        }
+    )
+
+
+@dataclass
+class _IndexKeepingCollator:
+    collate: Callable[[list[dict]], dict[str, torch.Tensor]]
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        indices = [row[INDEX_COLUMN] for row in rows]
+        batch = self.collate([{k: v for k, v in row.items() if k != INDEX_COLUMN} for row in rows])
+        return {**batch, INDEX_COLUMN: torch.tensor(indices)}

@@ -1,0 +1,3 @@
+"""The version of gradsift, written once."""
+
+__version__ = "0.1.0"
