@@ -14,20 +14,22 @@ POOL_NAME = "pool.parquet"
 INSTANCE = "instance"
 DROPPED = "dropped"
 
-POOL_SCHEMA = pa.schema([
-    pa.field("row", pa.int64(), nullable=False),
-    pa.field("line", pa.int64()),
-    pa.field("instance_id", pa.string(), nullable=False),
-    pa.field("start", pa.int64()),
-    pa.field("end", pa.int64()),
-    pa.field("content_hash", pa.string()),
-    pa.field("status", pa.string(), nullable=False),
-    pa.field("reason", pa.string()),
-    pa.field("detail", pa.string()),
-    pa.field("n_tokens", pa.int32()),
-    pa.field("n_response_tokens", pa.int32()),
-    pa.field("truncated", pa.bool_()),
-])
+POOL_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("line", pa.int64()),
+        pa.field("instance_id", pa.string(), nullable=False),
+        pa.field("start", pa.int64()),
+        pa.field("end", pa.int64()),
+        pa.field("content_hash", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("n_tokens", pa.int32()),
+        pa.field("n_response_tokens", pa.int32()),
+        pa.field("truncated", pa.bool_()),
+    ]
+)
 
 
 def write_pool_table(folder: Path, rows: Sequence[dict[str, object]]) -> None:

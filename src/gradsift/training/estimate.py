@@ -15,6 +15,10 @@ from gradsift.training.probe import probe_step
 from gradsift.training.sft import RecordingSFTTrainer
 
 
+SMALL_BATCH = 2
+SECONDS_FOR_A_FULL_BATCH = 2.0
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What a capture will take, from a few timed steps.
@@ -46,7 +50,9 @@ class Estimate:
 def estimate_cost(
     trainer: RecordingSFTTrainer, recorder: Recorder, token_counts: list[int], seed: int
 ) -> Estimate:
-    """Time two micro-batches with and without recording; nothing is changed by it.
+    """Time a micro-batch with and without recording; nothing is changed by it.
+
+    The self-check, which comes before, has warmed everything up.
 
     The optimizer's update is not timed: on the models for which the time matters it is a few
     percent of a step.
@@ -60,18 +66,15 @@ def estimate_cost(
     Returns:
         The estimate.
     """
-    batch_size = trainer.args.per_device_train_batch_size
     order = list(range(len(token_counts)))
     random.Random(seed).shuffle(order)
-    batches = [order[i * batch_size : (i + 1) * batch_size] for i in range(3)]
-    batches = [batch for batch in batches if batch]
-    probe_step(trainer, batches[0], recorder)
-    plain = recording = 0.0
-    timed = batches[1:] or batches
-    for batch in timed:
-        plain += _timed(trainer, batch, None)
-        recording += _timed(trainer, batch, recorder)
-    share = sum(token_counts) / sum(token_counts[i] for batch in timed for i in batch)
+    rows = order[:SMALL_BATCH]
+    plain, recording = (_timed(trainer, rows, who) for who in (None, recorder))
+    if plain < SECONDS_FOR_A_FULL_BATCH:
+        # A fast machine: time what it will really do. A slow one is not kept waiting.
+        rows = order[: trainer.args.per_device_train_batch_size]
+        plain, recording = (_timed(trainer, rows, who) for who in (None, recorder))
+    share = sum(token_counts) / sum(token_counts[i] for i in rows)
     return Estimate(
         n_instances=len(token_counts),
         n_tokens=sum(token_counts),

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
@@ -64,6 +65,26 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         )
     except (OSError, KeyError, ImportError, ValueError) as error:
         raise ValueError(_cannot_load("tokenizer", source, error)) from error
+
+
+def load_config(source: ModelSource) -> PretrainedConfig:
+    """Load a model's configuration only.
+
+    Args:
+        source: Which model.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: If there is none, or it cannot be read.
+    """
+    try:
+        return AutoConfig.from_pretrained(
+            source.path(), revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except (OSError, KeyError, ImportError, ValueError) as error:
+        raise ValueError(_cannot_load("configuration", source, error)) from error
 
 
 def load_model(source: ModelSource) -> PreTrainedModel:
@@ -152,19 +173,19 @@ def head_transform(config: PretrainedConfig) -> HeadTransform:
     )
 
 
-def model_fingerprint(source: ModelSource, model: PreTrainedModel) -> str:
+def model_fingerprint(source: ModelSource, config: PretrainedConfig) -> str:
     """Return what identifies the weights: the hub's commit, or a hash of a folder's files.
 
     Args:
         source: Which model.
-        model: The same, loaded.
+        config: Its configuration.
 
     Returns:
         A short text, equal for equal weights.
     """
     folder = Path(source.path())
     if not folder.is_dir():
-        return f"commit {model.config._commit_hash}"
+        return f"commit {config._commit_hash}"
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
         with path.open("rb") as file:

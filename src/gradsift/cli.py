@@ -1,0 +1,293 @@
+"""The command line: parse, call, print. No logic, and nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    name="gradsift",
+    help="Pick the part of a supervised fine-tuning set that is worth training on, by each row's "
+    "gradient.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Data = Annotated[
+    Optional[str], typer.Argument(help="SFT file, `save_to_disk` folder or hub id.")
+]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
+Model = Annotated[
+    Optional[str], typer.Option(help='Hub id, folder with safetensors, or "demo".')
+]
+Out = Annotated[Optional[str], typer.Option(help="Run folder; run again to resume.")]
+Config = Annotated[
+    Optional[Path],
+    typer.Option(help="YAML file with any of these settings; the command line wins."),
+]
+Format = Annotated[
+    Optional[str],
+    typer.Option(
+        help="prompt_completion, messages, text, alpaca, sharegpt or qa; detected if not given."
+    ),
+]
+IdColumn = Annotated[Optional[str], typer.Option(help="Field with the row's id (default: id).")]
+PromptColumn = Annotated[Optional[str], typer.Option(help="Field with the question.")]
+ResponseColumn = Annotated[Optional[str], typer.Option(help="Field with the answer.")]
+SystemColumn = Annotated[Optional[str], typer.Option(help="Field with a system prompt.")]
+DatasetInfo = Annotated[
+    Optional[str], typer.Option(help="LLaMA-Factory's dataset_info.json; DATA is a name in it.")
+]
+Split = Annotated[Optional[str], typer.Option(help="Split of a hub dataset or of a folder.")]
+TrainOn = Annotated[
+    Optional[str], typer.Option(help="Assistant turns trained on: all (default) or last.")
+]
+MaxLength = Annotated[Optional[int], typer.Option(help="Tokens of an instance (default 1024).")]
+Truncation = Annotated[
+    Optional[str],
+    typer.Option(help="Longer rows: keep_start (default), keep_end, or drop."),
+]
+Revision = Annotated[Optional[str], typer.Option(help="Revision of a hub model.")]
+Dtype = Annotated[
+    Optional[str], typer.Option(help="Weights: float32 (default), bfloat16, float16.")
+]
+RemoteCode = Annotated[
+    Optional[bool], typer.Option("--trust-remote-code", help="Run code that comes with a model.")
+]
+Lora = Annotated[
+    Optional[bool], typer.Option("--lora/--full", help="Train LoRA adapters or all parameters.")
+]
+Sft = Annotated[
+    Optional[list[str]],
+    typer.Option("--sft", help="A setting of trl's SFTConfig, as key=value; may be repeated."),
+]
+SaveSteps = Annotated[
+    Optional[int], typer.Option(help="Optimizer steps between checkpoints (default: about 8).")
+]
+SketchRank = Annotated[
+    Optional[int], typer.Option(help="Gradient sketches have this number squared entries (16).")
+]
+Seed = Annotated[Optional[int], typer.Option(help="Seed of everything drawn (default 0).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop after the cost estimate.")]
+Budget = Annotated[
+    Optional[str], typer.Option(help="Of the usable rows: 50%, 500 (rows) or 20000tok (tokens).")
+]
+Strategy = Annotated[Optional[str], typer.Option(help="grads (default) or random.")]
+Side = Annotated[
+    Optional[str],
+    typer.Option(help="Gradient score: representative (default), informative or balanced."),
+]
+Layers = Annotated[
+    Optional[list[str]],
+    typer.Option("--layer", help="embedding, lm_head; may be repeated (default both)."),
+]
+Alpha = Annotated[Optional[float], typer.Option(help="Weight of the gradient score (1).")]
+Beta = Annotated[Optional[float], typer.Option(help="Weight of content diversity (1).")]
+Gamma = Annotated[Optional[float], typer.Option(help="Weight of similarity reduction (1).")]
+Near = Annotated[
+    Optional[float], typer.Option(help="Similarity above which rows repeat each other (0.8).")
+]
+Weights = Annotated[
+    Optional[bool],
+    typer.Option("--weights", help="Add a weight for each kept row to decisions.parquet."),
+]
+Name = Annotated[Optional[str], typer.Option(help="Name of the selection's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from gradsift.version import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    data: Data = None,
+    model: Model = None,
+    budget: Budget = None,
+    out: Out = None,
+    config: Config = None,
+    format: Format = None,
+    id_column: IdColumn = None,
+    prompt_column: PromptColumn = None,
+    response_column: ResponseColumn = None,
+    system_column: SystemColumn = None,
+    dataset_info: DatasetInfo = None,
+    split: Split = None,
+    train_on: TrainOn = None,
+    max_length: MaxLength = None,
+    truncation: Truncation = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    trust_remote_code: RemoteCode = None,
+    lora: Lora = None,
+    sft: Sft = None,
+    save_steps: SaveSteps = None,
+    sketch_rank: SketchRank = None,
+    seed: Seed = None,
+    strategy: Strategy = None,
+    side: Side = None,
+    layers: Layers = None,
+    alpha: Alpha = None,
+    beta: Beta = None,
+    gamma: Gamma = None,
+    near_threshold: Near = None,
+    weights: Weights = None,
+    name: Name = None,
+    dry_run: DryRun = False,
+    json_: Json = False,
+) -> None:
+    """Capture and select: from an SFT file to a smaller one. Run again to resume."""
+    _run(_given(locals()), config, select=True, dry_run=dry_run, as_json=json_)
+
+
+@app.command()
+def capture(
+    data: Data = None,
+    model: Model = None,
+    out: Out = None,
+    config: Config = None,
+    format: Format = None,
+    id_column: IdColumn = None,
+    prompt_column: PromptColumn = None,
+    response_column: ResponseColumn = None,
+    system_column: SystemColumn = None,
+    dataset_info: DatasetInfo = None,
+    split: Split = None,
+    train_on: TrainOn = None,
+    max_length: MaxLength = None,
+    truncation: Truncation = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    trust_remote_code: RemoteCode = None,
+    lora: Lora = None,
+    sft: Sft = None,
+    save_steps: SaveSteps = None,
+    sketch_rank: SketchRank = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    json_: Json = False,
+) -> None:
+    """Run the preliminary epoch and record every row's gradient. Run again to resume."""
+    _run(_given(locals()), config, select=False, dry_run=dry_run, as_json=json_)
+
+
+@app.command()
+def select(
+    run_folder: RunFolder,
+    budget: Budget = None,
+    strategy: Strategy = None,
+    side: Side = None,
+    layers: Layers = None,
+    alpha: Alpha = None,
+    beta: Beta = None,
+    gamma: Gamma = None,
+    near_threshold: Near = None,
+    seed: Seed = None,
+    weights: Weights = None,
+    name: Name = None,
+    json_: Json = False,
+) -> None:
+    """Select from a captured run, in seconds: another budget, another rule."""
+    from gradsift.config import resolve_selection
+    from gradsift.run import select_from
+
+    given = _given(locals())
+    result = select_from(run_folder, resolve_selection(run_folder, given), _listener())
+    _print(result, json_)
+
+
+@app.command()
+def explain(
+    run_folder: RunFolder,
+    row_id: Annotated[str, typer.Argument(help="Id of a row, or line:N of the input file.")],
+    name: Annotated[Optional[str], typer.Option(help="Selection (default: all of them).")] = None,
+    json_: Json = False,
+) -> None:
+    """Say why a row was kept or not."""
+    from gradsift.stages.explain import explain_row
+
+    _print(explain_row(run_folder, row_id, name), json_)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    rows: Annotated[int, typer.Option(min=20, help="Rows drawn from the pool.")] = 240,
+    budget: Annotated[str, typer.Option(help="As for select.")] = "50%",
+    seed: Annotated[int, typer.Option(help="Of the sample and the training.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Run the whole job on Python's own documentation and a small model; no hub is needed."""
+    from gradsift.stages.demo import run_demo
+
+    _print(run_demo(out, rows, budget, seed, _listener()), json_)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app()
+    except ValueError as error:
+        typer.echo(f"gradsift: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("gradsift: stopped; run the same command again to resume", err=True)
+        sys.exit(130)
+
+
+def _run(
+    given: dict[str, Any], config: Path | None, *, select: bool, dry_run: bool, as_json: bool
+) -> None:
+    from gradsift.config import resolve
+    from gradsift.run import run_all
+
+    settings = resolve(given, config)
+    _print(run_all(settings, _listener(), select=select, dry_run=dry_run), as_json)
+
+
+def _given(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what the command line says about settings, with `--sft key=value` as a mapping."""
+    other = {"config", "dry_run", "json_", "run_folder"}
+    given = {key: value for key, value in arguments.items() if key not in other}
+    if given.get("sft"):
+        given["sft"] = _key_values(given["sft"])
+    return given
+
+
+def _key_values(texts: list[str]) -> dict[str, Any]:
+    import yaml
+
+    values = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--sft {text}: expected key=value, as in --sft learning_rate=1e-5")
+        # YAML reads 1e-5 as text; JSON reads it as the number that is meant.
+        try:
+            values[key] = json.loads(value)
+        except ValueError:
+            values[key] = yaml.safe_load(value)
+    return values
+
+
+def _listener() -> Any:
+    from gradsift.progress import stderr_listener
+
+    return stderr_listener()
+
+
+def _print(result: Any, as_json: bool) -> None:
+    typer.echo(json.dumps(result.summary(), ensure_ascii=False) if as_json else result.text())

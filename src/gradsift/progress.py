@@ -1,0 +1,77 @@
+"""Progress on stderr: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gradsift.stages.listener import Listener
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+def stderr_listener() -> Listener:
+    """Return a listener that writes to stderr."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    reporter = _Bar(console) if sys.stderr.isatty() else _Lines(console)
+    return Listener(note=console.print, progress=reporter.tell)
+
+
+class _Bar:
+    def __init__(self, console: Console):
+        self._progress = Progress(
+            TextColumn("capture"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} rows"),
+            TextColumn("{task.fields[speed]:.0f} tokens/s"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = None
+        self._speed = _Speed()
+
+    def tell(self, n_rows: int, all_rows: int, n_tokens: int, all_tokens: int) -> None:
+        speed = self._speed.after(n_tokens)
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task("capture", total=all_rows, speed=speed)
+        self._progress.update(self._task, completed=n_rows, speed=speed)
+        if n_rows == all_rows:
+            self._progress.stop()
+
+
+class _Lines:
+    def __init__(self, console: Console):
+        self._console = console
+        self._speed = _Speed()
+        self._last = 0.0
+
+    def tell(self, n_rows: int, all_rows: int, n_tokens: int, all_tokens: int) -> None:
+        speed = self._speed.after(n_tokens)
+        now = time.monotonic()
+        if n_rows < all_rows and now - self._last < SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        left = f"{(all_tokens - n_tokens) / speed:.0f} s left" if speed else "first step"
+        self._console.print(
+            f"capture: {n_rows}/{all_rows} rows, {n_tokens} tokens, {speed:.0f} tokens/s, {left}"
+        )
+
+
+class _Speed:
+    """Tokens per second since the first call."""
+
+    def __init__(self):
+        self._start: tuple[float, int] | None = None
+
+    def after(self, n_tokens: int) -> float:
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, n_tokens)
+        seconds, tokens = now - self._start[0], n_tokens - self._start[1]
+        return tokens / seconds if seconds > 0 else 0.0

@@ -1,0 +1,254 @@
+"""Pool → instances → preliminary epoch → gradient store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from gradsift.data.instances import Instances, build_instances
+from gradsift.data.pool import Pool
+from gradsift.gradients.recorder import SketchSpec
+from gradsift.stages.listener import SILENT, Listener
+from gradsift.store.manifest import Manifest, load_manifest, require_same_identity
+from gradsift.store.pool_table import DROPPED, INSTANCE, write_pool_table
+from gradsift.store.reader import GradientStore, read_store
+from gradsift.store.writer import StoreWriter
+from gradsift.training.epoch import PreliminaryEpoch
+from gradsift.training.estimate import Estimate
+from gradsift.training.model import (
+    ModelSource,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+    tokenizer_fingerprint,
+)
+from gradsift.training.sft import SFTSettings
+from gradsift.version import __version__
+
+CHECKPOINTS = "checkpoints"
+STACK = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class CaptureSettings:
+    """What determines a capture, besides the pool.
+
+    Attributes:
+        max_length: Tokens after which an instance is truncated.
+        truncation: keep_start, keep_end, or drop.
+        sft: The user's settings for trl's SFTConfig.
+        lora: Settings for peft's LoraConfig; None trains all parameters.
+        seed: Of the data order and everything drawn.
+        sketch_rank: A gradient sketch has this number squared entries.
+        save_steps: Optimizer updates between two parts of the store; None makes about eight.
+    """
+
+    max_length: int = 1024
+    truncation: str = "keep_start"
+    sft: Mapping[str, object] = field(default_factory=dict)
+    lora: Mapping[str, object] | None = None
+    seed: int = 0
+    sketch_rank: int = 16
+    save_steps: int | None = None
+
+
+def capture_pool(
+    pool: Pool,
+    source: ModelSource,
+    settings: CaptureSettings,
+    out: Path,
+    *,
+    listener: Listener = SILENT,
+    dry_run: bool = False,
+) -> GradientStore | Estimate:
+    """Run the preliminary epoch over a pool and store each instance's gradient statistics.
+
+    Called again it resumes an interrupted capture, and only reads a complete one.
+
+    Args:
+        pool: The rows.
+        source: The model.
+        settings: How to train.
+        out: The run folder.
+        listener: Is told what happens.
+        dry_run: Stop after the cost estimate.
+
+    Returns:
+        The complete store; with `dry_run` the estimate.
+
+    Raises:
+        ValueError: For settings that cannot be, a store of another make, or a failed self-check.
+    """
+    tokenizer = load_tokenizer(source)
+    config = load_config(source)
+    examples = [(row.instance_id, row.example) for row in pool.rows if row.example is not None]
+    instances = build_instances(
+        examples,
+        tokenizer,
+        max_length=settings.max_length,
+        truncation=settings.truncation,
+        vocab_size=config.get_text_config().vocab_size,
+    )
+    _require_instances(pool, instances)
+    for line in _notes(instances):
+        listener.note(line)
+    identity = _identity(pool, source, tokenizer, config, instances, settings)
+    existing = load_manifest(out)
+    if existing is not None:
+        require_same_identity(out, existing.identity, identity)
+        if existing.complete:
+            listener.note(f"{out}: the capture is complete; nothing to do")
+            return read_store(out)
+    epoch = PreliminaryEpoch(
+        load_model(source),
+        tokenizer,
+        instances.items,
+        SFTSettings(settings.sft, settings.lora, settings.seed),
+        SketchSpec(settings.sketch_rank, settings.seed),
+        out / CHECKPOINTS,
+    )
+    check = epoch.check()
+    listener.note(
+        f"self-check: {check.n_rows} rows equal autograd within {check.worst_relative_error:.1e} "
+        f"(allowed {check.tolerance:.0e})"
+    )
+    estimate = epoch.estimate()
+    listener.note(f"estimate: {estimate.sentence()}")
+    if dry_run:
+        return estimate
+    manifest = Manifest(identity, _about(pool, source, instances), len(instances.items))
+    writer = StoreWriter(
+        out,
+        manifest.with_about(self_check=asdict(check), estimate=asdict(estimate)),
+        content_width=epoch.content_width,
+        sketch_size=settings.sketch_rank**2,
+    )
+    with writer:
+        write_pool_table(out, _pool_rows(pool, instances))
+        _run_epoch(epoch, writer, settings, estimate, listener)
+    return read_store(out)
+
+
+def _run_epoch(
+    epoch: PreliminaryEpoch,
+    writer: StoreWriter,
+    settings: CaptureSettings,
+    estimate: Estimate,
+    listener: Listener,
+) -> None:
+    def tell(n_instances: int, n_tokens: int) -> None:
+        listener.progress(n_instances, estimate.n_instances, n_tokens, estimate.n_tokens)
+
+    started = time.perf_counter()
+    result = epoch.run(writer, save_steps=settings.save_steps, on_progress=tell)
+    if result.resumed_at_step:
+        listener.note(f"resumed after {result.resumed_at_step} optimizer steps")
+    if result.n_non_finite:
+        listener.note(
+            f"{result.n_non_finite} rows have a gradient that is not finite: they are excluded "
+            f"from selection, and {result.n_steps_skipped} optimizer steps were left out"
+        )
+    seconds = writer.manifest.about.get("seconds", 0.0) if result.resumed_at_step else 0.0
+    writer.finish(
+        {
+            "seconds": seconds + time.perf_counter() - started,
+            "loss_curve": result.loss_curve,
+            "n_steps_skipped": result.n_steps_skipped,
+        }
+    )
+
+
+def _require_instances(pool: Pool, instances: Instances) -> None:
+    if instances.items:
+        return
+    reason, detail = next(iter(instances.dropped.values()))
+    raise ValueError(
+        f"{pool.source}: none of the {len(pool.rows)} rows can be trained on; "
+        f"the first one: {reason}: {detail}"
+    )
+
+
+def _notes(instances: Instances) -> list[str]:
+    meanings = {
+        "prompt_not_prefix": "rows whose tokenized prompt is no prefix of prompt + response; the "
+        "response starts where they diverge",
+        "no_chat_template": "rows rendered as plain 'User: … Assistant: …' text: the tokenizer has "
+        "no chat template",
+        "double_bos": "rows with two begin-of-sequence tokens",
+        "control_tokens_in_text": "rows with the tokenizer's control tokens inside their own text",
+        "truncated": "rows truncated to --max-length",
+    }
+    return [f"{n} {meanings.get(name, name)}" for name, n in instances.notes.items() if n]
+
+
+def _identity(
+    pool: Pool,
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    config: object,
+    instances: Instances,
+    settings: CaptureSettings,
+) -> dict[str, object]:
+    content = hashlib.sha256()
+    for instance in instances.items:
+        row = [instance.instance_id, instance.input_ids, instance.labels]
+        content.update(json.dumps(row).encode())
+    choices = {key: value for key, value in asdict(settings).items() if key != "save_steps"}
+    return {
+        "model": model_fingerprint(source, config),
+        "dtype": source.dtype,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "data": f"sha256 {pool.sha256[:16]}",
+        "instances": f"sha256 {content.hexdigest()[:16]}",
+        **json.loads(json.dumps(choices, sort_keys=True, default=str)),
+    }
+
+
+def _about(pool: Pool, source: ModelSource, instances: Instances) -> dict[str, object]:
+    return {
+        "gradsift": __version__,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "versions": {package: version(package) for package in STACK},
+        "model": source.name,
+        "data": pool.source,
+        "data_sha256": pool.sha256,
+        "container": pool.container,
+        "row_format": pool.row_format,
+        "notes": dict(instances.notes),
+    }
+
+
+def _pool_rows(pool: Pool, instances: Instances) -> list[dict[str, object]]:
+    by_id = {instance.instance_id: instance for instance in instances.items}
+    rows = []
+    for row in pool.rows:
+        instance = by_id.get(row.instance_id) if row.example is not None else None
+        reason, detail = instances.dropped.get(row.instance_id, (row.reason, row.detail))
+        kept = instance is not None
+        rows.append(
+            {
+                "row": row.row,
+                "line": row.line,
+                "instance_id": row.instance_id,
+                "start": row.start,
+                "end": row.end,
+                "content_hash": row.content_hash,
+                "status": INSTANCE if kept else DROPPED,
+                "reason": None if kept else reason,
+                "detail": None if kept else detail,
+                "n_tokens": len(instance.input_ids) if kept else None,
+                "n_response_tokens": instance.n_response_tokens if kept else None,
+                "truncated": instance.truncated if kept else None,
+            }
+        )
+    return rows
