@@ -1,11 +1,11 @@
-"""The command line: parse, call, print. No logic, and nothing heavy is imported before it is needed."""
+"""The command line: parse, call, print. Nothing heavy is imported before it is needed."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -19,85 +19,79 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Data = Annotated[
-    Optional[str], typer.Argument(help="SFT file, `save_to_disk` folder or hub id.")
-]
+Data = Annotated[str | None, typer.Argument(help="SFT file, `save_to_disk` folder or hub id.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
-Model = Annotated[
-    Optional[str], typer.Option(help='Hub id, folder with safetensors, or "demo".')
-]
-Out = Annotated[Optional[str], typer.Option(help="Run folder; run again to resume.")]
+Model = Annotated[str | None, typer.Option(help='Hub id, folder with safetensors, or "demo".')]
+Out = Annotated[str | None, typer.Option(help="Run folder; run again to resume.")]
 Config = Annotated[
-    Optional[Path],
+    Path | None,
     typer.Option(help="YAML file with any of these settings; the command line wins."),
 ]
 Format = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(
         help="prompt_completion, messages, text, alpaca, sharegpt or qa; detected if not given."
     ),
 ]
-IdColumn = Annotated[Optional[str], typer.Option(help="Field with the row's id (default: id).")]
-PromptColumn = Annotated[Optional[str], typer.Option(help="Field with the question.")]
-ResponseColumn = Annotated[Optional[str], typer.Option(help="Field with the answer.")]
-SystemColumn = Annotated[Optional[str], typer.Option(help="Field with a system prompt.")]
+IdColumn = Annotated[str | None, typer.Option(help="Field with the row's id (default: id).")]
+PromptColumn = Annotated[str | None, typer.Option(help="Field with the question.")]
+ResponseColumn = Annotated[str | None, typer.Option(help="Field with the answer.")]
+SystemColumn = Annotated[str | None, typer.Option(help="Field with a system prompt.")]
 DatasetInfo = Annotated[
-    Optional[str], typer.Option(help="LLaMA-Factory's dataset_info.json; DATA is a name in it.")
+    str | None, typer.Option(help="LLaMA-Factory's dataset_info.json; DATA is a name in it.")
 ]
-Split = Annotated[Optional[str], typer.Option(help="Split of a hub dataset or of a folder.")]
+Split = Annotated[str | None, typer.Option(help="Split of a hub dataset or of a folder.")]
 TrainOn = Annotated[
-    Optional[str], typer.Option(help="Assistant turns trained on: all (default) or last.")
+    str | None, typer.Option(help="Assistant turns trained on: all (default) or last.")
 ]
-MaxLength = Annotated[Optional[int], typer.Option(help="Tokens of an instance (default 1024).")]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens of an instance (default 1024).")]
 Truncation = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(help="Longer rows: keep_start (default), keep_end, or drop."),
 ]
-Revision = Annotated[Optional[str], typer.Option(help="Revision of a hub model.")]
-Dtype = Annotated[
-    Optional[str], typer.Option(help="Weights: float32 (default), bfloat16, float16.")
-]
+Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
+Dtype = Annotated[str | None, typer.Option(help="Weights: float32 (default), bfloat16, float16.")]
 RemoteCode = Annotated[
-    Optional[bool], typer.Option("--trust-remote-code", help="Run code that comes with a model.")
+    bool | None, typer.Option("--trust-remote-code", help="Run code that comes with a model.")
 ]
 Lora = Annotated[
-    Optional[bool], typer.Option("--lora/--full", help="Train LoRA adapters or all parameters.")
+    bool | None, typer.Option("--lora/--full", help="Train LoRA adapters or all parameters.")
 ]
 Sft = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option("--sft", help="A setting of trl's SFTConfig, as key=value; may be repeated."),
 ]
 SaveSteps = Annotated[
-    Optional[int], typer.Option(help="Optimizer steps between checkpoints (default: about 8).")
+    int | None, typer.Option(help="Optimizer steps between checkpoints (default: about 8).")
 ]
 SketchRank = Annotated[
-    Optional[int], typer.Option(help="Gradient sketches have this number squared entries (16).")
+    int | None, typer.Option(help="Gradient sketches have this number squared entries (16).")
 ]
-Seed = Annotated[Optional[int], typer.Option(help="Seed of everything drawn (default 0).")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything drawn (default 0).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop after the cost estimate.")]
 Budget = Annotated[
-    Optional[str], typer.Option(help="Of the usable rows: 50%, 500 (rows) or 20000tok (tokens).")
+    str | None, typer.Option(help="Of the usable rows: 50%, 500 (rows) or 20000tok (tokens).")
 ]
-Strategy = Annotated[Optional[str], typer.Option(help="grads (default) or random.")]
+Strategy = Annotated[str | None, typer.Option(help="grads (default) or random.")]
 Side = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(help="Gradient score: representative (default), informative or balanced."),
 ]
 Layers = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option("--layer", help="embedding, lm_head; may be repeated (default both)."),
 ]
-Alpha = Annotated[Optional[float], typer.Option(help="Weight of the gradient score (1).")]
-Beta = Annotated[Optional[float], typer.Option(help="Weight of content diversity (1).")]
-Gamma = Annotated[Optional[float], typer.Option(help="Weight of similarity reduction (1).")]
+Alpha = Annotated[float | None, typer.Option(help="Weight of the gradient score (1).")]
+Beta = Annotated[float | None, typer.Option(help="Weight of content diversity (1).")]
+Gamma = Annotated[float | None, typer.Option(help="Weight of similarity reduction (1).")]
 Near = Annotated[
-    Optional[float], typer.Option(help="Similarity above which rows repeat each other (0.8).")
+    float | None, typer.Option(help="Similarity above which rows repeat each other (0.8).")
 ]
 Weights = Annotated[
-    Optional[bool],
+    bool | None,
     typer.Option("--weights", help="Add a weight for each kept row to decisions.parquet."),
 ]
-Name = Annotated[Optional[str], typer.Option(help="Name of the selection's folder.")]
+Name = Annotated[str | None, typer.Option(help="Name of the selection's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
 
 
@@ -213,7 +207,7 @@ def select(
 def explain(
     run_folder: RunFolder,
     row_id: Annotated[str, typer.Argument(help="Id of a row, or line:N of the input file.")],
-    name: Annotated[Optional[str], typer.Option(help="Selection (default: all of them).")] = None,
+    name: Annotated[str | None, typer.Option(help="Selection (default: all of them).")] = None,
     json_: Json = False,
 ) -> None:
     """Say why a row was kept or not."""

@@ -14,7 +14,7 @@ Layer = Literal["embedding", "lm_head"]
 
 
 class RunConfig(BaseModel):
-    """Every setting of `gradsift run`, under the names of its options (dashes become underscores)."""
+    """Every setting of `gradsift run`, named as its options with underscores for dashes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from gradsift.data.instances import Instances, build_instances
+from gradsift.data.instances import NOTES, Instances, build_instances
 from gradsift.data.pool import Pool
 from gradsift.gradients.recorder import SketchSpec
 from gradsift.stages.listener import SILENT, Listener
@@ -172,22 +172,13 @@ def _require_instances(pool: Pool, instances: Instances) -> None:
         return
     reason, detail = next(iter(instances.dropped.values()))
     raise ValueError(
-        f"{pool.source}: none of the {len(pool.rows)} rows can be trained on; "
+        f"{pool.source.name}: none of the {len(pool.rows)} rows can be trained on; "
         f"the first one: {reason}: {detail}"
     )
 
 
 def _notes(instances: Instances) -> list[str]:
-    meanings = {
-        "prompt_not_prefix": "rows whose tokenized prompt is no prefix of prompt + response; the "
-        "response starts where they diverge",
-        "no_chat_template": "rows rendered as plain 'User: … Assistant: …' text: the tokenizer has "
-        "no chat template",
-        "double_bos": "rows with two begin-of-sequence tokens",
-        "control_tokens_in_text": "rows with the tokenizer's control tokens inside their own text",
-        "truncated": "rows truncated to --max-length",
-    }
-    return [f"{n} {meanings.get(name, name)}" for name, n in instances.notes.items() if n]
+    return [f"{n} {NOTES[name]}" for name, n in instances.notes.items() if n]
 
 
 def _identity(
@@ -220,10 +211,10 @@ def _about(pool: Pool, source: ModelSource, instances: Instances) -> dict[str, o
         "machine": platform.platform(),
         "versions": {package: version(package) for package in STACK},
         "model": source.name,
-        "data": pool.source,
+        "data": asdict(pool.source),
         "data_sha256": pool.sha256,
-        "container": pool.container,
         "row_format": pool.row_format,
+        "columns": asdict(pool.columns),
         "notes": dict(instances.notes),
     }
 

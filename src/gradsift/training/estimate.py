@@ -14,7 +14,6 @@ from gradsift.gradients.recorder import Recorder
 from gradsift.training.probe import probe_step
 from gradsift.training.sft import RecordingSFTTrainer
 
-
 SMALL_BATCH = 2
 SECONDS_FOR_A_FULL_BATCH = 2.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,20 +32,47 @@ class ModelSource:
     """Which model to load.
 
     Attributes:
-        name: A hub id, a folder, or "demo".
+        name: As the user gave it: a hub id, a folder, or "demo".
+        path: What transformers is to load.
         revision: Of a hub id; None takes the main branch.
         dtype: Of the weights, one of DTYPES.
         trust_remote_code: Whether code that comes with the model may run.
     """
 
     name: str
+    path: str
     revision: str | None = None
     dtype: str = "float32"
     trust_remote_code: bool = False
 
-    def path(self) -> str:
-        """Return what transformers is to load; converts the demo model on first use."""
-        return str(demo_model_path()) if self.name == DEMO_MODEL else self.name
+
+def find_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    tell: Callable[[str], None] | None = None,
+) -> ModelSource:
+    """Tell which model a name means; the demo model is converted on first use.
+
+    Args:
+        name: A hub id, a folder with safetensors, or "demo".
+        revision: Of a hub id; None takes the main branch.
+        dtype: Of the weights: float32, bfloat16 or float16.
+        trust_remote_code: Whether code that comes with the model may run.
+        tell: Called with a line when the demo model is converted.
+
+    Returns:
+        What to load; nothing is loaded yet.
+
+    Raises:
+        ValueError: If the dtype is unknown.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}.")
+    path = str(demo_model_path(tell)) if name == DEMO_MODEL else name
+    return ModelSource(name, path, revision, dtype, trust_remote_code)
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -61,7 +89,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(
-            source.path(), revision=source.revision, trust_remote_code=source.trust_remote_code
+            source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
     except (OSError, KeyError, ImportError, ValueError) as error:
         raise ValueError(_cannot_load("tokenizer", source, error)) from error
@@ -81,7 +109,7 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     """
     try:
         return AutoConfig.from_pretrained(
-            source.path(), revision=source.revision, trust_remote_code=source.trust_remote_code
+            source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
     except (OSError, KeyError, ImportError, ValueError) as error:
         raise ValueError(_cannot_load("configuration", source, error)) from error
@@ -97,14 +125,12 @@ def load_model(source: ModelSource) -> PreTrainedModel:
         The model, on the CPU; a trainer moves it.
 
     Raises:
-        ValueError: If it cannot be loaded, or the dtype is unknown.
+        ValueError: If it cannot be loaded.
     """
-    if source.dtype not in DTYPES:
-        raise ValueError(f"dtype is {source.dtype!r}; known are {', '.join(DTYPES)}.")
     try:
         # Only safetensors: the older format is a pickle, which runs code when it is opened.
         return AutoModelForCausalLM.from_pretrained(
-            source.path(),
+            source.path,
             revision=source.revision,
             dtype=DTYPES[source.dtype],
             trust_remote_code=source.trust_remote_code,
@@ -183,7 +209,7 @@ def model_fingerprint(source: ModelSource, config: PretrainedConfig) -> str:
     Returns:
         A short text, equal for equal weights.
     """
-    folder = Path(source.path())
+    folder = Path(source.path)
     if not folder.is_dir():
         return f"commit {config._commit_hash}"
     digest = hashlib.sha256()

@@ -1,0 +1,81 @@
+"""What a row says, freed from its format: a conversation, or plain text; or why it says nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+# Every reason for which a row is not an instance, and what it means.
+DROP_REASONS = {
+    "unreadable_line": "the line is not valid JSON, CSV or UTF-8",
+    "not_an_object": "the line holds something else than an object with fields",
+    "missing_field": "a field that the format needs is not there",
+    "wrong_type": "a field holds another type than the format says",
+    "unknown_role": "a turn's role is none that is known",
+    "no_assistant_turn": "no assistant turn is trained on",
+    "empty_response": "the response is empty",
+    "duplicate_id": "an earlier row has the same id",
+    "template_error": "the chat template refuses the conversation",
+    "too_long": "longer than --max-length, with --truncation drop",
+    "no_response_token": "after truncation no token of the response is left",
+}
+
+
+class RowError(Exception):
+    """A row that cannot be an instance; `reason` is a key of DROP_REASONS."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        assert reason in DROP_REASONS, reason
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation, to be rendered by the tokenizer's chat template.
+
+    Attributes:
+        messages: Turns as chat templates take them: `role`, `content`, perhaps `tool_calls`.
+        train: For each turn, whether it is trained on; only assistant turns can be.
+        tools: Tool schemas for the template, or None.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    train: tuple[bool, ...]
+    tools: list[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Text without a chat template: only the response is trained on."""
+
+    prompt: str
+    response: str
+
+
+Example = Chat | Plain
+
+
+def require_trainable(example: Example) -> Example:
+    """Return the example if it has something to train on.
+
+    Args:
+        example: A parsed row.
+
+    Returns:
+        The same.
+
+    Raises:
+        RowError: no_assistant_turn or empty_response.
+    """
+    if isinstance(example, Plain):
+        if not example.response.strip():
+            raise RowError("empty_response", "the response is empty")
+        return example
+    trained = [m for m, train in zip(example.messages, example.train, strict=True) if train]
+    if not trained:
+        raise RowError("no_assistant_turn", "no assistant turn is trained on")
+    if not any((m.get("content") or "").strip() or m.get("tool_calls") for m in trained):
+        raise RowError("empty_response", "all trained assistant turns are empty")
+    return example

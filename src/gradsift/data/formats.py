@@ -1,0 +1,309 @@
+"""The row formats of the SFT community: detect one, and read a record as an example."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gradsift.data.example import Chat, Example, Plain, RowError, require_trainable
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+# Names of turns in ShareGPT files, as found in the wild, and what templates call them.
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "observation": "tool",
+    "tool": "tool",
+    "function_call": "function_call",
+}
+QA_PAIRS = (
+    ("question", "answer"),
+    ("prompt", "response"),
+    ("query", "response"),
+    ("input", "output"),
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the fields that a format reads; None means the format's usual name.
+
+    Attributes:
+        prompt: Of the question, or Alpaca's instruction.
+        query: Of Alpaca's input.
+        response: Of the answer, or Alpaca's output.
+        system: Of a system prompt.
+        history: Of Alpaca's earlier turns.
+        messages: Of the list of turns.
+        tools: Of the tool schemas.
+        role_tag: Inside a turn, the field with the role.
+        content_tag: Inside a turn, the field with the text.
+        roles: What the file calls its roles → what templates call them; None means the usual.
+    """
+
+    prompt: str | None = None
+    query: str | None = None
+    response: str | None = None
+    system: str | None = None
+    history: str | None = None
+    messages: str | None = None
+    tools: str | None = None
+    role_tag: str | None = None
+    content_tag: str | None = None
+    roles: Mapping[str, str] | None = None
+
+
+def settle_format(
+    records: Sequence[Mapping[str, Any]], row_format: str | None, columns: Columns
+) -> tuple[str, Columns]:
+    """Detect the format if it is not given, and the names of a question and an answer.
+
+    Args:
+        records: Some readable records, from the file's start.
+        row_format: A key of ROW_FORMATS, or None to detect it.
+        columns: Fields named by the user.
+
+    Returns:
+        The format, and the columns; for `qa` both are named.
+
+    Raises:
+        ValueError: If no format fits; names the fields found.
+    """
+    fields = set().union(*records) if records else set()
+    row_format = row_format or _detect(fields, columns)
+    if row_format == "qa" and columns.prompt is None:
+        prompt, response = next((p for p in QA_PAIRS if set(p) <= fields), QA_PAIRS[0])
+        columns = replace(columns, prompt=prompt, response=response)
+    return row_format, columns
+
+
+def _detect(fields: set[str], columns: Columns) -> str:
+    if columns.prompt and columns.response:
+        return "qa"
+    if "messages" in fields:
+        return "messages"
+    if "conversations" in fields or "conversation" in fields:
+        return "sharegpt"
+    if {"prompt", "completion"} <= fields:
+        return "prompt_completion"
+    if {"instruction", "output"} <= fields:
+        return "alpaca"
+    if any(set(pair) <= fields for pair in QA_PAIRS):
+        return "qa"
+    if "text" in fields:
+        return "text"
+    raise ValueError(
+        f"the row format is not recognised from the fields {sorted(fields)}. Known: "
+        "messages; conversations (sharegpt); prompt + completion; instruction + output (alpaca); "
+        "question + answer (qa); text. Name two columns with --prompt-column and "
+        "--response-column, or force one with --format."
+    )
+
+
+def parse_record(
+    record: Mapping[str, Any], row_format: str, columns: Columns, train_on: str
+) -> Example:
+    """Read a record as an example.
+
+    Args:
+        record: One row of the file.
+        row_format: A key of ROW_FORMATS.
+        columns: Names of fields where they differ from the usual.
+        train_on: "all" assistant turns, or only the "last".
+
+    Returns:
+        The example, with something to train on.
+
+    Raises:
+        RowError: With the reason why there is none.
+    """
+    example = ROW_FORMATS[row_format](record, columns)
+    if isinstance(example, Chat) and train_on == "last":
+        last = max((i for i, train in enumerate(example.train) if train), default=-1)
+        train = tuple(i == last for i in range(len(example.train)))
+        example = Chat(example.messages, train, example.tools)
+    return require_trainable(example)
+
+
+def _prompt_completion(record: Mapping[str, Any], columns: Columns) -> Example:
+    prompt, completion = _field(record, "prompt"), _field(record, "completion")
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return Plain(prompt, completion)
+    if not (isinstance(prompt, list) and isinstance(completion, list)):
+        raise RowError(
+            "wrong_type",
+            f"prompt is {_kind(prompt)} and completion {_kind(completion)}; both must be text, or "
+            "both lists of messages",
+        )
+    before, _ = _openai_turns(prompt)
+    after, train = _openai_turns(completion)
+    return Chat((*before, *after), (*[False] * len(before), *train), _tools(record, "tools"))
+
+
+def _messages(record: Mapping[str, Any], columns: Columns) -> Example:
+    turns = _typed(record, columns.messages or "messages", list)
+    messages, train = _openai_turns(turns, columns)
+    return Chat(messages, train, _tools(record, columns.tools or "tools"))
+
+
+def _text(record: Mapping[str, Any], columns: Columns) -> Example:
+    return Plain("", _typed(record, "text", str))
+
+
+def _alpaca(record: Mapping[str, Any], columns: Columns) -> Example:
+    # As LLaMA-Factory reads it: instruction and input joined by a line break, history before them.
+    prompt = _typed(record, columns.prompt or "instruction", str)
+    query = _optional_text(record, columns.query or "input")
+    messages: list[dict[str, Any]] = []
+    system = _optional_text(record, columns.system or "system")
+    if system:
+        messages.append({"role": "system", "content": system})
+    for pair in record.get(columns.history or "history") or []:
+        texts = isinstance(pair, list) and all(isinstance(text, str) for text in pair)
+        if not texts or len(pair) != 2:
+            raise RowError("wrong_type", "history must hold [question, answer] pairs of text")
+        messages += _turn_pair(*pair)
+    content = "\n".join(part for part in (prompt, query) if part)
+    messages += _turn_pair(content, _typed(record, columns.response or "output", str))
+    return _chat(messages, None)
+
+
+def _sharegpt(record: Mapping[str, Any], columns: Columns) -> Example:
+    name = columns.messages or next(
+        (n for n in ("conversations", "conversation") if n in record), "conversations"
+    )
+    roles = SHAREGPT_ROLES if columns.roles is None else columns.roles
+    messages: list[dict[str, Any]] = []
+    system = _optional_text(record, columns.system or "system")
+    if system:
+        messages.append({"role": "system", "content": system})
+    for i, turn in enumerate(_typed(record, name, list)):
+        if not isinstance(turn, dict):
+            raise RowError("wrong_type", f"turn {i} is {_kind(turn)}, expected an object")
+        role_tag = columns.role_tag or ("from" if "from" in turn else "role")
+        content_tag = columns.content_tag or ("value" if "value" in turn else "content")
+        said, content = _field(turn, role_tag), _typed(turn, content_tag, str)
+        if said not in roles:
+            raise RowError(
+                "unknown_role", f"turn {i} is from {said!r}; known are {', '.join(roles)}"
+            )
+        messages.append(_sharegpt_turn(roles[said], content))
+    return _chat(messages, _tools(record, columns.tools or "tools"))
+
+
+def _qa(record: Mapping[str, Any], columns: Columns) -> Example:
+    question, answer = (_typed(record, name, str) for name in (columns.prompt, columns.response))
+    messages = _turn_pair(question, answer)
+    system = _optional_text(record, columns.system) if columns.system else None
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
+    return _chat(messages, None)
+
+
+# One function for each format, from a record to an example.
+ROW_FORMATS: dict[str, Callable[[Mapping[str, Any], Columns], Example]] = {
+    "prompt_completion": _prompt_completion,
+    "messages": _messages,
+    "text": _text,
+    "alpaca": _alpaca,
+    "sharegpt": _sharegpt,
+    "qa": _qa,
+}
+
+
+def _openai_turns(
+    turns: list[Any], columns: Columns = Columns()
+) -> tuple[tuple[dict[str, Any], ...], tuple[bool, ...]]:
+    role_tag, content_tag = columns.role_tag or "role", columns.content_tag or "content"
+    messages, train = [], []
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            raise RowError("wrong_type", f"turn {i} is {_kind(turn)}, expected an object")
+        said = _field(turn, role_tag)
+        role = said if columns.roles is None else columns.roles.get(said)
+        if role not in ROLES:
+            raise RowError("unknown_role", f"turn {i} has role {said!r}; known are {ROLES}")
+        content = _content_text(turn.get(content_tag), i)
+        if content is None and not turn.get("tool_calls"):
+            raise RowError("missing_field", f"turn {i} has neither {content_tag} nor tool_calls")
+        # Parquet fills absent fields of a turn with nulls; templates must not see them.
+        rest = {k: v for k, v in turn.items() if v is not None and k not in (role_tag, "weight")}
+        rest.pop(content_tag, None)
+        messages.append({"role": role, "content": "" if content is None else content, **rest})
+        train.append(role == "assistant" and turn.get("weight") != 0)
+    return tuple(messages), tuple(train)
+
+
+def _content_text(content: object, i: int) -> str | None:
+    if content is None or isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        texts = [part.get("text") for part in content if part.get("type") == "text"]
+        if len(texts) == len(content) and all(isinstance(text, str) for text in texts):
+            return "".join(texts)
+        kinds = sorted({str(part.get("type")) for part in content})
+        raise RowError("wrong_type", f"turn {i} holds {kinds}; only text is supported")
+    raise RowError("wrong_type", f"turn {i}: content is {_kind(content)}, expected text")
+
+
+def _sharegpt_turn(role: str, content: str) -> dict[str, Any]:
+    if role != "function_call":
+        return {"role": role, "content": content}
+    try:
+        call = json.loads(content)
+    except ValueError:
+        raise RowError("wrong_type", "a function_call turn does not hold JSON") from None
+    calls = call if isinstance(call, list) else [call]
+    tool_calls = [{"type": "function", "function": call} for call in calls]
+    return {"role": "assistant", "content": "", "tool_calls": tool_calls}
+
+
+def _chat(messages: list[dict[str, Any]], tools: list[Any] | None) -> Chat:
+    return Chat(tuple(messages), tuple(m["role"] == "assistant" for m in messages), tools)
+
+
+def _turn_pair(question: str, answer: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _tools(record: Mapping[str, Any], name: str) -> list[Any] | None:
+    tools = record.get(name)
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except ValueError:
+            raise RowError("wrong_type", f"{name} is text but not JSON") from None
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise RowError("wrong_type", f"{name} is {_kind(tools)}, expected a list")
+    return tools
+
+
+def _field(record: Mapping[str, Any], name: str) -> Any:
+    if record.get(name) is None:
+        raise RowError("missing_field", f"no field {name!r}; found {sorted(record)}")
+    return record[name]
+
+
+def _typed(record: Mapping[str, Any], name: str, kind: type) -> Any:
+    value = _field(record, name)
+    if not isinstance(value, kind):
+        expected = "text" if kind is str else "a list"
+        raise RowError("wrong_type", f"{name} is {_kind(value)}, expected {expected}")
+    return value
+
+
+def _optional_text(record: Mapping[str, Any], name: str) -> str | None:
+    return None if record.get(name) is None else _typed(record, name, str)
+
+
+def _kind(value: object) -> str:
+    return {str: "text", list: "a list", dict: "an object"}.get(type(value), type(value).__name__)

@@ -1,0 +1,229 @@
+"""JSONL, JSON and CSV: each row with the bytes it stands on, so that the same bytes go out."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gradsift.data.source import RawRow
+
+BOM = b"\xef\xbb\xbf"
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_rows(path: Path, container: str) -> Iterator[RawRow]:
+    """Read a file row by row.
+
+    Args:
+        path: The file.
+        container: jsonl, json or csv.
+
+    Returns:
+        Its rows; blank lines are none.
+    """
+    return {"jsonl": _jsonl, "json": _json, "csv": _csv}[container](path)
+
+
+def write_rows(
+    path: Path, container: str, rows: list[tuple[int, int | None, int | None]], destination: Path
+) -> Path:
+    """Write rows byte for byte; where the last line of the input lacks a line break, one is added.
+
+    Args:
+        path: The file they come from.
+        container: jsonl, json or csv.
+        rows: (index, start, end), in the input's order.
+        destination: The file to write, as a whole.
+
+    Returns:
+        The destination.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    temporary = destination.with_name(f".{destination.name}.tmp")
+    with path.open("rb") as source, temporary.open("wb") as target:
+        if container == "csv":
+            target.write(_csv_header(source.readline, source))
+        if container == "json":
+            target.write(b"[")
+        for position, (_, start, end) in enumerate(rows):
+            source.seek(start)
+            content = source.read(end - start)
+            if container == "json":
+                content = (b",\n" if position else b"\n") + content
+            elif not content.endswith(b"\n"):
+                content += b"\n"
+            target.write(content)
+        if container == "json":
+            target.write(b"\n]\n")
+    os.replace(temporary, destination)
+    return destination
+
+
+def parse_line(content: bytes) -> dict[str, Any]:
+    """Read one JSON object from a row's bytes.
+
+    Args:
+        content: The bytes of the row.
+
+    Returns:
+        Its fields.
+    """
+    return json.loads(content)
+
+
+def _jsonl(path: Path) -> Iterator[RawRow]:
+    index, start = 0, 0
+    with path.open("rb") as file:
+        for line_number, content in enumerate(file, start=1):
+            end = start + len(content)
+            if line_number == 1 and content.startswith(BOM):
+                content, start = content.removeprefix(BOM), len(BOM)
+            if content.strip():
+                record, error = _parse_object(content)
+                yield RawRow(index, line_number, start, end, record, error)
+                index += 1
+            start = end
+
+
+def _parse_object(content: bytes | str) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
+    try:
+        value = json.loads(content)
+    except UnicodeDecodeError as error:
+        return None, ("unreadable_line", f"not UTF-8: {error.reason} at byte {error.start}")
+    except RecursionError:
+        return None, ("unreadable_line", "not JSON: nested too deeply")
+    except ValueError as error:
+        return None, ("unreadable_line", f"not JSON: {error}")
+    if not isinstance(value, dict):
+        return None, ("not_an_object", f"found {type(value).__name__}, expected an object")
+    return value, None
+
+
+def _json(path: Path) -> Iterator[RawRow]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8: {error.reason} at byte {error.start}.") from None
+    with path.open("rb") as file:
+        has_bom = file.read(3) == BOM
+    decoder = json.JSONDecoder()
+    at = _skip_space(text, 0)
+    if text[at : at + 1] != "[":
+        raise ValueError(f"{path}: expected a JSON array of objects, found {text[at : at + 20]!r}.")
+    at = _skip_space(text, at + 1)
+    index, byte, counted, line = 0, len(BOM) if has_bom else 0, 0, 1
+    while text[at : at + 1] != "]":
+        try:
+            value, stop = decoder.raw_decode(text, at)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: not JSON: {error}. A JSON array is read whole or not at all; JSON lines "
+                "(.jsonl) survive a broken row."
+            ) from None
+        start = byte + len(text[counted:at].encode())
+        line += text.count("\n", counted, at)
+        end = start + len(text[at:stop].encode())
+        is_object = isinstance(value, dict)
+        error = ("not_an_object", f"found {type(value).__name__}, expected an object")
+        yield RawRow(
+            index, line, start, end, value if is_object else None, None if is_object else error
+        )
+        line += text.count("\n", at, stop)
+        byte, counted = end, stop
+        index += 1
+        at = _skip_space(text, stop)
+        if text[at : at + 1] == ",":
+            at = _skip_space(text, at + 1)
+        elif text[at : at + 1] != "]":
+            raise ValueError(f"{path}: line {line}: expected a comma or ] after element {index}.")
+
+
+def _skip_space(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _csv(path: Path) -> Iterator[RawRow]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    # A field may be as long as an answer is.
+    csv.field_size_limit(2**31 - 1)
+    with path.open("rb") as file:
+        lines = _CountingLines(file)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        header = next(reader, None)
+        if header is None:
+            raise ValueError(f"{path}: the file is empty; expected a line with column names.")
+        header[0] = header[0].removeprefix("\ufeff")
+        index = 0
+        while True:
+            start, line = lines.byte, lines.count + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as problem:
+                fields, error = None, ("unreadable_line", f"not CSV: {problem}")
+            else:
+                error = _csv_error(fields, header, lines)
+            if fields == []:
+                continue
+            record = None if error else dict(zip(header, fields, strict=True))
+            yield RawRow(index, line, start, lines.byte, record, error)
+            index += 1
+
+
+def _csv_error(
+    fields: list[str], header: list[str], lines: _CountingLines
+) -> tuple[str, str] | None:
+    if lines.take_bad():
+        return "unreadable_line", "not UTF-8"
+    if fields and len(fields) != len(header):
+        return "unreadable_line", f"{len(fields)} fields, the header has {len(header)}"
+    return None
+
+
+def _csv_header(readline: Any, file: Any) -> bytes:
+    """Return the bytes of the header, which may span lines where a name is quoted."""
+    lines = _CountingLines(iter(readline, b""))
+    next(csv.reader(lines, strict=True), None)
+    file.seek(0)
+    content = file.read(lines.byte)
+    return content if content.endswith(b"\n") else content + b"\n"
+
+
+class _CountingLines:
+    """Lines of a binary file as text for the csv module, with the place reached so far."""
+
+    def __init__(self, lines: Iterator[bytes]):
+        self._lines = iter(lines)
+        self._bad = False
+        self.byte = 0
+        self.count = 0
+
+    def __iter__(self) -> _CountingLines:
+        return self
+
+    def __next__(self) -> str:
+        content = next(self._lines)
+        self.byte += len(content)
+        self.count += 1
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            self._bad = True
+            return content.decode(errors="replace")
+
+    def take_bad(self) -> bool:
+        bad, self._bad = self._bad, False
+        return bad

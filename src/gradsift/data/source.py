@@ -1,0 +1,156 @@
+"""Where rows come from: what kind of file or folder it is, and its rows with their places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
+LINE_CONTAINERS = ("jsonl", "json", "csv")
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row as it lies in its source.
+
+    Attributes:
+        index: 0-based, over the rows.
+        line: 1-based line of the file where the row begins, if it has lines.
+        start: First byte of the row in the file, if it has lines.
+        end: One past the last byte, the line break included.
+        record: Its fields, or None where it cannot be read.
+        error: What is wrong with it: (reason, detail), or None.
+    """
+
+    index: int
+    line: int | None
+    start: int | None
+    end: int | None
+    record: dict[str, Any] | None
+    error: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place with rows.
+
+    Attributes:
+        name: A path or a hub id.
+        container: jsonl, json, csv, parquet, arrow, disk or hub.
+        split: Of a folder or a hub dataset that has several.
+    """
+
+    name: str
+    container: str
+    split: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file or folder."""
+        return Path(self.name)
+
+
+def find_source(name: str, split: str | None) -> Source:
+    """Tell what kind of source a name is.
+
+    Args:
+        name: A file, a `save_to_disk` folder or a hub id.
+        split: Of a folder or a hub dataset that has several.
+
+    Returns:
+        The source.
+
+    Raises:
+        ValueError: If nothing is there, or of a kind that is not read.
+    """
+    path = Path(name)
+    if path.is_file():
+        return Source(name, _file_container(path), split)
+    if path.is_dir():
+        if any((path / marker).exists() for marker in ("state.json", "dataset_dict.json")):
+            return Source(name, "disk", split)
+        raise ValueError(
+            f"{name} is a folder, but not one written by `save_to_disk` (no state.json or "
+            "dataset_dict.json). Name a file in it."
+        )
+    if name.count("/") == 1 and not path.suffix and not name.startswith((".", "/", "~")):
+        return Source(name, "hub", split)
+    raise ValueError(f"{name}: there is no such file.")
+
+
+def read_rows(source: Source) -> Iterator[RawRow]:
+    """Read a source row by row.
+
+    Args:
+        source: The source.
+
+    Returns:
+        Its rows, in order; unreadable ones are among them, with their error.
+
+    Raises:
+        ValueError: If the source as a whole cannot be read.
+    """
+    if source.container in LINE_CONTAINERS:
+        from gradsift.data import lines
+
+        return lines.read_rows(source.path, source.container)
+    from gradsift.data import tables
+
+    return tables.read_rows(source)
+
+
+def fingerprint(source: Source) -> str:
+    """Return the SHA-256 of what a source holds, in hex (of a hub dataset: of its fingerprint)."""
+    from gradsift.data import lines, tables
+
+    if source.container in (*LINE_CONTAINERS, "parquet", "arrow"):
+        return lines.sha256_of(source.path)
+    return tables.fingerprint(source)
+
+
+def write_rows(source: Source, rows: list[tuple[int, int | None, int | None]], out: Path) -> Path:
+    """Write some rows of a source, unchanged, in a container like the source's own.
+
+    Args:
+        source: The source.
+        rows: (index, start, end) of each row, in the input's order.
+        out: A folder; the file in it is called `selected`.
+
+    Returns:
+        The file (or folder) written; it is replaced as a whole.
+    """
+    if source.container in LINE_CONTAINERS:
+        from gradsift.data import lines
+
+        suffix = source.path.suffix.lower()
+        # A .json file that holds lines is written as what it is.
+        name = "selected.jsonl" if source.container == "jsonl" else f"selected{suffix}"
+        return lines.write_rows(source.path, source.container, rows, out / name)
+    from gradsift.data import tables
+
+    return tables.write_rows(source, [index for index, _, _ in rows], out)
+
+
+def _file_container(path: Path) -> str:
+    container = SUFFIXES.get(path.suffix.lower())
+    if container is None:
+        raise ValueError(
+            f"{path}: files ending in {path.suffix or '(nothing)'} are not read; known are "
+            f"{', '.join(SUFFIXES)}. Compressed files must be unpacked first."
+        )
+    if container == "json":
+        with path.open("rb") as file:
+            head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        return "jsonl" if head.startswith(b"{") else "json"
+    return container
