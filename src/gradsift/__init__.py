@@ -1,1 +1,43 @@
-"""gradsift."""
+"""gradsift picks the part of an SFT set that is worth training on, by each row's gradient.
+
+Names are loaded when first used: `import gradsift` is quick, and only `capture` needs torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gradsift.version import __version__
+
+if TYPE_CHECKING:
+    from gradsift.data.pool import Pool, load_pool
+    from gradsift.run import capture, select
+    from gradsift.stages.explain import explain_row as explain
+    from gradsift.store.reader import GradientStore, read_store
+
+_WHERE = {
+    "GradientStore": ("gradsift.store.reader", "GradientStore"),
+    "Pool": ("gradsift.data.pool", "Pool"),
+    "capture": ("gradsift.run", "capture"),
+    "explain": ("gradsift.stages.explain", "explain_row"),
+    "load_pool": ("gradsift.data.pool", "load_pool"),
+    "read_store": ("gradsift.store.reader", "read_store"),
+    "select": ("gradsift.run", "select"),
+}
+
+__all__ = [
+    "GradientStore",
+    "Pool",
+    "__version__",
+    "capture",
+    "explain",
+    "load_pool",
+    "read_store",
+    "select",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _WHERE[name]
+    return getattr(import_module(module), attribute)

@@ -195,12 +195,10 @@ def select(
     json_: Json = False,
 ) -> None:
     """Select from a captured run, in seconds: another budget, another rule."""
-    from gradsift.config import resolve_selection
-    from gradsift.run import select_from
+    from gradsift.run import select as select_rows
 
-    given = _given(locals())
-    result = select_from(run_folder, resolve_selection(run_folder, given), _listener())
-    _print(result, json_)
+    given = {key: value for key, value in _given(locals()).items() if value is not None}
+    _print(select_rows(run_folder, **given), json_)
 
 
 @app.command()
@@ -246,15 +244,15 @@ def _run(
     given: dict[str, Any], config: Path | None, *, select: bool, dry_run: bool, as_json: bool
 ) -> None:
     from gradsift.config import resolve
-    from gradsift.run import run_all
+    from gradsift.run import run_stages
 
     settings = resolve(given, config)
-    _print(run_all(settings, _listener(), select=select, dry_run=dry_run), as_json)
+    _print(run_stages(settings, _listener(), selecting=select, dry_run=dry_run), as_json)
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return what the command line says about settings, with `--sft key=value` as a mapping."""
-    other = {"config", "dry_run", "json_", "run_folder"}
+    other = {"config", "dry_run", "json_", "run_folder", "select_rows"}
     given = {key: value for key, value in arguments.items() if key not in other}
     if given.get("sft"):
         given["sft"] = _key_values(given["sft"])

@@ -14,7 +14,8 @@ from gradsift.selection.objective import Objective, content_similarity
 def problem(n, seed, *, alpha=1.0, beta=1.0, gamma=1.0, expected_rows=3.0, tau=0.3):
     generator = np.random.default_rng(seed)
     x = generator.normal(size=(n, 3))
-    x[n // 2 : n // 2 + 2] = x[:2]
+    # A third of the rows are copies, so that ties between rows are put to the test.
+    x[n - n // 3 :] = x[: n // 3]
     weights = {"alpha": alpha, "beta": beta, "gamma": gamma}
     score = generator.integers(0, 5, size=n) / 4
     return Objective(score, content_similarity(x, tau), expected_rows, **weights)

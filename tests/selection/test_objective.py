@@ -128,7 +128,7 @@ def test_the_losses():
 
 
 def test_too_many_instances_are_refused_before_memory_is_taken():
-    with pytest.raises(ValueError, match="20001 instances.*at most 20000.*random part"):
+    with pytest.raises(ValueError, match=r"20001 instances.*at most 20000.*random part"):
         content_similarity(np.zeros((20_001, 1), dtype=np.float32), 0.8)
 
 

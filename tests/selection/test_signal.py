@@ -144,6 +144,11 @@ def test_without_a_bend_there_is_no_tail(x):
     assert typical_region(np.array(x)).all()
 
 
+def test_a_majority_is_typical_even_where_the_density_bends_later():
+    x = np.array([0.0, 1, 2, 3, 4, 5, 6, 7, 7.01, 7.02])
+    np.testing.assert_array_equal(typical_region(x), x >= 5)
+
+
 def test_outliers_of_the_pool_are_outside_the_typical_region():
     generator = np.random.default_rng(3)
     signal = generator.normal(size=(300, 2))

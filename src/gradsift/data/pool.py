@@ -75,6 +75,18 @@ class Pool:
         hashes = [row.content_hash for row in self.rows if row.example is not None]
         return len(hashes) - len(set(hashes))
 
+    def notes(self) -> list[str]:
+        """Return lines worth telling: format, duplicates, and what was dropped with examples."""
+        how = "detected" if self.detected else "given"
+        lines = [f"{self.source.name}: {len(self.rows)} rows, format {self.row_format} ({how})"]
+        if self.n_duplicate_texts:
+            lines.append(f"{self.n_duplicate_texts} rows repeat the text of an earlier row; kept")
+        for reason, n in self.dropped_by_reason.items():
+            first = next(row for row in self.rows if row.reason == reason)
+            place = f"row {first.row}" if first.line is None else f"line {first.line}"
+            lines.append(f"{n} rows dropped, {reason}; the first, {place}: {first.detail}")
+        return lines
+
 
 def load_pool(
     data: str,

@@ -212,7 +212,7 @@ def _compare(
     order_S: np.ndarray, log_density_N: np.ndarray, similarity: Similarity, seed: int
 ) -> dict[str, Losses]:
     n = len(similarity)
-    # A stream of its own: with the strategy random, the two draws differ.
+    # A stream of its own, so that it is no copy of what the strategy random draws.
     generator = np.random.default_rng([seed, 1])
     drawn_S = generator.choice(n, size=len(order_S), replace=False)
     subsets = {"subset": order_S, "pool": np.arange(n), "random": drawn_S}

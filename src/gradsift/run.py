@@ -1,0 +1,255 @@
+"""The stages in order; what is done is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradsift.config import RunConfig, save
+from gradsift.data.pool import Pool, load_pool
+from gradsift.selection.budget import parse_budget
+from gradsift.selection.pool import Settings
+from gradsift.stages.listener import SILENT, Listener
+from gradsift.stages.select import SelectResult, select_from_store
+from gradsift.store.reader import GradientStore, read_store
+
+if TYPE_CHECKING:
+    from gradsift.training.estimate import Estimate
+
+
+@dataclass(frozen=True)
+class CaptureResult:
+    """A capture that is complete, or (after a dry run) only estimated.
+
+    Attributes:
+        store: The store, or None after a dry run.
+        estimate: After a dry run, what it would take.
+    """
+
+    store: GradientStore | None
+    estimate: Estimate | None
+
+    def summary(self) -> dict[str, object]:
+        """Return what a program wants to know."""
+        if self.store is None:
+            return {"estimate": vars(self.estimate)}
+        manifest = self.store.manifest
+        return {
+            "run": str(self.store.folder),
+            "n_instances": manifest.n_instances,
+            "n_non_finite": int((~self.store.finite).sum()),
+            **{key: manifest.about[key] for key in ("self_check", "estimate", "seconds")},
+        }
+
+    def text(self) -> str:
+        """Return what a person wants to know."""
+        if self.store is None:
+            return f"estimate: {self.estimate.sentence()}"
+        return (
+            f"{self.store.manifest.n_instances} instances recorded in {self.store.folder}\n"
+            f"next: gradsift select {self.store.folder} --budget 50%"
+        )
+
+
+def capture(
+    model: str,
+    pool: Pool,
+    *,
+    out: str | Path,
+    revision: str | None = None,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    max_length: int = 1024,
+    truncation: str = "keep_start",
+    sft: Mapping[str, Any] | None = None,
+    lora: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    sketch_rank: int = 16,
+    save_steps: int | None = None,
+    dry_run: bool = False,
+    listener: Listener = SILENT,
+) -> CaptureResult:
+    """Run the preliminary epoch over a pool and record each instance's gradient.
+
+    Called again with the same arguments it resumes; a complete capture is only read.
+
+    Args:
+        model: A hub id, a folder with safetensors, or "demo".
+        pool: The rows, from `load_pool`.
+        out: The run folder.
+        revision: Of a hub model.
+        dtype: Of the weights: float32, bfloat16 or float16.
+        trust_remote_code: Whether code that comes with the model may run.
+        max_length: Tokens after which an instance is truncated.
+        truncation: keep_start, keep_end, or drop.
+        sft: Settings for trl's SFTConfig.
+        lora: Settings for peft's LoraConfig; None trains all parameters.
+        seed: Of the data order and everything drawn.
+        sketch_rank: A gradient sketch has this number squared entries.
+        save_steps: Optimizer updates between two parts of the store; None makes about eight.
+        dry_run: Stop after the cost estimate.
+        listener: Is told what happens.
+
+    Returns:
+        The complete store, or the estimate.
+
+    Raises:
+        ValueError: For settings that cannot be, a store of another make, or a failed self-check.
+    """
+    # Heavy, and only needed here.
+    from gradsift.stages.capture import CaptureSettings, capture_pool
+    from gradsift.training.model import find_model
+
+    source = find_model(
+        model,
+        revision=revision,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        tell=listener.note,
+    )
+    settings = CaptureSettings(
+        max_length, truncation, dict(sft or {}), lora, seed, sketch_rank, save_steps
+    )
+    result = capture_pool(
+        pool, source, settings, Path(out).resolve(), listener=listener, dry_run=dry_run
+    )
+    if isinstance(result, GradientStore):
+        return CaptureResult(result, None)
+    return CaptureResult(None, result)
+
+
+def select(
+    run: str | Path | GradientStore,
+    *,
+    budget: str | int | float,
+    strategy: str = "grads",
+    side: str = "representative",
+    layers: tuple[str, ...] = ("embedding", "lm_head"),
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    near_threshold: float = 0.8,
+    seed: int = 0,
+    weights: bool = False,
+    name: str | None = None,
+) -> SelectResult:
+    """Select rows of a captured run and write them, in seconds and without torch.
+
+    Args:
+        run: A run folder, or its store.
+        budget: Of the usable rows: "50%" or 0.5, 500 (rows), "20000tok" (tokens).
+        strategy: grads or random.
+        side: Of the gradient score: representative, informative or balanced.
+        layers: Layers that the gradient score looks at.
+        alpha: Weight of the gradient score.
+        beta: Weight of content diversity.
+        gamma: Weight of similarity reduction.
+        near_threshold: Similarity above which rows repeat each other.
+        seed: Of the strategy random.
+        weights: Whether decisions.parquet gets a weight for each selected row.
+        name: Of the selection's folder.
+
+    Returns:
+        What was selected and written.
+
+    Raises:
+        ValueError: If a setting does not fit, or the input changed since the capture.
+    """
+    store = run if isinstance(run, GradientStore) else read_store(Path(run).resolve())
+    settings = Settings(
+        budget=parse_budget(budget),
+        strategy=strategy,
+        side=side,
+        layers=tuple(layers),
+        alpha=alpha,
+        beta=beta,
+        gamma=gamma,
+        near_threshold=near_threshold,
+        seed=seed,
+    )
+    return select_from_store(store, settings, name=name, weights=weights)
+
+
+def run_stages(
+    config: RunConfig, listener: Listener = SILENT, *, selecting: bool = True, dry_run: bool = False
+) -> CaptureResult | SelectResult:
+    """Do what a configuration says: load the pool, capture, select.
+
+    Args:
+        config: The settings.
+        listener: Is told what happens.
+        selecting: Whether to select after capturing.
+        dry_run: Stop after the cost estimate.
+
+    Returns:
+        The result of the last stage.
+
+    Raises:
+        ValueError: For whatever is wrong with the data, the settings or the run folder.
+    """
+    if selecting and not dry_run:
+        if config.budget is None:
+            raise ValueError("'budget' is missing: give --budget 50%, 500 or 20000tok.")
+        parse_budget(config.budget)
+    pool = load_pool(
+        config.data,
+        row_format=config.format,
+        id_column=config.id_column,
+        prompt_column=config.prompt_column,
+        response_column=config.response_column,
+        system_column=config.system_column,
+        dataset_info=config.dataset_info,
+        split=config.split,
+        train_on=config.train_on,
+    )
+    for line in pool.notes():
+        listener.note(line)
+    captured = capture(
+        config.model,
+        pool,
+        out=config.out,
+        revision=config.revision,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        max_length=config.max_length,
+        truncation=config.truncation,
+        sft=config.sft,
+        lora=config.lora_settings(),
+        seed=config.seed,
+        sketch_rank=config.sketch_rank,
+        save_steps=config.save_steps,
+        dry_run=dry_run,
+        listener=listener,
+    )
+    if dry_run:
+        return captured
+    save(config, Path(config.out))
+    return select_as(config, captured.store) if selecting else captured
+
+
+def select_as(config: RunConfig, run: str | Path | GradientStore) -> SelectResult:
+    """Select as a configuration says.
+
+    Args:
+        config: The settings.
+        run: A run folder, or its store.
+
+    Returns:
+        What was selected and written.
+    """
+    return select(
+        run,
+        budget=config.budget,
+        strategy=config.strategy,
+        side=config.side,
+        layers=config.layers,
+        alpha=config.alpha,
+        beta=config.beta,
+        gamma=config.gamma,
+        near_threshold=config.near_threshold,
+        seed=config.seed,
+        weights=config.weights,
+        name=config.name,
+    )

@@ -1,0 +1,96 @@
+"""The whole job on an embedded default: a small model, and Python's own documentation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from gradsift.data.demo_pool import write_demo_pool
+from gradsift.data.pool import load_pool
+from gradsift.run import capture, select
+from gradsift.stages.listener import Listener
+from gradsift.stages.select import DECISIONS, SelectResult
+
+POOL_FILE = "stdlib-docs.jsonl"
+MAX_LENGTH = 160
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo did.
+
+    Attributes:
+        selected: The selection.
+        kept: A few kept rows: (id, answer, reason).
+        rejected: A few rejected ones.
+    """
+
+    selected: SelectResult
+    kept: list[tuple[str, str, str]]
+    rejected: list[tuple[str, str, str]]
+
+    def summary(self) -> dict[str, object]:
+        """Return what a program wants to know."""
+        return {**self.selected.summary(), "kept": self.kept, "rejected": self.rejected}
+
+    def text(self) -> str:
+        """Return what a person wants to know."""
+        run = self.selected.folder.parent.parent
+        lines = [self.selected.text()]
+        for title, rows in (("kept", self.kept), ("not kept", self.rejected)):
+            lines += ["", f"A few rows that were {title}:"]
+            for row_id, answer, reason in rows:
+                lines += [f"  {row_id}: {_short(answer)}", f"      {reason}"]
+        example = self.rejected[0][0] if self.rejected else self.kept[0][0]
+        lines += [
+            "",
+            "Next, in seconds:",
+            f"  gradsift select {run} --budget 5%",
+            f"  gradsift select {run} --budget 50% --strategy random",
+            f"  gradsift explain {run} {example}",
+            "With your own file:",
+            "  gradsift run FILE --model MODEL --budget 50% --out runs/mine",
+        ]
+        return "\n".join(lines)
+
+
+def run_demo(out: Path, n_rows: int, budget: str, seed: int, listener: Listener) -> DemoResult:
+    """Sample the demo pool, capture with the demo model, select, and pick rows to show.
+
+    Args:
+        out: The run folder.
+        n_rows: Rows of the sample.
+        budget: Of the selection.
+        seed: Of the sample and the training.
+        listener: Is told what happens.
+
+    Returns:
+        What to show.
+    """
+    data = out / POOL_FILE
+    in_all = write_demo_pool(data, n_rows, seed)
+    listener.note(f"demo pool: {n_rows} of {in_all} documented names of Python's standard library")
+    pool = load_pool(str(data))
+    captured = capture("demo", pool, out=out, max_length=MAX_LENGTH, seed=seed, listener=listener)
+    selected = select(captured.store, budget=budget, seed=seed)
+    answers = {row["id"]: row["answer"] for row in map(json.loads, data.open(encoding="utf-8"))}
+    decisions = pq.read_table(selected.folder / DECISIONS).to_pylist()
+
+    def few(decision: str) -> list[tuple[str, str, str]]:
+        rows = [row for row in decisions if row["decision"] == decision]
+        rows.sort(key=lambda row: -row["marginal_gain"])
+        # From the best to the worst, evenly.
+        step = max(1, (len(rows) - 1) // (SHOWN - 1)) if len(rows) > 1 else 1
+        ids = rows[::step][:SHOWN]
+        return [(row["instance_id"], answers[row["instance_id"]], row["reason"]) for row in ids]
+
+    return DemoResult(selected, few("selected"), few("rejected"))
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 70 else f"{line[:67]}..."

@@ -1,0 +1,166 @@
+import numpy as np
+import pytest
+
+from gradsift.selection.budget import Limit, parse_budget
+from gradsift.selection.greedy import Choice, Gains
+from gradsift.selection.pool import Settings
+from gradsift.selection.reasons import Evidence, write_reasons
+
+
+def reason_of_row(
+    row,
+    *,
+    gradient=(0.3, 0.2, 0.1),
+    diversity=(0.1, 0.05, 0.01),
+    penalty=(0.0, 0.0, 0.0),
+    cosine=(0.2, 0.2, 0.4),
+    density=(80, 60, 3),
+    size=(90, 70, 20),
+    score=(0.8, 0.6, 0.03),
+    costs=(10, 10, 10),
+    limit=None,
+    **settings,
+):
+    """Rows a and b are kept in this order; c is not, and its nearest is a."""
+    evidence = Evidence(
+        ids=["a", "b", "c"],
+        score_N=np.array(score, dtype=float),
+        density_pct_N=np.array(density, dtype=float),
+        magnitude_pct_N=np.array(size, dtype=float),
+        nearest_N=np.array([1, 0, 0]),
+        cosine_N=np.array(cosine),
+        costs_N=np.array(costs),
+    )
+    gains = Gains(np.array(gradient), np.array(diversity), np.array(penalty))
+    choice = Choice(np.array([0, 1]), gains)
+    limit = limit or Limit("rows", 2, 2.0)
+    return write_reasons(choice, evidence, Settings(parse_budget("2"), **settings), limit)[row]
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (
+            {},
+            "typical gradient (density percentile 80), "
+            "no near-duplicate kept (nearest kept row at 0.20)",
+        ),
+        (
+            {"diversity": (0.9, 0, 0), "density": (49.4, 60, 3)},
+            "no near-duplicate kept (nearest kept row at 0.20), "
+            "less typical gradient (density percentile 49)",
+        ),
+        (
+            {"cosine": (0.93, 0.93, 0.4), "side": "informative"},
+            "large gradient (magnitude percentile 90), content like that of kept row b (0.93)",
+        ),
+        (
+            {"side": "informative", "size": (30, 70, 20), "beta": 0.0, "gamma": 0.0},
+            "small gradient (magnitude percentile 30)",
+        ),
+        (
+            {
+                "side": "balanced",
+                "score": (0.0, 0.6, 0.03),
+                "density": (2, 60, 3),
+                "beta": 0.0,
+                "gamma": 0.0,
+            },
+            "gradient outside the typical region (density percentile 2)",
+        ),
+        ({"alpha": 0.0}, "no near-duplicate kept (nearest kept row at 0.20)"),
+        (
+            {"penalty": (0.6, 0, 0), "cosine": (0.97, 0.97, 0.4)},
+            None,
+        ),
+    ],
+)
+def test_why_a_row_was_kept(case, expected):
+    if expected is None:
+        expected = (
+            "kept (rank 1 of 2) to fill the budget: gain -0.2, "
+            "too close to kept row b (similarity 0.97)"
+        )
+    else:
+        expected = f"kept (rank 1 of 2): {expected}"
+    assert reason_of_row(0, **case) == expected
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (
+            {},
+            "gradient less typical than most (density percentile 3, last kept row 60); "
+            "gain 0.11 < cut 0.25",
+        ),
+        (
+            {"side": "informative"},
+            "gradient not large enough (magnitude percentile 20, last kept row 70); "
+            "gain 0.11 < cut 0.25",
+        ),
+        (
+            {"side": "balanced", "score": (0.8, 0.6, 0.0)},
+            "gradient outside the typical region (density percentile 3); gain 0.11 < cut 0.25",
+        ),
+        (
+            {"gradient": (0.3, 0.2, 0.195)},
+            "its content is covered by kept rows (would add 0.01, the last kept row 0.05); "
+            "gain 0.205 < cut 0.25",
+        ),
+        (
+            {"penalty": (0, 0, 0.3), "cosine": (0.2, 0.2, 0.97)},
+            "too close to kept row a (similarity 0.97); gain -0.19 < cut 0.25",
+        ),
+        (
+            {"gradient": (0.3, 0.2, 0.2), "diversity": (0.1, 0.05, 0.05)},
+            "budget spent, kept row b is worth as much; gain 0.25, as the last kept row",
+        ),
+        (
+            {"gradient": (0.3, 0.2, 0.2), "diversity": (0.1, 0.05, 0.0499999)},
+            "its content is covered by kept rows (would add 0.05, the last kept row 0.05); "
+            "gain 0.2499999 < cut 0.25",
+        ),
+    ],
+)
+def test_why_a_row_was_not_kept_under_rows(case, expected):
+    assert reason_of_row(2, **case) == f"not kept: {expected}"
+
+
+TOKENS = Limit("tokens", 25, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (
+            {"penalty": (0, 0, 0.3), "cosine": (0.2, 0.2, 0.97)},
+            "adding it would lower the objective by 0.19, "
+            "too close to kept row a (similarity 0.97)",
+        ),
+        (
+            {"gradient": (0.3, 0.2, 0.6), "costs": (10, 10, 12)},
+            "its 12 tokens do not fit the 5 that are left",
+        ),
+        (
+            {"gradient": (0.3, 0.2, 0.3), "costs": (10, 10, 40)},
+            "40 tokens are many for what it adds; gain per token 0.00775 < cut 0.025",
+        ),
+        (
+            {"costs": (10, 10, 20)},
+            "gradient less typical than most (density percentile 3, last kept row 60); "
+            "gain per token 0.0055 < cut 0.025",
+        ),
+    ],
+)
+def test_why_a_row_was_not_kept_under_tokens(case, expected):
+    assert reason_of_row(2, limit=TOKENS, **case) == f"not kept: {expected}"
+
+
+def test_a_random_draw_says_so():
+    evidence = Evidence(["a", "b"], *[np.zeros(2)] * 6)
+    choice, settings = Choice(np.array([1]), None), Settings(parse_budget("1"), seed=7)
+    assert write_reasons(choice, evidence, settings, Limit("rows", 1, 1.0)) == [
+        "not drawn (seed 7)",
+        "drawn at random (seed 7)",
+    ]
