@@ -181,7 +181,9 @@ def capture(
 @app.command()
 def select(
     run_folder: RunFolder,
-    budget: Budget = None,
+    budget: Annotated[
+        str, typer.Option(help="Of the usable rows: 50%, 500 (rows) or 20000tok (tokens).")
+    ],
     strategy: Strategy = None,
     side: Side = None,
     layers: Layers = None,
@@ -217,7 +219,7 @@ def explain(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
-    rows: Annotated[int, typer.Option(min=20, help="Rows drawn from the pool.")] = 240,
+    rows: Annotated[int, typer.Option(min=20, help="Rows drawn from the pool.")] = 160,
     budget: Annotated[str, typer.Option(help="As for select.")] = "50%",
     seed: Annotated[int, typer.Option(help="Of the sample and the training.")] = 0,
     json_: Json = False,

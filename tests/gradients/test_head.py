@@ -6,8 +6,6 @@ from gradsift.gradients import head as head_module
 from gradsift.gradients.head import HeadBackprops, HeadTransform
 
 
-
-
 @pytest.mark.parametrize("keep_bytes", [0, 2**40])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(

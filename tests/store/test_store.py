@@ -27,17 +27,19 @@ def records(*names, status="ok"):
     for name in names:
         value = float(int(name[1:]))
         for layer in LAYERS:
-            rows.append({
-                "instance_id": name,
-                "layer": layer,
-                "step": int(value) // 2,
-                "loss": value + 0.5,
-                "n_response_tokens": int(value) + 1,
-                **{s: value + i / 10 for i, s in enumerate(STATISTICS)},
-                "status": status,
-                "content_features": [value] * WIDTH if layer == "lm_head" else None,
-                "sketch": [value + (layer == "lm_head")] * SKETCH,
-            })
+            rows.append(
+                {
+                    "instance_id": name,
+                    "layer": layer,
+                    "step": int(value) // 2,
+                    "loss": value + 0.5,
+                    "n_response_tokens": int(value) + 1,
+                    **{s: value + i / 10 for i, s in enumerate(STATISTICS)},
+                    "status": status,
+                    "content_features": [value] * WIDTH if layer == "lm_head" else None,
+                    "sketch": [value + (layer == "lm_head")] * SKETCH,
+                }
+            )
     return rows
 
 

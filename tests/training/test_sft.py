@@ -1,11 +1,9 @@
-"""What is recorded during training equals autograd on each row alone, and training does not notice."""
+"""What is recorded equals autograd on each row alone, and training does not notice."""
 
 import random
 
 import pytest
 import torch
-from oracle import gradients_of, relative_error, statistics_of
-from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
@@ -15,6 +13,8 @@ from gradsift.terms import STATISTICS
 from gradsift.training.model import track
 from gradsift.training.probe import self_check
 from gradsift.training.sft import RecordingSFTTrainer, SFTSettings
+from oracle import gradients_of, relative_error, statistics_of
+from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 LR = 5e-3
 
@@ -89,7 +89,9 @@ def test_in_float64_records_are_exact(tmp_path):
     # trl's own loss runs in float32; only the embedding's backprops depend on it.
     assert_rows_match(records, tiny_llama(dtype=torch.float64), 2e-6)
     for i, instance in enumerate(INSTANCES):
-        truth, _ = gradients_of(tiny_llama(dtype=torch.float64), instance.input_ids, instance.labels)
+        truth, _ = gradients_of(
+            tiny_llama(dtype=torch.float64), instance.input_ids, instance.labels
+        )
         want = statistics_of(truth["lm_head"])["l2_norm"]
         assert relative_error(records[i].lm_head.values_S[5], want, 0) < 1e-10
 
@@ -193,7 +195,7 @@ def test_the_self_check_passes_and_leaves_no_trace(tmp_path):
     assert trainer.model.get_input_embeddings().weight is trainer.model.lm_head.weight
     for name, weight in trainer.model.state_dict().items():
         assert torch.equal(weight, before[name]), name
-    assert trainer.model.transformer.drop.p == 0.1
+    assert trainer.model.transformer.drop.p == pytest.approx(0.1)
 
 
 def test_the_self_check_refuses_a_scaled_embedding(tmp_path):
@@ -221,9 +223,9 @@ def test_a_step_whose_head_was_bypassed_is_refused(tmp_path):
         output = fused(*args, **kwargs)
         return type("Other", (), {**vars(output), "log_probs": None, "loss": output.loss})
 
-    trainer.compute_loss = lambda model, inputs, **_: without_log_probs(
-        **inputs, fused_lm_head=True
-    ).loss
+    trainer.compute_loss = lambda model, inputs, **_: (
+        without_log_probs(**inputs, fused_lm_head=True).loss
+    )
     with pytest.raises(ValueError, match="log_probs of the fused head"):
         record_epoch(trainer)
 

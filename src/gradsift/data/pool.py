@@ -161,11 +161,19 @@ class _Rows:
                     "duplicate_id", f"id {own_id!r} is also that of {self._place_of[own_id]}"
                 )
         except RowError as error:
+            wished = self._id_of_dropped(raw) or f"dropped-{place.replace(' ', '-')}"
             row = replace(row, example=None, reason=error.reason, detail=error.detail)
-            return replace(row, instance_id=self._free(f"dropped-{place.replace(' ', '-')}"))
+            return self._remember(replace(row, instance_id=self._free(wished)), place)
         instance_id = own_id if own_id is not None else self._hash_id(row.content_hash)
-        self._place_of[instance_id] = place
-        return replace(row, instance_id=instance_id)
+        return self._remember(replace(row, instance_id=instance_id), place)
+
+    def _remember(self, row: PoolRow, place: str) -> PoolRow:
+        self._place_of[row.instance_id] = place
+        return row
+
+    def _id_of_dropped(self, raw: RawRow) -> str | None:
+        value = (raw.record or {}).get(self._id_column or "id")
+        return value if isinstance(value, str) and value else None
 
     def _own_id(self, record: Mapping[str, Any]) -> str | None:
         name = self._id_column or "id"

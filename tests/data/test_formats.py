@@ -1,0 +1,191 @@
+import pytest
+
+from gradsift.data.example import Chat, Plain, RowError
+from gradsift.data.formats import Columns, parse_record, settle_format
+
+U = {"role": "user", "content": "hi"}
+A = {"role": "assistant", "content": "yo"}
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+GOOD = {
+    "prompt_completion text": (
+        {"prompt": "a", "completion": "b"},
+        "prompt_completion",
+        Plain("a", "b"),
+    ),
+    "prompt_completion messages": (
+        {"prompt": [U], "completion": [A]},
+        "prompt_completion",
+        Chat((U, A), (False, True)),
+    ),
+    "assistant turns in the prompt are not trained on": (
+        {"prompt": [U, A, U], "completion": [A]},
+        "prompt_completion",
+        Chat((U, A, U, A), (False, False, False, True)),
+    ),
+    "messages": ({"messages": [U, A, U, A]}, "messages", Chat((U, A, U, A), (False, True) * 2)),
+    "weight 0": (
+        {"messages": [U, {**A, "weight": 0}, U, {**A, "weight": 1}]},
+        "messages",
+        Chat((U, A, U, A), (False, False, False, True)),
+    ),
+    "tools": ({"messages": [U, A], "tools": TOOLS}, "messages", Chat((U, A), (False, True), TOOLS)),
+    "tools as JSON text": (
+        {"messages": [U, A], "tools": '[{"type": "function", "function": {"name": "f"}}]'},
+        "messages",
+        Chat((U, A), (False, True), TOOLS),
+    ),
+    "content parts": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}, A]},
+        "messages",
+        Chat((U, A), (False, True)),
+    ),
+    "nulls that Parquet fills in": (
+        {"messages": [{**U, "tool_calls": None, "name": None}, A]},
+        "messages",
+        Chat((U, A), (False, True)),
+    ),
+    "tool calls without content": (
+        {"messages": [U, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+        "messages",
+        Chat((U, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}), (False, True)),
+    ),
+    "text": ({"text": "abc"}, "text", Plain("", "abc")),
+    "alpaca": (
+        {"instruction": "hi", "input": "", "output": "yo"},
+        "alpaca",
+        Chat((U, A), (False, True)),
+    ),
+    "alpaca with everything": (
+        {
+            "instruction": "do",
+            "input": "this",
+            "output": "yo",
+            "system": "be",
+            "history": [["hi", "yo"]],
+        },
+        "alpaca",
+        Chat(
+            (
+                {"role": "system", "content": "be"},
+                U,
+                A,
+                {"role": "user", "content": "do\nthis"},
+                A,
+            ),
+            (False, False, True, False, True),
+        ),
+    ),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]},
+        "sharegpt",
+        Chat((U, A), (False, True)),
+    ),
+    "sharegpt with system and tool": (
+        {
+            "system": "be",
+            "conversations": [
+                {"from": "human", "value": "hi"},
+                {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
+                {"from": "observation", "value": "42"},
+                {"from": "gpt", "value": "yo"},
+            ],
+        },
+        "sharegpt",
+        Chat(
+            (
+                {"role": "system", "content": "be"},
+                U,
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [
+                        {"type": "function", "function": {"name": "f", "arguments": {}}}
+                    ],
+                },
+                {"role": "tool", "content": "42"},
+                A,
+            ),
+            (False, False, True, False, True),
+        ),
+    ),
+    "conversations in OpenAI's words": (
+        {"conversations": [U, A]},
+        "sharegpt",
+        Chat((U, A), (False, True)),
+    ),
+    "question and answer": ({"question": "hi", "answer": "yo"}, "qa", Chat((U, A), (False, True))),
+    "prompt and response": ({"prompt": "hi", "response": "yo"}, "qa", Chat((U, A), (False, True))),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_each_format_is_detected_and_read(name):
+    record, row_format, expected = GOOD[name]
+    found, columns = settle_format([record], None, Columns())
+    assert found == row_format
+    assert parse_record(record, found, columns, "all") == expected
+
+
+def test_only_the_last_turn():
+    example = parse_record({"messages": [U, A, U, A]}, "messages", Columns(), "last")
+    assert example.train == (False, False, False, True)
+
+
+def test_columns_named_by_the_user_win():
+    record = {"messages": [U, A], "q": "hi", "a": "yo", "s": "be"}
+    found, columns = settle_format([record], None, Columns("q", None, "a", "s"))
+    example = parse_record(record, found, columns, "all")
+    assert example.messages == ({"role": "system", "content": "be"}, U, A)
+
+
+BAD = {
+    "missing field": ({"prompt": "a"}, "prompt_completion", "missing_field", "completion"),
+    "null": ({"instruction": "a", "output": None}, "alpaca", "missing_field", "output"),
+    "text and messages": (
+        {"prompt": "a", "completion": [A]},
+        "prompt_completion",
+        "wrong_type",
+        "both",
+    ),
+    "number": ({"text": 3}, "text", "wrong_type", "int"),
+    "turn is text": ({"messages": ["hi"]}, "messages", "wrong_type", "turn 0"),
+    "image": (
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}, A]},
+        "messages",
+        "wrong_type",
+        "image",
+    ),
+    "role": ({"messages": [{"role": "bot", "content": "x"}]}, "messages", "unknown_role", "bot"),
+    "sharegpt role": (
+        {"conversations": [{"from": "alien", "value": "x"}]},
+        "sharegpt",
+        "unknown_role",
+        "alien",
+    ),
+    "no assistant": ({"messages": [U]}, "messages", "no_assistant_turn", ""),
+    "weight 0 on all": ({"messages": [U, {**A, "weight": 0}]}, "messages", "no_assistant_turn", ""),
+    "empty": ({"prompt": "a", "completion": " \n"}, "prompt_completion", "empty_response", ""),
+    "empty turns": ({"messages": [U, {**A, "content": ""}]}, "messages", "empty_response", ""),
+    "history": (
+        {"instruction": "a", "output": "b", "history": [["x"]]},
+        "alpaca",
+        "wrong_type",
+        "history",
+    ),
+    "tools": ({"messages": [U, A], "tools": "{nope"}, "messages", "wrong_type", "JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_read_has_a_reason(name):
+    record, row_format, reason, detail = BAD[name]
+    with pytest.raises(RowError) as error:
+        parse_record(record, row_format, Columns(), "all")
+    assert error.value.reason == reason
+    assert detail in error.value.detail
+
+
+def test_an_unknown_format_names_the_fields():
+    with pytest.raises(ValueError, match=r"\['body', 'title'\].*--prompt-column"):
+        settle_format([{"title": "x", "body": "y"}], None, Columns())

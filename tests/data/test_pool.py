@@ -1,0 +1,269 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gradsift.data.pool import load_pool
+from gradsift.data.source import find_source, write_rows
+
+ROWS = [{"prompt": f"q{i}", "response": f"a{i} é\u2028\nx"} for i in range(5)]
+
+
+def places(pool, keep):
+    return [(row.row, row.start, row.end) for row in pool.rows if keep(row)]
+
+
+def write_jsonl(path):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), "utf-8")
+
+
+def write_json(path):
+    path.write_text(json.dumps(ROWS, ensure_ascii=False, indent=1), "utf-8")
+
+
+def write_csv(path):
+    lines = ["prompt,response"] + [f'{r["prompt"]},"{r["response"]}"' for r in ROWS]
+    path.write_bytes("\r\n".join(lines).encode())
+
+
+def write_parquet(path):
+    pq.write_table(pa.Table.from_pylist(ROWS).replace_schema_metadata({"a": "b"}), path)
+
+
+def write_arrow(path):
+    table = pa.Table.from_pylist(ROWS)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def write_disk(path):
+    Dataset.from_list(ROWS).save_to_disk(str(path))
+
+
+CONTAINERS = {
+    "d.jsonl": write_jsonl,
+    "d.json": write_json,
+    "d.csv": write_csv,
+    "d.parquet": write_parquet,
+    "d.arrow": write_arrow,
+    "d": write_disk,
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_rows_go_out_as_they_came_in_in_the_same_container(tmp_path, name):
+    path = tmp_path / name
+    CONTAINERS[name](path)
+    pool = load_pool(str(path))
+    assert [row.example.messages[1]["content"] for row in pool.rows] == [
+        r["response"] for r in ROWS
+    ]
+    out = write_rows(pool.source, places(pool, lambda row: row.row in (1, 3)), tmp_path / "out")
+    again = load_pool(str(out))
+    assert again.source.container == pool.source.container
+    assert [row.example for row in again.rows] == [pool.rows[1].example, pool.rows[3].example]
+    if name == "d.parquet":
+        assert pq.read_schema(out).metadata[b"a"] == b"b"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    extras=st.lists(st.tuples(json_values, st.text(min_size=1)), min_size=1, max_size=6),
+    ascii_only=st.booleans(),
+    newline=st.sampled_from(["\n", "\r\n", "\n\n", "\n  \n"]),
+    bom=st.booleans(),
+    last=st.booleans(),
+    container=st.sampled_from(["jsonl", "json"]),
+    pick=st.randoms(use_true_random=False),
+)
+def test_line_based_rows_are_the_same_bytes(
+    tmp_path, extras, ascii_only, newline, bom, last, container, pick
+):
+    lines = [
+        json.dumps({"text": f"x{text}", "extra": extra}, ensure_ascii=ascii_only)
+        for extra, text in extras
+    ]
+    encoded = [line.encode("utf-8", "surrogatepass") for line in lines]
+    if container == "jsonl":
+        content = newline.encode().join(encoded) + (newline.encode() if last else b"")
+    else:
+        content = b"[" + b" ,\n".join(encoded) + b"]"
+    path = tmp_path / f"d.{container}"
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return
+    path.write_bytes((b"\xef\xbb\xbf" if bom else b"") + content)
+    pool = load_pool(str(path))
+    assert len(pool.rows) == len(lines)
+    kept = {row.row for row in pool.rows if pick.random() < 0.5}
+    out = write_rows(pool.source, places(pool, lambda row: row.row in kept), tmp_path)
+    written = out.read_bytes()
+    if container == "json":
+        assert written == b"[" + b",".join(b"\n" + encoded[i] for i in sorted(kept)) + b"\n]\n"
+    else:
+        end = b"\r\n" if newline == "\r\n" else b"\n"
+        ends = [end] * (len(lines) - 1) + [end if last else b"\n"]
+        assert written == b"".join(encoded[i] + ends[i] for i in sorted(kept))
+
+
+TRAPS = (
+    b'\xef\xbb\xbf{"prompt": "p0", "response": "r0"}\r\n'
+    b'{"prompt": "p1", "response": \r\n'
+    b'{"prompt": "p2", "response": "  "}\r\n'
+    b"\r\n"
+    b'{"prompt": "p3", "response": "\xff"}\r\n'
+    b"[1, 2]\r\n"
+    b'{"prompt": "p5"}\r\n'
+    b'{"prompt": "p0", "response": "r0", "more": 1}\r\n'
+    b'{"prompt": "p7", "response": "r7"}'
+)
+
+
+def test_traps_of_jsonl(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(TRAPS)
+    pool = load_pool(str(path))
+    assert [(row.line, row.reason) for row in pool.rows] == [
+        (1, None),
+        (2, "unreadable_line"),
+        (3, "empty_response"),
+        (5, "unreadable_line"),
+        (6, "not_an_object"),
+        (7, "missing_field"),
+        (8, None),
+        (9, None),
+    ]
+    assert len({row.instance_id for row in pool.rows}) == 8
+    assert pool.n_duplicate_texts == 1
+    out = write_rows(pool.source, places(pool, lambda row: row.example is not None), tmp_path / "o")
+    lines = TRAPS.removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True)
+    assert out.read_bytes() == lines[0] + lines[7] + lines[8] + b"\n"
+    assert any("line 2" in note for note in pool.notes())
+
+
+def test_traps_of_csv(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_bytes(
+        b'\xef\xbb\xbfquestion,answer\r\nq0,"a\r\n""0"""\r\nq1\r\n\r\nq2,\xff\r\nq3,"a,3"'
+    )
+    pool = load_pool(str(path))
+    assert [(row.line, row.reason) for row in pool.rows] == [
+        (2, None),
+        (4, "unreadable_line"),
+        (6, "unreadable_line"),
+        (7, None),
+    ]
+    assert pool.rows[0].example.messages[1]["content"] == 'a\r\n"0"'
+    out = write_rows(pool.source, places(pool, lambda row: row.example is not None), tmp_path / "o")
+    assert out.read_bytes() == (b'\xef\xbb\xbfquestion,answer\r\nq0,"a\r\n""0"""\r\nq3,"a,3"\n')
+
+
+def test_a_json_file_of_lines_is_read_as_lines(tmp_path):
+    path = tmp_path / "d.json"
+    write_jsonl(path)
+    assert load_pool(str(path)).source.container == "jsonl"
+
+
+def test_ids(tmp_path):
+    path = tmp_path / "d.jsonl"
+    rows = [
+        {"id": "a", "text": "1"},
+        {"id": "a", "text": "2"},
+        {"id": 7, "text": "3"},
+        {"text": "4"},
+        {"text": "4"},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    pool = load_pool(str(path))
+    assert [row.reason for row in pool.rows] == [None, "duplicate_id", None, None, None]
+    assert "line 1" in pool.rows[1].detail
+    ids = [row.instance_id for row in pool.rows]
+    assert ids[0] == "a"
+    assert ids[2] == "7"
+    assert ids[4] == ids[3] + "-2"
+    named = load_pool(str(path), id_column="id")
+    assert [row.reason for row in named.rows][3:] == ["missing_field"] * 2
+
+
+def test_ids_without_an_id_field_do_not_depend_on_the_order(tmp_path):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    lines = [json.dumps({"text": str(i)}) for i in range(4)]
+    first.write_text("\n".join(lines))
+    second.write_text("\n".join(reversed(lines)))
+    ids = [[row.instance_id for row in load_pool(str(path)).rows] for path in (first, second)]
+    assert ids[0] == ids[1][::-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("d.txt", "x", {}, r"files ending in \.txt are not read"),
+        ("d.jsonl", "", {}, "there are no rows|not recognised"),
+        ("d.jsonl", '{"a": 1}', {}, "fields \\['a'\\]"),
+        ("d.jsonl", '{"text": ""}', {}, "none of the 1 rows is usable.*empty_response 1.*line 1"),
+        ("d.jsonl", '{"text": "x"}', {"row_format": "nope"}, "known are prompt_completion"),
+        ("d.jsonl", '{"text": "x"}', {"prompt_column": "x"}, "belong together"),
+        ("d.json", '{"text": ', {}, "not JSON|none of|not recognised"),
+        ("d.json", '[{"text": "x"} {"text": "y"}]', {}, "expected a comma"),
+        ("d.json", '[{"text": "x"', {}, "not JSON"),
+        ("d.csv", "", {}, "file is empty"),
+        ("d.parquet", "no parquet", {}, "cannot be read as parquet"),
+        ("d.arrow", "no arrow", {}, "cannot be read as arrow"),
+    ],
+)
+def test_sources_that_cannot_be_read(tmp_path, name, content, options, message):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_pool(str(path), **options)
+
+
+def test_nothing_there():
+    with pytest.raises(ValueError, match="there is no such file"):
+        find_source("nowhere.jsonl", None)
+    assert find_source("someone/some-data", None).container == "hub"
+
+
+def test_dataset_info(tmp_path):
+    rows = [{"chat": [{"who": "H", "says": "hi"}, {"who": "G", "says": "yo"}]}]
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    entry = {
+        "file_name": "d.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "chat"},
+        "tags": {"role_tag": "who", "content_tag": "says", "user_tag": "H", "assistant_tag": "G"},
+    }
+    info = tmp_path / "dataset_info.json"
+    info.write_text(json.dumps({"mine": entry, "odd": {**entry, "ranking": True}}))
+    pool = load_pool("mine", dataset_info=str(info))
+    assert pool.rows[0].example.messages == (
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yo"},
+    )
+    with pytest.raises(ValueError, match="no dataset 'other'; there are: mine, odd"):
+        load_pool("other", dataset_info=str(info))
+    with pytest.raises(ValueError, match="ranking"):
+        load_pool("odd", dataset_info=str(info))
+
+
+def test_a_split_has_to_be_named(tmp_path):
+    from datasets import DatasetDict
+
+    folder = tmp_path / "d"
+    parts = {"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:1])}
+    DatasetDict(parts).save_to_disk(str(folder))
+    with pytest.raises(ValueError, match="splits train, test"):
+        load_pool(str(folder))
+    assert len(load_pool(str(folder), split="test").rows) == 1
