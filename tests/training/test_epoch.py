@@ -1,0 +1,191 @@
+"""The preliminary epoch: interrupted and resumed, with rows that are not finite, estimated."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gradsift.data.instances import Instance
+from gradsift.gradients.recorder import SketchSpec
+from gradsift.store.manifest import Manifest
+from gradsift.store.reader import read_store
+from gradsift.store.writer import PARTS_FOLDER, StoreWriter
+from gradsift.training.checkpoint import MARKER
+from gradsift.training.epoch import PreliminaryEpoch
+from gradsift.training.sft import SFTSettings
+from tiny import tiny_llama, tiny_tokenizer
+
+N = 24
+
+
+def make_instances():
+    rng = random.Random(0)
+    instances = []
+    for i in range(N):
+        ids = [rng.randint(6, 261) for _ in range(rng.randint(4, 30))]
+        instances.append(Instance(f"r{i}", ids, [-100, *ids[1:]]))
+    return instances
+
+
+def capture(folder, *, model=None, wait_seconds=0.0, stop_after=None):
+    """Capture in steps of two rows, a part every second step; optionally slow, or stopped."""
+    sft = {"per_device_train_batch_size": 2, "learning_rate": 1e-2}
+    epoch = PreliminaryEpoch(
+        tiny_llama() if model is None else model,
+        tiny_tokenizer(),
+        make_instances(),
+        SFTSettings(sft, None, 0),
+        SketchSpec(4, 0),
+        folder / "checkpoints",
+    )
+    writer = StoreWriter(folder, Manifest({}, {}, N), content_width=32, sketch_size=16)
+
+    def on_progress(n_rows, n_tokens):
+        time.sleep(wait_seconds)
+        if stop_after is not None and n_rows >= stop_after:
+            raise KeyboardInterrupt
+
+    with writer:
+        result = epoch.run(writer, save_steps=2, on_progress=on_progress)
+        writer.finish({})
+    return epoch, result
+
+
+def assert_same_store(folder, other):
+    ours, theirs = read_store(folder), read_store(other)
+    assert ours.instance_ids == theirs.instance_ids
+    for name in ("step", "loss", "n_response_tokens", "content_ND", "finite"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), name)
+    for layer, by_name in ours.statistics.items():
+        np.testing.assert_array_equal(ours.sketches[layer], theirs.sketches[layer])
+        for name, values in by_name.items():
+            np.testing.assert_array_equal(values, theirs.statistics[layer][name], name)
+    parts = [sorted(p.name for p in (f / PARTS_FOLDER).iterdir()) for f in (folder, other)]
+    assert parts[0] == parts[1]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    capture(folder)
+    return folder
+
+
+@pytest.mark.parametrize("stop_after", [2, 4, 6, 14, 22])
+def test_a_stopped_capture_resumes_to_the_same_store(tmp_path, uninterrupted, stop_after):
+    with pytest.raises(KeyboardInterrupt):
+        capture(tmp_path, stop_after=stop_after)
+    _, result = capture(tmp_path)
+    assert result.resumed_at_step == (stop_after - 1) // 4 * 2
+    assert_same_store(tmp_path, uninterrupted)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_resumed_capture_trains_the_same_weights(tmp_path, uninterrupted):
+    whole, _ = capture(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        capture(tmp_path / "stopped", stop_after=12)
+    resumed, result = capture(tmp_path / "stopped")
+    for name, weight in whole.trainer.model.state_dict().items():
+        assert torch.equal(weight, resumed.trainer.model.state_dict()[name]), name
+    assert [step for step, _ in result.loss_curve] == list(range(1, N // 2 + 1))
+
+
+def test_a_checkpoint_that_is_not_whole_is_not_resumed_from(tmp_path, uninterrupted):
+    with pytest.raises(KeyboardInterrupt):
+        capture(tmp_path, stop_after=14)
+    (latest,) = (tmp_path / "checkpoints").glob("checkpoint-*")
+    (latest / MARKER).unlink()
+    (latest / "model.safetensors").write_bytes(b"half")
+    _, result = capture(tmp_path)
+    assert result.resumed_at_step == 0
+    assert_same_store(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("delay_seconds", [0.4, 1.1])
+def test_kill_9_at_any_moment_loses_nothing_that_was_written(
+    tmp_path, uninterrupted, delay_seconds
+):
+    code = (
+        "import sys; sys.path[:0] = ['tests', 'tests/training']\n"
+        "from pathlib import Path; from test_epoch import capture\n"
+        "print('ready', flush=True); capture(Path(sys.argv[1]), wait_seconds=0.05)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(delay_seconds)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    capture(tmp_path)
+    assert_same_store(tmp_path, uninterrupted)
+
+
+def test_another_order_of_rows_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        capture(tmp_path, stop_after=6)
+    instances = make_instances()
+    epoch = PreliminaryEpoch(
+        tiny_llama(),
+        tiny_tokenizer(),
+        instances[1:] + instances[:1],
+        SFTSettings({"per_device_train_batch_size": 2, "learning_rate": 1e-2}, None, 0),
+        SketchSpec(4, 0),
+        tmp_path / "checkpoints",
+    )
+    writer = StoreWriter(tmp_path, Manifest({}, {}, N), content_width=32, sketch_size=16)
+    with writer, pytest.raises(ValueError, match="came up twice in one epoch"):
+        epoch.run(writer, save_steps=2, on_progress=lambda *_: None)
+
+
+def test_a_row_that_is_not_finite_is_marked_and_the_run_goes_on(tmp_path):
+    model = tiny_llama(tied=False)
+    poisoned = 5
+    bad_token = make_instances()[poisoned].input_ids[0]
+    others = [i for i in range(N) if bad_token not in make_instances()[i].input_ids]
+    with torch.no_grad():
+        model.model.embed_tokens.weight[bad_token] = float("nan")
+    _, result = capture(tmp_path, model=model)
+    store = read_store(tmp_path)
+    finite = dict(zip(store.instance_ids, store.finite, strict=True))
+    assert [finite[f"r{i}"] for i in others] == [True] * len(others)
+    assert not finite[f"r{poisoned}"]
+    assert result.n_non_finite == N - len(others)
+    assert result.n_steps_skipped >= 1
+
+
+def test_the_estimate_counts_and_leaves_the_model_alone(tmp_path):
+    epoch = PreliminaryEpoch(
+        tiny_llama(),
+        tiny_tokenizer(),
+        make_instances(),
+        SFTSettings({}, None, 0),
+        SketchSpec(4, 0),
+        tmp_path,
+    )
+    before = {name: weight.clone() for name, weight in epoch.trainer.model.state_dict().items()}
+    estimate = epoch.estimate()
+    assert estimate.n_instances == N
+    assert estimate.n_tokens == sum(len(instance.input_ids) for instance in make_instances())
+    assert 0 < estimate.capture_seconds < 60
+    assert "full SFT for 3 epochs about" in estimate.sentence()
+    for name, weight in epoch.trainer.model.state_dict().items():
+        assert torch.equal(weight, before[name])
+
+
+def test_nothing_is_left_in_the_work_folder(tmp_path):
+    capture(tmp_path)
+    assert {path.name for path in Path(tmp_path).iterdir()} == {
+        "manifest.json",
+        PARTS_FOLDER,
+        ".lock",
+    }
