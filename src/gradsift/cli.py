@@ -225,7 +225,7 @@ def demo(
     json_: Json = False,
 ) -> None:
     """Run the whole job on Python's own documentation and a small model; no hub is needed."""
-    from gradsift.stages.demo import run_demo
+    from gradsift.demo import run_demo
 
     _print(run_demo(out, rows, budget, seed, _listener()), json_)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gradsift.config import RunConfig, save
 from gradsift.data.pool import Pool, load_pool
 from gradsift.selection.budget import parse_budget
-from gradsift.selection.pool import Settings
+from gradsift.selection.candidates import Settings
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.stages.select import SelectResult, select_from_store
 from gradsift.store.reader import GradientStore, read_store

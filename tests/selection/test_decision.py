@@ -9,9 +9,9 @@ import pytest
 from scipy.stats import percentileofscore, spearmanr
 
 from gradsift.selection.budget import parse_budget
+from gradsift.selection.candidates import Candidates, Settings
 from gradsift.selection.decision import nearest_selected, select_rows
 from gradsift.selection.objective import content_similarity
-from gradsift.selection.pool import Pool, Settings
 from gradsift.terms import LAYERS, STATISTICS
 
 N = 60
@@ -25,7 +25,7 @@ def make_pool(n=N, seed=0):
     centres = generator.normal(size=(12, 6))
     features = centres[generator.integers(12, size=n)] + 0.4 * generator.normal(size=(n, 6))
     n_tokens = generator.integers(10, 90, size=n)
-    return Pool(
+    return Candidates(
         ids=[f"row-{i:03d}" for i in generator.permutation(n)],
         statistics=statistics,
         features_ND=features.astype(np.float32),
@@ -53,7 +53,7 @@ def copied(pool, first, second):
         layer: {name: array[rows] for name, array in by_name.items()}
         for layer, by_name in pool.statistics.items()
     }
-    return Pool(ids=changed, statistics=by_layer, **arrays)
+    return Candidates(ids=changed, statistics=by_layer, **arrays)
 
 
 @pytest.mark.parametrize("budget", ["50%", "7", "700tok", "100%"])

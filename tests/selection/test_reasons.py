@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from gradsift.selection.budget import Limit, parse_budget
+from gradsift.selection.candidates import Settings
 from gradsift.selection.greedy import Choice, Gains
-from gradsift.selection.pool import Settings
 from gradsift.selection.reasons import Evidence, write_reasons
 
 

@@ -45,9 +45,8 @@ def records(*names, status="ok"):
 
 def fill(folder):
     with writer(folder) as w:
-        w.append(records("r3", "r1"), last_step=1)
-        w.append(records("r2", "r4"), last_step=2)
-        w.finish({"seconds": 1.5})
+        w.append(records("r3", "r1"), last_step=1, about={"seconds": 1.0})
+        w.append(records("r2", "r4"), last_step=2, about={"seconds": 1.5}, complete=True)
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -68,28 +67,26 @@ def test_a_row_that_is_not_finite_in_either_layer_is_marked(tmp_path):
     rows = records("r1", "r2")
     rows[2] |= {"status": "non_finite", "max": float("nan")}
     with writer(tmp_path, n_instances=2) as w:
-        w.append(rows, last_step=1)
-        w.finish({})
+        w.append(rows, last_step=1, about={}, complete=True)
     assert read_store(tmp_path).finite.tolist() == [True, False]
 
 
 def test_resuming_goes_on_after_the_last_part_and_drops_leftovers(tmp_path):
     with writer(tmp_path) as w:
-        w.append(records("r3", "r1"), last_step=1)
+        w.append(records("r3", "r1"), last_step=1, about={"seconds": 1.0})
     leftover = tmp_path / PARTS_FOLDER / "part-00001.parquet"
     leftover.write_bytes(b"half a part")
     with writer(tmp_path) as w:
         assert not leftover.exists()
         assert w.recorded_ids() == {"r1", "r3"}
-        w.append(records("r2", "r4"), last_step=2)
-        w.finish({})
+        w.append(records("r2", "r4"), last_step=2, about={}, complete=True)
     assert read_store(tmp_path).instance_ids == ("r1", "r2", "r3", "r4")
 
 
 def test_parts_after_the_checkpoint_are_forgotten(tmp_path):
     with writer(tmp_path) as w:
-        w.append(records("r3", "r1"), last_step=1)
-        w.append(records("r2", "r4"), last_step=2)
+        w.append(records("r3", "r1"), last_step=1, about={"seconds": 1.0})
+        w.append(records("r2", "r4"), last_step=2, about={})
         w.keep_until(1)
         assert w.recorded_ids() == {"r1", "r3"}
         assert [p.name for p in (tmp_path / PARTS_FOLDER).iterdir()] == ["part-00000.parquet"]
@@ -173,10 +170,8 @@ def test_no_store_says_how_to_make_one(tmp_path):
 
 
 def test_finishing_with_records_missing_is_our_error(tmp_path):
-    with writer(tmp_path) as w:
-        w.append(records("r1"), last_step=1)
-        with pytest.raises(AssertionError, match="2 records for 8"):
-            w.finish({})
+    with writer(tmp_path) as w, pytest.raises(AssertionError, match="2 records for 8"):
+        w.append(records("r1"), last_step=1, about={}, complete=True)
 
 
 def test_reading_does_not_import_torch():

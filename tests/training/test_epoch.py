@@ -54,7 +54,6 @@ def capture(folder, *, model=None, wait_seconds=0.0, stop_after=None):
 
     with writer:
         result = epoch.run(writer, save_steps=2, on_progress=on_progress)
-        writer.finish({})
     return epoch, result
 
 
@@ -96,6 +95,8 @@ def test_a_resumed_capture_trains_the_same_weights(tmp_path, uninterrupted):
     for name, weight in whole.trainer.model.state_dict().items():
         assert torch.equal(weight, resumed.trainer.model.state_dict()[name]), name
     assert [step for step, _ in result.loss_curve] == list(range(1, N // 2 + 1))
+    about = read_store(tmp_path / "stopped").manifest.about
+    assert [step for step, _ in about["loss_curve"]] == list(range(1, N // 2 + 1))
 
 
 def test_a_checkpoint_that_is_not_whole_is_not_resumed_from(tmp_path, uninterrupted):

@@ -32,6 +32,20 @@ NOT_IMPORTED = {
     "turtledemo",
 }
 
+SUBMODULES = (
+    "collections.abc",
+    "concurrent.futures",
+    "email.message",
+    "http.client",
+    "importlib.util",
+    "logging.handlers",
+    "os.path",
+    "unittest.mock",
+    "urllib.parse",
+    "urllib.request",
+    "xml.etree.ElementTree",
+)
+
 
 def demo_rows() -> list[dict[str, str]]:
     """Collect the public functions, classes and methods of the standard library.
@@ -40,7 +54,7 @@ def demo_rows() -> list[dict[str, str]]:
         Rows with `id`, `question` and `answer`, sorted by id; the same on every call.
     """
     rows: dict[str, str] = {}
-    for name in sorted(sys.stdlib_module_names - NOT_IMPORTED):
+    for name in sorted({*sys.stdlib_module_names, *SUBMODULES} - NOT_IMPORTED):
         if not name.startswith("_"):
             module = _import(name)
             if module is not None:
@@ -87,13 +101,15 @@ def _import(name: str) -> ModuleType | None:
 
 
 def _documented(module_name: str, module: ModuleType) -> Iterator[tuple[str, str]]:
+    # Where its own things come from: itself, its package, or its private C implementation.
+    own = (module.__name__, module_name.split(".")[0], "_")
     public = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
     for name in public:
         thing = getattr(module, name, None)
         if not (inspect.isroutine(thing) or inspect.isclass(thing)):
             continue
-        if not str(getattr(thing, "__module__", module_name)).startswith((module_name, "_")):
-            continue  # Belongs to another module.
+        if not str(getattr(thing, "__module__", module_name)).startswith(own):
+            continue
         yield from _answer(f"{module_name}.{name}", thing)
         if inspect.isclass(thing):
             for method_name, method in sorted(vars(thing).items()):

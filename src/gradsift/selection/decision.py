@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradsift.selection.budget import Limit
+from gradsift.selection.candidates import Candidates, Settings
 from gradsift.selection.greedy import Choice
 from gradsift.selection.objective import (
     Losses,
@@ -16,7 +17,6 @@ from gradsift.selection.objective import (
     content_similarity,
     losses,
 )
-from gradsift.selection.pool import Pool, Settings
 from gradsift.selection.reasons import Evidence, write_reasons
 from gradsift.selection.signal import (
     combined_signal,
@@ -69,7 +69,7 @@ class _Signal:
     magnitude_N: np.ndarray
 
 
-def select_rows(pool: Pool, settings: Settings) -> Selection:
+def select_rows(pool: Candidates, settings: Settings) -> Selection:
     """Select instances under a budget.
 
     Everything is computed in the order of the ids, so the order of the pool changes nothing.
@@ -144,7 +144,7 @@ def nearest_selected(
     return nearest_N, cosine_N
 
 
-def _signal(pool: Pool, settings: Settings) -> _Signal:
+def _signal(pool: Candidates, settings: Settings) -> _Signal:
     layers = settings.layers
     signal_NK = combined_signal(
         pool.statistics, layers=layers, statistics=settings.signal_statistics
@@ -156,7 +156,7 @@ def _signal(pool: Pool, settings: Settings) -> _Signal:
 
 
 def _table(
-    pool: Pool,
+    pool: Candidates,
     settings: Settings,
     limit: Limit,
     signal: _Signal,
@@ -200,7 +200,7 @@ def _gain_columns(choice: Choice, n: int) -> dict[str, list]:
     return {name: column.tolist() for name, column in zip(names, columns, strict=True)}
 
 
-def _percentile_columns(pool: Pool) -> dict[str, list]:
+def _percentile_columns(pool: Candidates) -> dict[str, list]:
     return {
         f"{layer}_{name}_pct": (100 * percentile_rank(array)).tolist()
         for layer, by_name in pool.statistics.items()

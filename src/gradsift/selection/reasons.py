@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradsift.selection.budget import Limit
+from gradsift.selection.candidates import Settings
 from gradsift.selection.greedy import Choice, Gains
-from gradsift.selection.pool import Settings
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import time
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -90,9 +90,8 @@ def capture_pool(
     """
     tokenizer = load_tokenizer(source)
     config = load_config(source)
-    examples = [(row.instance_id, row.example) for row in pool.rows if row.example is not None]
     instances = build_instances(
-        examples,
+        [(row.instance_id, row.example) for row in pool.rows if row.example is not None],
         tokenizer,
         max_length=settings.max_length,
         truncation=settings.truncation,
@@ -108,14 +107,34 @@ def capture_pool(
         if existing.complete:
             listener.note(f"{out}: the capture is complete; nothing to do")
             return read_store(out)
-    epoch = PreliminaryEpoch(
-        load_model(source),
-        tokenizer,
-        instances.items,
-        SFTSettings(settings.sft, settings.lora, settings.seed),
-        SketchSpec(settings.sketch_rank, settings.seed),
-        out / CHECKPOINTS,
+    with tempfile.TemporaryDirectory() as nowhere:
+        work_dir = Path(nowhere) if dry_run else out / CHECKPOINTS
+        epoch = PreliminaryEpoch(
+            load_model(source),
+            tokenizer,
+            instances.items,
+            SFTSettings(settings.sft, settings.lora, settings.seed),
+            SketchSpec(settings.sketch_rank, settings.seed),
+            work_dir,
+        )
+        estimate, about = _check_and_estimate(epoch, listener)
+    if dry_run:
+        return estimate
+    manifest = Manifest(
+        identity, {**_about(pool, source, instances), **about}, len(instances.items)
     )
+    writer = StoreWriter(
+        out, manifest, content_width=epoch.content_width, sketch_size=settings.sketch_rank**2
+    )
+    with writer:
+        write_pool_table(out, _pool_rows(pool, instances))
+        _run_epoch(epoch, writer, settings.save_steps, estimate, listener)
+    return read_store(out)
+
+
+def _check_and_estimate(
+    epoch: PreliminaryEpoch, listener: Listener
+) -> tuple[Estimate, dict[str, object]]:
     check = epoch.check()
     listener.note(
         f"self-check: {check.n_rows} rows equal autograd within {check.worst_relative_error:.1e} "
@@ -123,33 +142,20 @@ def capture_pool(
     )
     estimate = epoch.estimate()
     listener.note(f"estimate: {estimate.sentence()}")
-    if dry_run:
-        return estimate
-    manifest = Manifest(identity, _about(pool, source, instances), len(instances.items))
-    writer = StoreWriter(
-        out,
-        manifest.with_about(self_check=asdict(check), estimate=asdict(estimate)),
-        content_width=epoch.content_width,
-        sketch_size=settings.sketch_rank**2,
-    )
-    with writer:
-        write_pool_table(out, _pool_rows(pool, instances))
-        _run_epoch(epoch, writer, settings, estimate, listener)
-    return read_store(out)
+    return estimate, {"self_check": asdict(check), "estimate": asdict(estimate)}
 
 
 def _run_epoch(
     epoch: PreliminaryEpoch,
     writer: StoreWriter,
-    settings: CaptureSettings,
+    save_steps: int | None,
     estimate: Estimate,
     listener: Listener,
 ) -> None:
     def tell(n_instances: int, n_tokens: int) -> None:
         listener.progress(n_instances, estimate.n_instances, n_tokens, estimate.n_tokens)
 
-    started = time.perf_counter()
-    result = epoch.run(writer, save_steps=settings.save_steps, on_progress=tell)
+    result = epoch.run(writer, save_steps=save_steps, on_progress=tell)
     if result.resumed_at_step:
         listener.note(f"resumed after {result.resumed_at_step} optimizer steps")
     if result.n_non_finite:
@@ -157,14 +163,6 @@ def _run_epoch(
             f"{result.n_non_finite} rows have a gradient that is not finite: they are excluded "
             f"from selection, and {result.n_steps_skipped} optimizer steps were left out"
         )
-    seconds = writer.manifest.about.get("seconds", 0.0) if result.resumed_at_step else 0.0
-    writer.finish(
-        {
-            "seconds": seconds + time.perf_counter() - started,
-            "loss_curve": result.loss_curve,
-            "n_steps_skipped": result.n_steps_skipped,
-        }
-    )
 
 
 def _require_instances(pool: Pool, instances: Instances) -> None:

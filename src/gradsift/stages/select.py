@@ -12,8 +12,8 @@ import pyarrow as pa
 from gradsift.data.formats import Columns
 from gradsift.data.source import Source, fingerprint, write_rows
 from gradsift.data.stanzas import write_stanzas
+from gradsift.selection.candidates import Candidates, Settings
 from gradsift.selection.decision import Selection, select_rows
-from gradsift.selection.pool import Pool, Settings
 from gradsift.store.files import write_json, write_parquet
 from gradsift.store.pool_table import DROPPED, INSTANCE, read_pool_table
 from gradsift.store.reader import GradientStore
@@ -152,11 +152,11 @@ def _require_unchanged(store: GradientStore, source: Source) -> None:
         )
 
 
-def _candidates(store: GradientStore, table: pa.Table) -> Pool:
+def _candidates(store: GradientStore, table: pa.Table) -> Candidates:
     tokens = dict(zip(table["instance_id"].to_pylist(), table["n_tokens"].to_pylist(), strict=True))
     finite = store.finite
     ids = [i for i, ok in zip(store.instance_ids, finite, strict=True) if ok]
-    return Pool(
+    return Candidates(
         ids=ids,
         statistics={
             layer: {name: values[finite] for name, values in by_name.items()}

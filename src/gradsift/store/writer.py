@@ -99,31 +99,36 @@ class StoreWriter:
         self._save(kept, complete=False)
         self._remove_unnamed()
 
-    def append(self, records: Sequence[dict[str, object]], *, last_step: int) -> None:
+    def append(
+        self,
+        records: Sequence[dict[str, object]],
+        *,
+        last_step: int,
+        about: dict[str, object],
+        complete: bool = False,
+    ) -> None:
         """Write one part and name it in the manifest.
 
         Args:
             records: Values by column, see `record_schema`.
             last_step: Optimizer updates made after the last of these records.
+            about: What to add to, or replace in, the manifest's `about`.
+            complete: Whether these are the last records of the store.
         """
         parts = self._manifest.parts
         name = f"part-{len(parts):05d}.parquet"
         path = self._folder / PARTS_FOLDER / name
         write_parquet(path, pa.Table.from_pylist(list(records), schema=self._schema))
-        part = Part(name, len(records), last_step, sha256_of(path))
-        self._save((*parts, part), complete=False)
-
-    def finish(self, about: dict[str, object]) -> None:
-        """Declare the store complete.
-
-        Args:
-            about: What to add to the manifest's `about`.
-        """
-        n_records = sum(part.n_records for part in self._manifest.parts)
-        expected = self._manifest.n_instances * len(LAYERS)
-        assert n_records == expected, f"{n_records} records for {expected} expected"
+        parts = (*parts, Part(name, len(records), last_step, sha256_of(path)))
+        n_records, expected = sum(p.n_records for p in parts), len(LAYERS) * self.n_instances
+        assert not complete or n_records == expected, f"{n_records} records for {expected} expected"
         self._manifest = self._manifest.with_about(**about)
-        self._save(self._manifest.parts, complete=True)
+        self._save(parts, complete=complete)
+
+    @property
+    def n_instances(self) -> int:
+        """Instances of the complete store."""
+        return self._manifest.n_instances
 
     def _take_up(self) -> None:
         existing = load_manifest(self._folder)

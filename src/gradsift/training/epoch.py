@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,23 +116,19 @@ class PreliminaryEpoch:
         """
         resumed_at = self._last_step(writer)
         sitting = _Sitting(self._instances, writer, on_progress)
-        total = self._total_steps()
         skip = SkipNonFiniteSteps(sitting.take_step_is_finite)
+        n_steps = save_steps or -(-self._total_steps() // DEFAULT_N_PARTS)
         self.trainer.add_callback(skip)
-        self.trainer.add_callback(
-            SaveEvery(save_steps or -(-total // DEFAULT_N_PARTS), sitting.flush)
-        )
+        self.trainer.add_callback(SaveEvery(n_steps, sitting.flush))
         self.trainer.record_with(self._recorder, sitting.add)
         checkpoint = checkpoint_at(self._work_dir, resumed_at) if resumed_at else None
         with self._recorder:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        sitting.flush(self.trainer.state.global_step)
+        history = self.trainer.state.log_history
+        curve = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+        about = {"loss_curve": curve, "n_steps_skipped": skip.n_skipped}
+        sitting.flush(self.trainer.state.global_step, about, complete=True)
         shutil.rmtree(self._work_dir, ignore_errors=True)
-        curve = [
-            (entry["step"], entry["loss"])
-            for entry in self.trainer.state.log_history
-            if "loss" in entry
-        ]
         return EpochResult(tuple(curve), sitting.n_non_finite, skip.n_skipped, resumed_at)
 
     def _last_step(self, writer: StoreWriter) -> int:
@@ -163,6 +160,8 @@ class _Sitting:
         self._writer = writer
         self._on_progress = on_progress
         self._seen = writer.recorded_ids()
+        self._seconds_before = writer.manifest.about.get("seconds", 0.0) if self._seen else 0.0
+        self._started = time.perf_counter()
         self._pending: list[Record] = []
         self._step_is_finite = True
         self.n_non_finite = 0
@@ -191,11 +190,14 @@ class _Sitting:
         finite, self._step_is_finite = self._step_is_finite, True
         return finite
 
-    def flush(self, step: int) -> None:
-        if self._pending:
-            rows = [row for record in self._pending for row in self._rows(record)]
-            self._writer.append(rows, last_step=step)
-            self._pending.clear()
+    def flush(
+        self, step: int, about: dict[str, object] | None = None, *, complete: bool = False
+    ) -> None:
+        rows = [row for record in self._pending for row in self._rows(record)]
+        seconds = self._seconds_before + time.perf_counter() - self._started
+        about = {"seconds": seconds, **(about or {})}
+        self._writer.append(rows, last_step=step, about=about, complete=complete)
+        self._pending.clear()
 
     def _rows(self, record: Record) -> list[dict[str, object]]:
         shared = {

@@ -15,7 +15,7 @@ from gradsift.selection.signal import Side
 
 
 @dataclass(frozen=True)
-class Pool:
+class Candidates:
     """The instances that can be selected, as arrays in one order; checked when it is made.
 
     Attributes:
@@ -59,7 +59,7 @@ class Pool:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, rows: np.ndarray) -> Pool:
+    def take(self, rows: np.ndarray) -> Candidates:
         """Return some instances in another order.
 
         Args:
@@ -68,7 +68,7 @@ class Pool:
         Returns:
             A pool of these.
         """
-        return Pool(
+        return Candidates(
             ids=[self.ids[row] for row in rows],
             statistics={
                 layer: {name: np.asarray(array)[rows] for name, array in by_name.items()}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gradsift.selection.pool import Pool
+from gradsift.selection.candidates import Candidates
 
 
 def arrays(n=3):
@@ -17,7 +17,7 @@ def arrays(n=3):
 
 
 def test_take_reorders_every_array():
-    pool = Pool(**arrays()).take(np.array([2, 0]))
+    pool = Candidates(**arrays()).take(np.array([2, 0]))
     assert pool.ids == ["r2", "r0"]
     assert len(pool) == 2
     assert pool.statistics["lm_head"]["std"].tolist() == [3, 1]
@@ -48,4 +48,4 @@ def test_take_reorders_every_array():
 )
 def test_a_pool_that_cannot_be_right_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        Pool(**arrays() | change)
+        Candidates(**arrays() | change)

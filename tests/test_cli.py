@@ -1,0 +1,243 @@
+"""The whole way through the command line, on a tiny model: from a file to a smaller file."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from gradsift import cli
+from tiny import save_tiny
+
+BROKEN = '{"prompt": "broken", "response": \n'
+
+
+def invoke(capsys, *arguments):
+    """Run the command line in this process; return exit code, stdout and stderr."""
+    sys_argv, sys.argv = sys.argv, ["gradsift", *map(str, arguments)]
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = sys_argv
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def input_lines():
+    words = ["red", "green", "blue", "cat", "dog", "tree", "stone", "river"]
+    lines = []
+    for i in range(30):
+        answer = " ".join(words[(i * j) % 8] for j in range(1, 5 + i % 6))
+        row = {"id": f"row{i}", "prompt": f"what is {i}?", "response": answer, "meta": {"n": i}}
+        lines.append(json.dumps(row, separators=(",", ": ") if i % 2 else None) + "\n")
+    lines.insert(7, BROKEN)
+    lines.insert(9, json.dumps({"id": "empty", "prompt": "x", "response": ""}) + "\n")
+    lines.insert(11, lines[3])
+    return lines
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    save_tiny(folder / "model")
+    (folder / "data.jsonl").write_text("".join(input_lines()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(world):
+    command = ["run", world / "data.jsonl", "--model", world / "model", "--out", world / "run"]
+    command += ["--budget", "50%", "--sft", "learning_rate=1e-3", "--sft"]
+    command += ["per_device_train_batch_size=4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "gradsift", *map(str, command)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def selected_lines(run, name):
+    return (run / "selections" / name / "selected.jsonl").read_text().splitlines(keepends=True)
+
+
+def test_run_accounts_for_every_row(world, finished):
+    assert "15 selected + 15 rejected + 3 dropped = 33 rows" in finished.stdout
+    assert "self-check: 2 rows equal autograd" in finished.stderr
+    assert "line 8" in finished.stderr
+    assert "30/30 rows" in finished.stderr
+    decisions = pq.read_table(world / "run/selections/grads-50pct/decisions.parquet").to_pylist()
+    assert Counter(row["decision"] for row in decisions) == {
+        "selected": 15,
+        "rejected": 15,
+        "dropped": 3,
+    }
+    assert [row["line"] for row in decisions] == list(range(1, 34))
+    assert all(row["reason"] for row in decisions)
+
+
+def test_selected_lines_are_the_inputs_own_in_its_order(world, finished):
+    chosen = selected_lines(world / "run", "grads-50pct")
+    lines = input_lines()
+    assert len(chosen) == 15
+    at = [lines.index(line) for line in chosen]
+    assert at == sorted(at)
+    decisions = pq.read_table(world / "run/selections/grads-50pct/decisions.parquet").to_pylist()
+    assert [row["row"] for row in decisions if row["selected"]] == at
+
+
+def test_running_again_does_nothing_and_config_runs_by_itself(capsys, world, finished):
+    before = selected_lines(world / "run", "grads-50pct")
+    code, out, err = invoke(capsys, "run", "--config", world / "run/config.yaml")
+    assert code == 0
+    assert "nothing to do" in err
+    assert "15 selected" in out
+    assert selected_lines(world / "run", "grads-50pct") == before
+
+
+def test_select_again_explain_and_json(capsys, world, finished):
+    run = world / "run"
+    code, out, err = invoke(capsys, "select", run, "--budget", "5", "--json")
+    assert (code, err) == (0, "")
+    summary = json.loads(out)
+    assert (summary["selected"], summary["rejected"], summary["dropped"]) == (5, 25, 3)
+    assert set(summary["losses"]) == {"subset", "pool", "random"}
+    code, out, _ = invoke(capsys, "explain", run, "row3")
+    assert code == 0
+    assert "row3 (line 4)" in out
+    assert "grads-5:" in out
+    code, out, _ = invoke(capsys, "explain", run, "line:8", "--json")
+    assert json.loads(out)["reason"] == "unreadable_line"
+    code, _, err = invoke(capsys, "explain", run, "nobody")
+    assert code == 2
+    assert "no row 'nobody'" in err
+
+
+def test_random_and_tokens(capsys, world, finished):
+    run = world / "run"
+    code, out, _ = invoke(
+        capsys, "select", run, "--budget", "400tok", "--strategy", "random", "--json"
+    )
+    assert code == 0
+    assert 0 < json.loads(out)["n_tokens"] <= 400
+    names = [path.name for path in (run / "selections/random-400tok").iterdir()]
+    assert {"selected.jsonl", "dataset_info.json", "axolotl.yaml"} <= set(names)
+
+
+def test_weights_stay_out_of_the_users_rows(capsys, world, finished):
+    run = world / "run"
+    invoke(capsys, "select", run, "--budget", "10", "--weights", "--name", "weighted")
+    assert set(selected_lines(run, "weighted")) <= set(input_lines())
+    rows = pq.read_table(run / "selections/weighted/decisions.parquet").to_pylist()
+    weights = [row["weight"] for row in rows if row["selected"]]
+    assert sum(weights) / len(weights) == pytest.approx(1)
+    assert all(row["weight"] is None for row in rows if not row["selected"])
+
+
+def test_another_selection_does_not_take_a_name_that_is_taken(capsys, world, finished):
+    run = world / "run"
+    code, _, err = invoke(capsys, "select", run, "--budget", "50%", "--gamma", "0")
+    assert code == 2
+    assert "other settings (gamma)" in err
+
+
+MISTAKES = [
+    (["run", "nowhere.jsonl", "--model", "m", "--out", "o", "--budget", "5"], "no such file"),
+    (["run", "{data}", "--model", "{model}", "--out", "{new}"], "'budget' is missing"),
+    (["run", "{data}", "--model", "{model}", "--budget", "5"], "'out' is missing"),
+    (["run", "{data}", "--model", "{model}", "--out", "{new}", "--budget", "half"], "budget"),
+    (["capture", "{data}", "--model", "{data}", "--out", "{new}"], "cannot load the"),
+    (["capture", "{data}", "--model", "{model}", "--out", "{new}", "--sft", "x"], "key=value"),
+    (["capture", "{data}", "--model", "{model}", "--out", "{new}", "--sft", "lr=1"], "lr"),
+    (["run", "{data}", "--model", "{model}", "--out", "{new}", "--max-length", "1"], "max_length"),
+    (["run", "{data}", "--model", "{model}", "--out", "{run}", "--seed", "5", "--budget", "3"],
+     "seed: the store has 0, now it is 5"),
+    (["select", "{run}", "--budget", "500"], "at most 30"),
+    (["select", "{run}", "--budget", "5", "--strategy", "best"], "expected one of grads, random"),
+    (["select", "{run}", "--budget", "5", "--side", "best"], "side"),
+    (["select", "{run}", "--budget", "5", "--alpha", "-1"], "alpha is -1.0"),
+    (["select", "{new}", "--budget", "5"], "no gradient store here"),
+    (["select", "{run}"], "budget"),
+    (["explain", "{new}", "x"], "not a run folder"),
+    (["run", "--config", "{bad}"], "unknown key 'budgett'; known are data, model"),
+    (["run", "--config", "{new}/x.yaml"], "cannot be read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    capsys, world, finished, tmp_path, arguments, message
+):
+    (tmp_path / "bad.yaml").write_text("data: x\nmodel: y\nout: z\nbudgett: 5\n")
+    places = {
+        "data": world / "data.jsonl",
+        "model": world / "model",
+        "run": world / "run",
+        "new": tmp_path / "new",
+        "bad": tmp_path / "bad.yaml",
+    }
+    code, out, err = invoke(capsys, *(a.format(**places) for a in arguments))
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+    last = [line for line in err.splitlines() if line.startswith("gradsift: ")]
+    assert len(last) == 1 or "Usage" in err
+
+
+def test_a_changed_input_is_refused(capsys, world, finished, tmp_path):
+    data = world / "data.jsonl"
+    before = data.read_bytes()
+    data.write_bytes(before + b"\n")
+    try:
+        code, _, err = invoke(capsys, "select", world / "run", "--budget", "3")
+    finally:
+        data.write_bytes(before)
+    assert code == 2
+    assert "changed since the capture" in err
+
+
+def test_dry_run_trains_and_writes_nothing(capsys, world, tmp_path):
+    command = ["capture", world / "data.jsonl", "--model", world / "model", "--dry-run"]
+    code, out, _ = invoke(capsys, *command, "--out", tmp_path / "new", "--json")
+    assert code == 0
+    assert json.loads(out)["estimate"]["n_instances"] == 30
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_line_wins_over_the_file(capsys, world, tmp_path):
+    settings = {
+        "data": str(world / "data.jsonl"),
+        "model": str(world / "model"),
+        "out": str(tmp_path / "run"),
+        "budget": "50%",
+        "sft": {"learning_rate": 1e-4},
+        "lora": {"r": 2},
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    code, out, _ = invoke(capsys, "run", "--config", tmp_path / "c.yaml", "--budget", "4")
+    assert code == 0
+    assert "4 selected" in out
+    resolved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert resolved["budget"] == "4"
+    assert resolved["lora"] == {"r": 2}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["select", "{run}", "--budget", "3"]]
+)
+def test_help_and_select_do_not_import_torch(world, finished, arguments):
+    code = (
+        "import sys; sys.argv = ['gradsift', *sys.argv[1:]]\n"
+        "from gradsift.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    pass\n"
+        "assert not {'torch', 'transformers', 'trl', 'datasets'} & sys.modules.keys()"
+    )
+    filled = [a.format(run=world / "run") for a in arguments]
+    subprocess.run([sys.executable, "-c", code, *filled], check=True, capture_output=True)
