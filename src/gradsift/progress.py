@@ -57,10 +57,10 @@ class _Lines:
         if n_rows < all_rows and now - self._last < SECONDS_BETWEEN_LINES:
             return
         self._last = now
-        left = f"{(all_tokens - n_tokens) / speed:.0f} s left" if speed else "first step"
-        self._console.print(
-            f"capture: {n_rows}/{all_rows} rows, {n_tokens} tokens, {speed:.0f} tokens/s, {left}"
+        pace = (
+            f", {speed:.0f} tokens/s, {(all_tokens - n_tokens) / speed:.0f} s left" if speed else ""
         )
+        self._console.print(f"capture: {n_rows}/{all_rows} rows, {n_tokens} tokens{pace}")
 
 
 class _Speed:

@@ -100,21 +100,22 @@ def capture(
     """
     # Heavy, and only needed here.
     from gradsift.stages.capture import CaptureSettings, capture_pool
-    from gradsift.training.model import find_model
+    from gradsift.training.model import find_model, without_progress_bars
 
-    source = find_model(
-        model,
-        revision=revision,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        tell=listener.note,
-    )
     settings = CaptureSettings(
         max_length, truncation, dict(sft or {}), lora, seed, sketch_rank, save_steps
     )
-    result = capture_pool(
-        pool, source, settings, Path(out).resolve(), listener=listener, dry_run=dry_run
-    )
+    with without_progress_bars():
+        source = find_model(
+            model,
+            revision=revision,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            tell=listener.note,
+        )
+        result = capture_pool(
+            pool, source, settings, Path(out).resolve(), listener=listener, dry_run=dry_run
+        )
     if isinstance(result, GradientStore):
         return CaptureResult(result, None)
     return CaptureResult(None, result)

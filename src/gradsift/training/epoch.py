@@ -106,7 +106,8 @@ class PreliminaryEpoch:
             writer: An open store.
             save_steps: Optimizer updates between two parts (each with a checkpoint); None makes
                 about eight parts.
-            on_progress: Called after each micro-batch with instances and tokens done so far.
+            on_progress: Called at the start and after each micro-batch with instances and tokens
+                done so far.
 
         Returns:
             What was done.
@@ -168,6 +169,7 @@ class _Sitting:
         self._n_tokens = sum(
             len(instance.input_ids) for instance in instances if instance.instance_id in self._seen
         )
+        on_progress(len(self._seen), self._n_tokens)
 
     def add(self, records: list[Record]) -> None:
         for record in records:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from gradsift.data.demo_model import demo_model_path
 from gradsift.gradients.head import HeadTransform
@@ -44,6 +46,22 @@ class ModelSource:
     revision: str | None = None
     dtype: str = "float32"
     trust_remote_code: bool = False
+
+
+@contextmanager
+def without_progress_bars() -> Generator[None, None, None]:
+    """Keep transformers' own bars off stderr, where gradsift shows its progress.
+
+    Yields:
+        Nothing.
+    """
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def find_model(

@@ -1,0 +1,89 @@
+"""The documentation says what the code does. `python tests/test_docs.py` rewrites docs/cli.md."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("run", "capture", "select", "explain", "demo")
+
+
+def command_line_reference() -> str:
+    from gradsift.cli import app
+
+    parts = [
+        "# Command line\n",
+        "Written from `--help` by `python tests/test_docs.py`; a test compares the two.\n",
+    ]
+    for command in ((), *((name,) for name in COMMANDS)):
+        shown = CliRunner().invoke(
+            app, [*command, "--help"], env={"COLUMNS": "100"}, prog_name="gradsift"
+        )
+        title = " ".join(("gradsift", *command))
+        parts.append(f"## {title}\n\n```\n{shown.stdout.strip()}\n```\n")
+    return "\n".join(parts)
+
+
+def test_the_command_line_reference_is_up_to_date():
+    assert (ROOT / "docs/cli.md").read_text(encoding="utf-8") == command_line_reference()
+
+
+def test_every_reason_is_documented():
+    from gradsift.data.example import DROP_REASONS
+
+    text = (ROOT / "docs/formats.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", text, flags=re.MULTILINE))
+    documented = {reason: meaning.replace("`", "").strip() for reason, meaning in rows.items()}
+    assert documented == DROP_REASONS
+
+
+def test_links_in_the_documentation_lead_somewhere():
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_module_is_in_the_architecture():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    for path in (ROOT / "src/gradsift").rglob("*.py"):
+        if path.name not in {"__init__.py", "__main__.py", "version.py", "terms.py"}:
+            assert path.name in text, path
+
+
+def test_the_commands_of_the_readme_work(tmp_path, monkeypatch):
+    """With a tiny model in place of the hub's, and a file of ten rows."""
+    from tiny import save_tiny
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    model = save_tiny("model")
+    rows = [{"prompt": f"what is {i}?", "response": f"it is {i * i}"} for i in range(10)]
+    Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    commands = [
+        line.partition("#")[0].replace(" 5%", " 30%")
+        for line in re.findall(r"^gradsift .*$", readme, flags=re.MULTILINE)
+    ]
+    assert len(commands) == 4
+    for command in commands:
+        words = command.replace("HuggingFaceTB/SmolLM2-135M-Instruct", model).split()
+        words = ["line:2" if word == "ROW_ID" else word for word in words]
+        done = subprocess.run(
+            [sys.executable, "-m", *words], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (command, done.stderr)
+        assert done.stdout
+    (snippet,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    snippet = snippet.replace("HuggingFaceTB/SmolLM2-135M-Instruct", model)
+    done = subprocess.run(
+        [sys.executable, "-c", snippet], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "5 selected + 5 rejected + 0 dropped = 10 rows" in done.stdout
+
+
+if __name__ == "__main__":
+    (ROOT / "docs/cli.md").write_text(command_line_reference(), encoding="utf-8")
