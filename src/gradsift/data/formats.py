@@ -8,6 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradsift.data.example import Chat, Example, Plain, RowError, require_trainable
+from gradsift.data.fields import (
+    optional_text,
+    require,
+    require_list,
+    require_text,
+    tool_schemas,
+    type_name,
+)
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 # Names of turns in ShareGPT files, as found in the wild, and what templates call them.
@@ -133,36 +141,36 @@ def parse_record(
 
 
 def _prompt_completion(record: Mapping[str, Any], columns: Columns) -> Example:
-    prompt, completion = _field(record, "prompt"), _field(record, "completion")
+    prompt, completion = require(record, "prompt"), require(record, "completion")
     if isinstance(prompt, str) and isinstance(completion, str):
         return Plain(prompt, completion)
     if not (isinstance(prompt, list) and isinstance(completion, list)):
         raise RowError(
             "wrong_type",
-            f"prompt is {_kind(prompt)} and completion {_kind(completion)}; both must be text, or "
-            "both lists of messages",
+            f"prompt is {type_name(prompt)} and completion {type_name(completion)}; both "
+            "must be text, or both lists of messages",
         )
     before, _ = _openai_turns(prompt)
     after, train = _openai_turns(completion)
-    return Chat((*before, *after), (*[False] * len(before), *train), _tools(record, "tools"))
+    return Chat((*before, *after), (*[False] * len(before), *train), tool_schemas(record, "tools"))
 
 
 def _messages(record: Mapping[str, Any], columns: Columns) -> Example:
-    turns = _typed(record, columns.messages or "messages", list)
+    turns = require_list(record, columns.messages or "messages")
     messages, train = _openai_turns(turns, columns)
-    return Chat(messages, train, _tools(record, columns.tools or "tools"))
+    return Chat(messages, train, tool_schemas(record, columns.tools or "tools"))
 
 
 def _text(record: Mapping[str, Any], columns: Columns) -> Example:
-    return Plain("", _typed(record, "text", str))
+    return Plain("", require_text(record, "text"))
 
 
 def _alpaca(record: Mapping[str, Any], columns: Columns) -> Example:
     # As LLaMA-Factory reads it: instruction and input joined by a line break, history before them.
-    prompt = _typed(record, columns.prompt or "instruction", str)
-    query = _optional_text(record, columns.query or "input")
+    prompt = require_text(record, columns.prompt or "instruction")
+    query = optional_text(record, columns.query or "input")
     messages: list[dict[str, Any]] = []
-    system = _optional_text(record, columns.system or "system")
+    system = optional_text(record, columns.system or "system")
     if system:
         messages.append({"role": "system", "content": system})
     for pair in record.get(columns.history or "history") or []:
@@ -171,7 +179,7 @@ def _alpaca(record: Mapping[str, Any], columns: Columns) -> Example:
             raise RowError("wrong_type", "history must hold [question, answer] pairs of text")
         messages += _turn_pair(*pair)
     content = "\n".join(part for part in (prompt, query) if part)
-    messages += _turn_pair(content, _typed(record, columns.response or "output", str))
+    messages += _turn_pair(content, require_text(record, columns.response or "output"))
     return _chat(messages, None)
 
 
@@ -181,27 +189,28 @@ def _sharegpt(record: Mapping[str, Any], columns: Columns) -> Example:
     )
     roles = SHAREGPT_ROLES if columns.roles is None else columns.roles
     messages: list[dict[str, Any]] = []
-    system = _optional_text(record, columns.system or "system")
+    system = optional_text(record, columns.system or "system")
     if system:
         messages.append({"role": "system", "content": system})
-    for i, turn in enumerate(_typed(record, name, list)):
+    for i, turn in enumerate(require_list(record, name)):
         if not isinstance(turn, dict):
-            raise RowError("wrong_type", f"turn {i} is {_kind(turn)}, expected an object")
+            raise RowError("wrong_type", f"turn {i} is {type_name(turn)}, expected an object")
         role_tag = columns.role_tag or ("from" if "from" in turn else "role")
         content_tag = columns.content_tag or ("value" if "value" in turn else "content")
-        said, content = _field(turn, role_tag), _typed(turn, content_tag, str)
+        said, content = require(turn, role_tag), require_text(turn, content_tag)
         if said not in roles:
             raise RowError(
                 "unknown_role", f"turn {i} is from {said!r}; known are {', '.join(roles)}"
             )
         messages.append(_sharegpt_turn(roles[said], content))
-    return _chat(messages, _tools(record, columns.tools or "tools"))
+    return _chat(messages, tool_schemas(record, columns.tools or "tools"))
 
 
 def _qa(record: Mapping[str, Any], columns: Columns) -> Example:
-    question, answer = (_typed(record, name, str) for name in (columns.prompt, columns.response))
+    question = require_text(record, columns.prompt)
+    answer = require_text(record, columns.response)
     messages = _turn_pair(question, answer)
-    system = _optional_text(record, columns.system) if columns.system else None
+    system = optional_text(record, columns.system) if columns.system else None
     if system:
         messages.insert(0, {"role": "system", "content": system})
     return _chat(messages, None)
@@ -225,8 +234,8 @@ def _openai_turns(
     messages, train = [], []
     for i, turn in enumerate(turns):
         if not isinstance(turn, dict):
-            raise RowError("wrong_type", f"turn {i} is {_kind(turn)}, expected an object")
-        said = _field(turn, role_tag)
+            raise RowError("wrong_type", f"turn {i} is {type_name(turn)}, expected an object")
+        said = require(turn, role_tag)
         role = said if columns.roles is None else columns.roles.get(said)
         if role not in ROLES:
             raise RowError("unknown_role", f"turn {i} has role {said!r}; known are {ROLES}")
@@ -250,7 +259,7 @@ def _content_text(content: object, i: int) -> str | None:
             return "".join(texts)
         kinds = sorted({str(part.get("type")) for part in content})
         raise RowError("wrong_type", f"turn {i} holds {kinds}; only text is supported")
-    raise RowError("wrong_type", f"turn {i}: content is {_kind(content)}, expected text")
+    raise RowError("wrong_type", f"turn {i}: content is {type_name(content)}, expected text")
 
 
 def _sharegpt_turn(role: str, content: str) -> dict[str, Any]:
@@ -271,39 +280,3 @@ def _chat(messages: list[dict[str, Any]], tools: list[Any] | None) -> Chat:
 
 def _turn_pair(question: str, answer: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def _tools(record: Mapping[str, Any], name: str) -> list[Any] | None:
-    tools = record.get(name)
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except ValueError:
-            raise RowError("wrong_type", f"{name} is text but not JSON") from None
-    if not tools:
-        return None
-    if not isinstance(tools, list):
-        raise RowError("wrong_type", f"{name} is {_kind(tools)}, expected a list")
-    return tools
-
-
-def _field(record: Mapping[str, Any], name: str) -> Any:
-    if record.get(name) is None:
-        raise RowError("missing_field", f"no field {name!r}; found {sorted(record)}")
-    return record[name]
-
-
-def _typed(record: Mapping[str, Any], name: str, kind: type) -> Any:
-    value = _field(record, name)
-    if not isinstance(value, kind):
-        expected = "text" if kind is str else "a list"
-        raise RowError("wrong_type", f"{name} is {_kind(value)}, expected {expected}")
-    return value
-
-
-def _optional_text(record: Mapping[str, Any], name: str) -> str | None:
-    return None if record.get(name) is None else _typed(record, name, str)
-
-
-def _kind(value: object) -> str:
-    return {str: "text", list: "a list", dict: "an object"}.get(type(value), type(value).__name__)

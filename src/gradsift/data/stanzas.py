@@ -11,6 +11,12 @@ import yaml
 from gradsift.data.formats import Columns
 from gradsift.data.llamafactory import dataset_info_entry
 
+# Usual names of the turns, and of role and text inside a turn.
+TURNS = {
+    "messages": ("messages", "role", "content"),
+    "sharegpt": ("conversations", "from", "value"),
+}
+
 
 def write_stanzas(selected: Path, row_format: str, columns: Columns) -> list[Path]:
     """Write stanzas for LLaMA-Factory and axolotl beside a file of selected rows.
@@ -51,24 +57,15 @@ def axolotl_dataset(path: str, row_format: str, columns: Columns) -> dict[str, A
     """
     suffix = Path(path).suffix.lstrip(".")
     file = {"path": path, "ds_type": {"jsonl": "json", "ndjson": "json"}.get(suffix, suffix)}
-    if row_format == "messages":
+    if row_format in TURNS:
+        messages, role, content = TURNS[row_format]
         return {
             **file,
             "type": "chat_template",
-            "field_messages": columns.messages or "messages",
+            "field_messages": columns.messages or messages,
             "message_property_mappings": {
-                "role": columns.role_tag or "role",
-                "content": columns.content_tag or "content",
-            },
-        }
-    if row_format == "sharegpt":
-        return {
-            **file,
-            "type": "chat_template",
-            "field_messages": columns.messages or "conversations",
-            "message_property_mappings": {
-                "role": columns.role_tag or "from",
-                "content": columns.content_tag or "value",
+                "role": columns.role_tag or role,
+                "content": columns.content_tag or content,
             },
         }
     if row_format == "alpaca" and not (columns.prompt or columns.response):

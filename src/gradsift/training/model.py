@@ -105,12 +105,10 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: If there is none, or it cannot be read.
     """
-    try:
+    with _told_plainly("tokenizer", source):
         return AutoTokenizer.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
-    except (OSError, KeyError, ImportError, ValueError) as error:
-        raise ValueError(_cannot_load("tokenizer", source, error)) from error
 
 
 def load_config(source: ModelSource) -> PretrainedConfig:
@@ -125,12 +123,10 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     Raises:
         ValueError: If there is none, or it cannot be read.
     """
-    try:
+    with _told_plainly("configuration", source):
         return AutoConfig.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
-    except (OSError, KeyError, ImportError, ValueError) as error:
-        raise ValueError(_cannot_load("configuration", source, error)) from error
 
 
 def load_model(source: ModelSource) -> PreTrainedModel:
@@ -145,7 +141,7 @@ def load_model(source: ModelSource) -> PreTrainedModel:
     Raises:
         ValueError: If it cannot be loaded.
     """
-    try:
+    with _told_plainly("model", source):
         # Only safetensors: the older format is a pickle, which runs code when it is opened.
         return AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -154,8 +150,6 @@ def load_model(source: ModelSource) -> PreTrainedModel:
             trust_remote_code=source.trust_remote_code,
             use_safetensors=True,
         )
-    except (OSError, KeyError, ImportError, ValueError) as error:
-        raise ValueError(_cannot_load("model", source, error)) from error
 
 
 def track(model: nn.Module) -> TrackedModel:
@@ -247,10 +241,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return "sha256 " + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _cannot_load(what: str, source: ModelSource, error: Exception) -> str:
-    first_line = str(error).strip().split("\n")[0]
-    return (
-        f"cannot load the {what} of {source.name!r}: {first_line} "
-        "Give a folder with config.json, model.safetensors and tokenizer files, a hub id, or "
-        f'"{DEMO_MODEL}".'
-    )
+@contextmanager
+def _told_plainly(what: str, source: ModelSource) -> Generator[None, None, None]:
+    try:
+        yield
+    except (OSError, KeyError, ImportError, ValueError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"cannot load the {what} of {source.name!r}: {first_line} Give a folder with "
+            f'config.json, model.safetensors and tokenizer files, a hub id, or "{DEMO_MODEL}".'
+        ) from error
