@@ -117,7 +117,7 @@ def capture_pool(
             SketchSpec(settings.sketch_rank, settings.seed),
             work_dir,
         )
-        estimate, about = _check_and_estimate(epoch, listener)
+        estimate, about = _check_and_estimate(epoch, settings.save_steps, listener)
     if dry_run:
         return estimate
     manifest = Manifest(
@@ -133,14 +133,14 @@ def capture_pool(
 
 
 def _check_and_estimate(
-    epoch: PreliminaryEpoch, listener: Listener
+    epoch: PreliminaryEpoch, save_steps: int | None, listener: Listener
 ) -> tuple[Estimate, dict[str, object]]:
     check = epoch.check()
     listener.note(
         f"self-check: {check.n_rows} rows equal autograd within {check.worst_relative_error:.1e} "
         f"(allowed {check.tolerance:.0e})"
     )
-    estimate = epoch.estimate()
+    estimate = epoch.estimate(save_steps)
     listener.note(f"estimate: {estimate.sentence()}")
     return estimate, {"self_check": asdict(check), "estimate": asdict(estimate)}
 

@@ -85,13 +85,24 @@ class PreliminaryEpoch:
         """
         return self_check(self.trainer, self._recorder, self._token_counts)
 
-    def estimate(self) -> Estimate:
+    def estimate(self, save_steps: int | None = None) -> Estimate:
         """Time a few steps; nothing is changed by it.
+
+        Args:
+            save_steps: As for `run`.
 
         Returns:
             What the epoch will take.
         """
-        return estimate_cost(self.trainer, self._recorder, self._token_counts, self._seed)
+        n_steps = self._total_steps()
+        return estimate_cost(
+            self.trainer,
+            self._recorder,
+            self._token_counts,
+            n_steps=n_steps,
+            n_checkpoints=(n_steps - 1) // self._steps_between(save_steps, n_steps),
+            seed=self._seed,
+        )
 
     def run(
         self,
@@ -118,7 +129,7 @@ class PreliminaryEpoch:
         resumed_at = self._last_step(writer)
         sitting = _Sitting(self._instances, writer, on_progress)
         skip = SkipNonFiniteSteps(sitting.take_step_is_finite)
-        n_steps = save_steps or -(-self._total_steps() // DEFAULT_N_PARTS)
+        n_steps = self._steps_between(save_steps, self._total_steps())
         self.trainer.add_callback(skip)
         self.trainer.add_callback(SaveEvery(n_steps, sitting.flush))
         self.trainer.record_with(self._recorder, sitting.add)
@@ -139,6 +150,10 @@ class PreliminaryEpoch:
         step = max(whole, default=0)
         writer.keep_until(step)
         return step
+
+    @staticmethod
+    def _steps_between(save_steps: int | None, n_steps: int) -> int:
+        return save_steps or -(-n_steps // DEFAULT_N_PARTS)
 
     def _total_steps(self) -> int:
         args = self.trainer.args

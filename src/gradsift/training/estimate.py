@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ from gradsift.training.sft import RecordingSFTTrainer
 
 SMALL_BATCH = 2
 SECONDS_FOR_A_FULL_BATCH = 2.0
+SCRATCH_ENTRIES = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -47,19 +50,27 @@ class Estimate:
 
 
 def estimate_cost(
-    trainer: RecordingSFTTrainer, recorder: Recorder, token_counts: list[int], seed: int
+    trainer: RecordingSFTTrainer,
+    recorder: Recorder,
+    token_counts: list[int],
+    *,
+    n_steps: int,
+    n_checkpoints: int,
+    seed: int,
 ) -> Estimate:
     """Time a micro-batch with and without recording; nothing is changed by it.
 
     The self-check, which comes before, has warmed everything up.
 
-    The optimizer's update is not timed: on the models for which the time matters it is a few
-    percent of a step.
+    The optimizer's updates are counted by timing AdamW on a small scratch tensor, checkpoints by
+    writing a small scratch file; both scaled to the trained parameters.
 
     Args:
         trainer: Ready to train.
         recorder: Ready to record; attached only while timing.
         token_counts: Tokens of each instance.
+        n_steps: Optimizer updates of the epoch.
+        n_checkpoints: Checkpoints on the way.
         seed: Chooses the rows.
 
     Returns:
@@ -74,13 +85,17 @@ def estimate_cost(
         rows = order[: trainer.args.per_device_train_batch_size]
         plain, recording = (_timed(trainer, rows, who) for who in (None, recorder))
     share = sum(token_counts) / sum(token_counts[i] for i in rows)
+    n_trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    updates = n_steps * _update_seconds(n_trained, trainer.args.device)
+    recording_seconds = recording * share + updates
+    recording_seconds += n_checkpoints * _checkpoint_seconds(n_trained)
     return Estimate(
         n_instances=len(token_counts),
         n_tokens=sum(token_counts),
-        capture_seconds=recording * share,
-        full_sft_seconds=3 * plain * share,
+        capture_seconds=recording_seconds,
+        full_sft_seconds=3 * (plain * share + updates),
         peak_bytes=_peak_bytes(trainer.args.device),
-        tokens_per_second=sum(token_counts) / (recording * share),
+        tokens_per_second=sum(token_counts) / recording_seconds,
     )
 
 
@@ -88,6 +103,28 @@ def _timed(trainer: RecordingSFTTrainer, batch: list[int], recorder: Recorder | 
     started = time.perf_counter()
     probe_step(trainer, batch, recorder)
     return time.perf_counter() - started
+
+
+def _update_seconds(n_parameters: int, device: torch.device) -> float:
+    scratch = torch.nn.Parameter(torch.zeros(min(n_parameters, SCRATCH_ENTRIES), device=device))
+    scratch.grad = torch.ones_like(scratch)
+    optimizer = torch.optim.AdamW([scratch])
+    optimizer.step()  # Allocates its state.
+    started = time.perf_counter()
+    optimizer.step()
+    return (time.perf_counter() - started) * n_parameters / scratch.numel()
+
+
+def _checkpoint_seconds(n_parameters: int) -> float:
+    # Weights and the two moments of AdamW, in float32.
+    n_bytes = 12 * n_parameters
+    scratch = bytes(min(n_bytes, 4 * SCRATCH_ENTRIES))
+    with tempfile.TemporaryFile() as file:
+        started = time.perf_counter()
+        file.write(scratch)
+        file.flush()
+        os.fsync(file.fileno())
+        return (time.perf_counter() - started) * n_bytes / len(scratch)
 
 
 def _peak_bytes(device: torch.device) -> int:
