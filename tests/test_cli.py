@@ -202,6 +202,21 @@ def test_a_changed_input_is_refused(capsys, world, finished, tmp_path):
     assert "changed since the capture" in err
 
 
+def test_a_file_in_the_way_of_the_run_folder_is_one_line(capsys, world, tmp_path):
+    (tmp_path / "taken").write_text("")
+    command = ["capture", world / "data.jsonl", "--model", world / "model"]
+    code, _, err = invoke(capsys, *command, "--out", tmp_path / "taken/run")
+    assert code == 2
+    assert "Not a directory" in err.splitlines()[-1]
+
+
+def test_numbers_in_yaml_are_numbers(tmp_path):
+    from gradsift.config import read_yaml
+
+    (tmp_path / "c.yaml").write_text("a: 1e-4\nb: 2.5E3\nc: 1e5x\nd: '1e-4'\n")
+    assert read_yaml(tmp_path / "c.yaml") == {"a": 1e-4, "b": 2500.0, "c": "1e5x", "d": "1e-4"}
+
+
 def test_dry_run_trains_and_writes_nothing(capsys, world, tmp_path):
     command = ["capture", world / "data.jsonl", "--model", world / "model", "--dry-run"]
     code, out, _ = invoke(capsys, *command, "--out", tmp_path / "new", "--json")

@@ -237,6 +237,10 @@ def main() -> None:
     except ValueError as error:
         typer.echo(f"gradsift: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
+    except OSError as error:
+        where = error.filename or "the file system"
+        typer.echo(f"gradsift: {where}: {error.strerror or error}", err=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("gradsift: stopped; run the same command again to resume", err=True)
         sys.exit(130)

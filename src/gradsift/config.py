@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,7 +98,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ValueError: If it cannot be read, or is not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_SafeLoader)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -121,6 +122,17 @@ def save(config: RunConfig, folder: Path) -> None:
     temporary = folder / f".{CONFIG_NAME}.tmp"
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(folder / CONFIG_NAME)
+
+
+class _SafeLoader(yaml.SafeLoader):
+    """The safe loader, and 1e-4 is a number, as people mean it (YAML 1.1 wants 1.0e-4)."""
+
+
+_SafeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
 
 
 def _one_line(error: ValidationError) -> str:

@@ -186,6 +186,11 @@ def test_what_cannot_be_read_has_a_reason(name):
     assert detail in error.value.detail
 
 
+def test_the_majority_decides():
+    records = [{"messages": []}, {"text": "a"}, {"text": "b"}]
+    assert settle_format(records, None, Columns())[0] == "text"
+
+
 def test_an_unknown_format_names_the_fields():
     with pytest.raises(ValueError, match=r"\['body', 'title'\].*--prompt-column"):
         settle_format([{"title": "x", "body": "y"}], None, Columns())

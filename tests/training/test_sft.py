@@ -236,6 +236,7 @@ def test_a_step_whose_head_was_bypassed_is_refused(tmp_path):
         ({"learning_rat": 1e-4}, "does not know: learning_rat"),
         ({"num_train_epochs": 3}, "num_train_epochs: the preliminary epoch is one epoch"),
         ({"packing": True}, "packing: packed rows lose their identity"),
+        ({"learning_rate": "fast"}, "learning_rate is the text 'fast', expected a float"),
         ({"optim": "no-such"}, "sft settings: .*no-such"),
     ],
 )

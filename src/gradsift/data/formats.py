@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,17 +85,27 @@ def settle_format(
     Raises:
         ValueError: If no format fits; names the fields found.
     """
+    if columns.prompt and columns.response:
+        row_format = row_format or "qa"
     fields = set().union(*records) if records else set()
-    row_format = row_format or _detect(fields, columns)
+    if row_format is None:
+        # The majority decides: a stray row in a file of another format is dropped, with its reason.
+        found = Counter(filter(None, map(_format_of, map(set, records)))).most_common(1)
+        if not found:
+            raise ValueError(
+                f"the row format is not recognised from the fields {sorted(fields)}. Known: "
+                "messages; conversations (sharegpt); prompt + completion; instruction + output "
+                "(alpaca); question + answer (qa); text. Name two columns with --prompt-column and "
+                "--response-column, or force one with --format."
+            )
+        row_format = found[0][0]
     if row_format == "qa" and columns.prompt is None:
         prompt, response = next((p for p in QA_PAIRS if set(p) <= fields), QA_PAIRS[0])
         columns = replace(columns, prompt=prompt, response=response)
     return row_format, columns
 
 
-def _detect(fields: set[str], columns: Columns) -> str:
-    if columns.prompt and columns.response:
-        return "qa"
+def _format_of(fields: set[str]) -> str | None:
     if "messages" in fields:
         return "messages"
     if "conversations" in fields or "conversation" in fields:
@@ -105,14 +116,7 @@ def _detect(fields: set[str], columns: Columns) -> str:
         return "alpaca"
     if any(set(pair) <= fields for pair in QA_PAIRS):
         return "qa"
-    if "text" in fields:
-        return "text"
-    raise ValueError(
-        f"the row format is not recognised from the fields {sorted(fields)}. Known: "
-        "messages; conversations (sharegpt); prompt + completion; instruction + output (alpaca); "
-        "question + answer (qa); text. Name two columns with --prompt-column and "
-        "--response-column, or force one with --format."
-    )
+    return "text" if "text" in fields else None
 
 
 def parse_record(

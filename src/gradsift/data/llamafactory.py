@@ -71,6 +71,8 @@ def dataset_info_entry(file_name: str, row_format: str, columns: Columns) -> dic
         usual = {"prompt": "instruction", "query": "input", "response": "output"}
         given = {key: name or usual.get(key) for key, name in names.items()}
         return {"file_name": file_name, "columns": {k: v for k, v in given.items() if v}}
+    if row_format == "text":
+        return {"file_name": file_name, "columns": {"prompt": "text"}}
     if row_format == "qa":
         named = {"prompt": columns.prompt, "response": columns.response, "system": columns.system}
         return {"file_name": file_name, "columns": {k: v for k, v in named.items() if v}}

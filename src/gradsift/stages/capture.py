@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from gradsift.data.example import Plain
 from gradsift.data.instances import NOTES, Instances, build_instances
 from gradsift.data.pool import Pool
 from gradsift.gradients.recorder import SketchSpec
@@ -212,6 +213,7 @@ def _about(pool: Pool, source: ModelSource, instances: Instances) -> dict[str, o
         "data": asdict(pool.source),
         "data_sha256": pool.sha256,
         "row_format": pool.row_format,
+        "text_pairs": any(isinstance(row.example, Plain) for row in pool.rows),
         "columns": asdict(pool.columns),
         "notes": dict(instances.notes),
     }

@@ -116,6 +116,9 @@ def select_from_store(
     if weights:
         decisions = decisions.append_column("weight", _weights(decisions))
     write_parquet(folder / DECISIONS, decisions)
+    if store.manifest.about["text_pairs"] and row_format == "prompt_completion":
+        # Pairs of text; trainers know them as columns of a question and an answer.
+        row_format, columns = "qa", Columns(prompt="prompt", response="completion")
     written = tuple(write_stanzas(selected_file, row_format, columns))
     result = SelectResult(
         folder, selected_file, selection, _counts(table, store, selection), written

@@ -84,6 +84,11 @@ def sft_config(settings: SFTSettings, output_dir: Path) -> SFTConfig:
     unknown = sorted(settings.sft.keys() - SFTConfig.__dataclass_fields__.keys())
     if unknown:
         raise ValueError(f"sft settings that trl's SFTConfig does not know: {', '.join(unknown)}.")
+    for key, value in settings.sft.items():
+        usual = SFTConfig.__dataclass_fields__[key].default
+        if isinstance(usual, int | float) and isinstance(value, str):
+            kind = type(usual).__name__
+            raise ValueError(f"sft setting {key} is the text {value!r}, expected a {kind}.")
     on_cpu = not torch.accelerator.is_available()
     defaults = {"bf16": False, "gradient_checkpointing": False, "use_cpu": True} if on_cpu else {}
     with warnings.catch_warnings():
