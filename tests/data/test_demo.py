@@ -52,6 +52,8 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
 
 def test_the_model_is_converted_once_whole_and_checked(tmp_path, monkeypatch):
     """The real thing: half a minute."""
+    import gguf
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     monkeypatch.setenv(demo_model.CACHE_VARIABLE, str(tmp_path))
@@ -63,6 +65,13 @@ def test_the_model_is_converted_once_whole_and_checked(tmp_path, monkeypatch):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.lm_head.weight is model.model.embed_tokens.weight
+    tensors = {t.name: t for t in gguf.GGUFReader(demo_model._gguf_file()).tensors}
+    for theirs, ours in (
+        ("token_embd.weight", model.model.embed_tokens.weight),
+        ("blk.29.ffn_down.weight", model.model.layers[29].mlp.down_proj.weight),
+    ):
+        expected = gguf.dequantize(tensors[theirs].data, tensors[theirs].tensor_type)
+        assert torch.equal(ours, torch.from_numpy(expected))
     question = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt")
     reply = model.generate(**ids, max_new_tokens=12, do_sample=False)
@@ -71,4 +80,7 @@ def test_the_model_is_converted_once_whole_and_checked(tmp_path, monkeypatch):
         file.seek(10**6)
         file.write(b"changed")
     with pytest.raises(ValueError, match=r"changed since it was converted: model\.safetensors"):
+        demo_model_path()
+    (folder / demo_model.CHECKSUMS).unlink()
+    with pytest.raises(ValueError, match=r"changed since it was converted: checksums\.json"):
         demo_model_path()

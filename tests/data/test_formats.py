@@ -1,10 +1,12 @@
 import pytest
 
+from gradsift.data.detection import settle_format
 from gradsift.data.example import Chat, Plain, RowError
-from gradsift.data.formats import Columns, parse_record, settle_format
+from gradsift.data.formats import Columns, parse_record
 
 U = {"role": "user", "content": "hi"}
 A = {"role": "assistant", "content": "yo"}
+SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 GOOD = {
@@ -114,6 +116,16 @@ GOOD = {
         "sharegpt",
         Chat((U, A), (False, True)),
     ),
+    "a system turn goes before the system field": (
+        {"conversations": [{"from": "system", "value": "a"}, *SHAREGPT], "system": "b"},
+        "sharegpt",
+        Chat(({"role": "system", "content": "a"}, U, A), (False, False, True)),
+    ),
+    "ShareGPT turns under messages": (
+        {"messages": SHAREGPT},
+        "sharegpt",
+        Chat((U, A), (False, True)),
+    ),
     "question and answer": ({"question": "hi", "answer": "yo"}, "qa", Chat((U, A), (False, True))),
     "prompt and response": ({"prompt": "hi", "response": "yo"}, "qa", Chat((U, A), (False, True))),
 }
@@ -173,15 +185,41 @@ BAD = {
         "wrong_type",
         "history",
     ),
+    "history is a number": (
+        {"instruction": "a", "output": "b", "history": 5},
+        "alpaca",
+        "wrong_type",
+        "history",
+    ),
     "tools": ({"messages": [U, A], "tools": "{nope"}, "messages", "wrong_type", "JSON"),
+    "tools nested too deeply": (
+        {"messages": [U, A], "tools": "[" * 100_000},
+        "messages",
+        "wrong_type",
+        "JSON",
+    ),
+    "role is a list": ({"messages": [{**U, "role": ["user"]}]}, "messages", "wrong_type", "role"),
+    "from is a list": (
+        {"conversations": [{"from": ["human"], "value": "x"}]},
+        "sharegpt",
+        "wrong_type",
+        "from",
+    ),
+    "a call that is a number": (
+        {"conversations": [{"from": "function_call", "value": "3"}]},
+        "sharegpt",
+        "wrong_type",
+        "function_call",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_what_cannot_be_read_has_a_reason(name):
     record, row_format, reason, detail = BAD[name]
+    _, columns = settle_format([record], row_format, Columns())
     with pytest.raises(RowError) as error:
-        parse_record(record, row_format, Columns(), "all")
+        parse_record(record, row_format, columns, "all")
     assert error.value.reason == reason
     assert detail in error.value.detail
 
@@ -194,3 +232,37 @@ def test_the_majority_decides():
 def test_an_unknown_format_names_the_fields():
     with pytest.raises(ValueError, match=r"\['body', 'title'\].*--prompt-column"):
         settle_format([{"title": "x", "body": "y"}], None, Columns())
+
+
+def test_rows_of_either_kind_of_turn_in_one_file():
+    records = [{"conversations": SHAREGPT}, {"conversations": [U, A]}]
+    found, columns = settle_format(records, None, Columns())
+    for record in records:
+        assert parse_record(record, found, columns, "all").messages == (U, A)
+
+
+def test_a_system_column_named_by_the_user_reaches_messages():
+    record = {"messages": [U, A], "s": "be"}
+    found, columns = settle_format([record], None, Columns(system="s"))
+    example = parse_record(record, found, columns, "all")
+    assert example.messages[0] == {"role": "system", "content": "be"}
+    assert example.train == (False, False, True)
+
+
+@pytest.mark.parametrize(
+    ("record", "row_format", "columns", "message"),
+    [
+        (
+            {"messages": [U], "conversations": SHAREGPT},
+            None,
+            Columns(),
+            "messages and conversations; choose",
+        ),
+        ({"text": "x", "s": "y"}, None, Columns(system="s"), "take no --system-column"),
+        ({"text": "x"}, "text", Columns(prompt="text", response="text"), "leave out"),
+        ({"q": "x", "a": "y"}, None, Columns(prompt="q", response="aa"), "no row has a field 'aa'"),
+    ],
+)
+def test_columns_that_would_be_ignored_are_refused(record, row_format, columns, message):
+    with pytest.raises(ValueError, match=message):
+        settle_format([record], row_format, columns)

@@ -80,6 +80,43 @@ def test_a_prompt_that_is_no_prefix_is_counted():
     assert build(chat("hi", "yo"))[0].notes["prompt_not_prefix"] == 0
 
 
+# As Qwen3 does: thinking is shown in the last turn only.
+THINKING_LAST = CHAT_TEMPLATE.replace(
+    "m['content'] +", "(m['content'] if loop.last else m['content'].split('</think>')[-1]) +"
+)
+# An earlier answer is not shown at all.
+ANSWERS_FORGOTTEN = CHAT_TEMPLATE.replace(
+    "m['content'] + '</s>'",
+    "(m['content'] + '</s>' if loop.last or m['role'] == 'user' else '')",
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "trained", "rewritten", "not_found"),
+    [
+        (CHAT_TEMPLATE, "<think>a</think>yo</s><think>b</think>end</s>", 0, 0),
+        (THINKING_LAST, "yo</s><think>b</think>end</s>", 1, 0),
+        (ANSWERS_FORGOTTEN, "<think>b</think>end</s>", 1, 1),
+    ],
+)
+def test_turns_that_are_rendered_otherwise_later_are_found_or_counted(
+    template, trained, rewritten, not_found
+):
+    example = chat("hi", "<think>a</think>yo", "more", "<think>b</think>end")
+    result, tokenizer = build(example, template)
+    assert response(result, tokenizer) == trained
+    assert result.notes["turn_rewritten"] == rewritten
+    assert result.notes["turn_not_found"] == not_found
+
+
+@pytest.mark.parametrize("answer", ["yo", "also", " a", ""])
+def test_what_a_template_puts_before_a_first_answer_is_not_the_response(answer):
+    template = "<|system|>be kind</s>" + CHAT_TEMPLATE
+    example = chat(answer, "more", "end", roles=("assistant", "user"))
+    result, tokenizer = build(example, template)
+    assert response(result, tokenizer) == f"{answer}</s>end</s>"
+
+
 def test_without_a_template_the_rendering_is_plain_and_counted():
     example = Chat(
         ({"role": "system", "content": "be"}, *chat("hi", "yo").messages), (False, False, True)

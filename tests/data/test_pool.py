@@ -170,6 +170,24 @@ def test_traps_of_csv(tmp_path):
     assert out.read_bytes() == (b'\xef\xbb\xbfquestion,answer\r\nq0,"a\r\n""0"""\r\nq3,"a,3"\n')
 
 
+def test_a_quoted_header_after_a_byte_order_mark_or_with_tabs(tmp_path):
+    for name, content in {
+        "d.csv": b'\xef\xbb\xbf"question","answer"\nq,a\n',
+        "d.tsv": b'"question"\t"answer"\nq\ta\n',
+    }.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        pool = load_pool(str(path))
+        assert pool.rows[0].example.messages[1]["content"] == "a"
+        assert write_rows(pool.source, places(pool, bool), tmp_path / "o").read_bytes() == content
+
+
+def test_a_row_that_is_no_csv_leaves_the_next_one_alone(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_bytes(b'question,answer\n"a\xff"x,b\nq,a\n')
+    assert [row.reason for row in load_pool(str(path)).rows] == ["unreadable_line", None]
+
+
 def test_a_json_file_of_lines_is_read_as_lines(tmp_path):
     path = tmp_path / "d.json"
     write_jsonl(path)
@@ -197,6 +215,49 @@ def test_ids(tmp_path):
     assert [row.reason for row in named.rows][3:] == ["missing_field"] * 2
 
 
+def test_every_id_is_unique_and_a_usable_row_keeps_its_own(tmp_path):
+    path = tmp_path / "d.jsonl"
+    ids = ["a", "a", "a_", "a#row1", "b", "b", 7, 7]
+    empty = (4, 6)
+    rows = [{"id": own, "text": "" if i in empty else f"{i}"} for i, own in enumerate(ids)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    pool = load_pool(str(path))
+    assert [row.reason for row in pool.rows] == [
+        None,
+        "duplicate_id",
+        None,
+        None,
+        "empty_response",
+        None,
+        "empty_response",
+        None,
+    ]
+    usable = [row.instance_id for row in pool.rows if row.example is not None]
+    assert usable == ["a", "a_", "a#row1", "b", "7"]
+    assert len({row.instance_id for row in pool.rows}) == len(rows)
+
+
+def test_ids_stay_short_where_all_rows_have_the_same(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(json.dumps({"id": "0", "text": str(i)}) for i in range(500)))
+    assert max(len(row.instance_id) for row in load_pool(str(path)).rows) <= len("0#row499")
+
+
+@pytest.mark.parametrize("field", ["text", "id"])
+def test_half_a_surrogate_pair_can_be_stored_or_is_dropped(tmp_path, field):
+    path = tmp_path / "d.jsonl"
+    bad = json.dumps({"id": "a", "text": "x", field: "\ud83d"})
+    path.write_text(bad + '\n{"id": "b", "text": "ok"}\n')
+    pool = load_pool(str(path))
+    assert [row.reason for row in pool.rows] == [
+        "unreadable_line" if field == "text" else None,
+        None,
+    ]
+    for row in pool.rows:
+        row.instance_id.encode()
+        (row.detail or "").encode()
+
+
 def test_ids_without_an_id_field_do_not_depend_on_the_order(tmp_path):
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     lines = [json.dumps({"text": str(i)}) for i in range(4)]
@@ -210,12 +271,25 @@ def test_ids_without_an_id_field_do_not_depend_on_the_order(tmp_path):
     ("name", "content", "options", "message"),
     [
         ("d.txt", "x", {}, r"files ending in \.txt are not read"),
-        ("d.jsonl", "", {}, "there are no rows|not recognised"),
+        ("d.jsonl", "", {}, "there are no rows"),
+        ("d.jsonl", "{x\n{y", {}, "none of the 2 rows can be read; line 1: not JSON"),
+        ("d.jsonl", '{"text": "x"}', {"split": "train"}, "no splits"),
+        ("d.jsonl", '{"text": "x"}', {"train_on": "first"}, "known are all, last"),
+        ("d.jsonl", '{"text": "x"}', {"dataset_info": "i", "row_format": "text"}, "leave out"),
+        ("d.json", '{"data": [{"text": "x"}]}', {}, r"under 'data'.*jq"),
+        ("d.json", '{\n"v": 1, "data": [\n{"text": "x"}]}', {}, r"under 'data'.*jq"),
+        ("d.json", '{\n"text": "x"\n}', {}, "one object over several lines"),
+        ("d.json", '[{"text": "x"}] x', {}, r"nothing after the array's \], found 'x'"),
+        ("d.json", '[{"text": "x"},]', {}, "comma after the last element"),
+        ("d.json", "[" * 100_000, {}, "not JSON"),
+        ("d.csv", "\nquestion,answer\nq,a", {}, "line 1 is blank"),
+        ("d.csv", "question,answer,answer\nq,a,b", {}, r"found twice: \['answer'\]"),
+        ("d.csv", "question,answer\rq,a\r", {}, "Lines must end in"),
         ("d.jsonl", '{"a": 1}', {}, "fields \\['a'\\]"),
         ("d.jsonl", '{"text": ""}', {}, "none of the 1 rows is usable.*empty_response 1.*line 1"),
         ("d.jsonl", '{"text": "x"}', {"row_format": "nope"}, "known are prompt_completion"),
         ("d.jsonl", '{"text": "x"}', {"prompt_column": "x"}, "belong together"),
-        ("d.json", '{"text": ', {}, "not JSON|none of|not recognised"),
+        ("d.json", '{"text": ', {}, "none of the 1 rows can be read"),
         ("d.json", '[{"text": "x"} {"text": "y"}]', {}, "expected a comma"),
         ("d.json", '[{"text": "x"', {}, "not JSON"),
         ("d.csv", "", {}, "file is empty"),
@@ -233,7 +307,10 @@ def test_sources_that_cannot_be_read(tmp_path, name, content, options, message):
 def test_nothing_there():
     with pytest.raises(ValueError, match="there is no such file"):
         find_source("nowhere.jsonl", None)
+    with pytest.raises(ValueError, match="there is no such file"):
+        find_source("folder/data.jsonl", None)
     assert find_source("someone/some-data", None).container == "hub"
+    assert find_source("teknium/OpenHermes-2.5", None).container == "hub"
 
 
 def test_dataset_info(tmp_path):
@@ -267,3 +344,7 @@ def test_a_split_has_to_be_named(tmp_path):
     with pytest.raises(ValueError, match="splits train, test"):
         load_pool(str(folder))
     assert len(load_pool(str(folder), split="test").rows) == 1
+    single = tmp_path / "single"
+    Dataset.from_list(ROWS).save_to_disk(str(single))
+    with pytest.raises(ValueError, match="has no splits"):
+        load_pool(str(single), split="train")

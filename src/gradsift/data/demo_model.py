@@ -81,7 +81,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     )
     # transformers refuses to save what it read from GGUF, and to train what says it is quantised.
     config = quantised.config
-    del config.quantization_config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     model = type(quantised)(config)
     model.load_state_dict(quantised.state_dict())
     model.tie_weights()
@@ -93,8 +94,13 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _verify(folder: Path) -> None:
-    sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-    changed = [name for name, sha256 in sums.items() if _sha256(folder / name) != sha256]
+    file = folder / CHECKSUMS
+    sums = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {CHECKSUMS: ""}
+    changed = [
+        name
+        for name, sha256 in sums.items()
+        if not (folder / name).exists() or _sha256(folder / name) != sha256
+    ]
     if changed:
         raise ValueError(
             f"{folder}: changed since it was converted: {', '.join(changed)}. Remove the folder; "

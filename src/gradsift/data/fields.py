@@ -65,17 +65,17 @@ def require_list(record: Mapping[str, Any], name: str) -> list[Any]:
     return value
 
 
-def optional_text(record: Mapping[str, Any], name: str) -> str | None:
-    """Return a field that must be text if it is there and not null."""
-    return None if record.get(name) is None else require_text(record, name)
+def optional_text(record: Mapping[str, Any], name: str | None) -> str | None:
+    """Return a field that must be text if it has a name, is there and is not null."""
+    return None if name is None or record.get(name) is None else require_text(record, name)
 
 
-def tool_schemas(record: Mapping[str, Any], name: str) -> list[Any] | None:
+def tool_schemas(record: Mapping[str, Any], name: str | None) -> list[Any] | None:
     """Return tool schemas, a list or JSON text of one.
 
     Args:
         record: Fields by name.
-        name: Of the field.
+        name: Of the field; None where the rows have none.
 
     Returns:
         The schemas, or None where there are none.
@@ -83,11 +83,11 @@ def tool_schemas(record: Mapping[str, Any], name: str) -> list[Any] | None:
     Raises:
         RowError: wrong_type.
     """
-    schemas = record.get(name)
+    schemas = None if name is None else record.get(name)
     if isinstance(schemas, str) and schemas.strip():
         try:
             schemas = json.loads(schemas)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise RowError("wrong_type", f"{name} is text but not JSON") from None
     if not schemas:
         return None

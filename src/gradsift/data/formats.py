@@ -1,11 +1,10 @@
-"""The row formats of the SFT community: detect one, and read a record as an example."""
+"""The row formats of the SFT community: read a record as an example."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from gradsift.data.example import Chat, Example, Plain, RowError, require_trainable
@@ -32,17 +31,14 @@ SHAREGPT_ROLES = {
     "tool": "tool",
     "function_call": "function_call",
 }
-QA_PAIRS = (
-    ("question", "answer"),
-    ("prompt", "response"),
-    ("query", "response"),
-    ("input", "output"),
-)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the fields that a format reads; None means the format's usual name.
+    """Names of the fields that a format reads.
+
+    None means the usual name for what a format cannot do without, and "these rows have none" for
+    input, system prompt, history and tools.
 
     Attributes:
         prompt: Of the question, or Alpaca's instruction.
@@ -67,56 +63,6 @@ class Columns:
     role_tag: str | None = None
     content_tag: str | None = None
     roles: Mapping[str, str] | None = None
-
-
-def settle_format(
-    records: Sequence[Mapping[str, Any]], row_format: str | None, columns: Columns
-) -> tuple[str, Columns]:
-    """Detect the format if it is not given, and the names of a question and an answer.
-
-    Args:
-        records: Some readable records, from the file's start.
-        row_format: A key of ROW_FORMATS, or None to detect it.
-        columns: Fields named by the user.
-
-    Returns:
-        The format, and the columns; for `qa` both are named.
-
-    Raises:
-        ValueError: If no format fits; names the fields found.
-    """
-    if columns.prompt and columns.response:
-        row_format = row_format or "qa"
-    fields = set().union(*records) if records else set()
-    if row_format is None:
-        # The majority decides: a stray row in a file of another format is dropped, with its reason.
-        found = Counter(filter(None, map(_format_of, map(set, records)))).most_common(1)
-        if not found:
-            raise ValueError(
-                f"the row format is not recognised from the fields {sorted(fields)}. Known: "
-                "messages; conversations (sharegpt); prompt + completion; instruction + output "
-                "(alpaca); question + answer (qa); text. Name two columns with --prompt-column and "
-                "--response-column, or force one with --format."
-            )
-        row_format = found[0][0]
-    if row_format == "qa" and columns.prompt is None:
-        prompt, response = next((p for p in QA_PAIRS if set(p) <= fields), QA_PAIRS[0])
-        columns = replace(columns, prompt=prompt, response=response)
-    return row_format, columns
-
-
-def _format_of(fields: set[str]) -> str | None:
-    if "messages" in fields:
-        return "messages"
-    if "conversations" in fields or "conversation" in fields:
-        return "sharegpt"
-    if {"prompt", "completion"} <= fields:
-        return "prompt_completion"
-    if {"instruction", "output"} <= fields:
-        return "alpaca"
-    if any(set(pair) <= fields for pair in QA_PAIRS):
-        return "qa"
-    return "text" if "text" in fields else None
 
 
 def parse_record(
@@ -145,7 +91,8 @@ def parse_record(
 
 
 def _prompt_completion(record: Mapping[str, Any], columns: Columns) -> Example:
-    prompt, completion = require(record, "prompt"), require(record, "completion")
+    prompt = require(record, columns.prompt or "prompt")
+    completion = require(record, columns.response or "completion")
     if isinstance(prompt, str) and isinstance(completion, str):
         return Plain(prompt, completion)
     if not (isinstance(prompt, list) and isinstance(completion, list)):
@@ -156,28 +103,33 @@ def _prompt_completion(record: Mapping[str, Any], columns: Columns) -> Example:
         )
     before, _ = _openai_turns(prompt)
     after, train = _openai_turns(completion)
-    return Chat((*before, *after), (*[False] * len(before), *train), tool_schemas(record, "tools"))
+    tools = tool_schemas(record, columns.tools)
+    return Chat((*before, *after), (*[False] * len(before), *train), tools)
 
 
 def _messages(record: Mapping[str, Any], columns: Columns) -> Example:
     turns = require_list(record, columns.messages or "messages")
     messages, train = _openai_turns(turns, columns)
-    return Chat(messages, train, tool_schemas(record, columns.tools or "tools"))
+    system = optional_text(record, columns.system)
+    if system and not _opens_with_system(messages):
+        messages, train = ({"role": "system", "content": system}, *messages), (False, *train)
+    return Chat(messages, train, tool_schemas(record, columns.tools))
 
 
 def _text(record: Mapping[str, Any], columns: Columns) -> Example:
-    return Plain("", require_text(record, "text"))
+    return Plain("", require_text(record, columns.prompt or "text"))
 
 
 def _alpaca(record: Mapping[str, Any], columns: Columns) -> Example:
     # As LLaMA-Factory reads it: instruction and input joined by a line break, history before them.
     prompt = require_text(record, columns.prompt or "instruction")
-    query = optional_text(record, columns.query or "input")
+    query = optional_text(record, columns.query)
     messages: list[dict[str, Any]] = []
-    system = optional_text(record, columns.system or "system")
+    system = optional_text(record, columns.system)
     if system:
         messages.append({"role": "system", "content": system})
-    for pair in record.get(columns.history or "history") or []:
+    history = record.get(columns.history) if columns.history else None
+    for pair in history if isinstance(history, list) else [history] if history else []:
         texts = isinstance(pair, list) and all(isinstance(text, str) for text in pair)
         if not texts or len(pair) != 2:
             raise RowError("wrong_type", "history must hold [question, answer] pairs of text")
@@ -193,28 +145,29 @@ def _sharegpt(record: Mapping[str, Any], columns: Columns) -> Example:
     )
     roles = SHAREGPT_ROLES if columns.roles is None else columns.roles
     messages: list[dict[str, Any]] = []
-    system = optional_text(record, columns.system or "system")
-    if system:
-        messages.append({"role": "system", "content": system})
     for i, turn in enumerate(require_list(record, name)):
         if not isinstance(turn, dict):
             raise RowError("wrong_type", f"turn {i} is {type_name(turn)}, expected an object")
         role_tag = columns.role_tag or ("from" if "from" in turn else "role")
         content_tag = columns.content_tag or ("value" if "value" in turn else "content")
-        said, content = require(turn, role_tag), require_text(turn, content_tag)
+        said, content = require_text(turn, role_tag), require_text(turn, content_tag)
         if said not in roles:
             raise RowError(
                 "unknown_role", f"turn {i} is from {said!r}; known are {', '.join(roles)}"
             )
         messages.append(_sharegpt_turn(roles[said], content))
-    return _chat(messages, tool_schemas(record, columns.tools or "tools"))
+    system = optional_text(record, columns.system)
+    if system and not _opens_with_system(messages):
+        # As LLaMA-Factory does: a system turn of its own is worth more than the field.
+        messages.insert(0, {"role": "system", "content": system})
+    return _chat(messages, tool_schemas(record, columns.tools))
 
 
 def _qa(record: Mapping[str, Any], columns: Columns) -> Example:
     question = require_text(record, columns.prompt)
     answer = require_text(record, columns.response)
     messages = _turn_pair(question, answer)
-    system = optional_text(record, columns.system) if columns.system else None
+    system = optional_text(record, columns.system)
     if system:
         messages.insert(0, {"role": "system", "content": system})
     return _chat(messages, None)
@@ -239,10 +192,15 @@ def _openai_turns(
     for i, turn in enumerate(turns):
         if not isinstance(turn, dict):
             raise RowError("wrong_type", f"turn {i} is {type_name(turn)}, expected an object")
-        said = require(turn, role_tag)
+        said = require_text(turn, role_tag)
         role = said if columns.roles is None else columns.roles.get(said)
+        if role == "function_call":
+            messages.append(_sharegpt_turn(role, require_text(turn, content_tag)))
+            train.append(True)
+            continue
         if role not in ROLES:
-            raise RowError("unknown_role", f"turn {i} has role {said!r}; known are {ROLES}")
+            known = ", ".join(ROLES if columns.roles is None else columns.roles)
+            raise RowError("unknown_role", f"turn {i} has role {said!r}; known are {known}")
         content = _content_text(turn.get(content_tag), i)
         if content is None and not turn.get("tool_calls"):
             raise RowError("missing_field", f"turn {i} has neither {content_tag} nor tool_calls")
@@ -271,11 +229,17 @@ def _sharegpt_turn(role: str, content: str) -> dict[str, Any]:
         return {"role": role, "content": content}
     try:
         call = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RowError("wrong_type", "a function_call turn does not hold JSON") from None
     calls = call if isinstance(call, list) else [call]
+    if not calls or not all(isinstance(call, dict) for call in calls):
+        raise RowError("wrong_type", "a function_call turn holds no object with name and arguments")
     tool_calls = [{"type": "function", "function": call} for call in calls]
     return {"role": "assistant", "content": "", "tool_calls": tool_calls}
+
+
+def _opens_with_system(messages: Sequence[dict[str, Any]]) -> bool:
+    return bool(messages) and messages[0]["role"] in ("system", "developer")
 
 
 def _chat(messages: list[dict[str, Any]], tools: list[Any] | None) -> Chat:

@@ -24,6 +24,10 @@ NOTES = {
     "has no chat template",
     "prompt_not_prefix": "rows whose tokenized prompt is no prefix of prompt + response; their "
     "response begins where the two diverge",
+    "turn_rewritten": "rows with a trained turn that the template renders otherwise once the "
+    "conversation goes on (old thinking left out); its response is what is still there",
+    "turn_not_found": "rows with a trained turn of which the whole conversation shows nothing; "
+    "that turn is not trained on",
     "double_bos": "rows that begin with two begin-of-sequence tokens",
     "control_tokens_in_text": "rows with control tokens of the tokenizer inside their own text",
     "truncated": "rows cut to the maximum length",

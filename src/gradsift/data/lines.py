@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gradsift.data.source import RawRow
 
@@ -52,7 +52,7 @@ def write_rows(
     temporary = destination.with_name(f".{destination.name}.tmp")
     with path.open("rb") as source, temporary.open("wb") as target:
         if container == "csv":
-            target.write(_csv_header(source.readline, source))
+            target.write(_csv_header(source, _delimiter(path)))
         if container == "json":
             target.write(b"[")
         for position, (_, start, end) in enumerate(rows):
@@ -69,18 +69,6 @@ def write_rows(
     return destination
 
 
-def parse_line(content: bytes) -> dict[str, Any]:
-    """Read one JSON object from a row's bytes.
-
-    Args:
-        content: The bytes of the row.
-
-    Returns:
-        Its fields.
-    """
-    return json.loads(content)
-
-
 def _jsonl(path: Path) -> Iterator[RawRow]:
     index, start = 0, 0
     with path.open("rb") as file:
@@ -95,9 +83,10 @@ def _jsonl(path: Path) -> Iterator[RawRow]:
             start = end
 
 
-def _parse_object(content: bytes | str) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
+def _parse_object(content: bytes) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
     try:
-        value = json.loads(content)
+        # Given bytes, json would guess UTF-16 and let half surrogate pairs pass.
+        value = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         return None, ("unreadable_line", f"not UTF-8: {error.reason} at byte {error.start}")
     except RecursionError:
@@ -125,7 +114,7 @@ def _json(path: Path) -> Iterator[RawRow]:
     while text[at : at + 1] != "]":
         try:
             value, stop = decoder.raw_decode(text, at)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path}: not JSON: {error}. A JSON array is read whole or not at all; JSON lines "
                 "(.jsonl) survive a broken row."
@@ -144,8 +133,13 @@ def _json(path: Path) -> Iterator[RawRow]:
         at = _skip_space(text, stop)
         if text[at : at + 1] == ",":
             at = _skip_space(text, at + 1)
+            if text[at : at + 1] == "]":
+                raise ValueError(f"{path}: line {line}: a comma after the last element; remove it.")
         elif text[at : at + 1] != "]":
             raise ValueError(f"{path}: line {line}: expected a comma or ] after element {index}.")
+    rest = text[at + 1 :].strip(" \t\r\n")
+    if rest:
+        raise ValueError(f"{path}: expected nothing after the array's ], found {rest[:20]!r}.")
 
 
 def _skip_space(text: str, at: int) -> int:
@@ -155,16 +149,12 @@ def _skip_space(text: str, at: int) -> int:
 
 
 def _csv(path: Path) -> Iterator[RawRow]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     # A field may be as long as an answer is.
     csv.field_size_limit(2**31 - 1)
     with path.open("rb") as file:
         lines = _CountingLines(file)
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        header = next(reader, None)
-        if header is None:
-            raise ValueError(f"{path}: the file is empty; expected a line with column names.")
-        header[0] = header[0].removeprefix("\ufeff")
+        reader = csv.reader(lines, delimiter=_delimiter(path), strict=True)
+        header = _column_names(path, reader)
         index = 0
         while True:
             start, line = lines.byte, lines.count + 1
@@ -174,6 +164,7 @@ def _csv(path: Path) -> Iterator[RawRow]:
                 return
             except csv.Error as problem:
                 fields, error = None, ("unreadable_line", f"not CSV: {problem}")
+                lines.take_bad()
             else:
                 error = _csv_error(fields, header, lines)
             if fields == []:
@@ -193,10 +184,31 @@ def _csv_error(
     return None
 
 
-def _csv_header(readline: Any, file: Any) -> bytes:
-    """Return the bytes of the header, which may span lines where a name is quoted."""
-    lines = _CountingLines(iter(readline, b""))
-    next(csv.reader(lines, strict=True), None)
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def _column_names(path: Path, reader: Iterator[list[str]]) -> list[str]:
+    try:
+        names = next(reader, None)
+    except csv.Error as problem:
+        raise ValueError(
+            f"{path}: line 1: no line with column names: {problem}. Lines must end in \\n or "
+            "\\r\\n, and quotes must be closed."
+        ) from None
+    if not names:
+        what = "the file is empty" if names is None else "line 1 is blank"
+        raise ValueError(f"{path}: {what}; expected a line with column names.")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: line 1: column names must differ, found twice: {twice}.")
+    return names
+
+
+def _csv_header(file: BinaryIO, delimiter: str) -> bytes:
+    # The header may span lines, where a name is quoted.
+    lines = _CountingLines(iter(file.readline, b""))
+    next(csv.reader(lines, delimiter=delimiter, strict=True), None)
     file.seek(0)
     content = file.read(lines.byte)
     return content if content.endswith(b"\n") else content + b"\n"
@@ -218,6 +230,9 @@ class _CountingLines:
         content = next(self._lines)
         self.byte += len(content)
         self.count += 1
+        if self.count == 1:
+            # Else the csv module takes a quote after the mark for a part of the name.
+            content = content.removeprefix(BOM)
         try:
             return content.decode()
         except UnicodeDecodeError:

@@ -18,41 +18,53 @@ TAG_ROLES = {
 }
 FORMATS = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
 COLUMN_NAMES = ("prompt", "query", "response", "system", "history", "messages", "tools")
+# What is read when an entry says nothing about columns; once it does, only what it names.
+USUAL_COLUMNS = {
+    "prompt": "instruction",
+    "query": "input",
+    "response": "output",
+    "messages": "conversations",
+}
+KEYS = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "formatting", "ranking", "columns")
+KEYS += ("tags", "split")
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
 
 
-def read_dataset_info(path: str, name: str) -> tuple[str, str, Columns]:
-    """Read one entry of a dataset_info.json.
+def read_dataset_info(path: str, name: str) -> tuple[str, str, Columns, str | None]:
+    """Read one entry of a dataset_info.json, as LLaMA-Factory's `data/parser.py` does.
 
     Args:
         path: The file.
         name: The dataset's name in it.
 
     Returns:
-        The data file (relative names are beside the JSON file) or hub id, the row format, and the
-        names of its fields.
+        The data file (relative names are beside the JSON file) or hub id, the row format, the
+        names of its fields, and the split of a hub dataset.
 
     Raises:
         ValueError: If the entry is not there, or asks for something that is not SFT on text.
     """
     entry = _entry(Path(path), name)
-    columns, tags = entry.get("columns", {}), entry.get("tags", {})
-    unknown = [key for key in columns if key not in COLUMN_NAMES]
+    columns, tags = entry.get("columns"), entry.get("tags") or {}
+    unknown = [key for key, value in entry.items() if key not in KEYS and value is not None]
+    unknown += ["ranking"] if entry.get("ranking") else []
+    unknown += [key for key, value in (columns or {}).items() if key not in COLUMN_NAMES and value]
     unknown += [key for key in tags if key not in (*TAG_ROLES, "role_tag", "content_tag")]
-    if entry.get("ranking") or unknown:
+    if unknown:
         raise ValueError(
-            f"{path}: {name!r} uses {unknown or ['ranking']}, which is not supported; only SFT on "
-            "text is."
+            f"{path}: {name!r} uses {unknown}, which is not supported; only SFT on text from a "
+            "file or a hub dataset is."
         )
     formatting = entry.get("formatting", "alpaca")
     if formatting not in FORMATS:
         raise ValueError(f"{path}: {name!r} has formatting {formatting!r}; known: {list(FORMATS)}.")
-    if "file_name" in entry:
-        data = str(Path(path).parent / entry["file_name"])
-    elif "hf_hub_url" in entry:
-        data = entry["hf_hub_url"]
-    else:
-        raise ValueError(f"{path}: {name!r} has neither file_name nor hf_hub_url.")
-    return data, FORMATS[formatting], _columns(formatting, columns, tags)
+    names = USUAL_COLUMNS if columns is None else {k: v for k, v in columns.items() if v}
+    row_format = FORMATS[formatting]
+    if formatting == "alpaca" and "prompt" in names and "response" not in names:
+        # What its pre-training stage reads.
+        row_format = "text"
+    data, split = _data(Path(path), name, entry)
+    return data, row_format, _columns(formatting, names, tags), split
 
 
 def dataset_info_entry(file_name: str, row_format: str, columns: Columns) -> dict[str, Any] | None:
@@ -60,61 +72,79 @@ def dataset_info_entry(file_name: str, row_format: str, columns: Columns) -> dic
 
     Args:
         file_name: The file, as the entry is to name it.
-        row_format: Format of its rows.
-        columns: Names of its fields.
+        row_format: Format of its rows; `text` is for LLaMA-Factory's stage `pt`.
+        columns: Names of its fields, as `settle_format` returns them.
 
     Returns:
-        The entry, or None where LLaMA-Factory cannot read that format.
+        The entry, or None where LLaMA-Factory cannot read that format or kind of file.
     """
-    if row_format == "alpaca":
-        names = {key: getattr(columns, key) for key in ("prompt", "query", "response", "system")}
-        usual = {"prompt": "instruction", "query": "input", "response": "output"}
-        given = {key: name or usual.get(key) for key, name in names.items()}
-        return {"file_name": file_name, "columns": {k: v for k, v in given.items() if v}}
-    if row_format == "text":
-        return {"file_name": file_name, "columns": {"prompt": "text"}}
-    if row_format == "qa":
-        named = {"prompt": columns.prompt, "response": columns.response, "system": columns.system}
+    if Path(file_name).suffix not in SUFFIXES:
+        return None
+    usual = USUAL_COLUMNS if row_format == "alpaca" else {}
+    named = {key: getattr(columns, key) for key in ("prompt", "query", "response")}
+    named |= {"prompt": columns.prompt or usual.get("prompt")}
+    named |= {"response": columns.response or usual.get("response")}
+    named |= {"system": columns.system, "history": columns.history}
+    if row_format in ("alpaca", "qa"):
         return {"file_name": file_name, "columns": {k: v for k, v in named.items() if v}}
-    if row_format == "sharegpt":
-        tags = {}
-        if columns.role_tag or columns.roles:
-            roles = {role: said for said, role in (columns.roles or {}).items()}
-            tags = {tag: roles.get(role, usual) for tag, (usual, role) in TAG_ROLES.items()}
-            tags |= {"role_tag": columns.role_tag or "from"}
-            tags |= {"content_tag": columns.content_tag or "value"}
-        messages = {"messages": columns.messages or "conversations"}
-        entry = {"file_name": file_name, "formatting": "sharegpt", "columns": messages}
-        return {**entry, "tags": tags} if tags else entry
-    if row_format == "messages":
-        return {
-            "file_name": file_name,
-            "formatting": "sharegpt",
-            "columns": {"messages": columns.messages or "messages"},
-            "tags": {
-                "role_tag": columns.role_tag or "role",
-                "content_tag": columns.content_tag or "content",
-                "user_tag": "user",
-                "assistant_tag": "assistant",
-                "system_tag": "system",
-            },
-        }
+    if row_format == "text":
+        return {"file_name": file_name, "columns": {"prompt": columns.prompt or "text"}}
+    if row_format in ("messages", "sharegpt"):
+        return {"file_name": file_name, **_turns_entry(row_format, columns)}
     return None
 
 
-def _columns(formatting: str, columns: dict[str, str], tags: dict[str, str]) -> Columns:
+def _turns_entry(row_format: str, columns: Columns) -> dict[str, Any]:
+    openai = row_format == "messages"
+    messages = columns.messages or ("messages" if openai else "conversations")
+    named = {"messages": messages, "system": columns.system, "tools": columns.tools}
+    # Only `openai` reads tool_calls inside a turn.
+    formatting = "openai" if openai and columns.tools else "sharegpt"
+    # A tag that is left out is none at all, once there are tags.
+    tags = {
+        "role_tag": columns.role_tag or ("role" if openai else "from"),
+        "content_tag": columns.content_tag or ("content" if openai else "value"),
+    }
+    for tag, (said, role) in TAG_ROLES.items():
+        usual = role if openai else said
+        words = [word for word, meant in (columns.roles or {}).items() if meant == role]
+        tags[tag] = words[0] if words else usual
+    return {
+        "formatting": formatting,
+        "columns": {key: value for key, value in named.items() if value},
+        "tags": tags,
+    }
+
+
+def _columns(formatting: str, names: dict[str, str], tags: dict[str, str]) -> Columns:
+    if formatting == "alpaca":
+        keys = ("prompt", "query", "response", "system", "history")
+        return Columns(**{key: names.get(key) for key in keys})
     openai = formatting == "openai"
     usual = {"human": "user", "gpt": "assistant", "observation": "tool"} if openai else {}
     roles = {tags.get(tag, usual.get(name, name)): role for tag, (name, role) in TAG_ROLES.items()}
     if openai:
-        roles["tool"] = "tool"
-        roles["developer"] = "developer"
+        roles = {"tool": "tool", "developer": "developer"} | roles
     return Columns(
-        **columns,
+        messages=names.get("messages"),
+        system=names.get("system"),
+        tools=names.get("tools"),
         role_tag=tags.get("role_tag"),
         content_tag=tags.get("content_tag"),
-        roles=None if formatting == "alpaca" else roles,
+        roles=roles,
     )
+
+
+def _data(path: Path, name: str, entry: dict[str, Any]) -> tuple[str, str | None]:
+    if "hf_hub_url" in entry:
+        return entry["hf_hub_url"], entry.get("split") or "train"
+    if "file_name" not in entry:
+        raise ValueError(f"{path}: {name!r} has neither file_name nor hf_hub_url.")
+    if entry.get("split") not in (None, "train"):
+        raise ValueError(
+            f"{path}: {name!r} has split {entry['split']!r} of a file; only the whole file is read."
+        )
+    return str(path.parent / entry["file_name"]), None
 
 
 def _entry(path: Path, name: str) -> dict[str, Any]:
@@ -127,4 +157,6 @@ def _entry(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(content, dict) or name not in content:
         known = ", ".join(content) if isinstance(content, dict) else "none"
         raise ValueError(f"{path}: no dataset {name!r}; there are: {known}.")
+    if not isinstance(content[name], dict):
+        raise ValueError(f"{path}: {name!r} is no object with file_name, formatting, columns.")
     return content[name]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from gradsift.data.detection import settle_format
 from gradsift.data.example import Example, RowError
-from gradsift.data.formats import ROW_FORMATS, Columns, parse_record, settle_format
+from gradsift.data.formats import ROW_FORMATS, Columns, parse_record
 from gradsift.data.llamafactory import read_dataset_info
 from gradsift.data.source import RawRow, Source, find_source, fingerprint, read_rows
 
-ROWS_TO_DETECT_FROM = 100
+TRAIN_ON = ("all", "last")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Pool:
             lines.append(f"{self.n_duplicate_texts} rows repeat the text of an earlier row; kept")
         for reason, n in self.dropped_by_reason.items():
             first = next(row for row in self.rows if row.reason == reason)
-            place = f"row {first.row}" if first.line is None else f"line {first.line}"
+            place = _place(first.row, first.line)
             lines.append(f"{n} rows dropped, {reason}; the first, {place}: {first.detail}")
         return lines
 
@@ -122,16 +123,27 @@ def load_pool(
     columns = Columns(prompt=prompt_column, response=response_column, system=system_column)
     if (prompt_column is None) != (response_column is None):
         raise ValueError("--prompt-column and --response-column belong together; one is missing.")
-    if dataset_info is not None:
-        data, row_format, columns = read_dataset_info(dataset_info, data)
+    if train_on not in TRAIN_ON:
+        raise ValueError(f"train_on is {train_on!r}; known are {', '.join(TRAIN_ON)}.")
     if row_format is not None and row_format not in ROW_FORMATS:
         raise ValueError(f"format is {row_format!r}; known are {', '.join(ROW_FORMATS)}.")
+    detected = row_format is None and dataset_info is None
+    if dataset_info is not None:
+        if row_format is not None or columns != Columns():
+            raise ValueError(
+                f"{dataset_info} says the format and the columns; leave out --format and the "
+                "columns, or --dataset-info."
+            )
+        data, row_format, columns, its_split = read_dataset_info(dataset_info, data)
+        split = split or its_split
     source = find_source(data, split)
     raw_rows = list(read_rows(source))
-    detected = row_format is None
     readable = [raw.record for raw in raw_rows if raw.record is not None]
-    row_format, columns = settle_format(readable[:ROWS_TO_DETECT_FROM], row_format, columns)
-    rows = _Rows(row_format, columns, train_on, id_column)
+    _require_readable(source, raw_rows)
+    if dataset_info is None:
+        row_format, columns = settle_format(readable, row_format, columns)
+    rows = _Rows(row_format, columns, train_on, id_column or "id", id_column is not None)
+    rows.announce(readable)
     pool_rows = tuple(rows.add(raw) for raw in raw_rows)
     pool = Pool(source, row_format, detected, columns, fingerprint(source), pool_rows)
     _require_usable(pool)
@@ -139,50 +151,65 @@ def load_pool(
 
 
 class _Rows:
-    """Turns raw rows into pool rows, knowing the ids given so far."""
+    """Turns raw rows into pool rows, knowing the ids of the file and those given so far."""
 
-    def __init__(self, row_format: str, columns: Columns, train_on: str, id_column: str | None):
+    def __init__(
+        self, row_format: str, columns: Columns, train_on: str, id_column: str, id_required: bool
+    ):
         self._row_format, self._columns, self._train_on = row_format, columns, train_on
-        self._id_column = id_column
+        self._id_column, self._id_required = id_column, id_required
+        self._ids_in_file: Counter[str] = Counter()
+        self._given: set[str] = set()
         self._place_of: dict[str, str] = {}
         self._copies: Counter[str] = Counter()
 
+    def announce(self, records: Iterable[Mapping[str, Any]]) -> None:
+        ids = (self._own_id(record) for record in records)
+        self._ids_in_file.update(own_id for own_id in ids if own_id is not None)
+
     def add(self, raw: RawRow) -> PoolRow:
-        place = f"row {raw.index}" if raw.line is None else f"line {raw.line}"
+        place = _place(raw.index, raw.line)
         row = PoolRow(raw.index, raw.line, "", raw.start, raw.end, None, None, None, None)
+        own_id = None if raw.record is None else self._own_id(raw.record)
         try:
-            if raw.error is not None:
-                raise RowError(*raw.error)
-            example = parse_record(raw.record, self._row_format, self._columns, self._train_on)
-            row = replace(row, example=example, content_hash=_content_hash(example))
-            own_id = self._own_id(raw.record)
-            if own_id in self._place_of:
-                raise RowError(
-                    "duplicate_id", f"id {own_id!r} is also that of {self._place_of[own_id]}"
-                )
+            example, content_hash = self._example(raw, own_id)
         except RowError as error:
-            wished = self._id_of_dropped(raw) or f"dropped-{place.replace(' ', '-')}"
-            row = replace(row, example=None, reason=error.reason, detail=error.detail)
-            return self._remember(replace(row, instance_id=self._free(wished)), place)
-        instance_id = own_id if own_id is not None else self._hash_id(row.content_hash)
-        return self._remember(replace(row, instance_id=instance_id), place)
+            instance_id = self._id_of_dropped(own_id, raw.index, place)
+            row = replace(row, reason=error.reason, detail=error.detail)
+        else:
+            instance_id = self._hash_id(content_hash) if own_id is None else own_id
+            self._place_of[instance_id] = place
+            row = replace(row, example=example, content_hash=content_hash)
+        self._given.add(instance_id)
+        return replace(row, instance_id=instance_id)
 
-    def _remember(self, row: PoolRow, place: str) -> PoolRow:
-        self._place_of[row.instance_id] = place
-        return row
-
-    def _id_of_dropped(self, raw: RawRow) -> str | None:
-        value = (raw.record or {}).get(self._id_column or "id")
-        return value if isinstance(value, str) and value else None
+    def _example(self, raw: RawRow, own_id: str | None) -> tuple[Example, str]:
+        if raw.error is not None:
+            raise RowError(*raw.error)
+        example = parse_record(raw.record, self._row_format, self._columns, self._train_on)
+        content_hash = _content_hash(example)
+        if own_id is None and self._id_required:
+            raise RowError(
+                "missing_field", f"no text or whole number in id field {self._id_column!r}"
+            )
+        if own_id is not None and own_id in self._place_of:
+            raise RowError(
+                "duplicate_id", f"id {own_id!r} is also that of {self._place_of[own_id]}"
+            )
+        return example, content_hash
 
     def _own_id(self, record: Mapping[str, Any]) -> str | None:
-        name = self._id_column or "id"
-        value = record.get(name)
+        value = record.get(self._id_column)
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-            if self._id_column is not None:
-                raise RowError("missing_field", f"no text or whole number in id field {name!r}")
             return None
-        return str(value)
+        # Half a surrogate pair cannot be stored.
+        return str(value).encode("utf-8", "backslashreplace").decode()
+
+    def _id_of_dropped(self, own_id: str | None, index: int, place: str) -> str:
+        if own_id is None:
+            return self._free(f"dropped-{place.replace(' ', '-')}")
+        # A dropped row must not take an id away from a row that can be used.
+        return own_id if self._ids_in_file[own_id] == 1 else self._free(f"{own_id}#row{index}")
 
     def _hash_id(self, content_hash: str) -> str:
         self._copies[content_hash] += 1
@@ -190,26 +217,45 @@ class _Rows:
         return self._free(content_hash if n == 1 else f"{content_hash}-{n}")
 
     def _free(self, wished: str) -> str:
-        while wished in self._place_of:
+        while wished in self._given or wished in self._ids_in_file:
             wished += "_"
         return wished
 
 
 def _content_hash(example: Example) -> str:
     text = json.dumps(asdict(example), sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        found = ascii(text[error.start])
+        raise RowError(
+            "unreadable_line", f"half a surrogate pair ({found}), which stands for no character"
+        ) from None
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _require_readable(source: Source, raw_rows: Sequence[RawRow]) -> None:
+    if not raw_rows:
+        raise ValueError(f"{source.name}: there are no rows in it.")
+    if all(raw.error is not None for raw in raw_rows):
+        first = raw_rows[0]
+        raise ValueError(
+            f"{source.name}: none of the {len(raw_rows)} rows can be read; "
+            f"{_place(first.index, first.line)}: {first.error[1]}."
+        )
 
 
 def _require_usable(pool: Pool) -> None:
     if any(row.example is not None for row in pool.rows):
         return
-    if not pool.rows:
-        raise ValueError(f"{pool.source.name}: there are no rows in it.")
     counts = ", ".join(f"{reason} {n}" for reason, n in pool.dropped_by_reason.items())
     first = pool.rows[0]
-    place = f"row {first.row}" if first.line is None else f"line {first.line}"
     raise ValueError(
         f"{pool.source.name}: none of the {len(pool.rows)} rows is usable as {pool.row_format} "
-        f"({counts}); {place}: {first.detail}. Force another format with --format, or name two "
-        "columns with --prompt-column and --response-column."
+        f"({counts}); {_place(first.row, first.line)}: {first.detail}. Force another format with "
+        "--format, or name two columns with --prompt-column and --response-column."
     )
+
+
+def _place(row: int, line: int | None) -> str:
+    return f"row {row}" if line is None else f"line {line}"

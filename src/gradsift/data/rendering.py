@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,7 +91,8 @@ class Renderer:
         for i, train in enumerate(example.train):
             if train:
                 spans += 1
-                texts.append(self._render(example, i, True))
+                before = self._render(example, i, True) if i else self._header(example, texts[0])
+                texts.append(before)
                 last = i + 1 == len(example.messages)
                 texts.append(texts[0] if last else self._render(example, i + 1, False))
         return _Plan(texts=tuple(texts), spans=spans)
@@ -128,9 +129,15 @@ class Renderer:
                 labels[start:stop] = ids[start:stop]
         return _Plan(ready=(ids, labels))
 
+    def _header(self, example: Chat, whole: str) -> str:
+        # Templates cannot render no messages: what stands before the first turn's own text is what
+        # does not change with that text.
+        first = example.messages[0]
+        other = "b" if first["content"].strip().startswith("a") else "a"
+        probe = Chat(({"role": first["role"], "content": other},), (True,), example.tools)
+        return whole[: _common_prefix(self._render(probe, 1, False), whole)]
+
     def _render(self, example: Chat, n_messages: int, generate: bool) -> str:
-        if n_messages == 0:
-            return ""
         return self._tokenizer.apply_chat_template(
             list(example.messages[:n_messages]),
             tools=example.tools,
@@ -150,13 +157,17 @@ class Renderer:
         if plan.everything:
             return whole, list(whole)
         labels = [IGNORED] * len(whole)
-        clean = True
+        clean, rewritten, lost = True, False, False
         for span in range(plan.spans):
             before, through = ids[1 + 2 * span], ids[2 + 2 * span]
-            start, stop = _common_prefix(before, whole), _common_prefix(through, whole)
+            start, stop = _common_prefix(before, whole), _turn_end(through, whole)
             clean &= start == len(before)
+            rewritten |= whole[: len(through)] != through
+            lost |= stop <= start
             labels[start:stop] = whole[start:stop]
         self.notes["prompt_not_prefix"] += not clean
+        self.notes["turn_rewritten"] += rewritten
+        self.notes["turn_not_found"] += lost
         return whole, labels
 
 
@@ -171,8 +182,17 @@ class _Plan:
     ready: tuple[list[int], list[int]] | None = None
 
 
-def _common_prefix(ids: list[int], others: list[int]) -> int:
+def _common_prefix(ids: Sequence[int | str], others: Sequence[int | str]) -> int:
     if others[: len(ids)] == ids:
         return len(ids)
     pairs = zip([*ids, None], [*others, None], strict=False)
     return next(i for i, (a, b) in enumerate(pairs) if a != b)
+
+
+def _turn_end(through: list[int], whole: list[int]) -> int:
+    # Some templates show more of a turn while it is the last one (Qwen3 its thinking). Then the
+    # turn's remainder follows in the whole where the two diverge.
+    end = _common_prefix(through, whole)
+    starts = (i for i in range(end, len(through)) if through[i : i + 1] == whole[end : end + 1])
+    rests = (through[i:] for i in starts)
+    return end + next((len(rest) for rest in rests if whole[end : end + len(rest)] == rest), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ SUFFIXES = {
     ".feather": "arrow",
 }
 LINE_CONTAINERS = ("jsonl", "json", "csv")
+# Fields of one row that hold objects themselves.
+TURNS = ("messages", "conversations", "conversation", "tools")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ def find_source(name: str, split: str | None) -> Source:
     """
     path = Path(name)
     if path.is_file():
-        return Source(name, _file_container(path), split)
+        if split is not None:
+            raise ValueError(f"{name} is a file and has no splits; leave out --split {split}.")
+        return Source(name, _file_container(path), None)
     if path.is_dir():
         if any((path / marker).exists() for marker in ("state.json", "dataset_dict.json")):
             return Source(name, "disk", split)
@@ -84,7 +89,9 @@ def find_source(name: str, split: str | None) -> Source:
             f"{name} is a folder, but not one written by `save_to_disk` (no state.json or "
             "dataset_dict.json). Name a file in it."
         )
-    if name.count("/") == 1 and not path.suffix and not name.startswith((".", "/", "~")):
+    # A hub id may hold dots: teknium/OpenHermes-2.5.
+    like_a_file = path.suffix.lower() in SUFFIXES or name.startswith((".", "/", "~"))
+    if name.count("/") == 1 and name[-1] != "/" and not like_a_file:
         return Source(name, "hub", split)
     raise ValueError(f"{name}: there is no such file.")
 
@@ -152,5 +159,43 @@ def _file_container(path: Path) -> str:
     if container == "json":
         with path.open("rb") as file:
             head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-        return "jsonl" if head.startswith(b"{") else "json"
+        if not head.startswith(b"{"):
+            return "json"
+        _refuse_one_object(path)
+        return "jsonl"
     return container
+
+
+def _refuse_one_object(path: Path) -> None:
+    # A .json file of lines begins with { too.
+    with path.open("rb") as file:
+        first = file.readline()
+        more = any(line.strip() for line in file)
+    if more and _json_or_none(first) is not None:
+        return
+    value = _json_or_none(path.read_bytes())
+    if not isinstance(value, dict):
+        return
+    holders = [key for key, rows in value.items() if key not in TURNS and _are_objects(rows)]
+    if len(holders) == 1 and (more or len(value) == 1):
+        raise ValueError(
+            f"{path}: the rows lie inside an object, under {holders[0]!r}; expected an array of "
+            f"objects, or one object a line. Take them out: jq '.[\"{holders[0]}\"]' "
+            f"{path.name} > rows.json"
+        )
+    if more:
+        raise ValueError(
+            f"{path}: one object over several lines; expected an array of objects, or one object "
+            f"a line: jq -c . {path.name} > rows.jsonl"
+        )
+
+
+def _json_or_none(content: bytes) -> Any:
+    try:
+        return json.loads(content.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _are_objects(rows: object) -> bool:
+    return isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows)

@@ -17,6 +17,17 @@ TURNS = {
     "sharegpt": ("conversations", "from", "value"),
 }
 
+# axolotl's name for what a file is.
+DS_TYPES = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    "": "",
+}
+
 
 def write_stanzas(selected: Path, row_format: str, columns: Columns) -> list[Path]:
     """Write stanzas for LLaMA-Factory and axolotl beside a file of selected rows.
@@ -55,26 +66,59 @@ def axolotl_dataset(path: str, row_format: str, columns: Columns) -> dict[str, A
     Returns:
         The entry, or None where axolotl cannot read that format as it is.
     """
-    suffix = Path(path).suffix.lstrip(".")
-    file = {"path": path, "ds_type": {"jsonl": "json", "ndjson": "json"}.get(suffix, suffix)}
+    suffix = Path(path).suffix
+    if suffix not in DS_TYPES:
+        return None
+    # A folder of save_to_disk is recognised as one when no type is given.
+    file = {"path": path} if suffix == "" else {"path": path, "ds_type": DS_TYPES[suffix]}
     if row_format in TURNS:
-        messages, role, content = TURNS[row_format]
-        return {
-            **file,
-            "type": "chat_template",
-            "field_messages": columns.messages or messages,
-            "message_property_mappings": {
-                "role": columns.role_tag or role,
-                "content": columns.content_tag or content,
-            },
-        }
-    if row_format == "alpaca" and not (columns.prompt or columns.response):
-        return {**file, "type": "alpaca"}
+        return {**file, **_chat_template(row_format, columns)}
     if row_format == "text":
-        return {**file, "type": "completion", "field": "text"}
+        return {**file, "type": "completion", "field": columns.prompt or "text"}
     if row_format == "qa":
-        prompt, response = columns.prompt, columns.response
-        fields = {"field_instruction": prompt, "field_output": response}
-        formats = {"format": "{instruction}", "no_input_format": "{instruction}"}
-        return {**file, "type": {**fields, **formats}}
+        return {**file, "type": _instruction(columns.prompt, columns.response, columns)}
+    if row_format == "alpaca" and not columns.history:
+        named = (columns.prompt, columns.response, columns.system)
+        if not any(named) and columns.query in (None, "input"):
+            return {**file, "type": "alpaca"}
+        prompt, response = columns.prompt or "instruction", columns.response or "output"
+        return {**file, "type": _instruction(prompt, response, columns)}
     return None
+
+
+def _chat_template(row_format: str, columns: Columns) -> dict[str, Any]:
+    messages, role, content = TURNS[row_format]
+    stanza: dict[str, Any] = {
+        "type": "chat_template",
+        "field_messages": columns.messages or messages,
+        "message_property_mappings": {
+            "role": columns.role_tag or role,
+            "content": columns.content_tag or content,
+        },
+    }
+    if columns.system:
+        stanza["field_system"] = columns.system
+    if columns.tools:
+        stanza["field_tools"] = columns.tools
+    if row_format == "messages":
+        # Turns of weight 0 are not trained on there either.
+        stanza["message_field_training"] = "weight"
+    if columns.roles:
+        targets = dict.fromkeys(columns.roles.values())
+        stanza["roles"] = {
+            target: [word for word, role in columns.roles.items() if role == target]
+            for target in targets
+            if target != "function_call"
+        }
+    return stanza
+
+
+def _instruction(prompt: str | None, response: str | None, columns: Columns) -> dict[str, Any]:
+    formats = {"format": "{instruction}", "no_input_format": "{instruction}"}
+    fields = {"field_instruction": prompt, "field_output": response}
+    if columns.query:
+        fields["field_input"] = columns.query
+        formats["format"] = "{instruction}\n{input}"
+    if columns.system:
+        fields["field_system"] = columns.system
+    return {**fields, **formats}

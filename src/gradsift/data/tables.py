@@ -118,6 +118,8 @@ def _dataset(source: Source) -> Any:
         first_line = str(error).strip().split("\n")[0]
         raise ValueError(f"{source.name}: cannot be loaded: {first_line}") from None
     if not isinstance(found, dict):
+        if source.split is not None:
+            raise ValueError(f"{source.name}: has no splits; leave out --split {source.split}.")
         return found
     if source.split is None and len(found) == 1:
         return next(iter(found.values()))

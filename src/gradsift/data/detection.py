@@ -1,0 +1,129 @@
+"""Which row format a file has, and what its fields are called."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from gradsift.data.formats import SHAREGPT_ROLES, Columns
+
+ROWS_TO_DETECT_FROM = 100
+QA_PAIRS = (
+    ("question", "answer"),
+    ("prompt", "response"),
+    ("query", "response"),
+    ("input", "output"),
+)
+# Usual names of what rows of a format may have and need not.
+OPTIONAL_FIELDS = {
+    "alpaca": {"query": "input", "system": "system", "history": "history"},
+    "sharegpt": {"system": "system", "tools": "tools"},
+    "messages": {"tools": "tools"},
+    "prompt_completion": {"tools": "tools"},
+}
+# Formats that have no question and answer, or no system prompt, to be named by the user.
+WITHOUT_PAIR = ("messages", "sharegpt", "text")
+WITHOUT_SYSTEM = ("prompt_completion", "text")
+
+
+def settle_format(
+    records: Sequence[Mapping[str, Any]], row_format: str | None, columns: Columns
+) -> tuple[str, Columns]:
+    """Detect the format if it is not given, and find out the names of its fields.
+
+    Args:
+        records: All readable records; the format is detected from the first hundred.
+        row_format: A key of ROW_FORMATS, or None to detect it.
+        columns: Fields named by the user.
+
+    Returns:
+        The format, and the columns with the names that occur in the records.
+
+    Raises:
+        ValueError: If no format fits, two fit, or a field named by the user is of no use.
+    """
+    fields = set().union(*records)
+    first = records[:ROWS_TO_DETECT_FROM]
+    row_format = row_format or _detect(first, columns)
+    _require_useful(columns, row_format, fields)
+    if row_format == "qa" and columns.prompt is None:
+        prompt, response = next((p for p in QA_PAIRS if set(p) <= fields), QA_PAIRS[0])
+        columns = replace(columns, prompt=prompt, response=response)
+    if row_format == "sharegpt":
+        columns = _sharegpt_names(first, columns)
+    optional = OPTIONAL_FIELDS.get(row_format, {})
+    names = {key: name for key, name in optional.items() if name in fields}
+    return row_format, replace(columns, **{k: getattr(columns, k) or v for k, v in names.items()})
+
+
+def _detect(first: Sequence[Mapping[str, Any]], columns: Columns) -> str:
+    if columns.prompt and columns.response:
+        return "qa"
+    # The majority decides: a stray row in a file of another format is dropped, with its reason.
+    found = Counter(filter(None, map(_format_of, first))).most_common(1)
+    if not found:
+        raise ValueError(
+            f"the row format is not recognised from the fields {sorted(set().union(*first))}. "
+            "Known: messages; conversations (sharegpt); prompt + completion; instruction + output "
+            "(alpaca); question + answer (qa); text. Name two columns with --prompt-column and "
+            "--response-column, or force one with --format."
+        )
+    return found[0][0]
+
+
+def _format_of(record: Mapping[str, Any]) -> str | None:
+    fields = set(record)
+    if {"messages", "conversations"} <= fields:
+        raise ValueError(
+            "the rows have messages and conversations; choose with --format messages or "
+            "--format sharegpt."
+        )
+    if "messages" in fields:
+        return "sharegpt" if "from" in next(iter(_turns(record, "messages")), {}) else "messages"
+    if "conversations" in fields or "conversation" in fields:
+        return "sharegpt"
+    if {"prompt", "completion"} <= fields:
+        return "prompt_completion"
+    if {"instruction", "output"} <= fields:
+        return "alpaca"
+    if any(set(pair) <= fields for pair in QA_PAIRS):
+        return "qa"
+    return "text" if "text" in fields else None
+
+
+def _require_useful(columns: Columns, row_format: str, fields: set[str]) -> None:
+    if columns.prompt and row_format in WITHOUT_PAIR:
+        raise ValueError(
+            f"rows of format {row_format} have no question and answer column; leave out "
+            "--prompt-column and --response-column, or say --format qa."
+        )
+    if columns.system and row_format in WITHOUT_SYSTEM:
+        raise ValueError(f"rows of format {row_format} take no --system-column; leave it out.")
+    for name in (columns.prompt, columns.response, columns.system):
+        if name is not None and name not in fields:
+            raise ValueError(f"no row has a field {name!r}; found {sorted(fields)}.")
+
+
+def _sharegpt_names(first: Sequence[Mapping[str, Any]], columns: Columns) -> Columns:
+    names = ("conversations", "conversation", "messages")
+    messages = next((name for name in names if any(name in record for record in first)), None)
+    turns = [turn for record in first for turn in _turns(record, messages)]
+    tags = {("from", "value") if "from" in turn else ("role", "content") for turn in turns}
+    if len(tags) != 1:
+        # Either kind of turn is read, turn by turn.
+        return replace(columns, messages=messages)
+    role_tag, content_tag = tags.pop()
+    # The words of this file stand first, for those who want one word for each role.
+    seen = dict.fromkeys(str(turn.get(role_tag)) for turn in turns)
+    words = [word for word in seen if word in SHAREGPT_ROLES]
+    roles = {word: SHAREGPT_ROLES[word] for word in (*words, *SHAREGPT_ROLES)}
+    return replace(
+        columns, messages=messages, role_tag=role_tag, content_tag=content_tag, roles=roles
+    )
+
+
+def _turns(record: Mapping[str, Any], name: str | None) -> list[Mapping[str, Any]]:
+    turns = record.get(name)
+    return [t for t in turns if isinstance(t, dict)] if isinstance(turns, list) else []
