@@ -12,6 +12,7 @@ import inspect
 import io
 import json
 import random
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from types import ModuleType
 NOT_IMPORTED = {
     "__main__",
     "antigravity",
+    "distutils",  # Replaced by setuptools where that is installed.
     "idlelib",
     "lib2to3",
     "msilib",
@@ -79,7 +81,11 @@ def write_demo_pool(path: Path, n_rows: int, seed: int) -> int:
     Raises:
         ValueError: If more rows are asked for than there are.
     """
-    rows = demo_rows()
+    # In a process of its own: torch and others replace functions of the standard library.
+    shown = subprocess.run(
+        [sys.executable, "-m", "gradsift.data.demo_pool"], capture_output=True, check=True
+    )
+    rows = json.loads(shown.stdout)
     if n_rows > len(rows):
         raise ValueError(
             f"{n_rows} rows were asked for; this Python's documentation has {len(rows)}."
@@ -121,3 +127,7 @@ def _answer(name: str, thing: object) -> Iterator[tuple[str, str]]:
     text = inspect.getdoc(thing)
     if text and text.strip():
         yield name, text.strip()
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(demo_rows()))
