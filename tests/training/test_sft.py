@@ -25,7 +25,7 @@ def make_instances(n=16, seed=0):
     for i in range(n):
         length = rng.randint(4, 40)
         prompt = rng.randint(1, length - 2)
-        # The padding token is among them, as with models that pad with a token of the chat template:
+        # The padding token is among them, as where a model pads with a token of its chat template;
         # autograd leaves its row of the embedding table without a gradient.
         ids = [rng.choice([0, rng.randint(6, 261)]) for _ in range(length)]
         instances.append(Instance(f"r{i}", ids, [-100] * prompt + ids[prompt:]))
