@@ -16,6 +16,8 @@ from gradsift.stages.select import DECISIONS, SelectResult
 
 POOL_FILE = "stdlib-docs.jsonl"
 MAX_LENGTH = 160
+# Each checkpoint of the demo model is 1.6 GB.
+SAVE_STEPS = 10
 SHOWN = 3
 
 
@@ -75,8 +77,16 @@ def run_demo(out: Path, n_rows: int, budget: str, seed: int, listener: Listener)
     in_all = write_demo_pool(data, n_rows, seed)
     listener.note(f"demo pool: {n_rows} of {in_all} documented names of Python's standard library")
     pool = load_pool(str(data))
-    captured = capture("demo", pool, out=out, max_length=MAX_LENGTH, seed=seed, listener=listener)
-    selected = select(captured.store, budget=budget, seed=seed)
+    store = capture(
+        "demo",
+        pool,
+        out=out,
+        max_length=MAX_LENGTH,
+        seed=seed,
+        save_steps=SAVE_STEPS,
+        listener=listener,
+    )
+    selected = select(store, budget=budget, seed=seed)
     answers = {row["id"]: row["answer"] for row in map(json.loads, data.open(encoding="utf-8"))}
     decisions = pq.read_table(selected.folder / DECISIONS).to_pylist()
 

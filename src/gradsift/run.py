@@ -21,20 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CaptureResult:
-    """A capture that is complete, or (after a dry run) only estimated.
+    """A complete capture, as the command line tells of it."""
 
-    Attributes:
-        store: The store, or None after a dry run.
-        estimate: After a dry run, what it would take.
-    """
-
-    store: GradientStore | None
-    estimate: Estimate | None
+    store: GradientStore
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
-        if self.store is None:
-            return {"estimate": vars(self.estimate)}
         manifest = self.store.manifest
         return {
             "run": str(self.store.folder),
@@ -45,12 +37,25 @@ class CaptureResult:
 
     def text(self) -> str:
         """Return what a person wants to know."""
-        if self.store is None:
-            return f"estimate: {self.estimate.sentence()}"
         return (
             f"{self.store.manifest.n_instances} instances recorded in {self.store.folder}\n"
             f"next: gradsift select {self.store.folder} --budget 50%"
         )
+
+
+@dataclass(frozen=True)
+class DryRunResult:
+    """What a capture would take, as the command line tells of it."""
+
+    estimate: Estimate
+
+    def summary(self) -> dict[str, object]:
+        """Return what a program wants to know."""
+        return {"estimate": vars(self.estimate)}
+
+    def text(self) -> str:
+        """Return what a person wants to know."""
+        return f"estimate: {self.estimate.sentence()}"
 
 
 def capture(
@@ -68,9 +73,8 @@ def capture(
     seed: int = 0,
     sketch_rank: int = 16,
     save_steps: int | None = None,
-    dry_run: bool = False,
     listener: Listener = SILENT,
-) -> CaptureResult:
+) -> GradientStore:
     """Run the preliminary epoch over a pool and record each instance's gradient.
 
     Called again with the same arguments it resumes; a complete capture is only read.
@@ -89,11 +93,10 @@ def capture(
         seed: Of the data order and everything drawn.
         sketch_rank: A gradient sketch has this number squared entries.
         save_steps: Optimizer updates between two parts of the store; None makes about eight.
-        dry_run: Stop after the cost estimate.
         listener: Is told what happens.
 
     Returns:
-        The complete store, or the estimate.
+        The complete store.
 
     Raises:
         ValueError: For settings that cannot be, a store of another make, or a failed self-check.
@@ -106,19 +109,8 @@ def capture(
         max_length, truncation, dict(sft or {}), lora, seed, sketch_rank, save_steps
     )
     with without_progress_bars():
-        source = find_model(
-            model,
-            revision=revision,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            tell=listener.note,
-        )
-        result = capture_pool(
-            pool, source, settings, Path(out).resolve(), listener=listener, dry_run=dry_run
-        )
-    if isinstance(result, GradientStore):
-        return CaptureResult(result, None)
-    return CaptureResult(None, result)
+        source = find_model(model, revision, dtype, trust_remote_code, tell=listener.note)
+        return capture_pool(pool, source, settings, Path(out).resolve(), listener)
 
 
 def select(
@@ -175,7 +167,7 @@ def select(
 
 def run_stages(
     config: RunConfig, listener: Listener = SILENT, *, selecting: bool = True, dry_run: bool = False
-) -> CaptureResult | SelectResult:
+) -> CaptureResult | DryRunResult | SelectResult:
     """Do what a configuration says: load the pool, capture, select.
 
     Args:
@@ -190,6 +182,9 @@ def run_stages(
     Raises:
         ValueError: For whatever is wrong with the data, the settings or the run folder.
     """
+    from gradsift.stages.capture import CaptureSettings, capture_pool, estimate_capture
+    from gradsift.training.model import find_model, without_progress_bars
+
     if selecting and not dry_run:
         if config.budget is None:
             raise ValueError("'budget' is missing: give --budget 50%, 500 or 20000tok.")
@@ -207,27 +202,28 @@ def run_stages(
     )
     for line in pool.notes():
         listener.note(line)
-    captured = capture(
-        config.model,
-        pool,
-        out=config.out,
-        revision=config.revision,
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
-        max_length=config.max_length,
-        truncation=config.truncation,
-        sft=config.sft,
-        lora=config.lora_settings(),
-        seed=config.seed,
-        sketch_rank=config.sketch_rank,
-        save_steps=config.save_steps,
-        dry_run=dry_run,
-        listener=listener,
+    settings = CaptureSettings(
+        config.max_length,
+        config.truncation,
+        config.sft,
+        config.lora_settings(),
+        config.seed,
+        config.sketch_rank,
+        config.save_steps,
     )
-    if dry_run:
-        return captured
+    with without_progress_bars():
+        source = find_model(
+            config.model,
+            config.revision,
+            config.dtype,
+            config.trust_remote_code,
+            tell=listener.note,
+        )
+        if dry_run:
+            return DryRunResult(estimate_capture(pool, source, settings, listener))
+        store = capture_pool(pool, source, settings, Path(config.out), listener)
     save(config, Path(config.out))
-    return select_as(config, captured.store) if selecting else captured
+    return select_as(config, store) if selecting else CaptureResult(store)
 
 
 def select_as(config: RunConfig, run: str | Path | GradientStore) -> SelectResult:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from gradsift.data.example import Plain
 from gradsift.data.instances import NOTES, Instances, build_instances
@@ -67,10 +67,8 @@ def capture_pool(
     source: ModelSource,
     settings: CaptureSettings,
     out: Path,
-    *,
     listener: Listener = SILENT,
-    dry_run: bool = False,
-) -> GradientStore | Estimate:
+) -> GradientStore:
     """Run the preliminary epoch over a pool and store each instance's gradient statistics.
 
     Called again it resumes an interrupted capture, and only reads a complete one.
@@ -81,16 +79,66 @@ def capture_pool(
         settings: How to train.
         out: The run folder.
         listener: Is told what happens.
-        dry_run: Stop after the cost estimate.
 
     Returns:
-        The complete store; with `dry_run` the estimate.
+        The complete store.
 
     Raises:
         ValueError: For settings that cannot be, a store of another make, or a failed self-check.
     """
-    tokenizer = load_tokenizer(source)
-    config = load_config(source)
+    tokenizer, config = load_tokenizer(source), load_config(source)
+    instances = _tokenize(pool, tokenizer, config, settings, listener)
+    identity = _identity(pool, source, tokenizer, config, instances, settings)
+    existing = load_manifest(out)
+    if existing is not None:
+        require_same_identity(out, existing.identity, identity)
+        if existing.complete:
+            listener.note(f"{out}: the capture is complete; nothing to do")
+            return read_store(out)
+    epoch = _epoch(source, tokenizer, instances, settings, out / CHECKPOINTS)
+    estimate, about = _check_and_estimate(epoch, settings.save_steps, listener)
+    about = {**_about(pool, source, instances), **about}
+    writer = StoreWriter(
+        out,
+        Manifest(identity, about, len(instances.items)),
+        content_width=epoch.content_width,
+        sketch_size=settings.sketch_rank**2,
+    )
+    with writer:
+        write_pool_table(out, _pool_rows(pool, instances))
+        _run_epoch(epoch, writer, settings.save_steps, estimate, listener)
+    return read_store(out)
+
+
+def estimate_capture(
+    pool: Pool, source: ModelSource, settings: CaptureSettings, listener: Listener = SILENT
+) -> Estimate:
+    """Say what a capture would take, from a few timed steps; nothing is written.
+
+    Args:
+        pool: The rows.
+        source: The model.
+        settings: How to train.
+        listener: Is told what happens.
+
+    Returns:
+        The estimate.
+    """
+    tokenizer, config = load_tokenizer(source), load_config(source)
+    instances = _tokenize(pool, tokenizer, config, settings, listener)
+    with tempfile.TemporaryDirectory() as nowhere:
+        epoch = _epoch(source, tokenizer, instances, settings, Path(nowhere))
+        estimate, _ = _check_and_estimate(epoch, settings.save_steps, listener)
+    return estimate
+
+
+def _tokenize(
+    pool: Pool,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    settings: CaptureSettings,
+    listener: Listener,
+) -> Instances:
     instances = build_instances(
         [(row.instance_id, row.example) for row in pool.rows if row.example is not None],
         tokenizer,
@@ -101,36 +149,24 @@ def capture_pool(
     _require_instances(pool, instances)
     for line in _notes(instances):
         listener.note(line)
-    identity = _identity(pool, source, tokenizer, config, instances, settings)
-    existing = load_manifest(out)
-    if existing is not None:
-        require_same_identity(out, existing.identity, identity)
-        if existing.complete:
-            listener.note(f"{out}: the capture is complete; nothing to do")
-            return read_store(out)
-    with tempfile.TemporaryDirectory() as nowhere:
-        work_dir = Path(nowhere) if dry_run else out / CHECKPOINTS
-        epoch = PreliminaryEpoch(
-            load_model(source),
-            tokenizer,
-            instances.items,
-            SFTSettings(settings.sft, settings.lora, settings.seed),
-            SketchSpec(settings.sketch_rank, settings.seed),
-            work_dir,
-        )
-        estimate, about = _check_and_estimate(epoch, settings.save_steps, listener)
-    if dry_run:
-        return estimate
-    manifest = Manifest(
-        identity, {**_about(pool, source, instances), **about}, len(instances.items)
+    return instances
+
+
+def _epoch(
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    instances: Instances,
+    settings: CaptureSettings,
+    work_dir: Path,
+) -> PreliminaryEpoch:
+    return PreliminaryEpoch(
+        load_model(source),
+        tokenizer,
+        instances.items,
+        SFTSettings(settings.sft, settings.lora, settings.seed),
+        SketchSpec(settings.sketch_rank, settings.seed),
+        work_dir,
     )
-    writer = StoreWriter(
-        out, manifest, content_width=epoch.content_width, sketch_size=settings.sketch_rank**2
-    )
-    with writer:
-        write_pool_table(out, _pool_rows(pool, instances))
-        _run_epoch(epoch, writer, settings.save_steps, estimate, listener)
-    return read_store(out)
 
 
 def _check_and_estimate(
@@ -184,7 +220,7 @@ def _identity(
     pool: Pool,
     source: ModelSource,
     tokenizer: PreTrainedTokenizerBase,
-    config: object,
+    config: PretrainedConfig,
     instances: Instances,
     settings: CaptureSettings,
 ) -> dict[str, object]:

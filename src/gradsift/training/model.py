@@ -66,10 +66,10 @@ def without_progress_bars() -> Generator[None, None, None]:
 
 def find_model(
     name: str,
-    *,
     revision: str | None = None,
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    *,
     tell: Callable[[str], None] | None = None,
 ) -> ModelSource:
     """Tell which model a name means; the demo model is converted on first use.
