@@ -8,6 +8,7 @@ import random
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -56,12 +57,28 @@ def worst(records, truths):
     return by_key
 
 
+def autograd(model, instances):
+    tracked = track(model)
+    recorder = Recorder(tracked, SketchSpec())
+    return {
+        i: autograd_summaries(
+            tracked, recorder, torch.tensor(item.input_ids), torch.tensor(item.labels)
+        )
+        for i, item in enumerate(instances)
+    }
+
+
+def as_record(summaries):
+    return SimpleNamespace(**summaries)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--max-length", type=int, default=160)
+    parser.add_argument("--float64", action="store_true", help="truth in float64 (slow)")
     arguments = parser.parse_args()
     source = find_model(arguments.model)
     tokenizer = load_tokenizer(source)
@@ -70,15 +87,13 @@ def main():
     examples = [(row.instance_id, row.example) for row in rows]
     instances = build_instances(examples, tokenizer, max_length=arguments.max_length).items
 
-    tracked = track(load_model(source))
-    recorder = Recorder(tracked, SketchSpec())
-    truths = {
-        i: autograd_summaries(
-            tracked, recorder, torch.tensor(item.input_ids), torch.tensor(item.labels)
-        )
-        for i, item in enumerate(instances)
-    }
-    print(f"{len(instances)} rows, worst relative error against batch-of-one autograd")
+    truths = autograd(load_model(source), instances)
+    if arguments.float64:
+        in_float32, truths = truths, autograd(load_model(source).double(), instances)
+        own = max(max(compare(as_record(t), truths[i]).values()) for i, t in in_float32.items())
+        print(f"float32 autograd against float64 autograd: worst relative error {own:.1e}")
+    precision = "float64" if arguments.float64 else "float32"
+    print(f"{len(instances)} rows, worst relative error against batch-of-one {precision} autograd")
     first = None
     for name, options in CONFIGURATIONS.items():
         records = record(trainer_for(source, tokenizer, instances, dict(options)))
@@ -88,7 +103,7 @@ def main():
         }
         if first is None:
             first = records
-        others = {i: {layer: getattr(r, layer) for layer in LAYERS} for i, r in first.items()}
+        others = {i: vars(r) for i, r in first.items()}
         between = max(worst(records, others).values())
         key = max(errors, key=errors.get)
         print(

@@ -235,12 +235,14 @@ def test_the_command_line_wins_over_the_file(capsys, world, tmp_path):
         "lora": {"r": 2},
     }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
-    code, out, _ = invoke(capsys, "run", "--config", tmp_path / "c.yaml", "--budget", "4")
+    command = ["run", "--config", tmp_path / "c.yaml", "--budget", "4", "--sft", "max_grad_norm=2"]
+    code, out, _ = invoke(capsys, *command)
     assert code == 0
     assert "4 selected" in out
     resolved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert resolved["budget"] == "4"
     assert resolved["lora"] == {"r": 2}
+    assert resolved["sft"] == {"learning_rate": 1e-4, "max_grad_norm": 2}
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class RunConfig(BaseModel):
 
 
 def resolve(given: dict[str, Any], config_file: Path | None) -> RunConfig:
-    """Put a YAML file and the command line together; the command line wins.
+    """Put a YAML file and the command line together; the command line wins, also inside `sft`.
 
     Args:
         given: What the command line says; None means not said.
@@ -75,7 +75,10 @@ def resolve(given: dict[str, Any], config_file: Path | None) -> RunConfig:
         ValueError: For an unknown key, a value that does not fit or a setting that is missing.
     """
     values = {} if config_file is None else read_yaml(config_file)
-    values |= {key: value for key, value in given.items() if value is not None}
+    said = {key: value for key, value in given.items() if value is not None}
+    if isinstance(values.get("sft"), dict) and "sft" in said:
+        said["sft"] = values["sft"] | said["sft"]
+    values |= said
     where = "settings" if config_file is None else str(config_file)
     try:
         config = RunConfig.model_validate(values)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradsift.config import RunConfig, save
+from gradsift.config import CONFIG_NAME, RunConfig, save
 from gradsift.data.pool import Pool, load_pool
 from gradsift.selection.budget import parse_budget
 from gradsift.selection.candidates import Settings
@@ -202,6 +202,9 @@ def run_stages(
     )
     for line in pool.notes():
         listener.note(line)
+    if not dry_run and not (Path(config.out) / CONFIG_NAME).exists():
+        # At once, so that an interrupted run can be resumed from it.
+        save(config, Path(config.out))
     settings = CaptureSettings(
         config.max_length,
         config.truncation,
