@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -213,7 +214,12 @@ def _require_instances(pool: Pool, instances: Instances) -> None:
 
 
 def _notes(instances: Instances) -> list[str]:
-    return [f"{n} {NOTES[name]}" for name, n in instances.notes.items() if n]
+    lines = [f"{n} {NOTES[name]}" for name, n in instances.notes.items() if n]
+    reasons = Counter(reason for reason, _ in instances.dropped.values())
+    for reason, n in reasons.items():
+        at, detail = next((i, d) for i, (r, d) in instances.dropped.items() if r == reason)
+        lines.append(f"{n} rows dropped, {reason}; the first, {at}: {detail}")
+    return lines
 
 
 def _identity(
