@@ -7,8 +7,9 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gradsift.data.containers import write_rows
 from gradsift.data.pool import load_pool
-from gradsift.data.source import find_source, write_rows
+from gradsift.data.source import find_source
 
 ROWS = [{"prompt": f"q{i}", "response": f"a{i} é\u2028\nx"} for i in range(5)]
 

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from gradsift.data.containers import fingerprint, read_rows
 from gradsift.data.detection import settle_format
 from gradsift.data.example import Example, RowError
 from gradsift.data.formats import ROW_FORMATS, Columns, parse_record
 from gradsift.data.llamafactory import read_dataset_info
-from gradsift.data.source import RawRow, Source, find_source, fingerprint, read_rows
+from gradsift.data.source import RawRow, Source, find_source
 
 TRAIN_ON = ("all", "last")
 

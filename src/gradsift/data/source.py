@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,59 +93,6 @@ def find_source(name: str, split: str | None) -> Source:
     if name.count("/") == 1 and name[-1] != "/" and not like_a_file:
         return Source(name, "hub", split)
     raise ValueError(f"{name}: there is no such file.")
-
-
-def read_rows(source: Source) -> Iterator[RawRow]:
-    """Read a source row by row.
-
-    Args:
-        source: The source.
-
-    Returns:
-        Its rows, in order; unreadable ones are among them, with their error.
-
-    Raises:
-        ValueError: If the source as a whole cannot be read.
-    """
-    if source.container in LINE_CONTAINERS:
-        from gradsift.data import lines
-
-        return lines.read_rows(source.path, source.container)
-    from gradsift.data import tables
-
-    return tables.read_rows(source)
-
-
-def fingerprint(source: Source) -> str:
-    """Return the SHA-256 of what a source holds, in hex (of a hub dataset: of its fingerprint)."""
-    from gradsift.data import lines, tables
-
-    if source.container in (*LINE_CONTAINERS, "parquet", "arrow"):
-        return lines.sha256_of(source.path)
-    return tables.fingerprint(source)
-
-
-def write_rows(source: Source, rows: list[tuple[int, int | None, int | None]], out: Path) -> Path:
-    """Write some rows of a source, unchanged, in a container like the source's own.
-
-    Args:
-        source: The source.
-        rows: (index, start, end) of each row, in the input's order.
-        out: A folder; the file in it is called `selected`.
-
-    Returns:
-        The file (or folder) written; it is replaced as a whole.
-    """
-    if source.container in LINE_CONTAINERS:
-        from gradsift.data import lines
-
-        suffix = source.path.suffix.lower()
-        # A .json file that holds lines is written as what it is.
-        name = "selected.jsonl" if source.container == "jsonl" else f"selected{suffix}"
-        return lines.write_rows(source.path, source.container, rows, out / name)
-    from gradsift.data import tables
-
-    return tables.write_rows(source, [index for index, _, _ in rows], out)
 
 
 def _file_container(path: Path) -> str:

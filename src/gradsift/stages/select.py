@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from gradsift.data.containers import fingerprint, write_rows
 from gradsift.data.formats import Columns
-from gradsift.data.source import Source, fingerprint, write_rows
+from gradsift.data.source import Source
 from gradsift.data.stanzas import write_stanzas
 from gradsift.selection.candidates import Candidates, Settings
 from gradsift.selection.decision import Selection, select_rows
