@@ -1,6 +1,7 @@
 """The whole way through the command line, on a tiny model: from a file to a smaller file."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -163,6 +164,21 @@ MISTAKES = [
     (["select", "{run}", "--budget", "5", "--alpha", "-1"], "alpha is -1.0"),
     (["select", "{new}", "--budget", "5"], "no gradient store here"),
     (["select", "{run}"], "budget"),
+    (["select", "{run}", "--budget", "5", "--name", "../../out"], "--name is '../../out'"),
+    (["select", "{run}", "--budget", "5", "--name", "."], "--name is '.'"),
+    (["select", "{run}", "--budget", "5", "--name", ""], "--name is ''"),
+    (["select", "{run}", "--budget", "5", "--seed=-1"], "seed is -1"),
+    (["run", "{data}", "--model", "{model}", "--out", "{new}", "--budget", "5", "--strategy", "x"],
+     "strategy is 'x'"),
+    (["run", "{data}", "--model", "{model}", "--out", "{new}", "--budget", "31"], "at most 30"),
+    (["run", "{data}", "--model", "{model}", "--out", "{new}", "--budget", "x", "--dry-run"],
+     "budget 'x' is not understood"),
+    (["run", "--config", "{truth}"], "budget is True"),
+    (["capture", "{data}", "--model", "{cut}", "--out", "{new}"], "cannot load the model"),
+    (["capture", "{data}", "--model", "{model}", "--out", "{own}"], "a config.yaml but no run"),
+    (["capture", "{data}", "--model", "{model}", "--out", "{new}", "--sft", "optim=[1"],
+     "neither JSON nor YAML"),
+    (["explain", "{run}", "row3", "--name", "nope"], "no selection 'nope'; there are: grads"),
     (["explain", "{new}", "x"], "not a run folder"),
     (["run", "--config", "{bad}"], "unknown key 'budgett'; known are data, model"),
     (["run", "--config", "{new}/x.yaml"], "cannot be read"),
@@ -174,7 +190,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     capsys, world, finished, tmp_path, arguments, message
 ):
     (tmp_path / "bad.yaml").write_text("data: x\nmodel: y\nout: z\nbudgett: 5\n")
+    truth = {"data": str(world / "data.jsonl"), "model": "m", "out": "o", "budget": True}
+    (tmp_path / "truth.yaml").write_text(yaml.safe_dump(truth))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/config.yaml").write_text("mine: 1")
+    shutil.copytree(world / "model", tmp_path / "cut")
+    weights = tmp_path / "cut/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
     places = {
+        "truth": tmp_path / "truth.yaml",
+        "own": tmp_path / "own",
+        "cut": tmp_path / "cut",
         "data": world / "data.jsonl",
         "model": world / "model",
         "run": world / "run",
@@ -186,8 +212,63 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert out == ""
     assert message in err
     assert "Traceback" not in err
+    assert not (tmp_path / "new" / "gradients").exists()
     last = [line for line in err.splitlines() if line.startswith("gradsift: ")]
     assert len(last) == 1 or "Usage" in err
+
+
+def test_a_run_folder_works_from_anywhere(capsys, world, tmp_path, monkeypatch):
+    import gradsift as gs
+
+    monkeypatch.chdir(world)
+    gs.capture("model", gs.load_pool("data.jsonl"), out=tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert gs.select("run", budget=3).counts["selected"] == 3
+    code, _, err = invoke(capsys, "capture", "--config", tmp_path / "run/config.yaml")
+    assert code == 0
+    assert "nothing to do" in err
+
+
+def test_settings_of_a_refused_selection_are_not_saved(capsys, world, finished):
+    run = world / "run"
+    before = (run / "config.yaml").read_text()
+    code, _, err = invoke(capsys, "run", "--config", run / "config.yaml", "--alpha", "2")
+    assert code == 2
+    assert "other settings (alpha)" in err
+    code, _, _ = invoke(capsys, "capture", "--config", run / "config.yaml")
+    assert code == 0
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_settings_of_a_run_that_never_began_are_not_saved(capsys, world, tmp_path):
+    code, _, _ = invoke(
+        capsys, "capture", world / "data.jsonl", "--model", world, "--out", tmp_path / "run"
+    )
+    assert code == 2
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"max_length": "abc"}, "max_length"), ({"sketch_rank": 0}, "sketch_rank is 0")],
+)
+def test_python_checks_settings_too(world, tmp_path, option, message):
+    import gradsift as gs
+
+    pool = gs.load_pool(str(world / "data.jsonl"))
+    with pytest.raises(ValueError, match=message):
+        gs.capture(str(world / "model"), pool, out=tmp_path / "run", **option)
+
+
+def test_decisions_have_the_same_types_whatever_the_strategy(capsys, world, finished):
+    run = world / "run"
+    for strategy in ("grads", "random"):
+        invoke(capsys, "select", run, "--budget", "7", "--strategy", strategy)
+    schemas = [
+        pq.read_schema(run / f"selections/{strategy}-7/decisions.parquet")
+        for strategy in ("grads", "random")
+    ]
+    assert schemas[0].equals(schemas[1])
 
 
 def test_a_changed_input_is_refused(capsys, world, finished, tmp_path):

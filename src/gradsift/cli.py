@@ -52,7 +52,10 @@ Truncation = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
 Dtype = Annotated[str | None, typer.Option(help="Weights: float32 (default), bfloat16, float16.")]
 RemoteCode = Annotated[
-    bool | None, typer.Option("--trust-remote-code", help="Run code that comes with a model.")
+    bool | None,
+    typer.Option(
+        "--trust-remote-code/--no-trust-remote-code", help="Run code that comes with a model."
+    ),
 ]
 Lora = Annotated[
     bool | None, typer.Option("--lora/--full", help="Train LoRA adapters or all parameters.")
@@ -89,7 +92,9 @@ Near = Annotated[
 ]
 Weights = Annotated[
     bool | None,
-    typer.Option("--weights", help="Add a weight for each kept row to decisions.parquet."),
+    typer.Option(
+        "--weights/--no-weights", help="Add a weight for each kept row to decisions.parquet."
+    ),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the selection's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
@@ -206,7 +211,9 @@ def select(
 @app.command()
 def explain(
     run_folder: RunFolder,
-    row_id: Annotated[str, typer.Argument(help="Id of a row, or line:N of the input file.")],
+    row_id: Annotated[
+        str, typer.Argument(help="Id of a row, line:N of the file (from 1), or row:N (from 0).")
+    ],
     name: Annotated[str | None, typer.Option(help="Selection (default: all of them).")] = None,
     json_: Json = False,
 ) -> None:
@@ -241,6 +248,9 @@ def main() -> None:
         where = error.filename or "the file system"
         typer.echo(f"gradsift: {where}: {error.strerror or error}", err=True)
         sys.exit(2)
+    except ImportError as error:
+        typer.echo(f"gradsift: a package that is needed here is missing: {error}", err=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("gradsift: stopped; run the same command again to resume", err=True)
         sys.exit(130)
@@ -266,8 +276,6 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _key_values(texts: list[str]) -> dict[str, Any]:
-    import yaml
-
     values = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -277,8 +285,17 @@ def _key_values(texts: list[str]) -> dict[str, Any]:
         try:
             values[key] = json.loads(value)
         except ValueError:
-            values[key] = yaml.safe_load(value)
+            values[key] = _yaml_value(text, value)
     return values
+
+
+def _yaml_value(text: str, value: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"--sft {text}: the value is neither JSON nor YAML.") from None
 
 
 def _listener() -> Any:

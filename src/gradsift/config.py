@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from gradsift.selection.budget import parse_budget
+from gradsift.selection.candidates import Settings
 
 CONFIG_NAME = "config.yaml"
 
@@ -54,6 +57,39 @@ class RunConfig(BaseModel):
     weights: bool = False
     name: str | None = None
 
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: object) -> object:
+        if isinstance(value, bool):
+            raise ValueError("expected 50%, 500 or 20000tok")
+        return value
+
+    def with_absolute_paths(self) -> RunConfig:
+        """Return the same settings, usable from any working directory.
+
+        What does not exist as a path (a hub id, a name in dataset_info) stays as it is.
+        """
+        paths = {"out": str(Path(self.out).resolve())}
+        for key in ("model", "dataset_info", *(() if self.dataset_info else ("data",))):
+            value = getattr(self, key)
+            if value is not None and Path(value).exists():
+                paths[key] = str(Path(value).resolve())
+        return self.model_copy(update=paths)
+
+    def selection_settings(self) -> Settings:
+        """Return the settings of the selection; the budget must be given."""
+        return Settings(
+            budget=parse_budget(self.budget),
+            strategy=self.strategy,
+            side=self.side,
+            layers=self.layers,
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            near_threshold=self.near_threshold,
+            seed=self.seed,
+        )
+
     def lora_settings(self) -> dict[str, Any] | None:
         """Return the settings for LoRA, or None for full-parameter training."""
         if isinstance(self.lora, dict):
@@ -79,13 +115,26 @@ def resolve(given: dict[str, Any], config_file: Path | None) -> RunConfig:
     if isinstance(values.get("sft"), dict) and "sft" in said:
         said["sft"] = values["sft"] | said["sft"]
     values |= said
-    where = "settings" if config_file is None else str(config_file)
+    return validated(values, "settings" if config_file is None else str(config_file))
+
+
+def validated(values: dict[str, Any], where: str = "settings") -> RunConfig:
+    """Check settings.
+
+    Args:
+        values: By name.
+        where: They come from, for the message.
+
+    Returns:
+        The settings, with absolute paths.
+
+    Raises:
+        ValueError: For an unknown key, a value that does not fit or a setting that is missing.
+    """
     try:
-        config = RunConfig.model_validate(values)
+        return RunConfig.model_validate(values).with_absolute_paths()
     except ValidationError as error:
         raise ValueError(f"{where}: {_one_line(error)}") from None
-    data = str(Path(config.data).resolve()) if Path(config.data).exists() else config.data
-    return config.model_copy(update={"data": data, "out": str(Path(config.out).resolve())})
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradsift.config import CONFIG_NAME, RunConfig, save
+from gradsift.config import CONFIG_NAME, RunConfig, save, validated
 from gradsift.data.pool import Pool, load_pool
 from gradsift.selection.budget import parse_budget
 from gradsift.selection.candidates import Settings
+from gradsift.selection.decision import require_possible
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.stages.select import SelectResult, select_from_store
+from gradsift.store.manifest import MANIFEST_NAME
 from gradsift.store.reader import GradientStore, read_store
 
 if TYPE_CHECKING:
+    from gradsift.stages.capture import CaptureSettings
     from gradsift.training.estimate import Estimate
+    from gradsift.training.model import ModelSource
 
 
 @dataclass(frozen=True)
@@ -101,16 +105,24 @@ def capture(
     Raises:
         ValueError: For settings that cannot be, a store of another make, or a failed self-check.
     """
-    # Heavy, and only needed here.
-    from gradsift.stages.capture import CaptureSettings, capture_pool
-    from gradsift.training.model import find_model, without_progress_bars
-
-    settings = CaptureSettings(
-        max_length, truncation, dict(sft or {}), lora, seed, sketch_rank, save_steps
+    config = validated(
+        {
+            "data": pool.source.name,
+            "model": str(model),
+            "out": str(out),
+            "revision": revision,
+            "dtype": dtype,
+            "trust_remote_code": trust_remote_code,
+            "max_length": max_length,
+            "truncation": truncation,
+            "sft": dict(sft or {}),
+            "lora": False if lora is None else lora,
+            "seed": seed,
+            "sketch_rank": sketch_rank,
+            "save_steps": save_steps,
+        }
     )
-    with without_progress_bars():
-        source = find_model(model, revision, dtype, trust_remote_code, tell=listener.note)
-        return capture_pool(pool, source, settings, Path(out).resolve(), listener)
+    return _capture(config, pool, listener)
 
 
 def select(
@@ -150,7 +162,6 @@ def select(
     Raises:
         ValueError: If a setting does not fit, or the input changed since the capture.
     """
-    store = run if isinstance(run, GradientStore) else read_store(Path(run).resolve())
     settings = Settings(
         budget=parse_budget(budget),
         strategy=strategy,
@@ -162,6 +173,8 @@ def select(
         near_threshold=near_threshold,
         seed=seed,
     )
+    require_possible(settings)
+    store = run if isinstance(run, GradientStore) else read_store(Path(run).resolve())
     return select_from_store(store, settings, name=name, weights=weights)
 
 
@@ -182,13 +195,12 @@ def run_stages(
     Raises:
         ValueError: For whatever is wrong with the data, the settings or the run folder.
     """
-    from gradsift.stages.capture import CaptureSettings, capture_pool, estimate_capture
-    from gradsift.training.model import find_model, without_progress_bars
-
-    if selecting and not dry_run:
-        if config.budget is None:
-            raise ValueError("'budget' is missing: give --budget 50%, 500 or 20000tok.")
-        parse_budget(config.budget)
+    settings = None
+    if config.budget is not None:
+        settings = config.selection_settings()
+        require_possible(settings)
+    elif selecting and not dry_run:
+        raise ValueError("'budget' is missing: give --budget 50%, 500 or 20000tok.")
     pool = load_pool(
         config.data,
         row_format=config.format,
@@ -202,10 +214,55 @@ def run_stages(
     )
     for line in pool.notes():
         listener.note(line)
-    if not dry_run and not (Path(config.out) / CONFIG_NAME).exists():
-        # At once, so that an interrupted run can be resumed from it.
-        save(config, Path(config.out))
-    settings = CaptureSettings(
+    if settings is not None and settings.budget.kind != "tokens":
+        # Rows that tokenizing drops are not known yet; what is too much for all is too much.
+        settings.budget.resolve(sum(row.example is not None for row in pool.rows), 0)
+    if dry_run:
+        return DryRunResult(_estimate(config, pool, listener))
+    store = _capture(config, pool, listener)
+    if settings is None or not selecting:
+        return CaptureResult(store)
+    result = select_from_store(store, settings, name=config.name, weights=config.weights)
+    save(config, store.folder)
+    return result
+
+
+def _capture(config: RunConfig, pool: Pool, listener: Listener) -> GradientStore:
+    # Heavy, and only needed here.
+    from gradsift.stages.capture import capture_pool
+    from gradsift.training.model import without_progress_bars
+
+    out = Path(config.out)
+    if (out / CONFIG_NAME).exists() and not (out / MANIFEST_NAME).exists():
+        raise ValueError(
+            f"{out} holds a {CONFIG_NAME} but no run: it would be overwritten. Use another --out."
+        )
+    with without_progress_bars():
+        source, settings = _model_and_settings(config, listener)
+        # The settings are saved once it is sure that this folder is theirs.
+        return capture_pool(
+            pool, source, settings, out, listener, on_start=lambda: save(config, out)
+        )
+
+
+def _estimate(config: RunConfig, pool: Pool, listener: Listener) -> Estimate:
+    from gradsift.stages.capture import estimate_capture
+    from gradsift.training.model import without_progress_bars
+
+    with without_progress_bars():
+        return estimate_capture(pool, *_model_and_settings(config, listener), listener)
+
+
+def _model_and_settings(
+    config: RunConfig, listener: Listener
+) -> tuple[ModelSource, CaptureSettings]:
+    from gradsift.stages.capture import CaptureSettings
+    from gradsift.training.model import find_model
+
+    source = find_model(
+        config.model, config.revision, config.dtype, config.trust_remote_code, tell=listener.note
+    )
+    return source, CaptureSettings(
         config.max_length,
         config.truncation,
         config.sft,
@@ -213,43 +270,4 @@ def run_stages(
         config.seed,
         config.sketch_rank,
         config.save_steps,
-    )
-    with without_progress_bars():
-        source = find_model(
-            config.model,
-            config.revision,
-            config.dtype,
-            config.trust_remote_code,
-            tell=listener.note,
-        )
-        if dry_run:
-            return DryRunResult(estimate_capture(pool, source, settings, listener))
-        store = capture_pool(pool, source, settings, Path(config.out), listener)
-    save(config, Path(config.out))
-    return select_as(config, store) if selecting else CaptureResult(store)
-
-
-def select_as(config: RunConfig, run: str | Path | GradientStore) -> SelectResult:
-    """Select as a configuration says.
-
-    Args:
-        config: The settings.
-        run: A run folder, or its store.
-
-    Returns:
-        What was selected and written.
-    """
-    return select(
-        run,
-        budget=config.budget,
-        strategy=config.strategy,
-        side=config.side,
-        layers=config.layers,
-        alpha=config.alpha,
-        beta=config.beta,
-        gamma=config.gamma,
-        near_threshold=config.near_threshold,
-        seed=config.seed,
-        weights=config.weights,
-        name=config.name,
     )

@@ -80,10 +80,10 @@ def find_source(name: str, split: str | None) -> Source:
     if path.is_file():
         if split is not None:
             raise ValueError(f"{name} is a file and has no splits; leave out --split {split}.")
-        return Source(name, _file_container(path), None)
+        return Source(str(path.resolve()), _file_container(path), None)
     if path.is_dir():
         if any((path / marker).exists() for marker in ("state.json", "dataset_dict.json")):
-            return Source(name, "disk", split)
+            return Source(str(path.resolve()), "disk", split)
         raise ValueError(
             f"{name} is a folder, but not one written by `save_to_disk` (no state.json or "
             "dataset_dict.json). Name a file in it."

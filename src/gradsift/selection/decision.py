@@ -19,6 +19,7 @@ from gradsift.selection.objective import (
 )
 from gradsift.selection.reasons import Evidence, write_reasons
 from gradsift.selection.signal import (
+    SIDES,
     combined_signal,
     gradient_score,
     log_density,
@@ -85,9 +86,7 @@ def select_rows(pool: Candidates, settings: Settings) -> Selection:
         ValueError: If a setting is unknown, out of range or does not fit the pool, or the pool is
             too large.
     """
-    if settings.strategy not in STRATEGIES:
-        known = ", ".join(STRATEGIES)
-        raise ValueError(f"strategy is {settings.strategy!r}, expected one of {known}.")
+    require_possible(settings)
     by_id = np.array(sorted(range(len(pool)), key=lambda row: pool.ids[row]), dtype=np.intp)
     pool = pool.take(by_id)
     limit = settings.budget.resolve(len(pool), int(np.sum(pool.n_tokens)))
@@ -115,6 +114,29 @@ def select_rows(pool: Candidates, settings: Settings) -> Selection:
         length_correlation=rank_correlation(signal.score_N, pool.n_response_tokens),
         step_correlation=rank_correlation(signal.score_N, pool.step),
     )
+
+
+def require_possible(settings: Settings) -> None:
+    """Refuse settings that no pool could be selected with, before anything costly is done.
+
+    Args:
+        settings: How to select.
+
+    Raises:
+        ValueError: Naming the setting, its value and what is expected.
+    """
+    if settings.strategy not in STRATEGIES:
+        known = ", ".join(STRATEGIES)
+        raise ValueError(f"strategy is {settings.strategy!r}, expected one of {known}.")
+    if settings.side not in SIDES:
+        raise ValueError(f"side is {settings.side!r}, expected one of {', '.join(SIDES)}.")
+    if not settings.layers:
+        raise ValueError("layers is empty, expected embedding, lm_head or both.")
+    if settings.seed < 0:
+        raise ValueError(f"seed is {settings.seed}, expected at least 0.")
+    # These two check the rest when they are made; a pool of one row will do.
+    similarity = content_similarity(np.zeros((1, 1)), settings.near_threshold)
+    Objective(np.zeros(1), similarity, 1.0, settings.alpha, settings.beta, settings.gamma)
 
 
 def nearest_selected(

@@ -7,7 +7,7 @@ import json
 import platform
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -69,6 +69,8 @@ def capture_pool(
     settings: CaptureSettings,
     out: Path,
     listener: Listener = SILENT,
+    *,
+    on_start: Callable[[], None],
 ) -> GradientStore:
     """Run the preliminary epoch over a pool and store each instance's gradient statistics.
 
@@ -80,6 +82,7 @@ def capture_pool(
         settings: How to train.
         out: The run folder.
         listener: Is told what happens.
+        on_start: Called when the folder is locked for this capture, before training.
 
     Returns:
         The complete store.
@@ -106,6 +109,7 @@ def capture_pool(
         sketch_size=settings.sketch_rank**2,
     )
     with writer:
+        on_start()
         write_pool_table(out, _pool_rows(pool, instances))
         _run_epoch(epoch, writer, settings.save_steps, estimate, listener)
     return read_store(out)

@@ -49,35 +49,48 @@ def explain_row(folder: Path, row_id: str, name: str | None = None) -> Explanati
 
     Args:
         folder: The run folder.
-        row_id: An instance id, or "line:N" for a line of the input file.
+        row_id: An instance id, "line:N" for a line of the input file (from 1), or "row:N" (from 0).
         name: Of one selection; None takes all.
 
     Returns:
         The explanation.
 
     Raises:
-        ValueError: If there is no such row or no such selection.
+        ValueError: If there is no such row or no such selection, or several rows share the line.
     """
     table = read_pool_table(folder)
-    column, value = ("instance_id", row_id)
-    if row_id.startswith("line:") and row_id[5:].isdigit():
-        column, value = ("line", int(row_id[5:]))
+    column, value = _where(row_id)
     found = table.filter(pc.equal(table[column], value)).to_pylist()
     if not found:
-        some = ", ".join(table["instance_id"].slice(0, 3).to_pylist())
+        some = ", ".join(map(repr, table["instance_id"].slice(0, 3).to_pylist()))
         raise ValueError(
-            f"{folder}: no row {row_id!r}. Ids look like {some}; line:12 takes line 12 of the file."
+            f"{folder}: no row {row_id!r}. Ids look like {some}; line:12 takes line 12 of a file "
+            "of lines, row:12 the thirteenth row."
         )
-    paths = sorted((folder / SELECTIONS).glob(f"{name or '*'}/{DECISIONS}"))
-    if name is not None and not paths:
-        there = [path.parent.name for path in sorted((folder / SELECTIONS).glob("*/"))]
-        raise ValueError(f"{folder}: no selection {name!r}; there are: {there}.")
+    if len(found) > 1:
+        some = ", ".join(repr(row["instance_id"]) for row in found[:3])
+        raise ValueError(
+            f"{folder}: {len(found)} rows stand on {row_id}: give an id, such as {some}."
+        )
+    there = sorted(path.parent.name for path in (folder / SELECTIONS).glob(f"*/{DECISIONS}"))
+    if name is not None and name not in there:
+        raise ValueError(
+            f"{folder}: no selection {name!r}; there are: {', '.join(there) or 'none'}."
+        )
     row = found[0]
+    paths = [folder / SELECTIONS / one / DECISIONS for one in there if name in (None, one)]
     decisions = {}
     for path in paths:
         lines = pq.read_table(path, filters=[("instance_id", "=", row["instance_id"])]).to_pylist()
         decisions[path.parent.name] = lines[0]
     return Explanation(row, decisions)
+
+
+def _where(row_id: str) -> tuple[str, str | int]:
+    kind, _, number = row_id.partition(":")
+    if kind in ("line", "row") and number.isdigit():
+        return kind, int(number)
+    return "instance_id", row_id
 
 
 def _numbers(decision: dict[str, object]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -79,9 +80,8 @@ class SelectResult:
                 "rank correlation of the gradient score with response length "
                 f"{selection.length_correlation:+.2f}"
             )
-        if self.written:
-            names = ", ".join(path.name for path in self.written)
-            lines += ["", f"beside it: {DECISIONS} (why each row), {SUMMARY}, {names}"]
+        names = "".join(f", {path.name}" for path in self.written)
+        lines += ["", f"beside it: {DECISIONS} (why each row), {SUMMARY}{names}"]
         return "\n".join(lines)
 
 
@@ -176,7 +176,10 @@ def _candidates(store: GradientStore, table: pa.Table) -> Candidates:
 
 def _folder(store: GradientStore, settings: Settings, name: str | None) -> Path:
     budget = str(settings.budget).replace("%", "pct")
-    folder = store.folder / SELECTIONS / (name or f"{settings.strategy}-{budget}")
+    name = f"{settings.strategy}-{budget}" if name is None else name
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise ValueError(f"--name is {name!r}, expected letters, digits, '-', '_' and '.'.")
+    folder = store.folder / SELECTIONS / name
     summary = folder / SUMMARY
     if summary.exists():
         before = json.loads(summary.read_text(encoding="utf-8")).get("settings")
@@ -212,7 +215,16 @@ def _decisions(table: pa.Table, store: GradientStore, selection: Selection) -> p
             values["decision"] = "selected" if values["selected"] else "rejected"
         values["selected"] = values["decision"] == "selected"
         rows.append({**line, "decision": values.pop("decision"), **values})
-    return pa.Table.from_pylist(rows)
+    return pa.Table.from_pylist(rows, schema=_decision_schema(["decision", *columns, "reason"]))
+
+
+def _decision_schema(names: list[str]) -> pa.Schema:
+    # Fixed types: a column without any value would else have none.
+    types = {"row": pa.int64(), "line": pa.int64(), "rank": pa.int64(), "selected": pa.bool_()}
+    types |= dict.fromkeys(("instance_id", "decision", "nearest_selected", "reason"), pa.string())
+    return pa.schema(
+        [(name, types.get(name, pa.float64())) for name in ("row", "line", "instance_id", *names)]
+    )
 
 
 def _weights(decisions: pa.Table) -> pa.Array:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -245,7 +246,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def _told_plainly(what: str, source: ModelSource) -> Generator[None, None, None]:
     try:
         yield
-    except (OSError, KeyError, ImportError, ValueError) as error:
+    except (OSError, KeyError, ImportError, ValueError, SafetensorError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise ValueError(
             f"cannot load the {what} of {source.name!r}: {first_line} Give a folder with "

@@ -45,6 +45,8 @@ RESERVED = {
     "push_to_hub": "nothing is sent anywhere",
 }
 
+AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
 
 @dataclass(frozen=True)
 class SFTSettings:
@@ -85,10 +87,7 @@ def sft_config(settings: SFTSettings, output_dir: Path) -> SFTConfig:
     if unknown:
         raise ValueError(f"sft settings that trl's SFTConfig does not know: {', '.join(unknown)}.")
     for key, value in settings.sft.items():
-        usual = SFTConfig.__dataclass_fields__[key].default
-        if isinstance(usual, int | float) and isinstance(value, str):
-            kind = type(usual).__name__
-            raise ValueError(f"sft setting {key} is the text {value!r}, expected a {kind}.")
+        _require_type(key, value)
     on_cpu = not torch.accelerator.is_available()
     defaults = {"bf16": False, "gradient_checkpointing": False, "use_cpu": True} if on_cpu else {}
     with warnings.catch_warnings():
@@ -105,8 +104,23 @@ def sft_config(settings: SFTSettings, output_dir: Path) -> SFTConfig:
                 dataset_kwargs={"skip_prepare_dataset": True},
                 report_to="none",
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ImportError) as error:
             raise ValueError(f"sft settings: {error}") from error
+
+
+def _require_type(key: str, value: object) -> None:
+    usual = SFTConfig.__dataclass_fields__[key].default
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {
+        bool: isinstance(value, bool),
+        int: number and value == int(value),
+        float: number,
+    }.get(type(usual), True)
+    if not fits:
+        kind = type(usual).__name__
+        raise ValueError(f"sft setting {key} is {value!r}, expected a value of type {kind}.")
+    if key in AT_LEAST_ONE and value < 1:
+        raise ValueError(f"sft setting {key} is {value!r}, expected at least 1.")
 
 
 def lora_config(settings: SFTSettings) -> LoraConfig | None:
