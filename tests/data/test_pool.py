@@ -294,6 +294,8 @@ def test_ids_without_an_id_field_do_not_depend_on_the_order(tmp_path):
         ("d.json", '[{"text": "x"} {"text": "y"}]', {}, "expected a comma"),
         ("d.json", '[{"text": "x"', {}, "not JSON"),
         ("d.csv", "", {}, "file is empty"),
+        ("d.csv", "question;answer\na;b\n", {}, "separated by ';'"),
+        ("d.jsonl", '{"text": "x"}', {"id_column": "uid"}, "no row has the id field 'uid'.*text"),
         ("d.parquet", "no parquet", {}, "cannot be read as parquet"),
         ("d.arrow", "no arrow", {}, "cannot be read as arrow"),
     ],

@@ -64,11 +64,14 @@ def _detect(first: Sequence[Mapping[str, Any]], columns: Columns) -> str:
     # The majority decides: a stray row in a file of another format is dropped, with its reason.
     found = Counter(filter(None, map(_format_of, first))).most_common(1)
     if not found:
+        fields = sorted(set().union(*first))
+        semicolons = len(fields) == 1 and ";" in fields[0]
         raise ValueError(
-            f"the row format is not recognised from the fields {sorted(set().union(*first))}. "
-            "Known: messages; conversations (sharegpt); prompt + completion; instruction + output "
-            "(alpaca); question + answer (qa); text. Name two columns with --prompt-column and "
-            "--response-column, or force one with --format."
+            f"the row format is not recognised from the fields {fields}. "
+            + ("The columns seem to be separated by ';': save them with commas. " * semicolons)
+            + "Known: messages; conversations (sharegpt); prompt + completion; instruction + "
+            "output (alpaca); question + answer (qa); text. Name two columns with --prompt-column "
+            "and --response-column, or force one with --format."
         )
     return found[0][0]
 

@@ -143,6 +143,11 @@ def load_pool(
     _require_readable(source, raw_rows)
     if dataset_info is None:
         row_format, columns = settle_format(readable, row_format, columns)
+    if id_column is not None and readable and not any(id_column in r for r in readable):
+        raise ValueError(
+            f"{source.name}: no row has the id field {id_column!r}; found {sorted(readable[0])}. "
+            "Name another with --id-column, or leave it out."
+        )
     rows = _Rows(row_format, columns, train_on, id_column or "id", id_column is not None)
     rows.announce(readable)
     pool_rows = tuple(rows.add(raw) for raw in raw_rows)

@@ -166,13 +166,16 @@ class RecordingSFTTrainer(SFTTrainer):
         """
         self._recorder: Recorder | None = None
         self._sink: Callable[[list[Record]], None] | None = None
-        super().__init__(
-            model=model,
-            args=sft_config(settings, output_dir),
-            train_dataset=as_dataset(instances),
-            processing_class=tokenizer,
-            peft_config=lora_config(settings),
-        )
+        with warnings.catch_warnings():
+            # peft asks for it under the old name; the user can do nothing.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            super().__init__(
+                model=model,
+                args=sft_config(settings, output_dir),
+                train_dataset=as_dataset(instances),
+                processing_class=tokenizer,
+                peft_config=lora_config(settings),
+            )
         self.data_collator = _IndexKeepingCollator(self.data_collator)
         # Standard output is for results; progress is reported by whoever runs the trainer.
         self.remove_callback(PrinterCallback)
