@@ -271,6 +271,40 @@ def test_decisions_have_the_same_types_whatever_the_strategy(capsys, world, fini
     assert schemas[0].equals(schemas[1])
 
 
+def test_version(capsys):
+    from gradsift.version import __version__
+
+    assert invoke(capsys, "--version") == (0, f"{__version__}\n", "")
+
+
+def test_without_torch_selecting_works_and_capturing_says_what_to_install(
+    capsys, world, finished, tmp_path
+):
+    """As after `pip install gradsift` without extras."""
+    absent = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "trl", "peft", "datasets"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+sys.meta_path.insert(0, Absent())
+from gradsift.cli import main
+main()
+"""
+    select = ["select", world / "run", "--budget", "4"]
+    capture = ["capture", world / "data.jsonl", "--model", world / "model", "--out", tmp_path / "x"]
+    done = [
+        subprocess.run(
+            [sys.executable, "-c", absent, *map(str, command)], capture_output=True, text=True
+        )
+        for command in (select, capture)
+    ]
+    assert done[0].returncode == 0, done[0].stderr
+    assert "4 selected" in done[0].stdout
+    assert done[1].returncode == 2
+    assert "pip install 'gradsift[train]'" in done[1].stderr.splitlines()[-1]
+
+
 def test_a_changed_input_is_refused(capsys, world, finished, tmp_path):
     data = world / "data.jsonl"
     before = data.read_bytes()

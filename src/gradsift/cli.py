@@ -100,15 +100,21 @@ Name = Annotated[str | None, typer.Option(help="Name of the selection's folder."
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
 
 
-@app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from gradsift.version import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -249,7 +255,11 @@ def main() -> None:
         typer.echo(f"gradsift: {where}: {error.strerror or error}", err=True)
         sys.exit(2)
     except ImportError as error:
-        typer.echo(f"gradsift: a package that is needed here is missing: {error}", err=True)
+        typer.echo(
+            f"gradsift: {error}. Capturing needs more packages than selecting: "
+            "pip install 'gradsift[train]'",
+            err=True,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("gradsift: stopped; run the same command again to resume", err=True)
