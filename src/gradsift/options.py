@@ -1,0 +1,88 @@
+"""The options of the command line, each written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[str | None, typer.Argument(help="SFT file, `save_to_disk` folder or hub id.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
+Model = Annotated[str | None, typer.Option(help='Hub id, folder with safetensors, or "demo".')]
+Out = Annotated[str | None, typer.Option(help="Run folder; run again to resume.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="YAML file with any of these settings; the command line wins."),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        help="prompt_completion, messages, text, alpaca, sharegpt or qa; detected if not given."
+    ),
+]
+IdColumn = Annotated[str | None, typer.Option(help="Field with the row's id (default: id).")]
+PromptColumn = Annotated[str | None, typer.Option(help="Field with the question.")]
+ResponseColumn = Annotated[str | None, typer.Option(help="Field with the answer.")]
+SystemColumn = Annotated[str | None, typer.Option(help="Field with a system prompt.")]
+DatasetInfo = Annotated[
+    str | None, typer.Option(help="LLaMA-Factory's dataset_info.json; DATA is a name in it.")
+]
+Split = Annotated[str | None, typer.Option(help="Split of a hub dataset or of a folder.")]
+TrainOn = Annotated[
+    str | None, typer.Option(help="Assistant turns trained on: all (default) or last.")
+]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens of an instance (default 1024).")]
+Truncation = Annotated[
+    str | None,
+    typer.Option(help="Longer rows: keep_start (default), keep_end, or drop."),
+]
+Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
+Dtype = Annotated[str | None, typer.Option(help="Weights: float32 (default), bfloat16, float16.")]
+RemoteCode = Annotated[
+    bool | None,
+    typer.Option(
+        "--trust-remote-code/--no-trust-remote-code", help="Run code that comes with a model."
+    ),
+]
+Lora = Annotated[
+    bool | None, typer.Option("--lora/--full", help="Train LoRA adapters or all parameters.")
+]
+Sft = Annotated[
+    list[str] | None,
+    typer.Option("--sft", help="A setting of trl's SFTConfig, as key=value; may be repeated."),
+]
+SaveSteps = Annotated[
+    int | None, typer.Option(help="Optimizer steps between checkpoints (default: about 8).")
+]
+SketchRank = Annotated[
+    int | None, typer.Option(help="Gradient sketches have this number squared entries (16).")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything drawn (default 0).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop after the cost estimate.")]
+Budget = Annotated[
+    str | None, typer.Option(help="Of the usable rows: 50%, 500 (rows) or 20000tok (tokens).")
+]
+Strategy = Annotated[str | None, typer.Option(help="grads (default) or random.")]
+Side = Annotated[
+    str | None,
+    typer.Option(help="Gradient score: representative (default), informative or balanced."),
+]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option("--layer", help="embedding, lm_head; may be repeated (default both)."),
+]
+Alpha = Annotated[float | None, typer.Option(help="Weight of the gradient score (1).")]
+Beta = Annotated[float | None, typer.Option(help="Weight of content diversity (1).")]
+Gamma = Annotated[float | None, typer.Option(help="Weight of similarity reduction (1).")]
+Near = Annotated[
+    float | None, typer.Option(help="Similarity above which rows repeat each other (0.8).")
+]
+Weights = Annotated[
+    bool | None,
+    typer.Option(
+        "--weights/--no-weights", help="Add a weight for each kept row to decisions.parquet."
+    ),
+]
+Name = Annotated[str | None, typer.Option(help="Name of the selection's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
