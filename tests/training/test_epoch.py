@@ -164,6 +164,22 @@ def test_a_row_that_is_not_finite_is_marked_and_the_run_goes_on(tmp_path):
     assert result.n_steps_skipped >= 1
 
 
+def test_skipped_steps_are_counted_over_all_sittings(tmp_path):
+    def poisoned():
+        model = tiny_llama(tied=False)
+        with torch.no_grad():
+            model.model.embed_tokens.weight[make_instances()[5].input_ids[0]] = float("nan")
+        return model
+
+    _, whole = capture(tmp_path / "whole", model=poisoned())
+    with pytest.raises(KeyboardInterrupt):
+        capture(tmp_path / "stopped", model=poisoned(), stop_after=22)
+    _, rest = capture(tmp_path / "stopped", model=poisoned())
+    assert rest.n_steps_skipped < whole.n_steps_skipped
+    counted = read_store(tmp_path / "stopped").manifest.about["n_steps_skipped"]
+    assert counted == whole.n_steps_skipped
+
+
 def test_the_estimate_counts_and_leaves_the_model_alone(tmp_path):
     epoch = PreliminaryEpoch(
         tiny_llama(),

@@ -128,7 +128,8 @@ def _likely_cause(layer: str, ratio: float) -> str:
     if layer == "embedding":
         return (
             "Likely causes: the embedding's output is scaled or normalised inside the module, the "
-            "table is used more than once, or rows of a batch influence each other."
+            "table is used more than once, or rows of a batch influence each other (the auxiliary "
+            "loss of a mixture of experts does: --sft router_aux_loss_coef=0)."
         )
     return (
         "Likely causes: the model changes the logits after the head in a way that is not known "

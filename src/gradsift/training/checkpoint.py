@@ -81,10 +81,9 @@ class SkipNonFiniteSteps(TrainerCallback):
         """Nothing happens until training calls.
 
         Args:
-            step_is_finite: Whether all records since the last update are finite.
+            step_is_finite: Called once at the end of each step: whether its records are finite.
         """
         self._step_is_finite = step_is_finite
-        self.n_skipped = 0
 
     def on_pre_optimizer_step(
         self,
@@ -96,5 +95,4 @@ class SkipNonFiniteSteps(TrainerCallback):
     ) -> None:
         """Drop the gradients of a step that is not finite, so that the optimizer has none."""
         if not self._step_is_finite():
-            self.n_skipped += 1
             model.zero_grad(set_to_none=True)

@@ -31,9 +31,9 @@ class EpochResult:
     """What the preliminary epoch did.
 
     Attributes:
-        loss_curve: (step, training loss) as the trainer logged them in this sitting.
+        loss_curve: (step, training loss) as the trainer logged them, earlier sittings included.
         n_non_finite: Instances whose gradient was not finite, in this sitting.
-        n_steps_skipped: Optimizer updates left out because of them.
+        n_steps_skipped: Optimizer updates left out because of them, in this sitting.
         resumed_at_step: Optimizer updates already made when this sitting began.
     """
 
@@ -128,9 +128,8 @@ class PreliminaryEpoch:
         """
         resumed_at = self._last_step(writer)
         sitting = _Sitting(self._instances, writer, on_progress)
-        skip = SkipNonFiniteSteps(sitting.take_step_is_finite)
         n_steps = self._steps_between(save_steps, self._total_steps())
-        self.trainer.add_callback(skip)
+        self.trainer.add_callback(SkipNonFiniteSteps(sitting.step_is_finite))
         self.trainer.add_callback(SaveEvery(n_steps, sitting.flush))
         self.trainer.record_with(self._recorder, sitting.add)
         checkpoint = checkpoint_at(self._work_dir, resumed_at) if resumed_at else None
@@ -138,10 +137,9 @@ class PreliminaryEpoch:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         history = self.trainer.state.log_history
         curve = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-        about = {"loss_curve": curve, "n_steps_skipped": skip.n_skipped}
-        sitting.flush(self.trainer.state.global_step, about, complete=True)
+        sitting.flush(self.trainer.state.global_step, {"loss_curve": curve}, complete=True)
         shutil.rmtree(self._work_dir, ignore_errors=True)
-        return EpochResult(tuple(curve), sitting.n_non_finite, skip.n_skipped, resumed_at)
+        return EpochResult(tuple(curve), sitting.n_non_finite, sitting.n_skipped, resumed_at)
 
     def _last_step(self, writer: StoreWriter) -> int:
         # The latest step that has both its checkpoint and its parts; later parts are forgotten.
@@ -176,7 +174,10 @@ class _Sitting:
         self._writer = writer
         self._on_progress = on_progress
         self._seen = writer.recorded_ids()
-        self._seconds_before = writer.manifest.about.get("seconds", 0.0) if self._seen else 0.0
+        before = writer.manifest.about if self._seen else {}
+        self._seconds_before = before.get("seconds", 0.0)
+        self._skipped_before = before.get("n_steps_skipped", 0)
+        self.n_skipped = 0
         self._started = time.perf_counter()
         self._pending: list[Record] = []
         self._step_is_finite = True
@@ -203,8 +204,10 @@ class _Sitting:
         self._pending.extend(records)
         self._on_progress(len(self._seen), self._n_tokens)
 
-    def take_step_is_finite(self) -> bool:
+    def step_is_finite(self) -> bool:
+        # Of the step that ends now; the next one begins.
         finite, self._step_is_finite = self._step_is_finite, True
+        self.n_skipped += not finite
         return finite
 
     def flush(
@@ -212,7 +215,8 @@ class _Sitting:
     ) -> None:
         rows = [row for record in self._pending for row in self._rows(record)]
         seconds = self._seconds_before + time.perf_counter() - self._started
-        about = {"seconds": seconds, **(about or {})}
+        skipped = self._skipped_before + self.n_skipped
+        about = {"seconds": seconds, "n_steps_skipped": skipped, **(about or {})}
         self._writer.append(rows, last_step=step, about=about, complete=complete)
         self._pending.clear()
 
