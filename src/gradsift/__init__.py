@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gradsift.data.pool import Pool, load_pool
     from gradsift.run import capture, select
     from gradsift.stages.explain import explain_row as explain
+    from gradsift.stages.record import record
     from gradsift.store.reader import GradientStore, read_store
 
 _WHERE = {
@@ -20,6 +21,7 @@ _WHERE = {
     "capture": ("gradsift.run", "capture"),
     "explain": ("gradsift.stages.explain", "explain_row"),
     "load_pool": ("gradsift.data.pool", "load_pool"),
+    "record": ("gradsift.stages.record", "record"),
     "read_store": ("gradsift.store.reader", "read_store"),
     "select": ("gradsift.run", "select"),
 }
@@ -32,6 +34,7 @@ __all__ = [
     "explain",
     "load_pool",
     "read_store",
+    "record",
     "select",
 ]
 

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from gradsift.selection.budget import parse_budget
 from gradsift.selection.candidates import Settings
@@ -43,19 +50,32 @@ class RunConfig(BaseModel):
     trust_remote_code: bool = False
     sft: dict[str, Any] = Field(default_factory=dict)
     lora: dict[str, Any] | bool = False
+    signal: Literal["full", "head"] | None = None
+    when: Literal["during", "after"] | None = None
+    preliminary: float = Field(1.0, ge=0, le=1)
+    recording: Literal["auto", "fused", "hooked", "intercepted"] = "auto"
     save_steps: int | None = Field(None, ge=1)
     sketch_rank: int = Field(16, ge=1)
     seed: int = Field(0, ge=0)
 
     strategy: str = "grads"
     side: Literal["representative", "informative", "balanced"] = "representative"
-    layers: tuple[Layer, ...] = ("embedding", "lm_head")
+    layers: tuple[Layer, ...] | None = None
     alpha: float = Field(1.0, ge=0)
     beta: float = Field(1.0, ge=0)
     gamma: float = Field(1.0, ge=0)
     near_threshold: float = Field(0.8, ge=0, lt=1)
     weights: bool = False
     name: str | None = None
+
+    @model_validator(mode="after")
+    def _signal_fits(self) -> RunConfig:
+        if self.when == "during" and (self.signal == "head" or self.preliminary < 1):
+            raise ValueError(
+                "`when: during` records the whole epoch, both layers; `signal: head` and "
+                "`preliminary` below 1 need `when: after`"
+            )
+        return self
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -89,6 +109,15 @@ class RunConfig(BaseModel):
             near_threshold=self.near_threshold,
             seed=self.seed,
         )
+
+    def resolved_when(self) -> str:
+        """Return when the signal is taken: after the epoch if that is asked for or implied."""
+        implied = "after" if self.signal == "head" or self.preliminary < 1 else "during"
+        return self.when or implied
+
+    def resolved_signal(self) -> str:
+        """Return what is recorded; afterwards, if nothing is said, what needs no backward pass."""
+        return self.signal or ("head" if self.resolved_when() == "after" else "full")
 
     def lora_settings(self) -> dict[str, Any] | None:
         """Return the settings for LoRA, or None for full-parameter training."""

@@ -58,6 +58,22 @@ SaveSteps = Annotated[
 SketchRank = Annotated[
     int | None, typer.Option(help="Gradient sketches have this number squared entries (16).")
 ]
+Signal = Annotated[
+    str | None,
+    typer.Option(help="full (both layers) or head (no backward pass; default when scoring)."),
+]
+When = Annotated[
+    str | None,
+    typer.Option(help="Record during the preliminary epoch (default), or after: a scoring pass."),
+]
+Preliminary = Annotated[
+    float | None,
+    typer.Option(help="Fraction of the rows that is trained on before scoring; 0 for none (1)."),
+]
+Recording = Annotated[
+    str | None,
+    typer.Option(help="fused, hooked or intercepted; auto (default) takes the first exact one."),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything drawn (default 0).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop after the cost estimate.")]
 Budget = Annotated[
@@ -70,7 +86,7 @@ Side = Annotated[
 ]
 Layers = Annotated[
     list[str] | None,
-    typer.Option("--layer", help="embedding, lm_head; may be repeated (default both)."),
+    typer.Option("--layer", help="embedding, lm_head; may be repeated (default all)."),
 ]
 Alpha = Annotated[float | None, typer.Option(help="Weight of the gradient score (1).")]
 Beta = Annotated[float | None, typer.Option(help="Weight of content diversity (1).")]

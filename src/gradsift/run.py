@@ -76,6 +76,10 @@ def capture(
     lora: Mapping[str, Any] | None = None,
     seed: int = 0,
     sketch_rank: int = 16,
+    signal: str | None = None,
+    when: str | None = None,
+    preliminary: float = 1.0,
+    recording: str = "auto",
     save_steps: int | None = None,
     listener: Listener = SILENT,
 ) -> GradientStore:
@@ -96,6 +100,11 @@ def capture(
         lora: Settings for peft's LoraConfig; None trains all parameters.
         seed: Of the data order and everything drawn.
         sketch_rank: A gradient sketch has this number squared entries.
+        signal: full (both layers) or head (no backward pass); None: head when scoring.
+        when: during the preliminary epoch, or after it in a scoring pass; None: after if `signal`
+            or `preliminary` ask for it.
+        preliminary: Fraction of the pool that the preliminary epoch trains on; 0 for none.
+        recording: auto, fused, hooked or intercepted.
         save_steps: Optimizer updates between two parts of the store; None makes about eight.
         listener: Is told what happens.
 
@@ -119,6 +128,10 @@ def capture(
             "lora": False if lora is None else lora,
             "seed": seed,
             "sketch_rank": sketch_rank,
+            "signal": signal,
+            "when": when,
+            "preliminary": preliminary,
+            "recording": recording,
             "save_steps": save_steps,
         }
     )
@@ -131,7 +144,7 @@ def select(
     budget: str | int | float,
     strategy: str = "grads",
     side: str = "representative",
-    layers: tuple[str, ...] = ("embedding", "lm_head"),
+    layers: tuple[str, ...] | None = None,
     alpha: float = 1.0,
     beta: float = 1.0,
     gamma: float = 1.0,
@@ -147,7 +160,7 @@ def select(
         budget: Of the usable rows: "50%" or 0.5, 500 (rows), "20000tok" (tokens).
         strategy: grads or random.
         side: Of the gradient score: representative, informative or balanced.
-        layers: Layers that the gradient score looks at.
+        layers: Layers that the gradient score looks at; None for all that were captured.
         alpha: Weight of the gradient score.
         beta: Weight of content diversity.
         gamma: Weight of similarity reduction.
@@ -166,7 +179,7 @@ def select(
         budget=parse_budget(budget),
         strategy=strategy,
         side=side,
-        layers=tuple(layers),
+        layers=None if layers is None else tuple(layers),
         alpha=alpha,
         beta=beta,
         gamma=gamma,
@@ -269,5 +282,9 @@ def _model_and_settings(
         config.lora_settings(),
         config.seed,
         config.sketch_rank,
+        config.resolved_signal(),
+        config.resolved_when(),
+        config.preliminary,
+        config.recording,
         config.save_steps,
     )

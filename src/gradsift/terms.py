@@ -1,4 +1,6 @@
 """The names that every room of gradsift uses, and nothing else."""
 
-LAYERS = ("embedding", "lm_head")
+EMBEDDING = "embedding"
+LM_HEAD = "lm_head"
+LAYERS = (EMBEDDING, LM_HEAD)
 STATISTICS = ("max", "min", "mean", "mean_abs", "std", "l2_norm")

@@ -33,6 +33,7 @@ def records(*names, status="ok"):
                     "layer": layer,
                     "step": int(value) // 2,
                     "loss": value + 0.5,
+                    "error_norm": value + 0.25,
                     "n_response_tokens": int(value) + 1,
                     **{s: value + i / 10 for i, s in enumerate(STATISTICS)},
                     "status": status,
@@ -54,6 +55,7 @@ def test_what_is_written_is_read(tmp_path):
     store = read_store(tmp_path)
     assert store.instance_ids == ("r1", "r2", "r3", "r4")
     np.testing.assert_array_equal(store.loss, [1.5, 2.5, 3.5, 4.5])
+    np.testing.assert_array_equal(store.error_norm, [1.25, 2.25, 3.25, 4.25])
     np.testing.assert_array_equal(store.n_response_tokens, [2, 3, 4, 5])
     np.testing.assert_allclose(store.statistics["embedding"]["min"], [1.1, 2.1, 3.1, 4.1])
     np.testing.assert_array_equal(store.content_ND, np.repeat([[1], [2], [3], [4]], WIDTH, 1))
@@ -170,7 +172,10 @@ def test_no_store_says_how_to_make_one(tmp_path):
 
 
 def test_finishing_with_records_missing_is_our_error(tmp_path):
-    with writer(tmp_path) as w, pytest.raises(AssertionError, match="2 records for 8"):
+    with (
+        writer(tmp_path) as w,
+        pytest.raises(AssertionError, match="1 instances recorded, 4 expected"),
+    ):
         w.append(records("r1"), last_step=1, about={}, complete=True)
 
 

@@ -19,6 +19,7 @@ from gradsift.store.reader import read_store
 from gradsift.store.writer import PARTS_FOLDER, StoreWriter
 from gradsift.training.checkpoint import MARKER
 from gradsift.training.epoch import PreliminaryEpoch
+from gradsift.training.estimate import Plan, estimate_cost
 from gradsift.training.sft import SFTSettings
 from tiny import tiny_llama, tiny_tokenizer
 
@@ -52,6 +53,7 @@ def capture(folder, *, model=None, wait_seconds=0.0, stop_after=None):
         if stop_after is not None and n_rows >= stop_after:
             raise KeyboardInterrupt
 
+    epoch.check()
     with writer:
         result = epoch.run(writer, save_steps=2, on_progress=on_progress)
     return epoch, result
@@ -144,6 +146,7 @@ def test_another_order_of_rows_is_refused(tmp_path):
         tmp_path / "checkpoints",
     )
     writer = StoreWriter(tmp_path, Manifest({}, {}, N), content_width=32, sketch_size=16)
+    epoch.check()
     with writer, pytest.raises(ValueError, match="came up twice in one epoch"):
         epoch.run(writer, save_steps=2, on_progress=lambda *_: None)
 
@@ -190,9 +193,12 @@ def test_the_estimate_counts_and_leaves_the_model_alone(tmp_path):
         tmp_path,
     )
     before = {name: weight.clone() for name, weight in epoch.trainer.model.state_dict().items()}
-    estimate = epoch.estimate()
+    epoch.check()
+    counts = [len(instance.input_ids) for instance in make_instances()]
+    plan = Plan(counts, counts, epoch.n_steps, 7, scoring=False, backward=True)
+    estimate = estimate_cost(epoch.trainer, epoch.recorder, plan, seed=0)
     assert estimate.n_instances == N
-    assert estimate.n_tokens == sum(len(instance.input_ids) for instance in make_instances())
+    assert estimate.n_tokens == sum(counts)
     assert 0 < estimate.capture_seconds < 60
     assert "full SFT for 3 epochs about" in estimate.sentence()
     for name, weight in epoch.trainer.model.state_dict().items():

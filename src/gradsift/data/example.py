@@ -18,6 +18,7 @@ DROP_REASONS = {
     "template_error": "the chat template refuses the conversation",
     "too_long": "longer than --max-length, with --truncation drop",
     "no_response_token": "after truncation no token of the response is left",
+    "not_recorded": "the training loop did not come to it",
     "non_finite_gradient": "its gradient is not finite",
 }
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gradsift.gradients.recorder import IGNORED_LABEL, Record, Recorder, TrackedModel
+from gradsift.gradients.fused import IGNORED_LABEL
+from gradsift.gradients.recorder import Record, Recorder, RecordingPath, TrackedModel
 from gradsift.gradients.statistics import GradientSummary, dense_summary
 from gradsift.terms import LAYERS, STATISTICS
 
@@ -20,14 +21,32 @@ class CheckResult:
     """Outcome of the self-check.
 
     Attributes:
-        n_rows: Rows compared.
+        n_rows: Rows compared; 0 if the check could not be made.
         worst_relative_error: The largest over rows, layers and statistics.
         tolerance: What was allowed.
+        path: How the recording was done.
+        errors: The worst relative error of each layer and statistic, as "layer statistic".
+        tried: Why other ways were not taken, by their name.
     """
 
     n_rows: int
     worst_relative_error: float
     tolerance: float
+    path: RecordingPath
+    errors: dict[str, float] = field(default_factory=dict)
+    tried: dict[str, str] = field(default_factory=dict)
+
+    def sentence(self) -> str:
+        """Return the outcome as one line."""
+        return (
+            f"{self.n_rows} rows equal autograd within {self.worst_relative_error:.1e} "
+            f"(allowed {self.tolerance:.0e}), {self.path}"
+        )
+
+
+def recorded_layers(record: Record) -> tuple[str, ...]:
+    """Return which of LAYERS a record has."""
+    return tuple(layer for layer in LAYERS if getattr(record, layer) is not None)
 
 
 def tolerance_for(dtype: torch.dtype) -> float:
@@ -83,7 +102,7 @@ def compare(record: Record, truth: dict[str, GradientSummary]) -> dict[tuple[str
         Non-negative errors; infinite where a number is not finite.
     """
     errors = {}
-    for layer in LAYERS:
+    for layer in recorded_layers(record):
         got, want = getattr(record, layer), truth[layer]
         got_S, want_S = got.values_S.double().cpu(), want.values_S.double().cpu()
         largest = want_S[:2].abs().max()

@@ -1,9 +1,14 @@
 """Record the per-sample gradients of a training step from outside, without changing it.
 
-Hooks only keep references to four tensors that the step produces anyway. The arithmetic happens
-after the backward pass, in `finish`, when the activations of the step are already freed.
+Hooks only keep references to tensors that the step produces anyway. What remains to be computed
+is computed after the backward pass, in `finish`, when the activations are already freed.
 
-Shapes: B rows of a batch, T positions, D width, V vocabulary, N response tokens of one row.
+Where the head's part comes from depends on what training does with the head:
+
+* fused: training calls our fused head, which says it of each row in passing;
+* hooked: the head is called as a module (any training loop), or trl's fused head gives `log_probs`;
+* intercepted: as hooked, but every use of the two weights is seen in `F.embedding` and `F.linear`,
+  whoever calls them and whatever the modules do around them.
 """
 
 from __future__ import annotations
@@ -11,12 +16,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Literal
 
 import torch
 from torch import nn
 
+from gradsift.gradients.fused import FusedHead, HeadRow, head_row
 from gradsift.gradients.head import HeadBackprops, HeadTransform
+from gradsift.gradients.intercept import Interception
+from gradsift.gradients.observed import (
+    LOW_PRECISION_RESIDUAL,
+    RESIDUAL_TOLERANCE,
+    EmbeddingCall,
+    HeadCall,
+    MicroBatch,
+)
 from gradsift.gradients.statistics import (
+    BLOCK_ROWS,
     GradientSummary,
     Projection,
     embedding_summary,
@@ -24,7 +40,7 @@ from gradsift.gradients.statistics import (
 )
 from gradsift.terms import LAYERS
 
-IGNORED_LABEL = -100
+RecordingPath = Literal["fused", "hooked", "intercepted"]
 
 
 @dataclass(frozen=True)
@@ -43,18 +59,21 @@ class Record:
         index: The row's index, as given to `begin`.
         step: Optimizer updates made before this gradient was taken.
         loss: Instance loss: mean over the response tokens, in nats.
+        error_norm: Mean over the response tokens of ‖softmax − one-hot‖₂ (EL2N).
         n_response_tokens: Response tokens that have a loss.
-        embedding: Summary of the gradient of the instance loss at the input embedding.
+        embedding: Summary of the gradient of the instance loss at the input embedding; None if
+            there was no backward pass.
         lm_head: The same at the LM head.
-        content_D: Mean of the last hidden state over the row's tokens, float32.
+        content_D: Mean of the head's input over the row's tokens, float32.
         finite: Whether every number above is finite.
     """
 
     index: int
     step: int
     loss: float
+    error_norm: float
     n_response_tokens: int
-    embedding: GradientSummary
+    embedding: GradientSummary | None
     lm_head: GradientSummary
     content_D: torch.Tensor
     finite: bool
@@ -65,11 +84,12 @@ class TrackedModel:
     """The modules whose inputs and outputs are watched.
 
     Attributes:
-        outer: The module that training calls; its output carries `log_probs` [B, T-1].
+        outer: The module that training calls.
         backbone: Its output carries `last_hidden_state` [B, T, D].
         embedding: The input embedding.
         head: The output projection; only its weight and bias are read.
         transform: What happens to the head's output before the softmax.
+        fused: The head that training calls in its place, if it does.
     """
 
     outer: nn.Module
@@ -77,24 +97,36 @@ class TrackedModel:
     embedding: nn.Embedding
     head: nn.Linear
     transform: HeadTransform
+    fused: FusedHead | None = None
 
 
 class Recorder:
     """Watches training steps inside a `with` block; the hooks are gone afterwards, also on error.
 
-    For every micro-batch: `begin`, then forward and backward as always, then `finish`.
+    For every micro-batch: `begin`, then forward and backward as always, then `finish`. Without a
+    backward pass (`finish(backward=False)`) the records have the head's part only.
     """
 
-    def __init__(self, model: TrackedModel, sketch: SketchSpec):
+    def __init__(self, model: TrackedModel, sketch: SketchSpec, *, intercept: bool = False):
         """Draw the projections; nothing is attached yet.
 
         Args:
             model: What to watch.
             sketch: Size and seed of the sketches.
+            intercept: Watch the uses of the two weights instead of the modules.
         """
         self.model = model
+        self._interception = None
+        if intercept:
+            self._interception = Interception(
+                model.outer,
+                model.embedding.weight,
+                model.head.weight,
+                self._on_table_use,
+                self._on_head_use,
+            )
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._batch: _Batch | None = None
+        self._batch: MicroBatch | None = None
         weights = (model.embedding.weight, model.head.weight)
         self._projections = {
             layer: Projection.seeded(
@@ -103,18 +135,38 @@ class Recorder:
             for i, (layer, weight) in enumerate(zip(LAYERS, weights, strict=True))
         }
 
+    @property
+    def path(self) -> RecordingPath:
+        """How the head is watched."""
+        if self._interception is not None:
+            return "intercepted"
+        return "hooked" if self.model.fused is None else "fused"
+
     def __enter__(self) -> Recorder:
         """Attach the hooks.
 
         Returns:
             This recorder.
         """
-        self._handles = [
-            self.model.embedding.register_forward_hook(self._on_embedding),
-            self.model.backbone.register_forward_hook(self._on_backbone),
-            self.model.outer.register_forward_hook(self._on_output),
-        ]
+        if self._interception is not None:
+            self._handles = self._interception.attach()
+            return self
+        self._handles = [self.model.embedding.register_forward_hook(self._on_embedding)]
+        if self.model.fused is not None:
+            self.model.fused.projection = self._projections["lm_head"]
+            self.model.fused.listener = self._on_fused_head
+        else:
+            self._handles += [
+                self.model.backbone.register_forward_hook(self._on_backbone),
+                self.model.head.register_forward_hook(self._on_head),
+                self.model.outer.register_forward_hook(self._on_output),
+            ]
         return self
+
+    def join_forward(self) -> None:
+        """Watch a forward pass that was under way when the hooks were attached."""
+        if self._interception is not None:
+            self._interception.begin()
 
     def __exit__(
         self,
@@ -125,6 +177,8 @@ class Recorder:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
+        if self.model.fused is not None:
+            self.model.fused.listener = None
         self._handles = []
         self._batch = None
 
@@ -150,116 +204,161 @@ class Recorder:
             attention_mask_BT: 0 on padding, or None where there is none.
         """
         mask_BT = torch.ones_like(input_ids_BT) if attention_mask_BT is None else attention_mask_BT
-        self._batch = _Batch(tuple(indices), step, input_ids_BT, labels_BT, mask_BT)
+        self._batch = MicroBatch(tuple(indices), step, input_ids_BT, labels_BT, mask_BT)
 
-    def finish(self) -> list[Record]:
+    def watched_tensors(self) -> list[torch.Tensor]:
+        """Return the tensors of the open micro-batch whose gradients `finish` needs."""
+        return [] if self._batch is None else self._batch.awaited
+
+    def finish(self, *, backward: bool = True) -> list[Record]:
         """Turn what the hooks saw into records, after the backward pass of the micro-batch.
 
+        Args:
+            backward: False if there was none: the records then have no embedding part.
+
         Returns:
-            One record for each row, in the batch's order.
+            One record for each row that has a response token, in the batch's order.
 
         Raises:
-            ValueError: If a hook was never called, or the loss weighs a row's tokens unequally.
+            ValueError: If a hook was never called, or the loss is not the mean negative
+                log-likelihood of the response tokens.
         """
         batch, self._batch = self._batch, None
         assert batch is not None, "finish() without begin()"
-        batch.check_complete()
+        batch.require_seen(backward=backward)
+        rows = [row for row in range(len(batch.indices)) if batch.response(row).any()]
         with torch.no_grad():
-            return [self._record(batch, row) for row in range(len(batch.indices))]
+            return [self._record(batch, row, backward) for row in rows]
 
     def _on_embedding(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        self._on_table_use(inputs[0], output, module.padding_idx)
+
+    def _on_table_use(
+        self, tokens: torch.Tensor, output: torch.Tensor, padding_idx: int | None
+    ) -> None:
         if self._batch is None or not torch.is_grad_enabled():
             return
         if not output.requires_grad:
             # A frozen table (LoRA): ask for the gradient that the weight would have.
             output.requires_grad_(True)
-        output.register_hook(self._batch.keep_embedding_backprops)
+        call = EmbeddingCall(tokens.detach(), padding_idx)
+        self._batch.embedding_calls.append(call)
+        self._batch.await_gradient(output, call.keep)
+
+    def _on_head(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        self._on_head_use(inputs[0], output)
+
+    def _on_head_use(self, x: torch.Tensor, z: torch.Tensor) -> None:
+        if self._batch is None:
+            return
+        call = HeadCall(x.detach(), z.detach())
+        self._batch.head_calls.append(call)
+        self._batch.hidden_BTD = call.x
+        if torch.is_grad_enabled() and z.requires_grad:
+            self._batch.await_gradient(z, call.keep)
 
     def _on_backbone(self, module: nn.Module, inputs: tuple, output: object) -> None:
-        if self._batch is not None and torch.is_grad_enabled():
-            self._batch.hidden_BTD = output.last_hidden_state.detach()
+        hidden = getattr(output, "last_hidden_state", None)
+        if self._batch is not None and hidden is not None:
+            self._batch.hidden_BTD = hidden.detach()
 
     def _on_output(self, module: nn.Module, inputs: tuple, output: object) -> None:
         log_probs = getattr(output, "log_probs", None)
         if self._batch is not None and torch.is_grad_enabled() and log_probs is not None:
-            log_probs.register_hook(self._batch.keep_token_weights)
+            self._batch.await_gradient(log_probs, self._batch.keep_token_weights)
 
-    def _record(self, batch: _Batch, row: int) -> Record:
-        response_T = batch.labels_BT[row, 1:] != IGNORED_LABEL
-        n_response = int(response_T.sum())
-        x_ND = batch.hidden_BTD[row, :-1][response_T]
-        backprops = HeadBackprops(
-            x_ND,
-            self.model.head.weight,
-            self.model.head.bias,
-            batch.labels_BT[row, 1:][response_T],
-            self.model.transform,
-        )
-        n_rows = self.model.head.weight.shape[0]
-        head = linear_summary(x_ND, backprops.blocks(), n_rows, self._projections["lm_head"])
-        embedding = embedding_summary(
-            batch.input_ids_BT[row],
-            batch.embedding_backprops_BTD[row] / (n_response * batch.token_weight(row, response_T)),
-            self.model.embedding.weight.shape[0],
-            self._projections["embedding"],
-            self.model.embedding.padding_idx,
-        )
+    def _on_fused_head(
+        self, hidden_BTD: torch.Tensor, rows: list[HeadRow], log_probs_BT: torch.Tensor
+    ) -> None:
+        if self._batch is not None:
+            self._batch.hidden_BTD, self._batch.rows = hidden_BTD, rows
+            if not log_probs_BT.requires_grad:
+                return  # A scoring pass, without backward.
+            self._batch.await_gradient(log_probs_BT, self._batch.keep_token_weights)
+
+    def _record(self, batch: MicroBatch, row: int, backward: bool) -> Record:
+        head, token_weight = self._head_part(batch, row, backward)
+        embedding = None
+        if backward:
+            tokens_T, delta_TD, padding_idx = batch.embedding_backprops(row)
+            embedding = embedding_summary(
+                tokens_T,
+                delta_TD / (head.n_response_tokens * token_weight),
+                self.model.embedding.weight.shape[0],
+                self._projections["embedding"],
+                padding_idx,
+            )
         mask_T1 = batch.mask_BT[row].unsqueeze(1)
-        content_D = (batch.hidden_BTD[row].float() * mask_T1).sum(0) / mask_T1.sum()
-        numbers = [backprops.loss, *embedding.values_S, *head.values_S, content_D.sum()]
+        hidden_TD = batch.hidden_BTD.reshape(*batch.labels_BT.shape, -1)[row]
+        content_D = (hidden_TD.float() * mask_T1).sum(0) / mask_T1.sum()
+        numbers = [head.loss, head.error_norm, *head.summary.values_S, content_D.sum()]
+        numbers += [] if embedding is None else [*embedding.values_S]
         finite = bool(torch.stack([number.double() for number in numbers]).isfinite().all())
         return Record(
             index=batch.indices[row],
             step=batch.step,
-            loss=float(backprops.loss),
-            n_response_tokens=n_response,
+            loss=float(head.loss),
+            error_norm=float(head.error_norm),
+            n_response_tokens=head.n_response_tokens,
             embedding=embedding,
-            lm_head=head,
+            lm_head=head.summary,
             content_D=content_D,
             finite=finite,
         )
 
+    def _head_part(
+        self, batch: MicroBatch, row: int, backward: bool
+    ) -> tuple[HeadRow, torch.Tensor | None]:
+        if batch.rows is not None:
+            return batch.rows[row], batch.token_weight(row) if backward else None
+        response_T = batch.response(row)
+        targets_N = batch.labels_BT[row, 1:][response_T]
+        projection, transform = self._projections["lm_head"], self.model.transform
+        if not batch.head_calls:
+            x_ND = batch.hidden_BTD[row, :-1][response_T]
+            head = self.model.head
+            closed = HeadBackprops(x_ND, head.weight, head.bias, targets_N, transform)
+            weight = batch.token_weight(row) if backward else None
+            return head_row(x_ND, closed, projection), weight
+        x_ND, z_NV, delta_NV = batch.head_call(row)
+        closed = HeadBackprops.from_outputs(z_NV, targets_N, transform)
+        if not backward:
+            return head_row(x_ND, closed, projection), None
+        scale = _scale_of(delta_NV, closed)
+        blocks = (block / scale for block in _at_least_float32(delta_NV).split(BLOCK_ROWS, dim=1))
+        summary = linear_summary(x_ND, blocks, z_NV.shape[1], projection)
+        head = HeadRow(closed.loss, closed.error_norm, len(x_ND), summary)
+        return head, scale / len(x_ND)
 
-@dataclass
-class _Batch:
-    indices: tuple[int, ...]
-    step: int
-    input_ids_BT: torch.Tensor
-    labels_BT: torch.Tensor
-    mask_BT: torch.Tensor
-    hidden_BTD: torch.Tensor | None = None
-    token_weights_BT: torch.Tensor | None = None
-    embedding_backprops_BTD: torch.Tensor | None = None
 
-    def keep_embedding_backprops(self, gradient_BTD: torch.Tensor) -> None:
-        self.embedding_backprops_BTD = gradient_BTD.detach()
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
-    def keep_token_weights(self, gradient_BT: torch.Tensor) -> None:
-        # The loss is −Σ w·log p: whatever the trainer divides by (tokens of the batch, accumulation
-        # steps, processes, a loss scaler) is in w; dividing by it leaves the row's own gradient.
-        self.token_weights_BT = -gradient_BT.detach()
 
-    def check_complete(self) -> None:
-        seen = {
-            "input embedding (forward and backward)": self.embedding_backprops_BTD,
-            "backbone (last hidden state)": self.hidden_BTD,
-            "model output (log_probs of the fused head)": self.token_weights_BT,
-        }
-        missing = [name for name, tensor in seen.items() if tensor is None]
-        if missing:
-            raise ValueError(
-                f"step {self.step}: the hook on the {' and the '.join(missing)} was never called, "
-                "so the gradients of this step were not recorded. Something replaced the model's "
-                "forward pass; recording it is not supported."
-            )
+def _scale_of(delta_NV: torch.Tensor, closed: HeadBackprops) -> torch.Tensor:
+    """Return the factor by which a training loop's loss scales a row's instance loss.
 
-    def token_weight(self, row: int, response_T: torch.Tensor) -> torch.Tensor:
-        weights_N = self.token_weights_BT[row][response_T]
-        low, high = weights_N.aminmax()
-        if high - low > 1e-5 * high.abs():
-            raise ValueError(
-                f"step {self.step}: the loss weighs the response tokens of one row between "
-                f"{float(low):.3g} and {float(high):.3g}; an instance loss is their plain mean. "
-                "Use the ordinary loss (loss_type: nll, no label smoothing)."
-            )
-        return high
+    Args:
+        delta_NV: Backprops that the loop caused at the head's output.
+        closed: Those of the instance loss.
+
+    Returns:
+        The least-squares factor, 0-d.
+
+    Raises:
+        ValueError: If they are not proportional: the loss is another one.
+    """
+    want_NV = torch.cat(list(closed.blocks()), dim=1)
+    got_NV = delta_NV.to(want_NV.dtype)
+    scale = (got_NV * want_NV).sum() / want_NV.square().sum()
+    size = torch.linalg.vector_norm(got_NV)
+    residual = torch.linalg.vector_norm(got_NV - scale * want_NV) / size
+    tolerance = RESIDUAL_TOLERANCE.get(delta_NV.dtype, LOW_PRECISION_RESIDUAL)
+    if residual > tolerance:
+        raise ValueError(
+            "the training loss is not the mean negative log-likelihood of the response tokens: "
+            f"its gradient at the head differs from that one's by {float(residual):.2g} of its "
+            f"size (allowed {tolerance:.0e}). Label smoothing, token weights, labels other than "
+            "those announced, or logits that the model changes after the head do this."
+        )
+    return scale

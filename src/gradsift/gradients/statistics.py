@@ -8,7 +8,7 @@ over the positions that hold token v.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,7 @@ def linear_summary(
     delta_blocks_TR: Iterable[torch.Tensor],
     n_rows: int,
     projection: Projection,
+    use_block: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> GradientSummary:
     """Summarise the weight gradient of a linear layer, a block of its rows at a time.
 
@@ -74,6 +75,8 @@ def linear_summary(
             blocks of output features; each is needed once and never kept.
         n_rows: V, the number of output features that the blocks must add up to.
         projection: For the sketch.
+        use_block: Called for each block with its first row, its backprops delta_TR and its
+            gradient_RD: whoever needs the same product (training does) need not repeat it.
 
     Returns:
         Statistics over the V·D entries, accumulated in at least float32 within a block and in
@@ -86,7 +89,10 @@ def linear_summary(
     for delta_TR in delta_blocks_TR:
         delta_TR = delta_TR.to(x_TD.dtype)
         stop = start + delta_TR.shape[1]
-        partial_sums.append(_block_sums(delta_TR.T @ x_TD))
+        gradient_RD = delta_TR.T @ x_TD
+        partial_sums.append(_block_sums(gradient_RD))
+        if use_block is not None:
+            use_block(start, delta_TR, gradient_RD)
         left_sum_TK.addmm_(delta_TR, projection.left_VK[start:stop].to(x_TD.dtype))
         start = stop
     assert start == n_rows, f"blocks cover {start} of {n_rows} rows"

@@ -114,7 +114,7 @@ class Settings:
         budget: How much to select.
         strategy: A name in STRATEGIES.
         side: What makes a good gradient, see `gradient_score`.
-        layers: Layers whose statistics make the signal.
+        layers: Layers whose statistics make the signal; None for all there are.
         signal_statistics: Statistics that make the signal, see `combined_signal`.
         alpha: Weight of the gradient score.
         beta: Weight of content diversity.
@@ -126,7 +126,7 @@ class Settings:
     budget: Budget
     strategy: str = "grads"
     side: Side = "representative"
-    layers: tuple[str, ...] = ("embedding", "lm_head")
+    layers: tuple[str, ...] | None = None
     signal_statistics: tuple[str, ...] = ("l2_norm",)
     alpha: float = 1.0
     beta: float = 1.0

@@ -130,7 +130,7 @@ def require_possible(settings: Settings) -> None:
         raise ValueError(f"strategy is {settings.strategy!r}, expected one of {known}.")
     if settings.side not in SIDES:
         raise ValueError(f"side is {settings.side!r}, expected one of {', '.join(SIDES)}.")
-    if not settings.layers:
+    if settings.layers is not None and not settings.layers:
         raise ValueError("layers is empty, expected embedding, lm_head or both.")
     if settings.seed < 0:
         raise ValueError(f"seed is {settings.seed}, expected at least 0.")
@@ -167,7 +167,7 @@ def nearest_selected(
 
 
 def _signal(pool: Candidates, settings: Settings) -> _Signal:
-    layers = settings.layers
+    layers = tuple(pool.statistics) if settings.layers is None else settings.layers
     signal_NK = combined_signal(
         pool.statistics, layers=layers, statistics=settings.signal_statistics
     )

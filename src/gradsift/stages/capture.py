@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from accelerate.utils import gather_object
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from gradsift.data.example import Plain
-from gradsift.data.instances import NOTES, Instances, build_instances
+from gradsift.data.instances import NOTES, Instance, Instances, build_instances
 from gradsift.data.pool import Pool
 from gradsift.gradients.recorder import SketchSpec
 from gradsift.stages.listener import SILENT, Listener
@@ -23,8 +25,9 @@ from gradsift.store.manifest import Manifest, load_manifest, require_same_identi
 from gradsift.store.pool_table import DROPPED, INSTANCE, write_pool_table
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.writer import StoreWriter
+from gradsift.terms import LAYERS, LM_HEAD
 from gradsift.training.epoch import PreliminaryEpoch
-from gradsift.training.estimate import Estimate
+from gradsift.training.estimate import Estimate, Plan, estimate_cost
 from gradsift.training.model import (
     ModelSource,
     load_config,
@@ -33,10 +36,13 @@ from gradsift.training.model import (
     model_fingerprint,
     tokenizer_fingerprint,
 )
+from gradsift.training.scoring import score
 from gradsift.training.sft import SFTSettings
 from gradsift.version import __version__
 
 CHECKPOINTS = "checkpoints"
+# These change how a capture is done, not what it records.
+NOT_IDENTITY = ("save_steps", "recording")
 STACK = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "pyarrow")
 
 
@@ -51,6 +57,10 @@ class CaptureSettings:
         lora: Settings for peft's LoraConfig; None trains all parameters.
         seed: Of the data order and everything drawn.
         sketch_rank: A gradient sketch has this number squared entries.
+        signal: full records both layers; head the LM head only, which needs no backward pass.
+        when: during the preliminary epoch, or after it, in a scoring pass.
+        preliminary: Fraction of the pool that the preliminary epoch trains on; 0 trains nothing.
+        recording: A way of recording, or auto.
         save_steps: Optimizer updates between two parts of the store; None makes about eight.
     """
 
@@ -60,7 +70,30 @@ class CaptureSettings:
     lora: Mapping[str, object] | None = None
     seed: int = 0
     sketch_rank: int = 16
+    signal: str = "full"
+    when: str = "during"
+    preliminary: float = 1.0
+    recording: str = "auto"
     save_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: If signal, when and preliminary do not fit together.
+        """
+        if self.when == "during" and self.signal == "head":
+            raise ValueError("signal head is recorded without backward: it needs when: after.")
+        if self.when == "during" and self.preliminary < 1:
+            raise ValueError(
+                f"preliminary is {self.preliminary}: the rest of the pool is not seen during such "
+                "an epoch. Use when: after."
+            )
+
+    @property
+    def backward(self) -> bool:
+        """Whether recording needs a backward pass."""
+        return self.signal == "full"
 
 
 def capture_pool(
@@ -100,18 +133,26 @@ def capture_pool(
             listener.note(f"{out}: the capture is complete; nothing to do")
             return read_store(out)
     epoch = _epoch(source, tokenizer, instances, settings, out / CHECKPOINTS)
-    estimate, about = _check_and_estimate(epoch, settings.save_steps, listener)
+    estimate, about = _check_and_estimate(epoch, instances, settings, listener)
     about = {**_about(pool, source, instances), **about}
+    layers = LAYERS if settings.backward else (LM_HEAD,)
+    args = epoch.trainer.args
     writer = StoreWriter(
         out,
-        Manifest(identity, about, len(instances.items)),
+        Manifest(identity, about, len(instances.items), layers),
         content_width=epoch.content_width,
         sketch_size=settings.sketch_rank**2,
+        rank=args.process_index,
+        gather=lambda value: gather_object([value]) if args.world_size > 1 else [value],
     )
     with writer:
-        on_start()
-        write_pool_table(out, _pool_rows(pool, instances))
-        _run_epoch(epoch, writer, settings.save_steps, estimate, listener)
+        if writer.rank == 0:
+            on_start()
+            write_pool_table(out, _pool_rows(pool, instances))
+        if settings.when == "during":
+            _record_during(epoch, writer, settings, estimate, listener)
+        else:
+            _record_after(epoch, writer, instances, settings, estimate, listener)
     return read_store(out)
 
 
@@ -133,7 +174,7 @@ def estimate_capture(
     instances = _tokenize(pool, tokenizer, config, settings, listener)
     with tempfile.TemporaryDirectory() as nowhere:
         epoch = _epoch(source, tokenizer, instances, settings, Path(nowhere))
-        estimate, _ = _check_and_estimate(epoch, settings.save_steps, listener)
+        estimate, _ = _check_and_estimate(epoch, instances, settings, listener)
     return estimate
 
 
@@ -167,43 +208,97 @@ def _epoch(
     return PreliminaryEpoch(
         load_model(source),
         tokenizer,
-        instances.items,
+        _trained_on(instances.items, settings),
         SFTSettings(settings.sft, settings.lora, settings.seed),
         SketchSpec(settings.sketch_rank, settings.seed),
         work_dir,
     )
 
 
+def _trained_on(items: Sequence[Instance], settings: CaptureSettings) -> Sequence[Instance]:
+    if settings.preliminary in (0, 1):
+        return items
+    n_wanted = max(1, round(settings.preliminary * len(items)))
+    chosen = sorted(random.Random(settings.seed).sample(range(len(items)), n_wanted))
+    return [items[i] for i in chosen]
+
+
 def _check_and_estimate(
-    epoch: PreliminaryEpoch, save_steps: int | None, listener: Listener
+    epoch: PreliminaryEpoch, instances: Instances, settings: CaptureSettings, listener: Listener
 ) -> tuple[Estimate, dict[str, object]]:
-    check = epoch.check()
-    listener.note(
-        f"self-check: {check.n_rows} rows equal autograd within {check.worst_relative_error:.1e} "
-        f"(allowed {check.tolerance:.0e})"
+    check = epoch.check(wanted=settings.recording, backward=settings.backward)
+    for path, why in check.tried.items():
+        listener.note(f"not recording {path}: {why}")
+    listener.note(f"self-check: {check.sentence()}")
+    trains = settings.preliminary > 0
+    trained = _trained_on(instances.items, settings) if trains else []
+    n_steps = epoch.n_steps if trains else 0
+    n_checkpoints = max(0, n_steps - 1) // epoch.steps_between(settings.save_steps)
+    plan = Plan(
+        pool_counts=[len(item.input_ids) for item in instances.items],
+        trained_counts=[len(item.input_ids) for item in trained],
+        n_steps=n_steps,
+        n_checkpoints=n_checkpoints + (settings.when == "after" and trains),
+        scoring=settings.when == "after",
+        backward=settings.backward,
     )
-    estimate = epoch.estimate(save_steps)
+    estimate = estimate_cost(epoch.trainer, epoch.recorder, plan, seed=settings.seed)
     listener.note(f"estimate: {estimate.sentence()}")
     return estimate, {"self_check": asdict(check), "estimate": asdict(estimate)}
 
 
-def _run_epoch(
+def _record_during(
     epoch: PreliminaryEpoch,
     writer: StoreWriter,
-    save_steps: int | None,
+    settings: CaptureSettings,
     estimate: Estimate,
     listener: Listener,
 ) -> None:
     def tell(n_instances: int, n_tokens: int) -> None:
         listener.progress(n_instances, estimate.n_instances, n_tokens, estimate.n_tokens)
 
-    result = epoch.run(writer, save_steps=save_steps, on_progress=tell)
+    result = epoch.run(writer, save_steps=settings.save_steps, on_progress=tell)
     if result.resumed_at_step:
         listener.note(f"resumed after {result.resumed_at_step} optimizer steps")
     if result.n_non_finite:
         listener.note(
             f"{result.n_non_finite} rows have a gradient that is not finite: they are excluded "
             f"from selection, and {result.n_steps_skipped} optimizer steps were left out"
+        )
+
+
+def _record_after(
+    epoch: PreliminaryEpoch,
+    writer: StoreWriter,
+    instances: Instances,
+    settings: CaptureSettings,
+    estimate: Estimate,
+    listener: Listener,
+) -> None:
+    if settings.preliminary > 0:
+        trained = _trained_on(instances.items, settings)
+        n_tokens = sum(len(item.input_ids) for item in trained)
+        listener.note(f"training on {len(trained)} of {len(instances.items)} instances")
+        epoch.train(
+            save_steps=settings.save_steps,
+            on_progress=lambda n, tokens: listener.progress(n, len(trained), tokens, n_tokens),
+        )
+        listener.note("scoring all instances")
+    n_non_finite = score(
+        epoch.trainer,
+        epoch.recorder,
+        instances.items,
+        writer,
+        backward=settings.backward,
+        on_progress=lambda n, tokens: listener.progress(
+            n, estimate.n_instances, tokens, estimate.n_tokens
+        ),
+    )
+    epoch.clean_up()
+    if n_non_finite:
+        listener.note(
+            f"{n_non_finite} rows have a gradient that is not finite: they are excluded from "
+            "selection"
         )
 
 
@@ -238,7 +333,7 @@ def _identity(
     for instance in instances.items:
         row = [instance.instance_id, instance.input_ids, instance.labels]
         content.update(json.dumps(row).encode())
-    choices = {key: value for key, value in asdict(settings).items() if key != "save_steps"}
+    choices = {key: value for key, value in asdict(settings).items() if key not in NOT_IDENTITY}
     return {
         "model": model_fingerprint(source, config),
         "dtype": source.dtype,

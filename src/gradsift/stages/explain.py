@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from gradsift.stages.select import DECISIONS, SELECTIONS
 from gradsift.store.pool_table import DROPPED, read_pool_table
+from gradsift.terms import LAYERS
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ def _numbers(decision: dict[str, object]) -> list[str]:
             f"- similarity {decision['similarity_penalty']:.4g}"
         )
     percentiles = ", ".join(
-        f"{layer} norm {decision[f'{layer}_l2_norm_pct']:.0f}" for layer in ("embedding", "lm_head")
+        f"{layer} norm {decision[f'{layer}_l2_norm_pct']:.0f}"
+        for layer in LAYERS
+        if f"{layer}_l2_norm_pct" in decision
     )
     lines.append(f"  percentiles: density {decision['density_pct']:.0f}, {percentiles}")
     if decision["nearest_selected"] is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gradsift.store.files import write_json
 from gradsift.store.schema import SCHEMA_VERSION
+from gradsift.terms import LAYERS
 
 MANIFEST_NAME = "manifest.json"
 
@@ -37,7 +38,8 @@ class Manifest:
         identity: What must be equal for records to belong together: hashes of model, tokenizer,
             data and instances, the seed, the training settings, sizes of the sketch.
         about: What is worth knowing but may differ between two sittings: versions, paths, host.
-        n_instances: How many instances the finished store holds.
+        n_instances: How many instances the finished store holds; None while that is not known.
+        layers: Which layers each instance has a record of.
         parts: The files, in order.
         complete: Whether every instance is recorded.
         schema_version: Of the columns.
@@ -45,7 +47,8 @@ class Manifest:
 
     identity: dict[str, object]
     about: dict[str, object]
-    n_instances: int
+    n_instances: int | None
+    layers: tuple[str, ...] = LAYERS
     parts: tuple[Part, ...] = field(default=())
     complete: bool = False
     schema_version: int = SCHEMA_VERSION
@@ -61,6 +64,10 @@ class Manifest:
     def with_parts(self, parts: tuple[Part, ...], *, complete: bool) -> Manifest:
         """Return the same manifest with other parts."""
         return replace(self, parts=parts, complete=complete)
+
+    def with_n_instances(self, n_instances: int) -> Manifest:
+        """Return the same manifest, now that the number is known."""
+        return replace(self, n_instances=n_instances)
 
     def with_about(self, **about: object) -> Manifest:
         """Return the same manifest with some of `about` added or replaced."""
@@ -84,19 +91,20 @@ def load_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        parts = tuple(Part(**part) for part in content.pop("parts"))
-        manifest = Manifest(**content, parts=parts)
+        version = content["schema_version"]
+        if version == SCHEMA_VERSION:
+            parts = tuple(Part(**part) for part in content["parts"])
+            layers = tuple(content["layers"])
+            return Manifest(**{**content, "parts": parts, "layers": layers})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path}: this is not a readable manifest ({error}). Restore it, or capture into a new "
             "folder."
         ) from error
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise ValueError(
-            f"{path}: the store has schema version {manifest.schema_version}, this gradsift reads "
-            f"{SCHEMA_VERSION}. Capture again into a new folder."
-        )
-    return manifest
+    raise ValueError(
+        f"{path}: the store has schema version {version}, this gradsift reads {SCHEMA_VERSION}. "
+        "Capture again into a new folder."
+    )
 
 
 def require_same_identity(

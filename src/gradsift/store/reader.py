@@ -13,7 +13,7 @@ from gradsift.store.files import sha256_of
 from gradsift.store.manifest import MANIFEST_NAME, Manifest, load_manifest
 from gradsift.store.schema import STATUS_OK
 from gradsift.store.writer import PARTS_FOLDER
-from gradsift.terms import LAYERS, STATISTICS
+from gradsift.terms import STATISTICS
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class GradientStore:
             number there.
         step: [N] optimizer updates made before the gradient was taken.
         loss: [N] instance loss, nats for each response token.
+        error_norm: [N] mean ‖softmax − one-hot‖₂ over the response tokens.
         n_response_tokens: [N].
-        statistics: layer → statistic → [N] float64.
+        statistics: layer → statistic → [N] float64, for the layers that were captured.
         content_ND: [N, d] float32 content features.
         sketches: layer → [N, K²] float32.
     """
@@ -40,10 +41,16 @@ class GradientStore:
     finite: np.ndarray
     step: np.ndarray
     loss: np.ndarray
+    error_norm: np.ndarray
     n_response_tokens: np.ndarray
     statistics: dict[str, dict[str, np.ndarray]]
     content_ND: np.ndarray
     sketches: dict[str, np.ndarray]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that were captured."""
+        return tuple(self.statistics)
 
 
 def read_store(folder: Path) -> GradientStore:
@@ -65,15 +72,17 @@ def read_store(folder: Path) -> GradientStore:
             f"Make one with: gradsift capture DATA --model MODEL --out {folder}"
         )
     if not manifest.complete:
-        recorded = sum(part.n_records for part in manifest.parts) // len(LAYERS)
+        recorded = sum(part.n_records for part in manifest.parts) // len(manifest.layers)
+        expected = "?" if manifest.n_instances is None else manifest.n_instances
         raise ValueError(
-            f"{folder}: the capture is not finished ({recorded} of {manifest.n_instances} "
-            "instances). Run the same capture command again; it resumes."
+            f"{folder}: the capture is not finished ({recorded} of {expected} instances). Run the "
+            "same capture command again; it resumes."
         )
     table = pa.concat_tables([_read_part(folder, part) for part in manifest.parts])
-    by_layer = {layer: _of_layer(folder, table, layer, manifest.n_instances) for layer in LAYERS}
+    layers = manifest.layers
+    by_layer = {layer: _of_layer(folder, table, layer, manifest.n_instances) for layer in layers}
     ids = by_layer["lm_head"]["instance_id"].to_pylist()
-    if by_layer["embedding"]["instance_id"].to_pylist() != ids or len(set(ids)) != len(ids):
+    if any(part["instance_id"].to_pylist() != ids for part in by_layer.values()):
         raise ValueError(f"{folder}: not every instance has one record a layer. Capture again.")
     head = by_layer["lm_head"]
     finite = np.ones(len(ids), dtype=bool)
@@ -86,13 +95,14 @@ def read_store(folder: Path) -> GradientStore:
         finite=finite,
         step=head["step"].to_numpy(),
         loss=head["loss"].to_numpy(),
+        error_norm=head["error_norm"].to_numpy(),
         n_response_tokens=head["n_response_tokens"].to_numpy(),
         statistics={
             layer: {name: by_layer[layer][name].to_numpy() for name in STATISTICS}
-            for layer in LAYERS
+            for layer in layers
         },
         content_ND=_matrix(head["content_features"]),
-        sketches={layer: _matrix(by_layer[layer]["sketch"]) for layer in LAYERS},
+        sketches={layer: _matrix(by_layer[layer]["sketch"]) for layer in layers},
     )
 
 
@@ -110,7 +120,11 @@ def _read_part(folder: Path, part) -> pa.Table:
 
 
 def _of_layer(folder: Path, table: pa.Table, layer: str, n_instances: int) -> pa.Table:
-    rows = table.filter(pa.compute.equal(table["layer"], layer)).sort_by("instance_id")
+    rows = table.filter(pa.compute.equal(table["layer"], layer))
+    rows = rows.sort_by([("instance_id", "ascending"), ("step", "ascending")])
+    # Processes that train together fill up the last batch with rows that another one has too.
+    ids = rows["instance_id"].to_pylist()
+    rows = rows.filter(pa.array([i == 0 or ids[i] != ids[i - 1] for i in range(len(ids))]))
     if rows.num_rows != n_instances:
         raise ValueError(
             f"{folder}: {rows.num_rows} records of layer {layer}, but the manifest says "

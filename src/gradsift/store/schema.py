@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from gradsift.terms import STATISTICS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATUS_OK = "ok"
 STATUS_NON_FINITE = "non_finite"
 
@@ -20,7 +20,8 @@ def record_schema(content_width: int, sketch_size: int) -> pa.Schema:
         sketch_size: Entries of a gradient sketch.
 
     Returns:
-        The Arrow schema. `loss` is in nats for each response token; `step` counts optimizer
+        The Arrow schema. `loss` is in nats for each response token; `error_norm` is the mean of
+        ‖softmax − one-hot‖₂ over the response tokens; `step` counts optimizer
         updates made before the gradient was taken; statistics are over all entries of the
         layer's V×d gradient, `std` is the population's.
     """
@@ -30,6 +31,7 @@ def record_schema(content_width: int, sketch_size: int) -> pa.Schema:
             pa.field("layer", pa.string(), nullable=False),
             pa.field("step", pa.int32(), nullable=False),
             pa.field("loss", pa.float64(), nullable=False),
+            pa.field("error_norm", pa.float64(), nullable=False),
             pa.field("n_response_tokens", pa.int32(), nullable=False),
             *(pa.field(name, pa.float64(), nullable=False) for name in STATISTICS),
             pa.field("status", pa.string(), nullable=False),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,20 +19,31 @@ from gradsift.store.manifest import (
     require_same_identity,
 )
 from gradsift.store.schema import record_schema
-from gradsift.terms import LAYERS
 
 PARTS_FOLDER = "gradients"
 LOCK_NAME = ".lock"
 
 
 class StoreWriter:
-    """The one writer of a run folder's gradient store, inside a `with` block.
+    """The writer of a run folder's gradient store, inside a `with` block.
 
     A part counts once the manifest names it; whatever else lies in the folder is left over from a
     killed run and is removed. Writing the same part twice gives the same store.
+
+    Where several processes train together each has a writer, and all call the same methods in the
+    same order: each writes its own parts, the first one locks the folder and writes the manifest.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, content_width: int, sketch_size: int):
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        content_width: int,
+        sketch_size: int,
+        rank: int = 0,
+        gather: Callable[[Any], list[Any]] = lambda value: [value],
+    ):
         """Nothing is read or written yet.
 
         Args:
@@ -39,11 +51,14 @@ class StoreWriter:
             manifest: What is to be captured; an existing store must have the same identity.
             content_width: Entries of the content features.
             sketch_size: Entries of a sketch.
+            rank: Of this process; 0 is the first.
+            gather: Gives every process the values of all, in the order of ranks.
         """
         self._folder = folder
         self._manifest = manifest
         self._schema = record_schema(content_width, sketch_size)
         self._lock = FileLock(folder / LOCK_NAME)
+        self._rank, self._gather = rank, gather
 
     def __enter__(self) -> StoreWriter:
         """Lock the folder and take up what is there.
@@ -54,19 +69,17 @@ class StoreWriter:
         Raises:
             ValueError: If another process writes, or the store in the folder is of another make.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(
-                f"{self._folder}: another gradsift is writing here. Wait for it, or use another "
-                "--out folder."
-            ) from None
-        try:
-            self._take_up()
-        except BaseException:
-            self._lock.release()
-            raise
+        error = None
+        if self._rank == 0:
+            try:
+                self._open()
+            except ValueError as caught:
+                error = caught
+        (message, *_) = self._gather(None if error is None else str(error))
+        if message is not None:
+            raise error or ValueError(message)
+        if self._rank > 0:
+            self._manifest = load_manifest(self._folder)
         return self
 
     def __exit__(
@@ -83,6 +96,15 @@ class StoreWriter:
         """The manifest as it stands on disk."""
         return self._manifest
 
+    @property
+    def rank(self) -> int:
+        """Of this process."""
+        return self._rank
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in the order of ranks."""
+        return self._gather(value)
+
     def recorded_ids(self) -> set[str]:
         """Return the instances that the parts named in the manifest hold."""
         paths = [self._folder / PARTS_FOLDER / part.file for part in self._manifest.parts]
@@ -98,6 +120,7 @@ class StoreWriter:
         kept = tuple(part for part in self._manifest.parts if part.last_step <= step)
         self._save(kept, complete=False)
         self._remove_unnamed()
+        self._gather(None)
 
     def append(
         self,
@@ -115,20 +138,39 @@ class StoreWriter:
             about: What to add to, or replace in, the manifest's `about`.
             complete: Whether these are the last records of the store.
         """
-        parts = self._manifest.parts
-        name = f"part-{len(parts):05d}.parquet"
-        path = self._folder / PARTS_FOLDER / name
-        write_parquet(path, pa.Table.from_pylist(list(records), schema=self._schema))
-        parts = (*parts, Part(name, len(records), last_step, sha256_of(path)))
-        n_records, expected = sum(p.n_records for p in parts), len(LAYERS) * self.n_instances
-        assert not complete or n_records == expected, f"{n_records} records for {expected} expected"
+        part = self._write_part(records, last_step) if records else None
+        parts = (*self._manifest.parts, *(part for part in self._gather(part) if part is not None))
         self._manifest = self._manifest.with_about(**about)
+        if complete:
+            self._manifest = self._manifest.with_parts(parts, complete=False)
+            n_recorded = len(self.recorded_ids())
+            if self._manifest.n_instances is None:
+                self._manifest = self._manifest.with_n_instances(n_recorded)
+            expected = self._manifest.n_instances
+            assert n_recorded == expected, f"{n_recorded} instances recorded, {expected} expected"
         self._save(parts, complete=complete)
 
-    @property
-    def n_instances(self) -> int:
-        """Instances of the complete store."""
-        return self._manifest.n_instances
+    def _write_part(self, records: Sequence[dict[str, object]], last_step: int) -> Part:
+        number = len(self._manifest.parts)
+        name = f"part-{number:05d}{f'-{self._rank}' if self._rank else ''}.parquet"
+        path = self._folder / PARTS_FOLDER / name
+        write_parquet(path, pa.Table.from_pylist(list(records), schema=self._schema))
+        return Part(name, len(records), last_step, sha256_of(path))
+
+    def _open(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"{self._folder}: another gradsift is writing here. Wait for it, or use another "
+                "--out folder."
+            ) from None
+        try:
+            self._take_up()
+        except BaseException:
+            self._lock.release()
+            raise
 
     def _take_up(self) -> None:
         existing = load_manifest(self._folder)
@@ -141,9 +183,12 @@ class StoreWriter:
 
     def _save(self, parts: tuple[Part, ...], *, complete: bool) -> None:
         self._manifest = self._manifest.with_parts(parts, complete=complete)
-        self._manifest.save(self._folder)
+        if self._rank == 0:
+            self._manifest.save(self._folder)
 
     def _remove_unnamed(self) -> None:
+        if self._rank > 0:
+            return
         named = {part.file for part in self._manifest.parts}
         for path in (self._folder / PARTS_FOLDER).glob("*"):
             if path.name not in named:

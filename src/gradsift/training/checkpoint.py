@@ -32,6 +32,19 @@ def checkpoint_at(folder: Path, step: int) -> Path | None:
     return path if (path / MARKER).exists() else None
 
 
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the whole checkpoint with the most steps, or None.
+
+    Args:
+        folder: Where the checkpoints are.
+
+    Returns:
+        Its folder.
+    """
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{MARKER}")]
+    return max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
+
+
 class SaveEvery(TrainerCallback):
     """Every so many steps: a checkpoint, marked when whole; then the records; then tidy up.
 
@@ -39,21 +52,26 @@ class SaveEvery(TrainerCallback):
     checkpoint that belongs to the part before them is still there.
     """
 
-    def __init__(self, n_steps: int, flush: Callable[[int], None]):
+    def __init__(
+        self, n_steps: int, flush: Callable[[int], None] | None = None, *, last_too: bool = False
+    ):
         """Nothing happens until training calls.
 
         Args:
             n_steps: Optimizer updates between two checkpoints.
             flush: Writes the records of the updates made so far, given their number.
+            last_too: Whether the last step gets a checkpoint as well.
         """
         self._n_steps = n_steps
         self._flush = flush
+        self._last_too = last_too
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        """Ask for a checkpoint; the last step needs none."""
-        if state.global_step % self._n_steps == 0 and state.global_step < state.max_steps:
+        """Ask for a checkpoint; the last step needs none, unless the weights are used later."""
+        is_last = state.global_step >= state.max_steps
+        if self._last_too if is_last else state.global_step % self._n_steps == 0:
             control.should_save = True
 
     def on_save(
@@ -62,12 +80,15 @@ class SaveEvery(TrainerCallback):
         """Mark the checkpoint, write the records, remove older checkpoints."""
         folder = Path(args.output_dir)
         current = folder / f"checkpoint-{state.global_step}"
-        sync_folder(current)
-        write_json(current / MARKER, {"step": state.global_step})
-        self._flush(state.global_step)
-        for path in folder.glob("checkpoint-*"):
-            if path != current:
-                shutil.rmtree(path)
+        if state.is_world_process_zero:
+            sync_folder(current)
+            write_json(current / MARKER, {"step": state.global_step})
+        if self._flush is not None:
+            self._flush(state.global_step)
+        if state.is_world_process_zero:
+            for path in folder.glob("checkpoint-*"):
+                if path != current:
+                    shutil.rmtree(path)
 
 
 class SkipNonFiniteSteps(TrainerCallback):

@@ -1,27 +1,27 @@
-"""The preliminary epoch: train once over the pool, and write what each instance's gradient was."""
+"""The preliminary epoch: train once over the pool; record on the way, or only afterwards."""
 
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.data.instances import Instance
 from gradsift.gradients.check import CheckResult
-from gradsift.gradients.recorder import Record, Recorder, SketchSpec
-from gradsift.store.schema import STATUS_NON_FINITE, STATUS_OK
+from gradsift.gradients.recorder import Recorder, SketchSpec
 from gradsift.store.writer import StoreWriter
-from gradsift.terms import LAYERS, STATISTICS
-from gradsift.training.checkpoint import SaveEvery, SkipNonFiniteSteps, checkpoint_at
-from gradsift.training.estimate import Estimate, estimate_cost
-from gradsift.training.model import track
-from gradsift.training.probe import self_check
+from gradsift.training.checkpoint import (
+    SaveEvery,
+    SkipNonFiniteSteps,
+    checkpoint_at,
+    last_checkpoint,
+)
+from gradsift.training.self_check import first_exact_path
 from gradsift.training.sft import RecordingSFTTrainer, SFTSettings
+from gradsift.training.sitting import Sitting
 
 DEFAULT_N_PARTS = 8
 
@@ -44,7 +44,14 @@ class EpochResult:
 
 
 class PreliminaryEpoch:
-    """A trainer with its recorder: check, estimate, then run."""
+    """A trainer with its recorder: check, then run (recording), or train (without).
+
+    Attributes:
+        trainer: The trainer.
+        recorder: Of the way that the check chose; None before it.
+        content_width: Entries of the content features.
+        n_steps: Optimizer updates of the epoch.
+    """
 
     def __init__(
         self,
@@ -67,42 +74,30 @@ class PreliminaryEpoch:
         """
         self._instances = instances
         self._work_dir = work_dir
-        self._seed = settings.seed
-        self._token_counts = [len(instance.input_ids) for instance in instances]
+        self._sketch = sketch
         self.trainer = RecordingSFTTrainer(model, tokenizer, instances, settings, work_dir)
-        tracked = track(self.trainer.model)
-        self.content_width = tracked.head.weight.shape[1]
-        self._recorder = Recorder(tracked, sketch)
+        self.content_width = self.trainer.model.get_output_embeddings().weight.shape[1]
+        self.recorder: Recorder | None = None
+        self.n_steps = self._total_steps()
 
-    def check(self) -> CheckResult:
-        """Compare two rows with autograd.
-
-        Returns:
-            The worst relative error.
-
-        Raises:
-            ValueError: If they differ.
-        """
-        return self_check(self.trainer, self._recorder, self._token_counts)
-
-    def estimate(self, save_steps: int | None = None) -> Estimate:
-        """Time a few steps; nothing is changed by it.
+    def check(self, *, wanted: str = "auto", backward: bool = True) -> CheckResult:
+        """Take the cheapest way of recording that equals autograd on two rows.
 
         Args:
-            save_steps: As for `run`.
+            wanted: A way of recording, or "auto".
+            backward: Whether the embedding's part will be recorded, too.
 
         Returns:
-            What the epoch will take.
+            Which way, and the worst relative error.
+
+        Raises:
+            ValueError: If there is none.
         """
-        n_steps = self._total_steps()
-        return estimate_cost(
-            self.trainer,
-            self._recorder,
-            self._token_counts,
-            n_steps=n_steps,
-            n_checkpoints=(n_steps - 1) // self._steps_between(save_steps, n_steps),
-            seed=self._seed,
+        counts = [len(instance.input_ids) for instance in self._instances]
+        self.recorder, result = first_exact_path(
+            self.trainer, self._sketch, counts, wanted=wanted, backward=backward
         )
+        return result
 
     def run(
         self,
@@ -126,20 +121,60 @@ class PreliminaryEpoch:
         Raises:
             ValueError: If an instance is recorded twice: the trainer's order of rows changed.
         """
+        assert self.recorder is not None, "run() before check()"
         resumed_at = self._last_step(writer)
-        sitting = _Sitting(self._instances, writer, on_progress)
-        n_steps = self._steps_between(save_steps, self._total_steps())
+        sitting = Sitting(self._instances, writer, on_progress)
         self.trainer.add_callback(SkipNonFiniteSteps(sitting.step_is_finite))
-        self.trainer.add_callback(SaveEvery(n_steps, sitting.flush))
-        self.trainer.record_with(self._recorder, sitting.add)
+        self.trainer.add_callback(SaveEvery(self.steps_between(save_steps), sitting.flush))
+        self.trainer.record_with(self.recorder, sitting.add)
         checkpoint = checkpoint_at(self._work_dir, resumed_at) if resumed_at else None
-        with self._recorder:
+        with self.recorder:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        history = self.trainer.state.log_history
-        curve = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+        curve = self._loss_curve()
         sitting.flush(self.trainer.state.global_step, {"loss_curve": curve}, complete=True)
-        shutil.rmtree(self._work_dir, ignore_errors=True)
+        self.clean_up()
         return EpochResult(tuple(curve), sitting.n_non_finite, sitting.n_skipped, resumed_at)
+
+    def train(
+        self, *, save_steps: int | None, on_progress: Callable[[int, int], None]
+    ) -> EpochResult:
+        """Train the epoch, from where an earlier sitting stopped, without recording.
+
+        The last checkpoint stays, so that an interrupted scoring pass need not train again.
+
+        Args:
+            save_steps: Optimizer updates between two checkpoints; None makes about eight.
+            on_progress: Called after each micro-batch with instances and tokens of this sitting.
+
+        Returns:
+            What was done.
+        """
+        done = [0, 0]
+
+        def tell(indices: list[int]) -> None:
+            done[0] += len(indices)
+            done[1] += sum(len(self._instances[i].input_ids) for i in indices)
+            on_progress(*done)
+
+        self.trainer.tell_rows(tell)
+        self.trainer.add_callback(SaveEvery(self.steps_between(save_steps), last_too=True))
+        checkpoint = last_checkpoint(self._work_dir)
+        self.trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        resumed_at = 0 if checkpoint is None else int(checkpoint.name.split("-")[-1])
+        return EpochResult(tuple(self._loss_curve()), 0, 0, resumed_at)
+
+    def clean_up(self) -> None:
+        """Remove the checkpoints."""
+        if self.trainer.is_world_process_zero():
+            shutil.rmtree(self._work_dir, ignore_errors=True)
+
+    def steps_between(self, save_steps: int | None) -> int:
+        """Return the optimizer updates between two checkpoints."""
+        return save_steps or -(-self.n_steps // DEFAULT_N_PARTS)
+
+    def _loss_curve(self) -> list[tuple[int, float]]:
+        history = self.trainer.state.log_history
+        return [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
 
     def _last_step(self, writer: StoreWriter) -> int:
         # The latest step that has both its checkpoint and its parts; later parts are forgotten.
@@ -149,98 +184,9 @@ class PreliminaryEpoch:
         writer.keep_until(step)
         return step
 
-    @staticmethod
-    def _steps_between(save_steps: int | None, n_steps: int) -> int:
-        return save_steps or -(-n_steps // DEFAULT_N_PARTS)
-
     def _total_steps(self) -> int:
         args = self.trainer.args
         rows_per_step = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
         return -(-len(self._instances) // rows_per_step)
-
-
-class _Sitting:
-    """The records of one sitting, from the trainer to the store."""
-
-    def __init__(
-        self,
-        instances: Sequence[Instance],
-        writer: StoreWriter,
-        on_progress: Callable[[int, int], None],
-    ):
-        self._instances = instances
-        self._writer = writer
-        self._on_progress = on_progress
-        self._seen = writer.recorded_ids()
-        before = writer.manifest.about if self._seen else {}
-        self._seconds_before = before.get("seconds", 0.0)
-        self._skipped_before = before.get("n_steps_skipped", 0)
-        self.n_skipped = 0
-        self._started = time.perf_counter()
-        self._pending: list[Record] = []
-        self._step_is_finite = True
-        self.n_non_finite = 0
-        self._n_tokens = sum(
-            len(instance.input_ids) for instance in instances if instance.instance_id in self._seen
-        )
-        on_progress(len(self._seen), self._n_tokens)
-
-    def add(self, records: list[Record]) -> None:
-        for record in records:
-            instance = self._instances[record.index]
-            if instance.instance_id in self._seen:
-                raise ValueError(
-                    f"instance {instance.instance_id!r} came up twice in one epoch: the order of "
-                    "rows differs from that of the interrupted run (other versions of transformers "
-                    "or accelerate?). Capture into a new --out folder."
-                )
-            self._seen.add(instance.instance_id)
-            self._n_tokens += len(instance.input_ids)
-            if not record.finite:
-                self.n_non_finite += 1
-                self._step_is_finite = False
-        self._pending.extend(records)
-        self._on_progress(len(self._seen), self._n_tokens)
-
-    def step_is_finite(self) -> bool:
-        # Of the step that ends now; the next one begins.
-        finite, self._step_is_finite = self._step_is_finite, True
-        self.n_skipped += not finite
-        return finite
-
-    def flush(
-        self, step: int, about: dict[str, object] | None = None, *, complete: bool = False
-    ) -> None:
-        rows = [row for record in self._pending for row in self._rows(record)]
-        seconds = self._seconds_before + time.perf_counter() - self._started
-        skipped = self._skipped_before + self.n_skipped
-        about = {"seconds": seconds, "n_steps_skipped": skipped, **(about or {})}
-        self._writer.append(rows, last_step=step, about=about, complete=complete)
-        self._pending.clear()
-
-    def _rows(self, record: Record) -> list[dict[str, object]]:
-        shared = {
-            "instance_id": self._instances[record.index].instance_id,
-            "step": record.step,
-            "loss": record.loss,
-            "n_response_tokens": record.n_response_tokens,
-            "status": STATUS_OK if record.finite else STATUS_NON_FINITE,
-        }
-        rows = []
-        for layer in LAYERS:
-            summary = getattr(record, layer)
-            values = dict(zip(STATISTICS, summary.values_S.tolist(), strict=True))
-            content = record.content_D.cpu().numpy() if layer == "lm_head" else None
-            sketch = summary.sketch_K2.to(torch.float32).cpu().numpy()
-            rows.append(
-                {
-                    **shared,
-                    **values,
-                    "layer": layer,
-                    "content_features": content,
-                    "sketch": sketch,
-                }
-            )
-        return rows

@@ -8,12 +8,13 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from gradsift.gradients.recorder import Recorder
-from gradsift.training.probe import probe_step
+from gradsift.training.probe import forward_records, probe_step
 from gradsift.training.sft import RecordingSFTTrainer
 
 SMALL_BATCH = 2
@@ -26,12 +27,12 @@ class Estimate:
     """What a capture will take, from a few timed steps.
 
     Attributes:
-        n_instances: Rows to train on.
+        n_instances: Rows of the pool.
         n_tokens: All their tokens, without padding.
-        capture_seconds: The recording epoch.
+        capture_seconds: Training and recording.
         full_sft_seconds: Three plain epochs of the same training, without recording.
         peak_bytes: The process's peak memory so far (on an accelerator: the device's).
-        tokens_per_second: While recording.
+        tokens_per_second: Tokens of the pool, over the capture.
     """
 
     n_instances: int
@@ -49,14 +50,29 @@ class Estimate:
         )
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a capture will do.
+
+    Attributes:
+        pool_counts: Tokens of each instance of the pool.
+        trained_counts: Tokens of each instance that is trained on; empty for no training.
+        n_steps: Optimizer updates.
+        n_checkpoints: Checkpoints on the way.
+        scoring: Whether the pool is scored after training, instead of recorded while training.
+        backward: Whether the recording needs a backward pass.
+    """
+
+    pool_counts: Sequence[int]
+    trained_counts: Sequence[int]
+    n_steps: int
+    n_checkpoints: int
+    scoring: bool
+    backward: bool
+
+
 def estimate_cost(
-    trainer: RecordingSFTTrainer,
-    recorder: Recorder,
-    token_counts: list[int],
-    *,
-    n_steps: int,
-    n_checkpoints: int,
-    seed: int,
+    trainer: RecordingSFTTrainer, recorder: Recorder, plan: Plan, *, seed: int
 ) -> Estimate:
     """Time a micro-batch with and without recording; nothing is changed by it.
 
@@ -68,40 +84,59 @@ def estimate_cost(
     Args:
         trainer: Ready to train.
         recorder: Ready to record; attached only while timing.
-        token_counts: Tokens of each instance.
-        n_steps: Optimizer updates of the epoch.
-        n_checkpoints: Checkpoints on the way.
+        plan: What will be done.
         seed: Chooses the rows.
 
     Returns:
         The estimate.
     """
-    order = list(range(len(token_counts)))
+    order = list(range(len(trainer.train_dataset)))
     random.Random(seed).shuffle(order)
     rows = order[:SMALL_BATCH]
-    plain, recording = (_timed(trainer, rows, who) for who in (None, recorder))
+    plain, recording = _plain_and_recording(trainer, rows, recorder, plan)
     if plain < SECONDS_FOR_A_FULL_BATCH:
         # A fast machine: time what it will really do. A slow one is not kept waiting.
         rows = order[: trainer.args.per_device_train_batch_size]
-        plain, recording = (_timed(trainer, rows, who) for who in (None, recorder))
-    share = sum(token_counts) / sum(token_counts[i] for i in rows)
-    n_trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    updates = n_steps * _update_seconds(n_trained, trainer.args.device)
-    recording_seconds = recording * share + updates
-    recording_seconds += n_checkpoints * _checkpoint_seconds(n_trained)
+        plain, recording = _plain_and_recording(trainer, rows, recorder, plan)
+    n_timed = sum(len(trainer.train_dataset[i]["input_ids"]) for i in rows)
+    n_timed *= trainer.args.world_size
+    n_parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    update = _update_seconds(n_parameters, trainer.args.device)
+    n_pool, n_trained = sum(plan.pool_counts), sum(plan.trained_counts)
+    seconds = plan.n_steps * update
+    if plan.n_checkpoints:
+        seconds += plan.n_checkpoints * _checkpoint_seconds(n_parameters)
+    seconds += (plain if plan.scoring else recording) * n_trained / n_timed
+    if plan.scoring:
+        seconds += recording * n_pool / n_timed
+    rows_per_step = (
+        trainer.args.per_device_train_batch_size
+        * trainer.args.gradient_accumulation_steps
+        * trainer.args.world_size
+    )
+    pool_steps = -(-len(plan.pool_counts) // rows_per_step)
     return Estimate(
-        n_instances=len(token_counts),
-        n_tokens=sum(token_counts),
-        capture_seconds=recording_seconds,
-        full_sft_seconds=3 * (plain * share + updates),
+        n_instances=len(plan.pool_counts),
+        n_tokens=n_pool,
+        capture_seconds=seconds,
+        full_sft_seconds=3 * (plain * n_pool / n_timed + pool_steps * update),
         peak_bytes=_peak_bytes(trainer.args.device),
-        tokens_per_second=sum(token_counts) / recording_seconds,
+        tokens_per_second=n_pool / seconds,
     )
 
 
-def _timed(trainer: RecordingSFTTrainer, batch: list[int], recorder: Recorder | None) -> float:
+def _plain_and_recording(
+    trainer: RecordingSFTTrainer, rows: list[int], recorder: Recorder, plan: Plan
+) -> tuple[float, float]:
+    plain = _seconds(lambda: probe_step(trainer, rows, None))
+    if plan.scoring and not plan.backward:
+        return plain, _seconds(lambda: forward_records(trainer, rows, recorder))
+    return plain, _seconds(lambda: probe_step(trainer, rows, recorder))
+
+
+def _seconds(do: Callable[[], object]) -> float:
     started = time.perf_counter()
-    probe_step(trainer, batch, recorder)
+    do()
     return time.perf_counter() - started
 
 

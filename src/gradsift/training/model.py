@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Generator
@@ -23,6 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 from gradsift.data.demo_model import demo_model_path
+from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.head import HeadTransform
 from gradsift.gradients.recorder import TrackedModel
 
@@ -153,11 +155,42 @@ def load_model(source: ModelSource) -> PreTrainedModel:
         )
 
 
-def track(model: nn.Module) -> TrackedModel:
+def add_fused_head(model: nn.Module) -> FusedHead:
+    """Let a causal LM be called as `model(..., fused_labels=labels)` for `{"log_probs": [B, T-1]}`.
+
+    Without that argument the forward pass is what it was. Where the model does not compute its
+    logits from the backbone's last hidden state, the result is another one than the model's own;
+    the self-check finds out.
+
+    Args:
+        model: The model that training calls, perhaps inside a PEFT wrapper; its forward is
+            replaced.
+
+    Returns:
+        The head.
+    """
+    base = base_model(model)
+    original = base.forward
+    fused = FusedHead(head_transform(base.config.get_text_config()))
+
+    # The signature stays: transformers reads it.
+    @functools.wraps(type(base).forward)
+    def forward(*args, fused_labels: torch.Tensor | None = None, **kwargs):
+        if fused_labels is None:
+            return original(*args, **kwargs)
+        hidden = base.base_model(*args, **kwargs).last_hidden_state
+        return {"log_probs": fused(hidden, base.get_output_embeddings(), fused_labels)}
+
+    base.forward = forward
+    return fused
+
+
+def track(model: nn.Module, fused: FusedHead | None = None) -> TrackedModel:
     """Find embedding, backbone and head of a causal LM, also inside a PEFT wrapper.
 
     Args:
         model: The model that training calls.
+        fused: The head that training calls in its place, if it does.
 
     Returns:
         The modules to watch.
@@ -165,7 +198,7 @@ def track(model: nn.Module) -> TrackedModel:
     Raises:
         ValueError: If the model has another kind of embedding or head than is recorded here.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     name = type(base).__name__
     if not isinstance(embedding, nn.Embedding):
@@ -180,7 +213,13 @@ def track(model: nn.Module) -> TrackedModel:
         embedding=embedding,
         head=head,
         transform=head_transform(base.config.get_text_config()),
+        fused=fused,
     )
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """Return the causal LM inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def head_transform(config: PretrainedConfig) -> HeadTransform:

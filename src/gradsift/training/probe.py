@@ -1,4 +1,4 @@
-"""Run a training step for its numbers only, and leave everything as it was."""
+"""Run a step for its numbers only, and leave everything as it was."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
+from datasets import Dataset
 from torch import nn
 
-from gradsift.gradients.check import CheckResult, autograd_summaries, require_match, tolerance_for
+from gradsift.gradients.fused import IGNORED_LABEL
 from gradsift.gradients.recorder import Record, Recorder
-from gradsift.training.sft import RecordingSFTTrainer
+from gradsift.training.sft import INDEX_COLUMN, RecordingSFTTrainer
 
 
 def probe_step(
-    trainer: RecordingSFTTrainer, indices: Sequence[int], recorder: Recorder | None
+    trainer: RecordingSFTTrainer,
+    indices: Sequence[int],
+    recorder: Recorder | None,
+    dataset: Dataset | None = None,
 ) -> list[Record]:
     """Run forward and backward on some rows in the trainer's own configuration, without an update.
 
@@ -24,14 +28,14 @@ def probe_step(
         trainer: Ready to train.
         indices: The rows of the micro-batch.
         recorder: Attached during the step, or None to train plainly.
+        dataset: Of the rows; the trainer's own if None.
 
     Returns:
         The records; none without a recorder.
     """
     records: list[Record] = []
-    dataset = trainer.train_dataset
-    batch = trainer.data_collator([dataset[i] for i in indices])
-    n_items = (batch["labels"][:, 1:] != -100).sum().to(trainer.args.device)
+    batch = _collated(trainer, indices, dataset)
+    n_items = (batch["labels"][:, 1:] != IGNORED_LABEL).sum().to(trainer.args.device)
     # Until training starts, accelerate has not wrapped the model's forward in autocast.
     with torch.random.fork_rng(), trainer.accelerator.autocast(), recorder or nullcontext():
         if recorder is not None:
@@ -45,45 +49,39 @@ def probe_step(
     return records
 
 
-def self_check(
-    trainer: RecordingSFTTrainer, recorder: Recorder, token_counts: Sequence[int]
-) -> CheckResult:
-    """Compare two recorded rows, taken from one padded micro-batch, with autograd on each alone.
-
-    Dropout is off meanwhile: two passes with different random masks have different gradients.
+def forward_records(
+    trainer: RecordingSFTTrainer,
+    indices: Sequence[int],
+    recorder: Recorder,
+    dataset: Dataset | None = None,
+) -> list[Record]:
+    """Record the LM head's part of some rows by a forward pass alone.
 
     Args:
-        trainer: Ready to train.
-        recorder: Ready to record.
-        token_counts: Tokens of each instance; rows at the quartiles are taken.
+        trainer: Its model, device, precision and batching are used.
+        indices: The rows.
+        recorder: Of the same model.
+        dataset: Of the rows; the trainer's own if None.
 
     Returns:
-        The worst relative error and what was allowed.
-
-    Raises:
-        ValueError: If the two differ; nothing may be recorded then.
+        One record for each row, without an embedding part.
     """
-    by_length = sorted(range(len(token_counts)), key=lambda i: (token_counts[i], i))
-    rows = sorted({by_length[len(by_length) // 4], by_length[3 * len(by_length) // 4]})
-    model = recorder.model
-    tolerance = _tolerance(trainer)
-    worst = 0.0
-    with without_dropout(trainer.model):
-        for record in probe_step(trainer, rows, recorder):
-            row = trainer.train_dataset[record.index]
-            tensors = (torch.tensor(row[key]) for key in ("input_ids", "labels"))
-            with torch.random.fork_rng(), trainer.accelerator.autocast():
-                truth = autograd_summaries(
-                    model, recorder, *(tensor.to(trainer.args.device) for tensor in tensors)
-                )
-            worst = max(worst, require_match(record, truth, tolerance))
-    return CheckResult(len(rows), worst, tolerance)
+    batch = trainer._prepare_inputs(_collated(trainer, indices, dataset))
+    batch.pop(INDEX_COLUMN)
+    labels_BT = batch.pop("labels")
+    fused = {} if trainer.fused is None else {"fused_labels": labels_BT}
+    step = trainer.state.global_step
+    with torch.no_grad(), trainer.accelerator.autocast(), recorder:
+        recorder.begin(indices, step, batch["input_ids"], labels_BT, batch.get("attention_mask"))
+        trainer.model(**batch, **fused, use_cache=False)
+        return recorder.finish(backward=False)
 
 
-def _tolerance(trainer: RecordingSFTTrainer) -> float:
-    if trainer.args.bf16 or trainer.args.fp16:
-        return tolerance_for(torch.bfloat16)
-    return tolerance_for(trainer.model.dtype)
+def _collated(
+    trainer: RecordingSFTTrainer, indices: Sequence[int], dataset: Dataset | None
+) -> dict[str, torch.Tensor]:
+    dataset = trainer.train_dataset if dataset is None else dataset
+    return trainer.data_collator([dataset[i] for i in indices])
 
 
 @contextmanager

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from gradsift.data.instances import Instance
+from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.recorder import Record, Recorder
+from gradsift.training.model import add_fused_head
 
 INDEX_COLUMN = "instance_index"
 
@@ -145,7 +148,16 @@ def lora_config(settings: SFTSettings) -> LoraConfig | None:
 
 
 class RecordingSFTTrainer(SFTTrainer):
-    """SFTTrainer that tells a recorder about each micro-batch, and trains exactly as before."""
+    """SFTTrainer that tells a recorder about each micro-batch, and trains the same without one.
+
+    The loss is trl's: the sum of the response tokens' negative log-likelihoods, divided by the
+    response tokens of the optimizer step. It is computed by our own fused head instead of trl's, or
+    from the model's own logits. An auxiliary loss (mixtures of experts) is left out: it would
+    couple the rows of a batch.
+
+    Attributes:
+        fused: Our fused head while training calls it, else None.
+    """
 
     def __init__(
         self,
@@ -166,6 +178,7 @@ class RecordingSFTTrainer(SFTTrainer):
         """
         self._recorder: Recorder | None = None
         self._sink: Callable[[list[Record]], None] | None = None
+        self._tell_rows: Callable[[list[int]], None] = lambda indices: None
         with warnings.catch_warnings():
             # peft asks for it under the old name; the user can do nothing.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
@@ -176,6 +189,8 @@ class RecordingSFTTrainer(SFTTrainer):
                 processing_class=tokenizer,
                 peft_config=lora_config(settings),
             )
+        self._fused_head = add_fused_head(self.model)
+        self.fused: FusedHead | None = self._fused_head
         self.data_collator = _IndexKeepingCollator(self.data_collator)
         # Standard output is for results; progress is reported by whoever runs the trainer.
         self.remove_callback(PrinterCallback)
@@ -183,6 +198,14 @@ class RecordingSFTTrainer(SFTTrainer):
     def record_with(self, recorder: Recorder, sink: Callable[[list[Record]], None]) -> None:
         """From now on let `recorder` watch each micro-batch, and give its records to `sink`."""
         self._recorder, self._sink = recorder, sink
+
+    def tell_rows(self, tell: Callable[[list[int]], None]) -> None:
+        """From now on call `tell` with the rows of each micro-batch that was trained on."""
+        self._tell_rows = tell
+
+    def use_fused_head(self, wanted: bool) -> None:
+        """Compute the loss by the fused head, or from the model's own logits."""
+        self.fused = self._fused_head if wanted else None
 
     def stop_recording(self) -> None:
         """Train plainly from now on."""
@@ -211,7 +234,9 @@ class RecordingSFTTrainer(SFTTrainer):
         """
         indices = inputs.pop(INDEX_COLUMN).tolist()
         if self._recorder is None:
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            self._tell_rows(indices)
+            return loss
         inputs = self._prepare_inputs(inputs)
         self._recorder.begin(
             indices,
@@ -224,10 +249,57 @@ class RecordingSFTTrainer(SFTTrainer):
         self._sink(self._recorder.finish())
         return loss
 
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Return the training loss of a micro-batch.
+
+        Args:
+            model: The model, perhaps wrapped.
+            inputs: The micro-batch.
+            return_outputs: Not supported; nothing here evaluates.
+            num_items_in_batch: Response tokens of the whole optimizer step.
+
+        Returns:
+            Mean negative log-likelihood over the response tokens, as this micro-batch adds to it.
+        """
+        assert not return_outputs, "nothing here evaluates"
+        labels_BT = inputs["labels"]
+        inputs = {key: value for key, value in inputs.items() if key != "labels"}
+        if self.fused is not None:
+            log_probs_BT = model(**inputs, use_cache=False, fused_labels=labels_BT)["log_probs"]
+            total = -log_probs_BT.sum()
+        else:
+            total = summed_loss(model(**inputs, use_cache=False).logits, labels_BT)
+        loss = total / torch.as_tensor(num_items_in_batch).clamp(min=1)
+        if self.args.average_tokens_across_devices:
+            # The tokens of all processes are counted, and their gradients are averaged.
+            loss = loss * self.accelerator.num_processes
+        return loss
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if INDEX_COLUMN not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, INDEX_COLUMN]
+
+
+def summed_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the response tokens' negative log-likelihoods.
+
+    Args:
+        logits_BTV: Of the model's own forward pass.
+        labels_BT: The tokens where they belong to the response, else -100.
+
+    Returns:
+        A 0-d tensor, computed in at least float32.
+    """
+    logits_NV = logits_BTV[:, :-1].flatten(0, 1)
+    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    return F.cross_entropy(logits_NV, labels_BT[:, 1:].flatten(), reduction="sum")
 
 
 def as_dataset(instances: Sequence[Instance]) -> Dataset:

@@ -1,0 +1,144 @@
+"""The records of one sitting (of training or scoring), on their way to the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from gradsift.data.instances import Instance
+from gradsift.gradients.check import recorded_layers
+from gradsift.gradients.recorder import Record
+from gradsift.store.schema import STATUS_NON_FINITE, STATUS_OK
+from gradsift.store.writer import StoreWriter
+from gradsift.terms import STATISTICS
+
+
+class Sitting:
+    """Collects records, counts them, and writes them as parts.
+
+    Attributes:
+        n_non_finite: Instances whose gradient was not finite, in this sitting.
+        n_skipped: Optimizer updates left out because of them, in this sitting.
+    """
+
+    def __init__(
+        self,
+        instances: Sequence[Instance],
+        writer: StoreWriter,
+        on_progress: Callable[[int, int], None],
+    ):
+        """Take up what the store holds already.
+
+        Args:
+            instances: The whole pool.
+            writer: An open store.
+            on_progress: Called now and after each micro-batch with instances and tokens so far.
+        """
+        self._instances = instances
+        self._writer = writer
+        self._on_progress = on_progress
+        self._seen = writer.recorded_ids()
+        before = writer.manifest.about if self._seen else {}
+        self._seconds_before = before.get("seconds", 0.0)
+        self._skipped_before = before.get("n_steps_skipped", 0)
+        self._started = time.perf_counter()
+        self._pending: list[Record] = []
+        self._step_is_finite = True
+        self._together = len(writer.gather(None))
+        self.n_skipped = 0
+        self.n_non_finite = 0
+        self._n_tokens = sum(
+            len(instance.input_ids) for instance in instances if instance.instance_id in self._seen
+        )
+        on_progress(len(self._seen), self._n_tokens)
+
+    def to_do(self) -> list[int]:
+        """Return the positions of the instances that are not recorded yet."""
+        return [i for i, item in enumerate(self._instances) if item.instance_id not in self._seen]
+
+    def add(self, records: list[Record]) -> None:
+        """Take the records of a micro-batch.
+
+        Args:
+            records: One for each row.
+
+        Raises:
+            ValueError: If an instance came up twice, and only this process trains.
+        """
+        for record in records:
+            instance = self._instances[record.index]
+            if not record.finite:
+                self.n_non_finite += 1
+                self._step_is_finite = False
+            if instance.instance_id in self._seen:
+                if self._together > 1:
+                    continue  # The last batch is filled up with rows from the beginning.
+                raise ValueError(
+                    f"instance {instance.instance_id!r} came up twice in one epoch: the order of "
+                    "rows differs from that of the interrupted run (other versions of transformers "
+                    "or accelerate?). Capture into a new --out folder."
+                )
+            self._seen.add(instance.instance_id)
+            # The other processes are about as far.
+            self._n_tokens += len(instance.input_ids) * self._together
+            self._pending.append(record)
+        n_seen = len(self._seen) if self._together == 1 else len(self._pending) * self._together
+        self._on_progress(min(n_seen, len(self._instances)), self._n_tokens)
+
+    def step_is_finite(self) -> bool:
+        """Return whether the step that ends now was finite in all processes; the next begins."""
+        finite, self._step_is_finite = all(self._writer.gather(self._step_is_finite)), True
+        self.n_skipped += not finite
+        return finite
+
+    def flush(
+        self, step: int, about: dict[str, object] | None = None, *, complete: bool = False
+    ) -> None:
+        """Write what was collected as a part.
+
+        Args:
+            step: Optimizer updates made so far.
+            about: To add to the manifest.
+            complete: Whether this is the last part.
+        """
+        rows = [row for record in self._pending for row in self._rows(record)]
+        seconds = self._seconds_before + time.perf_counter() - self._started
+        skipped = self._skipped_before + self.n_skipped
+        about = {"seconds": seconds, "n_steps_skipped": skipped, **(about or {})}
+        self._writer.append(rows, last_step=step, about=about, complete=complete)
+        self._pending.clear()
+
+    def _rows(self, record: Record) -> list[dict[str, object]]:
+        return store_rows(record, self._instances[record.index].instance_id)
+
+
+def store_rows(record: Record, instance_id: str) -> list[dict[str, object]]:
+    """Turn a record into rows of the store.
+
+    Args:
+        record: Of one instance.
+        instance_id: Its name.
+
+    Returns:
+        One row for each layer that was recorded.
+    """
+    shared = {
+        "instance_id": instance_id,
+        "step": record.step,
+        "loss": record.loss,
+        "error_norm": record.error_norm,
+        "n_response_tokens": record.n_response_tokens,
+        "status": STATUS_OK if record.finite else STATUS_NON_FINITE,
+    }
+    rows = []
+    for layer in recorded_layers(record):
+        summary = getattr(record, layer)
+        values = dict(zip(STATISTICS, summary.values_S.tolist(), strict=True))
+        content = record.content_D.cpu().numpy() if layer == "lm_head" else None
+        sketch = summary.sketch_K2.to(torch.float32).cpu().numpy()
+        rows.append(
+            {**shared, **values, "layer": layer, "content_features": content, "sketch": sketch}
+        )
+    return rows

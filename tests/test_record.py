@@ -1,0 +1,291 @@
+"""`record` around loops that are not ours: the same records, and the loop does not notice."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+import gradsift as gs
+from gradsift.data.instances import Instance
+from gradsift.terms import LAYERS, STATISTICS
+from gradsift.training.sft import as_dataset
+from oracle import gradients_of, relative_error, statistics_of
+from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
+
+N = 12
+
+
+def make_instances():
+    rng = random.Random(3)
+    instances = []
+    for i in range(N):
+        ids = [rng.randint(6, 261) for _ in range(rng.randint(4, 30))]
+        instances.append(Instance(f"{i}", ids, [-100, -100, *ids[2:]]))
+    return instances
+
+
+INSTANCES = make_instances()
+
+
+def batches(size=4, names=True):
+    for start in range(0, N, size):
+        rows = INSTANCES[start : start + size]
+        width = max(len(row.input_ids) for row in rows)
+        padding = [width - len(row.input_ids) for row in rows]
+
+        def padded(values, fill, padding=padding):
+            pairs = zip(values, padding, strict=True)
+            return torch.tensor([list(row) + [fill] * n for row, n in pairs])
+
+        batch = {
+            "input_ids": padded([row.input_ids for row in rows], 0),
+            "labels": padded([row.labels for row in rows], -100),
+            "attention_mask": padded([[1] * len(row.input_ids) for row in rows], 0),
+        }
+        yield batch | ({"row": torch.arange(start, start + len(rows))} if names else {})
+
+
+def train(model, lr=0.0, **options):
+    """The loop that everybody writes."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
+    for batch in batches(**options):
+        loss = model(**batch).loss
+        (loss * 3).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def assert_store_is_autograd(store, model, tolerance=1e-5):
+    at = {name: i for i, name in enumerate(store.instance_ids)}
+    assert len(at) == N
+    for instance in INSTANCES:
+        truth, loss = gradients_of(model, instance.input_ids, instance.labels)
+        row = at[instance.instance_id]
+        assert relative_error(store.loss[row], loss, 0) < tolerance
+        for layer in LAYERS:
+            want = statistics_of(truth[layer])
+            for name in STATISTICS:
+                companion = want["mean_abs"] if name == "mean" else 0
+                got = store.statistics[layer][name][row]
+                assert relative_error(got, want[name], companion) < tolerance, (layer, name)
+
+
+@pytest.mark.parametrize("recording", ["hooked", "intercepted"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_loop_of_ones_own(tmp_path, tied, recording):
+    model = tiny_llama(tied=tied)
+    with gs.record(model, out=tmp_path, ids="row", recording=recording) as seen:
+        train(model)
+    assert seen.check.n_rows == 2
+    assert seen.check.path == recording
+    assert_store_is_autograd(seen.store, tiny_llama(tied=tied, dtype=torch.float64))
+
+
+def test_the_loop_does_not_notice(tmp_path):
+    weights = []
+    for recording in (True, False):
+        model = tiny_gpt2(dropout=0.1).train()
+        torch.manual_seed(0)
+        if recording:
+            with gs.record(model, out=tmp_path, ids="row") as seen:
+                train(model, lr=0.1)
+        else:
+            train(model, lr=0.1, names=False)
+        weights.append(model.state_dict())
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert set(seen.store.step) == {0, 1, 2}
+
+
+def test_lora_and_checkpointing(tmp_path):
+    model = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules="all-linear"))
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable()
+    with gs.record(model, out=tmp_path, ids="row") as seen:
+        train(model)
+    assert_store_is_autograd(seen.store, tiny_llama(dtype=torch.float64))
+
+
+def test_a_compiled_model(tmp_path):
+    model = torch.compile(tiny_llama(), backend="eager")
+    with gs.record(model, out=tmp_path) as seen:
+        train(model, names=False)
+    assert len(seen.store.instance_ids) == N
+
+
+def test_transformers_trainer(tmp_path):
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "trainer"),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        learning_rate=0.0,
+        num_train_epochs=1,
+        remove_unused_columns=False,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+    )
+
+    def collate(rows):
+        ids = [int(row["instance_index"]) for row in rows]
+        at = {i: batch for batch in batches(1) for i in batch["row"].tolist()}
+        width = max(at[i]["input_ids"].shape[1] for i in ids)
+
+        def pad(name, fill):
+            parts = [at[i][name] for i in ids]
+            return torch.cat(
+                [torch.nn.functional.pad(p, (0, width - p.shape[1]), value=fill) for p in parts]
+            )
+
+        return {
+            "input_ids": pad("input_ids", 0),
+            "labels": pad("labels", -100),
+            "attention_mask": pad("attention_mask", 0),
+            "row": torch.tensor(ids),
+        }
+
+    model = tiny_llama()
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=as_dataset(INSTANCES), data_collator=collate
+    )
+    with gs.record(model, out=tmp_path / "run", ids="row") as seen:
+        trainer.train()
+    assert_store_is_autograd(seen.store, tiny_llama(dtype=torch.float64))
+
+
+def test_trls_trainer_rows_named_by_their_content(tmp_path):
+    from gradsift.stages.record import row_key
+
+    model = tiny_llama()
+    arguments = SFTConfig(
+        output_dir=str(tmp_path / "trl"),
+        per_device_train_batch_size=4,
+        learning_rate=0.0,
+        num_train_epochs=1,
+        bf16=False,
+        max_length=None,
+        report_to="none",
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=as_dataset(INSTANCES),
+        processing_class=tiny_tokenizer(),
+    )
+    with gs.record(trainer.model, out=tmp_path / "run") as seen:
+        trainer.train()
+    keys = {
+        row_key(torch.tensor(row.input_ids), torch.tensor(row.labels)): row for row in INSTANCES
+    }
+    assert set(seen.store.instance_ids) == set(keys)
+    truth = tiny_llama(dtype=torch.float64)
+    for at, key in enumerate(seen.store.instance_ids):
+        gradients, _ = gradients_of(truth, keys[key].input_ids, keys[key].labels)
+        for layer in LAYERS:
+            got = seen.store.statistics[layer]["l2_norm"][at]
+            assert got == pytest.approx(float(gradients[layer].norm()), rel=1e-5)
+
+
+def test_with_a_pool_the_run_can_be_selected_from(tmp_path):
+    data = tmp_path / "data.jsonl"
+    lines = [json.dumps({"prompt": f"q{i}", "completion": f"a{i}"}) for i in range(N + 1)]
+    data.write_text("\n".join(lines) + "\n")
+    pool = gs.load_pool(data)
+    model = tiny_llama()
+    with gs.record(model, out=tmp_path / "run", ids="row", pool=pool):
+        train(model)
+    result = gs.select(tmp_path / "run", budget=4)
+    assert len(result.selected_file.read_text().splitlines()) == 4
+    assert result.counts["dropped_by_reason"] == {"not_recorded": 1}
+
+
+def test_evaluation_in_between_is_let_through_and_epochs_repeat(tmp_path):
+    model = tiny_llama()
+    with gs.record(model, out=tmp_path, ids="row") as seen:
+        train(model)
+        with torch.no_grad():
+            model(**next(iter(batches())))
+        train(model, size=3)
+    assert seen.n_repeated == N
+    assert set(seen.store.step) == {0, 1, 2}
+
+
+def test_rows_without_labels_are_counted(tmp_path):
+    model = tiny_llama()
+    batch = next(iter(batches()))
+    batch["labels"][1] = -100
+    with gs.record(model, out=tmp_path, ids="row") as seen:
+        model(**batch).loss.backward()
+    assert seen.n_without_response == 1
+    assert seen.store.instance_ids == ("0", "2", "3")
+
+
+def scale_embedding(model):
+    embedding = model.get_input_embeddings()
+    plain = type(embedding).forward
+    embedding.forward = lambda ids: 3 * plain(embedding, ids)
+    return model
+
+
+def test_what_hooks_see_wrongly_is_intercepted(tmp_path):
+    model = scale_embedding(tiny_llama())
+    with gs.record(model, out=tmp_path, ids="row") as seen:
+        train(model)
+    assert seen.check.path == "intercepted"
+    truth = scale_embedding(tiny_llama(dtype=torch.float64))
+    assert_store_is_autograd(seen.store, truth)
+    with (
+        pytest.raises(ValueError, match="self-check failed"),
+        gs.record(model, out=tmp_path / "again", ids="row", recording="hooked"),
+    ):
+        train(model)
+
+
+def refused(tmp_path, message, do, **options):
+    model = tiny_llama()
+    with (
+        pytest.raises(ValueError, match=message),
+        gs.record(model, out=tmp_path / "run", **options),
+    ):
+        do(model)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_mistakes_are_told(tmp_path):
+    batch = next(iter(batches(names=False)))
+    without_labels = {k: v for k, v in batch.items() if k != "labels"}
+    refused(tmp_path / "a", "without `labels`", lambda model: model(**without_labels))
+    refused(tmp_path / "b", "no column 'row'", lambda model: model(**batch), ids="row")
+    refused(tmp_path / "c", "nothing was recorded", lambda model: None)
+
+    def twice(model):
+        model(**batch)
+        model(**batch)
+
+    refused(tmp_path / "d", "two forward passes", twice)
+
+    def smoothed(model):
+        logits = model(**batch).logits[:, :-1].flatten(0, 1)
+        weights = torch.linspace(1, 2, 262)
+        torch.nn.functional.cross_entropy(
+            logits, batch["labels"][:, 1:].flatten(), weight=weights
+        ).backward()
+
+    refused(tmp_path / "e", "not the mean negative log-likelihood", smoothed)
+    with pytest.raises(ValueError, match="a pool needs ids"):
+        gs.record(tiny_llama(), out=tmp_path / "f", pool=object())
+
+
+def test_a_folder_with_records_is_not_mixed(tmp_path):
+    model = tiny_llama()
+    with gs.record(model, out=tmp_path, ids="row"):
+        train(model)
+    with pytest.raises(ValueError, match="Use another folder"), gs.record(model, out=tmp_path):
+        pass
+    np.testing.assert_equal(len(gs.read_store(tmp_path).instance_ids), N)

@@ -1,0 +1,115 @@
+"""The scoring pass says of every instance what autograd says with the weights as they are."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from gradsift.data.instances import Instance
+from gradsift.gradients.recorder import SketchSpec
+from gradsift.store.manifest import Manifest
+from gradsift.store.reader import read_store
+from gradsift.store.writer import StoreWriter
+from gradsift.terms import LAYERS, STATISTICS
+from gradsift.training.epoch import PreliminaryEpoch
+from gradsift.training.scoring import score
+from gradsift.training.self_check import PATHS
+from gradsift.training.sft import SFTSettings
+from oracle import gradients_of, relative_error, statistics_of
+from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
+
+N = 20
+
+
+def make_instances():
+    rng = random.Random(1)
+    instances = []
+    for i in range(N):
+        ids = [rng.randint(6, 261) for _ in range(rng.randint(4, 30))]
+        instances.append(Instance(f"r{i}", ids, [-100, -100, *ids[2:]]))
+    return instances
+
+
+def scored(folder, *, model=None, path="auto", backward=False, stop_after=None, trained=()):
+    epoch = PreliminaryEpoch(
+        tiny_llama() if model is None else model,
+        tiny_tokenizer(),
+        list(trained) or make_instances(),
+        SFTSettings({"per_device_train_batch_size": 4, "learning_rate": 1e-2}, None, 0),
+        SketchSpec(4, 0),
+        folder / "checkpoints",
+    )
+    epoch.check(wanted=path, backward=backward)
+
+    def on_progress(n_rows, n_tokens):
+        if stop_after is not None and n_rows >= stop_after:
+            raise KeyboardInterrupt
+
+    layers = LAYERS if backward else ("lm_head",)
+    manifest = Manifest({}, {}, N, layers)
+    with StoreWriter(folder, manifest, content_width=32, sketch_size=16) as writer:
+        if trained:
+            epoch.train(save_steps=None, on_progress=lambda *_: None)
+        score(
+            epoch.trainer,
+            epoch.recorder,
+            make_instances(),
+            writer,
+            backward=backward,
+            on_progress=on_progress,
+        )
+    return epoch, read_store(folder)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("path", PATHS)
+def test_scores_are_batch_of_one_autograd(tmp_path, path, backward):
+    _, store = scored(tmp_path, path=path, backward=backward)
+    assert store.layers == (LAYERS if backward else ("lm_head",))
+    at = {name: i for i, name in enumerate(store.instance_ids)}
+    for instance in make_instances():
+        truth, loss = gradients_of(
+            tiny_llama(dtype=torch.float64), instance.input_ids, instance.labels
+        )
+        assert relative_error(store.loss[at[instance.instance_id]], loss, 0) < 1e-5
+        for layer in store.layers:
+            want = statistics_of(truth[layer])
+            for name in STATISTICS:
+                got = store.statistics[layer][name][at[instance.instance_id]]
+                companion = want["mean_abs"] if name == "mean" else 0
+                assert relative_error(got, want[name], companion) < 1e-5, (layer, name)
+
+
+def test_dropout_is_off_and_the_weights_stay(tmp_path):
+    model = tiny_gpt2(dropout=0.5)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    _, first = scored(tmp_path / "a", model=model)
+    _, second = scored(tmp_path / "b", model=model)
+    np.testing.assert_array_equal(first.loss, second.loss)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name])
+
+
+def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path):
+    _, whole = scored(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        scored(tmp_path / "stopped", stop_after=12)
+    _, resumed = scored(tmp_path / "stopped")
+    # Batches are cut differently after an interruption, so rounding may differ.
+    np.testing.assert_allclose(resumed.loss, whole.loss, rtol=1e-5)
+    assert resumed.instance_ids == whole.instance_ids
+
+
+def test_training_first_changes_the_scores_and_is_not_repeated(tmp_path):
+    _, untrained = scored(tmp_path / "untrained")
+    few = make_instances()[:8]
+    epoch, store = scored(tmp_path / "trained", trained=few)
+    assert epoch.trainer.state.global_step == 2
+    assert set(store.step) == {2}
+    assert np.abs(store.loss - untrained.loss).max() > 0.01
+    with pytest.raises(KeyboardInterrupt):
+        scored(tmp_path / "stopped", trained=few, stop_after=12)
+    again, resumed = scored(tmp_path / "stopped", trained=few)
+    assert again.trainer.state.global_step == 2
+    np.testing.assert_allclose(resumed.loss, store.loss, rtol=1e-5)
