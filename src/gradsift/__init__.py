@@ -10,7 +10,7 @@ from gradsift.version import __version__
 
 if TYPE_CHECKING:
     from gradsift.data.pool import Pool, load_pool
-    from gradsift.run import capture, select
+    from gradsift.run import capture, check, select
     from gradsift.stages.explain import explain_row as explain
     from gradsift.stages.record import record
     from gradsift.store.reader import GradientStore, read_store
@@ -19,6 +19,7 @@ _WHERE = {
     "GradientStore": ("gradsift.store.reader", "GradientStore"),
     "Pool": ("gradsift.data.pool", "Pool"),
     "capture": ("gradsift.run", "capture"),
+    "check": ("gradsift.run", "check"),
     "explain": ("gradsift.stages.explain", "explain_row"),
     "load_pool": ("gradsift.data.pool", "load_pool"),
     "record": ("gradsift.stages.record", "record"),
@@ -31,6 +32,7 @@ __all__ = [
     "Pool",
     "__version__",
     "capture",
+    "check",
     "explain",
     "load_pool",
     "read_store",

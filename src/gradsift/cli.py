@@ -200,6 +200,36 @@ def explain(
 
 
 @app.command()
+def agreement(
+    run_folder: RunFolder,
+    other: Annotated[Path, typer.Argument(help="A run folder with the same rows.")],
+    json_: Json = False,
+) -> None:
+    """Say how alike two captures rank the rows, such as a cheap one and a full one."""
+    from gradsift.stages.agreement import compare_runs
+
+    _print(compare_runs(run_folder, other), json_)
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help='Hub id, folder with safetensors, or "demo".')],
+    revision: Revision = None,
+    dtype: Dtype = None,
+    trust_remote_code: RemoteCode = None,
+    lora: Lora = None,
+    sft: Sft = None,
+    recording: Recording = None,
+    json_: Json = False,
+) -> None:
+    """Say whether recording is exact on a model: two rows against autograd."""
+    from gradsift.run import check as check_model
+
+    given = {key: value for key, value in _given(locals()).items() if value is not None}
+    _print(check_model(**given), json_)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
     rows: Annotated[int, typer.Option(min=20, help="Rows drawn from the pool.")] = 160,
@@ -248,7 +278,7 @@ def _run(
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return what the command line says about settings, with `--sft key=value` as a mapping."""
-    other = {"config", "dry_run", "json_", "run_folder", "select_rows"}
+    other = {"config", "dry_run", "json_", "run_folder", "select_rows", "check_model"}
     given = {key: value for key, value in arguments.items() if key not in other}
     if given.get("sft"):
         given["sft"] = _key_values(given["sft"])
@@ -285,4 +315,7 @@ def _listener() -> Any:
 
 
 def _print(result: Any, as_json: bool) -> None:
-    typer.echo(json.dumps(result.summary(), ensure_ascii=False) if as_json else result.text())
+    from gradsift.progress import is_first_process
+
+    if is_first_process():
+        typer.echo(json.dumps(result.summary(), ensure_ascii=False) if as_json else result.text())

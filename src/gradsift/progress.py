@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gradsift.stages.listener import Listener
+from gradsift.stages.listener import SILENT, Listener
 
 SECONDS_BETWEEN_LINES = 15.0
 
 
+def is_first_process() -> bool:
+    """Return whether this is the one of several training together that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"  # As torchrun and accelerate set it.
+
+
 def stderr_listener() -> Listener:
-    """Return a listener that writes to stderr."""
+    """Return a listener that writes to stderr; a silent one in all processes but the first."""
+    if not is_first_process():
+        return SILENT
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     reporter = _Bar(console) if sys.stderr.isatty() else _Lines(console)
     return Listener(note=console.print, progress=reporter.tell)
@@ -40,9 +48,10 @@ class _Bar:
         if self._task is None:
             self._progress.start()
             self._task = self._progress.add_task("capture", total=all_rows, speed=speed)
-        self._progress.update(self._task, completed=n_rows, speed=speed)
+        self._progress.update(self._task, completed=n_rows, total=all_rows, speed=speed)
         if n_rows == all_rows:
             self._progress.stop()
+            self._task = None
 
 
 class _Lines:
@@ -64,14 +73,16 @@ class _Lines:
 
 
 class _Speed:
-    """Tokens per second since the first call."""
+    """Tokens per second since the first call; counted anew where another stage begins."""
 
     def __init__(self):
         self._start: tuple[float, int] | None = None
+        self._last = 0
 
     def after(self, n_tokens: int) -> float:
         now = time.monotonic()
-        if self._start is None:
+        if self._start is None or n_tokens < self._last:
             self._start = (now, n_tokens)
+        self._last = n_tokens
         seconds, tokens = now - self._start[0], n_tokens - self._start[1]
         return tokens / seconds if seconds > 0 else 0.0

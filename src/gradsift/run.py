@@ -19,6 +19,7 @@ from gradsift.store.reader import GradientStore, read_store
 
 if TYPE_CHECKING:
     from gradsift.stages.capture import CaptureSettings
+    from gradsift.stages.check import ModelCheck
     from gradsift.training.estimate import Estimate
     from gradsift.training.model import ModelSource
 
@@ -136,6 +137,43 @@ def capture(
         }
     )
     return _capture(config, pool, listener)
+
+
+def check(
+    model: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    sft: Mapping[str, Any] | None = None,
+    lora: Mapping[str, Any] | bool = False,
+    recording: str = "auto",
+) -> ModelCheck:
+    """Compare two recorded rows with autograd on a model, in the trainer's own configuration.
+
+    Args:
+        model: A hub id, a folder with safetensors, or "demo".
+        revision: Of a hub model.
+        dtype: Of the weights: float32, bfloat16 or float16.
+        trust_remote_code: Whether code that comes with the model may run.
+        sft: Settings for trl's SFTConfig.
+        lora: Settings for peft's LoraConfig, or True for its defaults; False trains all parameters.
+        recording: auto, fused, hooked or intercepted.
+
+    Returns:
+        Which way of recording is exact, and the worst relative errors.
+
+    Raises:
+        ValueError: If none is.
+    """
+    from gradsift.stages.check import check_model
+    from gradsift.training.model import find_model, without_progress_bars
+    from gradsift.training.sft import SFTSettings
+
+    source = find_model(model, revision, dtype, trust_remote_code)
+    settings = SFTSettings(sft or {}, None if lora is False else {} if lora is True else lora, 0)
+    with without_progress_bars():
+        return check_model(source, settings, recording=recording)
 
 
 def select(

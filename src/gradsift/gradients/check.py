@@ -30,14 +30,16 @@ class CheckResult:
     """
 
     n_rows: int
-    worst_relative_error: float
-    tolerance: float
+    worst_relative_error: float | None
+    tolerance: float | None
     path: RecordingPath
     errors: dict[str, float] = field(default_factory=dict)
     tried: dict[str, str] = field(default_factory=dict)
 
     def sentence(self) -> str:
         """Return the outcome as one line."""
+        if self.n_rows == 0:
+            return f"not made: the parameters are sharded; {self.path}"
         return (
             f"{self.n_rows} rows equal autograd within {self.worst_relative_error:.1e} "
             f"(allowed {self.tolerance:.0e}), {self.path}"

@@ -40,7 +40,8 @@ class Recording:
     trained on. Forward passes without gradients (evaluation, generation) are let through.
 
     Attributes:
-        check: What the self-check found, on the first micro-batch; None before it.
+        check: What the self-check found, on the first micro-batch; None before it. With sharded
+            parameters (FSDP2) it is not made, and 0 rows are compared.
         n_repeated: Rows that came up again, and were not recorded again.
         n_without_response: Rows without any label, which have no gradient of their own.
         store: The gradient store, after the block.
@@ -75,6 +76,7 @@ class Recording:
             )
         self._outer = _unwrapped(model)
         self._tracked = track(self._outer)
+        self._is_sharded = any(hasattr(p, "full_tensor") for p in self._outer.parameters())
         self._paths = PATHS if recording == "auto" else (recording,)
         self._ids_column, self._pool, self._sketch, self._out = ids, pool, sketch, out
         self._recorder: Recorder | None = None
@@ -211,6 +213,13 @@ class Recording:
         labels_BT: torch.Tensor,
         mask_BT: torch.Tensor,
     ) -> Recorder:
+        if self._is_sharded:
+            # Whole gradients would have to be gathered from all processes, in step with them.
+            recorder = Recorder(
+                self._tracked, self._sketch, intercept=self._paths[0] == "intercepted"
+            )
+            self.check = CheckResult(0, None, None, recorder.path)
+            return recorder
         self._checking = True
         try:
             recorder, self.check = check_forward(

@@ -149,6 +149,7 @@ class StoreWriter:
             expected = self._manifest.n_instances
             assert n_recorded == expected, f"{n_recorded} instances recorded, {expected} expected"
         self._save(parts, complete=complete)
+        self._gather(None)  # No process goes on to read before the manifest is written.
 
     def _write_part(self, records: Sequence[dict[str, object]], last_step: int) -> Part:
         number = len(self._manifest.parts)

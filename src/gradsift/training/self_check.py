@@ -86,6 +86,9 @@ def _first_that_passes(
     check: Callable[[RecordingPath], tuple[Recorder, CheckResult]],
     model_name: str,
 ) -> tuple[Recorder, CheckResult]:
+    unknown = [path for path in paths if path not in PATHS]
+    if unknown:
+        raise ValueError(f"recording is {unknown[0]!r}, expected auto, {', '.join(PATHS)}.")
     tried: dict[str, str] = {}
     for path in paths:
         try:
@@ -164,15 +167,11 @@ def check_forward(
         mask_BT: 0 on padding.
 
     Returns:
-        The recorder of the first path that is exact, and what the check found. Sharded parameters
-        (FSDP2) cannot be compared: then the first path is taken unchecked, with 0 rows compared.
+        The recorder of the first path that is exact, and what the check found.
 
     Raises:
         ValueError: If none is exact.
     """
-    if hasattr(model.head.weight, "full_tensor"):
-        recorder = Recorder(model, sketch, intercept=paths[0] == "intercepted")
-        return recorder, CheckResult(0, float("nan"), float("nan"), recorder.path)
     rows = [row for row in range(len(labels_BT)) if (labels_BT[row, 1:] != IGNORED_LABEL).any()][:2]
 
     def of_rows(value: object) -> object:
