@@ -1,6 +1,8 @@
 """What is recorded equals autograd on each row alone, and training does not notice."""
 
+import gc
 import random
+import weakref
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from gradsift.data.instances import Instance
 from gradsift.gradients.recorder import Recorder, SketchSpec
 from gradsift.terms import STATISTICS
 from gradsift.training.model import track
+from gradsift.training.probe import probe_step
 from gradsift.training.self_check import PATHS, first_exact_path, recorder_for, self_check
 from gradsift.training.sft import RecordingSFTTrainer, SFTSettings, as_dataset
 from oracle import gradients_of, relative_error, statistics_of
@@ -197,6 +200,27 @@ def test_the_weights_do_move(tmp_path):
     _, weights = train_and_watch(trainer_for(tmp_path, learning_rate=LR), recording=True)
     start = tiny_llama().state_dict()
     assert not torch.equal(weights["lm_head.weight"], start["lm_head.weight"])
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_step_is_freed_without_the_garbage_collector(tmp_path, path):
+    """A graph that waits for it holds all activations: gigabytes on a real model."""
+    trainer = trainer_for(tmp_path)
+    recorder = recorder_for(trainer, path, SketchSpec(4, 0))
+    alive = []
+
+    def remember(module, inputs, output):
+        alive.append(weakref.ref(output[0] if isinstance(output, tuple) else output))
+
+    trainer.model.model.layers[0].register_forward_hook(remember)
+    trainer.model.model.embed_tokens.register_forward_hook(remember)
+    gc.disable()
+    try:
+        for _ in range(3):
+            probe_step(trainer, [0, 1], recorder)
+            assert [ref() for ref in alive if ref() is not None] == []
+    finally:
+        gc.enable()
 
 
 def test_step_counts_updates_made_before(tmp_path):

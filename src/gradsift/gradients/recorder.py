@@ -225,6 +225,9 @@ class Recorder:
         """
         batch, self._batch = self._batch, None
         assert batch is not None, "finish() without begin()"
+        # A tensor holds its hook, the hook this batch, and the batch the tensor: as a cycle, the
+        # graph of the whole step would stay until the garbage collector comes by.
+        batch.awaited.clear()
         batch.require_seen(backward=backward)
         rows = [row for row in range(len(batch.indices)) if batch.response(row).any()]
         with torch.no_grad():
