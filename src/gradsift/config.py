@@ -53,7 +53,7 @@ class RunConfig(BaseModel):
     signal: Literal["full", "head"] | None = None
     when: Literal["during", "after"] | None = None
     preliminary: float = Field(1.0, ge=0, le=1)
-    recording: Literal["auto", "fused", "hooked", "intercepted"] = "auto"
+    recording: Literal["auto", "fused", "fused-intercepted", "hooked", "intercepted"] = "auto"
     save_steps: int | None = Field(None, ge=1)
     sketch_rank: int = Field(16, ge=1)
     seed: int = Field(0, ge=0)

@@ -72,7 +72,10 @@ Preliminary = Annotated[
 ]
 Recording = Annotated[
     str | None,
-    typer.Option(help="fused, hooked or intercepted; auto (default) takes the first exact one."),
+    typer.Option(
+        help="auto (default) takes the first exact one of fused, fused-intercepted, hooked and "
+        "intercepted."
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything drawn (default 0).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop after the cost estimate.")]

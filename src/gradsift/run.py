@@ -105,7 +105,7 @@ def capture(
         when: during the preliminary epoch, or after it in a scoring pass; None: after if `signal`
             or `preliminary` ask for it.
         preliminary: Fraction of the pool that the preliminary epoch trains on; 0 for none.
-        recording: auto, fused, hooked or intercepted.
+        recording: auto, fused, fused-intercepted, hooked or intercepted.
         save_steps: Optimizer updates between two parts of the store; None makes about eight.
         listener: Is told what happens.
 
@@ -158,7 +158,7 @@ def check(
         trust_remote_code: Whether code that comes with the model may run.
         sft: Settings for trl's SFTConfig.
         lora: Settings for peft's LoraConfig, or True for its defaults; False trains all parameters.
-        recording: auto, fused, hooked or intercepted.
+        recording: auto, fused, fused-intercepted, hooked or intercepted.
 
     Returns:
         Which way of recording is exact, and the worst relative errors.

@@ -77,7 +77,7 @@ def autograd_summaries(
     """
     with _differentiable_alone(model), torch.enable_grad():
         weights = (model.embedding.weight, model.head.weight)
-        logits_TV = model.outer(input_ids=input_ids_T[None], use_cache=False).logits[0]
+        logits_TV = model.outer(input_ids=input_ids_T[None]).logits[0]
         dtype = torch.float64 if logits_TV.dtype == torch.float64 else torch.float32
         loss = F.cross_entropy(
             logits_TV[:-1].to(dtype), labels_T[1:], ignore_index=IGNORED_LABEL, reduction="mean"

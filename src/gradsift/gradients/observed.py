@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gradsift.gradients.fused import IGNORED_LABEL, HeadRow
+from gradsift.gradients.head import HeadTransform
 
 # A loss that is the mean negative log-likelihood has the backprops of the closed form up to one
 # factor, and rounding. What label smoothing or unequal token weights do is far above this.
@@ -59,6 +60,7 @@ class MicroBatch:
         hidden_BTD: Input of the head.
         rows: What the fused head says of each row.
         token_weights_BT: Weight of each response token in the loss, where it was seen.
+        transform: What the model was seen to do to the head's output; None if it was not seen.
         awaited: Tensors whose gradients the backward pass is to bring.
     """
 
@@ -72,6 +74,7 @@ class MicroBatch:
     hidden_BTD: torch.Tensor | None = None
     rows: list[HeadRow] | None = None
     token_weights_BT: torch.Tensor | None = None
+    transform: HeadTransform | None = None
     awaited: list[torch.Tensor] = field(default_factory=list)
 
     def await_gradient(self, tensor: torch.Tensor, keep: Callable[[torch.Tensor], None]) -> None:

@@ -8,7 +8,8 @@ Where the head's part comes from depends on what training does with the head:
 * fused: training calls our fused head, which says it of each row in passing;
 * hooked: the head is called as a module (any training loop), or trl's fused head gives `log_probs`;
 * intercepted: as hooked, but every use of the two weights is seen in `F.embedding` and `F.linear`,
-  whoever calls them and whatever the modules do around them.
+  whoever calls them and whatever the modules do around them;
+* fused-intercepted: the fused head, and the embedding's uses intercepted.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from gradsift.gradients.statistics import (
 )
 from gradsift.terms import LAYERS
 
-RecordingPath = Literal["fused", "hooked", "intercepted"]
+RecordingPath = Literal["fused", "fused-intercepted", "hooked", "intercepted"]
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,10 @@ class Recorder:
 
     @property
     def path(self) -> RecordingPath:
-        """How the head is watched."""
-        if self._interception is not None:
-            return "intercepted"
-        return "hooked" if self.model.fused is None else "fused"
+        """How the two layers are watched."""
+        if self.model.fused is not None:
+            return "fused" if self._interception is None else "fused-intercepted"
+        return "hooked" if self._interception is None else "intercepted"
 
     def __enter__(self) -> Recorder:
         """Attach the hooks.
@@ -150,17 +151,18 @@ class Recorder:
         """
         if self._interception is not None:
             self._handles = self._interception.attach()
-            return self
-        self._handles = [self.model.embedding.register_forward_hook(self._on_embedding)]
+        else:
+            self._handles = [self.model.embedding.register_forward_hook(self._on_embedding)]
         if self.model.fused is not None:
             self.model.fused.projection = self._projections["lm_head"]
             self.model.fused.listener = self._on_fused_head
-        else:
+            return self
+        if self._interception is None:
             self._handles += [
                 self.model.backbone.register_forward_hook(self._on_backbone),
                 self.model.head.register_forward_hook(self._on_head),
-                self.model.outer.register_forward_hook(self._on_output),
             ]
+        self._handles.append(self.model.outer.register_forward_hook(self._on_output))
         return self
 
     def join_forward(self) -> None:
@@ -252,7 +254,7 @@ class Recorder:
         self._on_head_use(inputs[0], output)
 
     def _on_head_use(self, x: torch.Tensor, z: torch.Tensor) -> None:
-        if self._batch is None:
+        if self._batch is None or self.model.fused is not None:
             return
         call = HeadCall(x.detach(), z.detach())
         self._batch.head_calls.append(call)
@@ -266,9 +268,15 @@ class Recorder:
             self._batch.hidden_BTD = hidden.detach()
 
     def _on_output(self, module: nn.Module, inputs: tuple, output: object) -> None:
-        log_probs = getattr(output, "log_probs", None)
-        if self._batch is not None and torch.is_grad_enabled() and log_probs is not None:
+        if self._batch is None:
+            return
+        logits, log_probs = (getattr(output, name, None) for name in ("logits", "log_probs"))
+        if torch.is_grad_enabled() and log_probs is not None:
             self._batch.await_gradient(log_probs, self._batch.keep_token_weights)
+        if logits is not None and self._batch.head_calls:
+            self._batch.transform = _transform_between(
+                self._batch.head_calls[0].z, logits.detach(), self.model.transform
+            )
 
     def _on_fused_head(
         self, hidden_BTD: torch.Tensor, rows: list[HeadRow], log_probs_BT: torch.Tensor
@@ -316,7 +324,8 @@ class Recorder:
             return batch.rows[row], batch.token_weight(row) if backward else None
         response_T = batch.response(row)
         targets_N = batch.labels_BT[row, 1:][response_T]
-        projection, transform = self._projections["lm_head"], self.model.transform
+        projection = self._projections["lm_head"]
+        transform = batch.transform or self.model.transform
         if not batch.head_calls:
             x_ND = batch.hidden_BTD[row, :-1][response_T]
             head = self.model.head
@@ -332,6 +341,38 @@ class Recorder:
         summary = linear_summary(x_ND, blocks, z_NV.shape[1], projection)
         head = HeadRow(closed.loss, closed.error_norm, len(x_ND), summary)
         return head, scale / len(x_ND)
+
+
+def _transform_between(
+    z_BTV: torch.Tensor, logits_BTV: torch.Tensor, expected: HeadTransform
+) -> HeadTransform:
+    """Return what a model did to the head's output, told from the outcome.
+
+    Some models scale the head's input instead of its output, as the same setting would have it.
+
+    Args:
+        z_BTV: Output of the head.
+        logits_BTV: What the model gave.
+        expected: What its configuration says.
+
+    Returns:
+        That, or no transform.
+
+    Raises:
+        ValueError: If the logits are neither.
+    """
+    if z_BTV.shape != logits_BTV.shape:
+        return expected
+    z_V, logits_V = (t.flatten(0, -2)[-1].double() for t in (z_BTV, logits_BTV))
+    tolerance = 1e-2 if logits_BTV.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    for transform in (expected, HeadTransform()):
+        if torch.allclose(transform.forward(z_V), logits_V, rtol=tolerance, atol=tolerance / 10):
+            return transform
+    ratio = float((logits_V * z_V).sum() / (z_V * z_V).sum())
+    raise ValueError(
+        "the model changes the logits after the head in a way that is not known here: they are "
+        f"about {ratio:.4g} times the head's output, the configuration says {expected}."
+    )
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

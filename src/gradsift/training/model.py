@@ -29,6 +29,7 @@ from gradsift.gradients.head import HeadTransform
 from gradsift.gradients.recorder import TrackedModel
 
 DEMO_MODEL = "demo"
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -127,9 +128,15 @@ def load_config(source: ModelSource) -> PretrainedConfig:
         ValueError: If there is none, or it cannot be read.
     """
     with _told_plainly("configuration", source):
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
+    if getattr(config, "quantization_config", None) is not None and not torch.cuda.is_available():
+        raise ValueError(
+            f"{source.name!r} has quantised weights, which are read on a CUDA device only; here is "
+            "none. Take the model's unquantised weights, with --lora to train few of them."
+        )
+    return config
 
 
 def load_model(source: ModelSource) -> PreTrainedModel:
@@ -178,7 +185,7 @@ def add_fused_head(model: nn.Module) -> FusedHead:
     def forward(*args, fused_labels: torch.Tensor | None = None, **kwargs):
         if fused_labels is None:
             return original(*args, **kwargs)
-        hidden = base.base_model(*args, **kwargs).last_hidden_state
+        hidden = _backbone(base)(*args, **kwargs).last_hidden_state
         return {"log_probs": fused(hidden, base.get_output_embeddings(), fused_labels)}
 
     base.forward = forward
@@ -209,12 +216,17 @@ def track(model: nn.Module, fused: FusedHead | None = None) -> TrackedModel:
                          "supported; one linear layer is.")  # fmt: skip
     return TrackedModel(
         outer=model,
-        backbone=base.base_model,
+        backbone=_backbone(base),
         embedding=embedding,
         head=head,
         transform=head_transform(base.config.get_text_config()),
         fused=fused,
     )
+
+
+def _backbone(base: PreTrainedModel) -> nn.Module:
+    # Where a model is its own base model, its parts name the backbone `model`.
+    return base.base_model if base.base_model is not base else getattr(base, "model", base)
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
@@ -225,8 +237,7 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 def head_transform(config: PretrainedConfig) -> HeadTransform:
     """Read from a model's configuration what happens to the logits after the head.
 
-    The same reading as trl's fused head, which trains with it; the self-check compares both with
-    the model's own forward pass.
+    The self-check compares it with the model's own forward pass.
 
     Args:
         config: The text configuration.
@@ -247,7 +258,7 @@ def head_transform(config: PretrainedConfig) -> HeadTransform:
         scale = divisor if config.model_type == "hyperclovax" else 1 / divisor
     return HeadTransform(
         scale=1.0 if scale is None else float(scale),
-        softcap=getattr(config, "final_logit_softcapping", None),
+        softcap=next((cap for name in SOFTCAPS if (cap := getattr(config, name, None))), None),
     )
 
 

@@ -73,7 +73,7 @@ def forward_records(
     step = trainer.state.global_step
     with torch.no_grad(), trainer.accelerator.autocast(), recorder:
         recorder.begin(indices, step, batch["input_ids"], labels_BT, batch.get("attention_mask"))
-        trainer.model(**batch, **fused, use_cache=False)
+        trainer.model(**batch, **fused)
         return recorder.finish(backward=False)
 
 

@@ -28,7 +28,7 @@ from gradsift.training.probe import forward_records, probe_step, without_dropout
 from gradsift.training.sft import RecordingSFTTrainer, summed_loss
 
 # From the cheapest to the one that makes the fewest assumptions.
-PATHS: tuple[RecordingPath, ...] = ("fused", "hooked", "intercepted")
+PATHS: tuple[RecordingPath, ...] = ("fused", "fused-intercepted", "hooked", "intercepted")
 # A way that does not fit a model fails in whatever manner the model's code fails.
 _NOT_THIS_WAY = (ValueError, TypeError, AttributeError, RuntimeError, NotImplementedError)
 
@@ -44,9 +44,9 @@ def recorder_for(trainer: RecordingSFTTrainer, path: RecordingPath, sketch: Sket
     Returns:
         The recorder.
     """
-    trainer.use_fused_head(path == "fused")
+    trainer.use_fused_head(path.startswith("fused"))
     tracked = track(trainer.model, trainer.fused)
-    return Recorder(tracked, sketch, intercept=path == "intercepted")
+    return Recorder(tracked, sketch, intercept=path.endswith("intercepted"))
 
 
 def first_exact_path(

@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 from gradsift.data.instances import Instance
 from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.recorder import Record, Recorder
-from gradsift.training.model import add_fused_head
+from gradsift.training.model import add_fused_head, base_model
 
 INDEX_COLUMN = "instance_index"
 
@@ -189,6 +189,8 @@ class RecordingSFTTrainer(SFTTrainer):
                 processing_class=tokenizer,
                 peft_config=lora_config(settings),
             )
+        # Not every model takes it as an argument.
+        base_model(self.model).config.get_text_config().use_cache = False
         self._fused_head = add_fused_head(self.model)
         self.fused: FusedHead | None = self._fused_head
         self.data_collator = _IndexKeepingCollator(self.data_collator)
@@ -271,10 +273,10 @@ class RecordingSFTTrainer(SFTTrainer):
         labels_BT = inputs["labels"]
         inputs = {key: value for key, value in inputs.items() if key != "labels"}
         if self.fused is not None:
-            log_probs_BT = model(**inputs, use_cache=False, fused_labels=labels_BT)["log_probs"]
+            log_probs_BT = model(**inputs, fused_labels=labels_BT)["log_probs"]
             total = -log_probs_BT.sum()
         else:
-            total = summed_loss(model(**inputs, use_cache=False).logits, labels_BT)
+            total = summed_loss(model(**inputs).logits, labels_BT)
         loss = total / torch.as_tensor(num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices:
             # The tokens of all processes are counted, and their gradients are averaged.
