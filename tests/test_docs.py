@@ -9,7 +9,20 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("run", "capture", "select", "explain", "demo")
+COMMANDS = ("run", "capture", "select", "explain", "agreement", "check", "demo")
+
+
+LOOP_OF_ONES_OWN = """
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("MODEL")
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+ids = torch.randint(6, 262, (10, 8), generator=torch.Generator().manual_seed(0))
+batches = [
+    {"input_ids": i, "labels": i, "attention_mask": torch.ones_like(i), "row": r}
+    for i, r in zip(ids.split(5), torch.arange(10).split(5))
+]
+"""
 
 
 def command_line_reference() -> str:
@@ -67,7 +80,7 @@ def test_the_commands_of_the_readme_work(tmp_path, monkeypatch):
         line.partition("#")[0].replace(" 5%", " 30%")
         for line in re.findall(r"^gradsift .*$", readme, flags=re.MULTILINE)
     ]
-    assert len(commands) == 4
+    assert len(commands) == 7
     for command in commands:
         words = command.replace("HuggingFaceTB/SmolLM2-135M-Instruct", model).split()
         words = ["line:2" if word == "ROW_ID" else word for word in words]
@@ -76,13 +89,12 @@ def test_the_commands_of_the_readme_work(tmp_path, monkeypatch):
         )
         assert done.returncode == 0, (command, done.stderr)
         assert done.stdout
-    (snippet,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    snippet, loop = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     snippet = snippet.replace("HuggingFaceTB/SmolLM2-135M-Instruct", model)
-    done = subprocess.run(
-        [sys.executable, "-c", snippet], capture_output=True, text=True, check=False
-    )
+    code = snippet + LOOP_OF_ONES_OWN.replace("MODEL", model) + loop
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "5 selected + 5 rejected + 0 dropped = 10 rows" in done.stdout
+    assert done.stdout.count("5 selected + 5 rejected + 0 dropped = 10 rows") == 2
 
 
 if __name__ == "__main__":
