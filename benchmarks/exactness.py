@@ -43,7 +43,7 @@ def trainer_for(source, tokenizer, instances, options):
 
 def record(trainer):
     records = []
-    with Recorder(track(trainer.model), SketchSpec()) as recorder:
+    with Recorder(track(trainer.model, trainer.fused), SketchSpec()) as recorder:
         trainer.record_with(recorder, records.extend)
         trainer.train()
     return {record.index: record for record in records}

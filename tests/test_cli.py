@@ -373,3 +373,85 @@ def test_help_and_select_do_not_import_torch(world, finished, arguments):
     )
     filled = [a.format(run=world / "run") for a in arguments]
     subprocess.run([sys.executable, "-c", code, *filled], check=True, capture_output=True)
+
+
+def capture(capsys, world, out, *options):
+    command = ["capture", world / "data.jsonl", "--model", world / "model", "--out", out]
+    return invoke(capsys, *command, "--sft", "per_device_train_batch_size=4", *options)
+
+
+def test_a_scoring_pass_and_its_agreement(capsys, world, finished, tmp_path):
+    code, _, err = capture(capsys, world, tmp_path / "tenth", "--preliminary", "0.1")
+    assert code == 0, err
+    assert "training on 3 of 30 instances" in err
+    assert "scoring all instances" in err
+    manifest = json.loads((tmp_path / "tenth" / "manifest.json").read_text())
+    assert manifest["layers"] == ["lm_head"]
+    assert manifest["about"]["self_check"]["path"] == "fused"
+    assert not (tmp_path / "tenth" / "checkpoints").exists()
+    code, out, err = invoke(capsys, "agreement", world / "run", tmp_path / "tenth", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["n_instances"] == 30
+    assert found["rank_correlation"]["lm_head l2_norm"] > 0.8
+    assert "embedding l2_norm" not in found["rank_correlation"]
+    code, out, _ = invoke(capsys, "agreement", world / "run", world / "run")
+    assert code == 0
+    assert "embedding l2_norm     +1.000" in out
+    code, out, err = invoke(capsys, "select", tmp_path / "tenth", "--budget", "50%")
+    assert code == 0, err
+    code, out, err = invoke(capsys, "explain", tmp_path / "tenth", "row3")
+    assert code == 0, err
+    assert "lm_head norm" in out
+    assert "embedding norm" not in out
+    code, _, err = invoke(
+        capsys, "select", tmp_path / "tenth", "--budget", "50%", "--layer", "embedding"
+    )
+    assert code == 2
+    assert "layer 'embedding' is unknown, expected one of lm_head" in err
+
+
+def test_a_run_that_scores_says_the_same_again_from_its_config(capsys, world, tmp_path):
+    code, _, err = capture(capsys, world, tmp_path / "zero", "--preliminary", "0")
+    assert code == 0, err
+    assert "training on" not in err
+    code, _, err = invoke(capsys, "capture", "--config", tmp_path / "zero" / "config.yaml")
+    assert code == 0, err
+    assert "the capture is complete" in err
+    code, _, err = capture(capsys, world, tmp_path / "zero")
+    assert code == 2
+    assert "preliminary: the store has 0.0, now it is 1.0" in err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--when", "during", "--signal", "head"), ("--when", "during", "--preliminary", "0.5")],
+)
+def test_what_cannot_be_recorded_during_the_epoch_is_refused(capsys, world, tmp_path, options):
+    code, _, err = capture(capsys, world, tmp_path, *options)
+    assert code == 2
+    assert "need `when: after`" in err
+
+
+def test_check(capsys, world):
+    code, out, err = invoke(capsys, "check", world / "model")
+    assert code == 0, err
+    assert "(LlamaForCausalLM, 0 M parameters)" in out
+    assert "recording is exact here: 2 rows equal autograd" in out
+    code, out, _ = invoke(
+        capsys, "check", world / "model", "--lora", "--recording", "hooked", "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["path"] == "hooked"
+    code, _, err = invoke(capsys, "check", world / "model", "--recording", "guess")
+    assert code == 2
+    assert "recording is 'guess', expected auto, fused" in err
+
+
+def test_agreement_of_different_rows_is_refused(capsys, world, finished, tmp_path):
+    (tmp_path / "other.jsonl").write_text('{"prompt": "a", "response": "b c d"}\n' * 3)
+    command = ["capture", tmp_path / "other.jsonl", "--model", world / "model"]
+    assert invoke(capsys, *command, "--out", tmp_path / "o", "--preliminary", "0")[0] == 0
+    code, _, err = invoke(capsys, "agreement", world / "run", tmp_path / "o")
+    assert code == 2
+    assert "have 0 rows in common" in err
