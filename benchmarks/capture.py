@@ -23,11 +23,14 @@ from trl import SFTTrainer
 
 from gradsift.data.instances import build_instances
 from gradsift.data.pool import load_pool
-from gradsift.gradients.recorder import Recorder, SketchSpec
-from gradsift.training.model import find_model, load_model, load_tokenizer, track
+from gradsift.gradients.recorder import Recorder
+from gradsift.gradients.records import SketchSpec
+from gradsift.training.model import find_model, load_model, load_tokenizer
 from gradsift.training.probe import probe_step
 from gradsift.training.scoring import forward_records
-from gradsift.training.sft import RecordingSFTTrainer, SFTSettings
+from gradsift.training.sft import RecordingSFTTrainer
+from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.tracking import track
 
 PLAIN = "plain"
 

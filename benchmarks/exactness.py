@@ -15,10 +15,13 @@ import torch
 from gradsift.data.instances import build_instances
 from gradsift.data.pool import load_pool
 from gradsift.gradients.check import autograd_summaries, compare
-from gradsift.gradients.recorder import Recorder, SketchSpec
+from gradsift.gradients.recorder import Recorder
+from gradsift.gradients.records import SketchSpec
 from gradsift.terms import LAYERS
-from gradsift.training.model import find_model, load_model, load_tokenizer, track
-from gradsift.training.sft import RecordingSFTTrainer, SFTSettings
+from gradsift.training.model import find_model, load_model, load_tokenizer
+from gradsift.training.sft import RecordingSFTTrainer
+from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.tracking import track
 
 CONFIGURATIONS = {
     "batch 1": {"per_device_train_batch_size": 1},

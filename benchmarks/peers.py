@@ -26,11 +26,12 @@ from torch.nn.functional import cross_entropy
 
 from gradsift.data.instances import build_instances
 from gradsift.data.pool import load_pool
-from gradsift.gradients.recorder import SketchSpec
+from gradsift.gradients.records import SketchSpec
 from gradsift.training.model import find_model, load_model, load_tokenizer
 from gradsift.training.probe import probe_step
 from gradsift.training.self_check import recorder_for
-from gradsift.training.sft import RecordingSFTTrainer, SFTSettings
+from gradsift.training.sft import RecordingSFTTrainer
+from gradsift.training.sft_settings import SFTSettings
 
 OURS = "gradsift"
 

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from gradsift.data.instances import build_instances
 from gradsift.data.pool import load_pool
-from gradsift.gradients.recorder import SketchSpec
+from gradsift.gradients.records import SketchSpec
 from gradsift.store.manifest import Manifest, load_manifest
 from gradsift.store.reader import read_store
 from gradsift.store.writer import StoreWriter
@@ -24,7 +24,7 @@ from gradsift.terms import LAYERS, STATISTICS
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.model import find_model, load_model, load_tokenizer
 from gradsift.training.scoring import score
-from gradsift.training.sft import SFTSettings
+from gradsift.training.sft_settings import SFTSettings
 
 SKETCH = SketchSpec(16, 0)
 WINDOW = 101  # Rows of the sliding window whose median is taken off as drift.

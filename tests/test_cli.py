@@ -393,7 +393,7 @@ def test_a_scoring_pass_and_its_agreement(capsys, world, finished, tmp_path):
     assert code == 0, err
     found = json.loads(out)
     assert found["n_instances"] == 30
-    assert found["rank_correlation"]["lm_head l2_norm"] > 0.8
+    assert found["rank_correlation"]["lm_head l2_norm"] > 0.6
     assert "embedding l2_norm" not in found["rank_correlation"]
     code, out, _ = invoke(capsys, "agreement", world / "run", world / "run")
     assert code == 0

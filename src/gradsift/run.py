@@ -168,7 +168,7 @@ def check(
     """
     from gradsift.stages.check import check_model
     from gradsift.training.model import find_model, without_progress_bars
-    from gradsift.training.sft import SFTSettings
+    from gradsift.training.sft_settings import SFTSettings
 
     source = find_model(model, revision, dtype, trust_remote_code)
     settings = SFTSettings(sft or {}, None if lora is False else {} if lora is True else lora, 0)

@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 
 from architectures.zoo import CAUSAL_TYPES, VOCABULARY, CannotBuild, build
-from gradsift.gradients.recorder import Recorder, SketchSpec
+from gradsift.gradients.recorder import Recorder
+from gradsift.gradients.records import SketchSpec
 from gradsift.terms import STATISTICS
-from gradsift.training.model import add_fused_head, track
 from gradsift.training.self_check import PATHS
 from gradsift.training.sft import summed_loss
+from gradsift.training.tracking import add_fused_head, track
 from oracle import gradients_of, relative_error, statistics_of
 
 HERE = Path(__file__).parent

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from gradsift.data.instances import Instance
-from gradsift.gradients.recorder import SketchSpec
+from gradsift.gradients.records import SketchSpec
 from gradsift.store.manifest import Manifest
 from gradsift.store.reader import read_store
 from gradsift.store.writer import PARTS_FOLDER, StoreWriter
 from gradsift.training.checkpoint import MARKER
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.estimate import Plan, estimate_cost
-from gradsift.training.sft import SFTSettings
+from gradsift.training.sft_settings import SFTSettings
 from tiny import tiny_llama, tiny_tokenizer
 
 N = 24

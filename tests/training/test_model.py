@@ -5,14 +5,13 @@ from transformers import PretrainedConfig
 from gradsift.gradients.head import HeadTransform
 from gradsift.training.model import (
     find_model,
-    head_transform,
     load_config,
     load_model,
     load_tokenizer,
     model_fingerprint,
     tokenizer_fingerprint,
-    track,
 )
+from gradsift.training.tracking import head_transform, track
 from tiny import save_tiny, tiny_gpt2, tiny_llama
 
 

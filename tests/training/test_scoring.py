@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gradsift.data.instances import Instance
-from gradsift.gradients.recorder import SketchSpec
+from gradsift.gradients.records import SketchSpec
 from gradsift.store.manifest import Manifest
 from gradsift.store.reader import read_store
 from gradsift.store.writer import StoreWriter
@@ -15,7 +15,7 @@ from gradsift.terms import LAYERS, STATISTICS
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.scoring import score
 from gradsift.training.self_check import PATHS
-from gradsift.training.sft import SFTSettings
+from gradsift.training.sft_settings import SFTSettings
 from oracle import gradients_of, relative_error, statistics_of
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 

@@ -10,12 +10,14 @@ from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from gradsift.data.instances import Instance
-from gradsift.gradients.recorder import Recorder, SketchSpec
+from gradsift.gradients.recorder import Recorder
+from gradsift.gradients.records import SketchSpec
 from gradsift.terms import STATISTICS
-from gradsift.training.model import track
 from gradsift.training.probe import probe_step
 from gradsift.training.self_check import PATHS, first_exact_path, recorder_for, self_check
-from gradsift.training.sft import RecordingSFTTrainer, SFTSettings, as_dataset
+from gradsift.training.sft import RecordingSFTTrainer, as_dataset
+from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.tracking import track
 from oracle import gradients_of, relative_error, statistics_of
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 

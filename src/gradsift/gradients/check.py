@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradsift.gradients.fused import IGNORED_LABEL
-from gradsift.gradients.recorder import Record, Recorder, RecordingPath, TrackedModel
+from gradsift.gradients.recorder import Recorder
+from gradsift.gradients.records import Record, RecordingPath, TrackedModel
 from gradsift.gradients.statistics import GradientSummary, dense_summary
 from gradsift.terms import LAYERS, STATISTICS
 
@@ -150,7 +151,7 @@ def _likely_cause(layer: str, ratio: float) -> str:
         return (
             "Likely causes: the embedding's output is scaled or normalised inside the module, the "
             "table is used more than once, or rows of a batch influence each other (the auxiliary "
-            "loss of a mixture of experts does: --sft router_aux_loss_coef=0)."
+            "loss of a mixture of experts does)."
         )
     return (
         "Likely causes: the model changes the logits after the head in a way that is not known "

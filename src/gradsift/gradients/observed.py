@@ -13,11 +13,6 @@ import torch
 from gradsift.gradients.fused import IGNORED_LABEL, HeadRow
 from gradsift.gradients.head import HeadTransform
 
-# A loss that is the mean negative log-likelihood has the backprops of the closed form up to one
-# factor, and rounding. What label smoothing or unequal token weights do is far above this.
-RESIDUAL_TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3}
-LOW_PRECISION_RESIDUAL = 0.1
-
 
 @dataclass
 class EmbeddingCall:

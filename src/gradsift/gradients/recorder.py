@@ -15,90 +15,18 @@ Where the head's part comes from depends on what training does with the head:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
 
 import torch
 from torch import nn
 
-from gradsift.gradients.fused import FusedHead, HeadRow, head_row
-from gradsift.gradients.head import HeadBackprops, HeadTransform
+from gradsift.gradients.fused import HeadRow
+from gradsift.gradients.head_part import head_part, transform_between
 from gradsift.gradients.intercept import Interception
-from gradsift.gradients.observed import (
-    LOW_PRECISION_RESIDUAL,
-    RESIDUAL_TOLERANCE,
-    EmbeddingCall,
-    HeadCall,
-    MicroBatch,
-)
-from gradsift.gradients.statistics import (
-    BLOCK_ROWS,
-    GradientSummary,
-    Projection,
-    embedding_summary,
-    linear_summary,
-)
-from gradsift.terms import LAYERS
-
-RecordingPath = Literal["fused", "fused-intercepted", "hooked", "intercepted"]
-
-
-@dataclass(frozen=True)
-class SketchSpec:
-    """Size and seed of the gradient sketches: `rank`² numbers for each layer."""
-
-    rank: int = 16
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Record:
-    """What one row of one step leaves behind.
-
-    Attributes:
-        index: The row's index, as given to `begin`.
-        step: Optimizer updates made before this gradient was taken.
-        loss: Instance loss: mean over the response tokens, in nats.
-        error_norm: Mean over the response tokens of ‖softmax − one-hot‖₂ (EL2N).
-        n_response_tokens: Response tokens that have a loss.
-        embedding: Summary of the gradient of the instance loss at the input embedding; None if
-            there was no backward pass.
-        lm_head: The same at the LM head.
-        content_D: Mean of the head's input over the row's tokens, float32.
-        finite: Whether every number above is finite.
-    """
-
-    index: int
-    step: int
-    loss: float
-    error_norm: float
-    n_response_tokens: int
-    embedding: GradientSummary | None
-    lm_head: GradientSummary
-    content_D: torch.Tensor
-    finite: bool
-
-
-@dataclass(frozen=True)
-class TrackedModel:
-    """The modules whose inputs and outputs are watched.
-
-    Attributes:
-        outer: The module that training calls.
-        backbone: Its output carries `last_hidden_state` [B, T, D].
-        embedding: The input embedding.
-        head: The output projection; only its weight and bias are read.
-        transform: What happens to the head's output before the softmax.
-        fused: The head that training calls in its place, if it does.
-    """
-
-    outer: nn.Module
-    backbone: nn.Module
-    embedding: nn.Embedding
-    head: nn.Linear
-    transform: HeadTransform
-    fused: FusedHead | None = None
+from gradsift.gradients.observed import EmbeddingCall, HeadCall, MicroBatch
+from gradsift.gradients.records import Record, RecordingPath, SketchSpec, TrackedModel
+from gradsift.gradients.statistics import Projection, embedding_summary
+from gradsift.terms import EMBEDDING, LAYERS, LM_HEAD
 
 
 class Recorder:
@@ -154,7 +82,7 @@ class Recorder:
         else:
             self._handles = [self.model.embedding.register_forward_hook(self._on_embedding)]
         if self.model.fused is not None:
-            self.model.fused.projection = self._projections["lm_head"]
+            self.model.fused.projection = self._projections[LM_HEAD]
             self.model.fused.listener = self._on_fused_head
             return self
         if self._interception is None:
@@ -274,7 +202,7 @@ class Recorder:
         if torch.is_grad_enabled() and log_probs is not None:
             self._batch.await_gradient(log_probs, self._batch.keep_token_weights)
         if logits is not None and self._batch.head_calls:
-            self._batch.transform = _transform_between(
+            self._batch.transform = transform_between(
                 self._batch.head_calls[0].z, logits.detach(), self.model.transform
             )
 
@@ -288,7 +216,9 @@ class Recorder:
             self._batch.await_gradient(log_probs_BT, self._batch.keep_token_weights)
 
     def _record(self, batch: MicroBatch, row: int, backward: bool) -> Record:
-        head, token_weight = self._head_part(batch, row, backward)
+        head, token_weight = head_part(
+            batch, row, self.model, self._projections[LM_HEAD], backward=backward
+        )
         embedding = None
         if backward:
             tokens_T, delta_TD, padding_idx = batch.embedding_backprops(row)
@@ -296,7 +226,7 @@ class Recorder:
                 tokens_T,
                 delta_TD / (head.n_response_tokens * token_weight),
                 self.model.embedding.weight.shape[0],
-                self._projections["embedding"],
+                self._projections[EMBEDDING],
                 padding_idx,
             )
         mask_T1 = batch.mask_BT[row].unsqueeze(1)
@@ -316,93 +246,3 @@ class Recorder:
             content_D=content_D,
             finite=finite,
         )
-
-    def _head_part(
-        self, batch: MicroBatch, row: int, backward: bool
-    ) -> tuple[HeadRow, torch.Tensor | None]:
-        if batch.rows is not None:
-            return batch.rows[row], batch.token_weight(row) if backward else None
-        response_T = batch.response(row)
-        targets_N = batch.labels_BT[row, 1:][response_T]
-        projection = self._projections["lm_head"]
-        transform = batch.transform or self.model.transform
-        if not batch.head_calls:
-            x_ND = batch.hidden_BTD[row, :-1][response_T]
-            head = self.model.head
-            closed = HeadBackprops(x_ND, head.weight, head.bias, targets_N, transform)
-            weight = batch.token_weight(row) if backward else None
-            return head_row(x_ND, closed, projection), weight
-        x_ND, z_NV, delta_NV = batch.head_call(row)
-        closed = HeadBackprops.from_outputs(z_NV, targets_N, transform)
-        if not backward:
-            return head_row(x_ND, closed, projection), None
-        scale = _scale_of(delta_NV, closed)
-        blocks = (block / scale for block in _at_least_float32(delta_NV).split(BLOCK_ROWS, dim=1))
-        summary = linear_summary(x_ND, blocks, z_NV.shape[1], projection)
-        head = HeadRow(closed.loss, closed.error_norm, len(x_ND), summary)
-        return head, scale / len(x_ND)
-
-
-def _transform_between(
-    z_BTV: torch.Tensor, logits_BTV: torch.Tensor, expected: HeadTransform
-) -> HeadTransform:
-    """Return what a model did to the head's output, told from the outcome.
-
-    Some models scale the head's input instead of its output, as the same setting would have it.
-
-    Args:
-        z_BTV: Output of the head.
-        logits_BTV: What the model gave.
-        expected: What its configuration says.
-
-    Returns:
-        That, or no transform.
-
-    Raises:
-        ValueError: If the logits are neither.
-    """
-    if z_BTV.shape != logits_BTV.shape:
-        return expected
-    z_V, logits_V = (t.flatten(0, -2)[-1].double() for t in (z_BTV, logits_BTV))
-    tolerance = 1e-2 if logits_BTV.dtype in (torch.bfloat16, torch.float16) else 1e-4
-    for transform in (expected, HeadTransform()):
-        if torch.allclose(transform.forward(z_V), logits_V, rtol=tolerance, atol=tolerance / 10):
-            return transform
-    ratio = float((logits_V * z_V).sum() / (z_V * z_V).sum())
-    raise ValueError(
-        "the model changes the logits after the head in a way that is not known here: they are "
-        f"about {ratio:.4g} times the head's output, the configuration says {expected}."
-    )
-
-
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _scale_of(delta_NV: torch.Tensor, closed: HeadBackprops) -> torch.Tensor:
-    """Return the factor by which a training loop's loss scales a row's instance loss.
-
-    Args:
-        delta_NV: Backprops that the loop caused at the head's output.
-        closed: Those of the instance loss.
-
-    Returns:
-        The least-squares factor, 0-d.
-
-    Raises:
-        ValueError: If they are not proportional: the loss is another one.
-    """
-    want_NV = torch.cat(list(closed.blocks()), dim=1)
-    got_NV = delta_NV.to(want_NV.dtype)
-    scale = (got_NV * want_NV).sum() / want_NV.square().sum()
-    size = torch.linalg.vector_norm(got_NV)
-    residual = torch.linalg.vector_norm(got_NV - scale * want_NV) / size
-    tolerance = RESIDUAL_TOLERANCE.get(delta_NV.dtype, LOW_PRECISION_RESIDUAL)
-    if residual > tolerance:
-        raise ValueError(
-            "the training loss is not the mean negative log-likelihood of the response tokens: "
-            f"its gradient at the head differs from that one's by {float(residual):.2g} of its "
-            f"size (allowed {tolerance:.0e}). Label smoothing, token weights, labels other than "
-            "those announced, or logits that the model changes after the head do this."
-        )
-    return scale

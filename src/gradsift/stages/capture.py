@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import random
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 from accelerate.utils import gather_object
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from gradsift.data.example import Plain
 from gradsift.data.instances import NOTES, Instance, Instances, build_instances
 from gradsift.data.pool import Pool
-from gradsift.gradients.recorder import SketchSpec
+from gradsift.gradients.records import SketchSpec
 from gradsift.stages.listener import SILENT, Listener
+from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
 from gradsift.store.manifest import Manifest, load_manifest, require_same_identity
-from gradsift.store.pool_table import DROPPED, INSTANCE, write_pool_table
+from gradsift.store.pool_table import write_pool_table
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS, LM_HEAD
@@ -37,8 +36,7 @@ from gradsift.training.model import (
     tokenizer_fingerprint,
 )
 from gradsift.training.scoring import score
-from gradsift.training.sft import SFTSettings
-from gradsift.version import __version__
+from gradsift.training.sft_settings import SFTSettings
 
 CHECKPOINTS = "checkpoints"
 # These change how a capture is done, not what it records.
@@ -131,10 +129,18 @@ def capture_pool(
         require_same_identity(out, existing.identity, identity)
         if existing.complete:
             listener.note(f"{out}: the capture is complete; nothing to do")
+            # A kill between the last part and the tidying up leaves them.
+            shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
             return read_store(out)
     epoch = _epoch(source, tokenizer, instances, settings, out / CHECKPOINTS)
     estimate, about = _check_and_estimate(epoch, instances, settings, listener)
-    about = {**_about(pool, source, instances), **about}
+    about = {
+        **about_stack(STACK),
+        **about_pool(pool),
+        "model": source.name,
+        "notes": dict(instances.notes),
+        **about,
+    }
     layers = LAYERS if settings.backward else (LM_HEAD,)
     args = epoch.trainer.args
     writer = StoreWriter(
@@ -344,43 +350,21 @@ def _identity(
     }
 
 
-def _about(pool: Pool, source: ModelSource, instances: Instances) -> dict[str, object]:
-    return {
-        "gradsift": __version__,
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "versions": {package: version(package) for package in STACK},
-        "model": source.name,
-        "data": asdict(pool.source),
-        "data_sha256": pool.sha256,
-        "row_format": pool.row_format,
-        "text_pairs": any(isinstance(row.example, Plain) for row in pool.rows),
-        "columns": asdict(pool.columns),
-        "notes": dict(instances.notes),
-    }
-
-
 def _pool_rows(pool: Pool, instances: Instances) -> list[dict[str, object]]:
     by_id = {instance.instance_id: instance for instance in instances.items}
     rows = []
     for row in pool.rows:
         instance = by_id.get(row.instance_id) if row.example is not None else None
-        reason, detail = instances.dropped.get(row.instance_id, (row.reason, row.detail))
-        kept = instance is not None
-        rows.append(
-            {
-                "row": row.row,
-                "line": row.line,
-                "instance_id": row.instance_id,
-                "start": row.start,
-                "end": row.end,
-                "content_hash": row.content_hash,
-                "status": INSTANCE if kept else DROPPED,
-                "reason": None if kept else reason,
-                "detail": None if kept else detail,
-                "n_tokens": len(instance.input_ids) if kept else None,
-                "n_response_tokens": instance.n_response_tokens if kept else None,
-                "truncated": instance.truncated if kept else None,
-            }
-        )
+        if instance is None:
+            reason, detail = instances.dropped.get(row.instance_id, (row.reason, row.detail))
+            rows.append(dropped_row(row, reason, detail))
+        else:
+            rows.append(
+                instance_row(
+                    row,
+                    n_tokens=len(instance.input_ids),
+                    n_response_tokens=instance.n_response_tokens,
+                    truncated=instance.truncated,
+                )
+            )
     return rows

@@ -9,11 +9,12 @@ from pathlib import Path
 from gradsift.data.instances import Instance
 from gradsift.gradients.check import CheckResult
 from gradsift.gradients.fused import IGNORED_LABEL
-from gradsift.gradients.recorder import SketchSpec
+from gradsift.gradients.records import SketchSpec
 from gradsift.terms import LAYERS
 from gradsift.training.epoch import PreliminaryEpoch
-from gradsift.training.model import ModelSource, base_model, load_model, load_tokenizer
-from gradsift.training.sft import SFTSettings
+from gradsift.training.model import ModelSource, load_model, load_tokenizer
+from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.tracking import base_model
 
 # Any text will do; four of different lengths, so that the two that are compared are padded.
 TEXTS = (

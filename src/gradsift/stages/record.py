@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -14,19 +13,19 @@ import torch.distributed
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from gradsift.data.example import Plain
-from gradsift.data.pool import Pool
+from gradsift.data.pool import Pool, PoolRow
 from gradsift.gradients.check import CheckResult
 from gradsift.gradients.fused import IGNORED_LABEL
-from gradsift.gradients.recorder import Recorder, RecordingPath, SketchSpec
+from gradsift.gradients.recorder import Recorder
+from gradsift.gradients.records import RecordingPath, SketchSpec
+from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
 from gradsift.store.manifest import Manifest
-from gradsift.store.pool_table import DROPPED, INSTANCE, write_pool_table
+from gradsift.store.pool_table import write_pool_table
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.writer import StoreWriter
-from gradsift.training.model import base_model, track
 from gradsift.training.self_check import check_forward
 from gradsift.training.sitting import store_rows
-from gradsift.version import __version__
+from gradsift.training.tracking import base_model, track
 
 PATHS: tuple[RecordingPath, ...] = ("hooked", "intercepted")
 FLUSH_EVERY = 256  # Micro-batches.
@@ -280,20 +279,11 @@ class Recording:
         }
 
     def _about(self) -> dict[str, object]:
-        about: dict[str, object] = {
-            "gradsift": __version__,
-            "python": platform.python_version(),
+        about = {
+            **about_stack(("torch", "transformers")),
             "model": type(base_model(self._outer)).__name__,
         }
-        if self._pool is not None:
-            about |= {
-                "data": asdict(self._pool.source),
-                "data_sha256": self._pool.sha256,
-                "row_format": self._pool.row_format,
-                "text_pairs": any(isinstance(row.example, Plain) for row in self._pool.rows),
-                "columns": asdict(self._pool.columns),
-            }
-        return about
+        return about if self._pool is None else about | about_pool(self._pool)
 
 
 def row_key(tokens_T: torch.Tensor, labels_T: torch.Tensor) -> str:
@@ -326,25 +316,13 @@ def _gather(value: Any) -> list[Any]:
     return values
 
 
-def _pool_row(row: Any, seen: dict[str, int]) -> dict[str, object]:
-    recorded = row.instance_id in seen
-    reason, detail = row.reason, row.detail
-    if not recorded and reason is None:
-        reason, detail = NOT_RECORDED, "the training loop did not come to it"
-    return {
-        "row": row.row,
-        "line": row.line,
-        "instance_id": row.instance_id,
-        "start": row.start,
-        "end": row.end,
-        "content_hash": row.content_hash,
-        "status": INSTANCE if recorded else DROPPED,
-        "reason": None if recorded else reason,
-        "detail": None if recorded else detail,
-        "n_tokens": seen.get(row.instance_id),
-        "n_response_tokens": None,
-        "truncated": None,
-    }
+def _pool_row(row: PoolRow, seen: dict[str, int]) -> dict[str, object]:
+    if row.instance_id in seen:
+        return instance_row(
+            row, n_tokens=seen[row.instance_id], n_response_tokens=None, truncated=None
+        )
+    detail = row.detail or "the training loop did not come to it"
+    return dropped_row(row, row.reason or NOT_RECORDED, detail)
 
 
 def record(

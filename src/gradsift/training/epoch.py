@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.data.instances import Instance
 from gradsift.gradients.check import CheckResult
-from gradsift.gradients.recorder import Recorder, SketchSpec
+from gradsift.gradients.recorder import Recorder
+from gradsift.gradients.records import SketchSpec
 from gradsift.store.writer import StoreWriter
 from gradsift.training.checkpoint import (
     SaveEvery,
@@ -20,7 +21,8 @@ from gradsift.training.checkpoint import (
     last_checkpoint,
 )
 from gradsift.training.self_check import first_exact_path
-from gradsift.training.sft import RecordingSFTTrainer, SFTSettings
+from gradsift.training.sft import RecordingSFTTrainer
+from gradsift.training.sft_settings import SFTSettings
 from gradsift.training.sitting import Sitting
 
 DEFAULT_N_PARTS = 8

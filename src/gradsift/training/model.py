@@ -1,8 +1,7 @@
-"""Load a causal LM with its tokenizer, and find the modules whose gradients are recorded."""
+"""Load a causal LM with its tokenizer, and tell what identifies them."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Generator
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,12 +22,8 @@ from transformers import (
 from transformers.utils import logging
 
 from gradsift.data.demo_model import demo_model_path
-from gradsift.gradients.fused import FusedHead
-from gradsift.gradients.head import HeadTransform
-from gradsift.gradients.recorder import TrackedModel
 
 DEMO_MODEL = "demo"
-SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -160,106 +154,6 @@ def load_model(source: ModelSource) -> PreTrainedModel:
             trust_remote_code=source.trust_remote_code,
             use_safetensors=True,
         )
-
-
-def add_fused_head(model: nn.Module) -> FusedHead:
-    """Let a causal LM be called as `model(..., fused_labels=labels)` for `{"log_probs": [B, T-1]}`.
-
-    Without that argument the forward pass is what it was. Where the model does not compute its
-    logits from the backbone's last hidden state, the result is another one than the model's own;
-    the self-check finds out.
-
-    Args:
-        model: The model that training calls, perhaps inside a PEFT wrapper; its forward is
-            replaced.
-
-    Returns:
-        The head.
-    """
-    base = base_model(model)
-    original = base.forward
-    fused = FusedHead(head_transform(base.config.get_text_config()))
-
-    # The signature stays: transformers reads it.
-    @functools.wraps(type(base).forward)
-    def forward(*args, fused_labels: torch.Tensor | None = None, **kwargs):
-        if fused_labels is None:
-            return original(*args, **kwargs)
-        hidden = _backbone(base)(*args, **kwargs).last_hidden_state
-        return {"log_probs": fused(hidden, base.get_output_embeddings(), fused_labels)}
-
-    base.forward = forward
-    return fused
-
-
-def track(model: nn.Module, fused: FusedHead | None = None) -> TrackedModel:
-    """Find embedding, backbone and head of a causal LM, also inside a PEFT wrapper.
-
-    Args:
-        model: The model that training calls.
-        fused: The head that training calls in its place, if it does.
-
-    Returns:
-        The modules to watch.
-
-    Raises:
-        ValueError: If the model has another kind of embedding or head than is recorded here.
-    """
-    base = base_model(model)
-    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
-    name = type(base).__name__
-    if not isinstance(embedding, nn.Embedding):
-        raise ValueError(f"{name}: the input embedding is a {type(embedding).__name__}, which is "
-                         "not supported; a plain embedding table is.")  # fmt: skip
-    if not isinstance(head, nn.Linear):
-        raise ValueError(f"{name}: the output head is a {type(head).__name__}, which is not "
-                         "supported; one linear layer is.")  # fmt: skip
-    return TrackedModel(
-        outer=model,
-        backbone=_backbone(base),
-        embedding=embedding,
-        head=head,
-        transform=head_transform(base.config.get_text_config()),
-        fused=fused,
-    )
-
-
-def _backbone(base: PreTrainedModel) -> nn.Module:
-    # Where a model is its own base model, its parts name the backbone `model`.
-    return base.base_model if base.base_model is not base else getattr(base, "model", base)
-
-
-def base_model(model: nn.Module) -> PreTrainedModel:
-    """Return the causal LM inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def head_transform(config: PretrainedConfig) -> HeadTransform:
-    """Read from a model's configuration what happens to the logits after the head.
-
-    The self-check compares it with the model's own forward pass.
-
-    Args:
-        config: The text configuration.
-
-    Returns:
-        Scale and soft-cap.
-    """
-    scale = next(
-        (
-            value
-            for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
-            if (value := getattr(config, name, None)) is not None
-        ),
-        None,
-    )
-    divisor = getattr(config, "logits_scaling", None)
-    if scale is None and divisor is not None:
-        scale = divisor if config.model_type == "hyperclovax" else 1 / divisor
-    return HeadTransform(
-        scale=1.0 if scale is None else float(scale),
-        softcap=next((cap for name in SOFTCAPS if (cap := getattr(config, name, None))), None),
-    )
 
 
 def model_fingerprint(source: ModelSource, config: PretrainedConfig) -> str:

@@ -10,7 +10,8 @@ from datasets import Dataset
 from torch import nn
 
 from gradsift.gradients.fused import IGNORED_LABEL
-from gradsift.gradients.recorder import Record, Recorder
+from gradsift.gradients.recorder import Recorder
+from gradsift.gradients.records import Record
 from gradsift.training.sft import INDEX_COLUMN, RecordingSFTTrainer
 
 

@@ -16,21 +16,16 @@ from gradsift.gradients.check import (
     tolerance_for,
 )
 from gradsift.gradients.fused import IGNORED_LABEL
-from gradsift.gradients.recorder import (
-    Record,
-    Recorder,
-    RecordingPath,
-    SketchSpec,
-    TrackedModel,
-)
-from gradsift.training.model import base_model, track
+from gradsift.gradients.recorder import Recorder
+from gradsift.gradients.records import Record, RecordingPath, SketchSpec, TrackedModel
 from gradsift.training.probe import forward_records, probe_step, without_dropout
 from gradsift.training.sft import RecordingSFTTrainer, summed_loss
+from gradsift.training.tracking import base_model, track
 
 # From the cheapest to the one that makes the fewest assumptions.
 PATHS: tuple[RecordingPath, ...] = ("fused", "fused-intercepted", "hooked", "intercepted")
 # A way that does not fit a model fails in whatever manner the model's code fails.
-_NOT_THIS_WAY = (ValueError, TypeError, AttributeError, RuntimeError, NotImplementedError)
+_NOT_THIS_WAY = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, AssertionError)
 
 
 def recorder_for(trainer: RecordingSFTTrainer, path: RecordingPath, sketch: SketchSpec) -> Recorder:

@@ -9,7 +9,7 @@ import torch
 
 from gradsift.data.instances import Instance
 from gradsift.gradients.check import recorded_layers
-from gradsift.gradients.recorder import Record
+from gradsift.gradients.records import Record
 from gradsift.store.schema import STATUS_NON_FINITE, STATUS_OK
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import STATISTICS

@@ -1,0 +1,134 @@
+"""The user's settings for trl's SFTConfig and peft's LoraConfig, checked before any work."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from trl import SFTConfig
+
+# What the preliminary epoch decides itself, and why the user's value is refused.
+RESERVED = {
+    "output_dir": "the run folder is used",
+    "num_train_epochs": "the preliminary epoch is one epoch",
+    "max_steps": "the preliminary epoch is one epoch",
+    "max_length": "use --max-length",
+    "truncation_mode": "use --truncation",
+    "seed": "use --seed",
+    "save_strategy": "use --save-steps",
+    "save_steps": "use --save-steps",
+    "save_total_limit": "use --save-steps",
+    "resume_from_checkpoint": "running the same command again resumes",
+    "packing": "packed rows lose their identity",
+    "padding_free": "rows must stay apart",
+    "loss_type": "the instance loss is the negative log-likelihood",
+    "label_smoothing_factor": "the instance loss is the negative log-likelihood",
+    "remove_unused_columns": "instances carry an index",
+    "dataset_kwargs": "instances are tokenized already",
+    "assistant_only_loss": "the response mask is made already",
+    "completion_only_loss": "the response mask is made already",
+    "report_to": "nothing is sent anywhere",
+    "push_to_hub": "nothing is sent anywhere",
+}
+
+AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """How the preliminary epoch trains.
+
+    Attributes:
+        sft: The user's own settings for trl's SFTConfig.
+        lora: Settings for peft's LoraConfig, or None for full-parameter training.
+        seed: Of the data order and of everything drawn at random.
+    """
+
+    sft: Mapping[str, object]
+    lora: Mapping[str, object] | None
+    seed: int
+
+
+def sft_config(settings: SFTSettings, output_dir: Path) -> SFTConfig:
+    """Build trl's configuration from the user's settings.
+
+    On a CPU two of trl's defaults are changed, unless the user sets them: bf16 is several times
+    slower than float32 there, and gradient checkpointing buys memory that is not short.
+
+    Args:
+        settings: The user's.
+        output_dir: Where checkpoints go.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: For a key that SFTConfig does not know or that gradsift sets itself.
+    """
+    reserved = sorted(settings.sft.keys() & RESERVED.keys())
+    if reserved:
+        reasons = "; ".join(f"{key}: {RESERVED[key]}" for key in reserved)
+        raise ValueError(f"sft settings that gradsift decides itself: {reasons}.")
+    unknown = sorted(settings.sft.keys() - SFTConfig.__dataclass_fields__.keys())
+    if unknown:
+        raise ValueError(f"sft settings that trl's SFTConfig does not know: {', '.join(unknown)}.")
+    for key, value in settings.sft.items():
+        _require_type(key, value)
+    on_cpu = not torch.accelerator.is_available()
+    defaults = {"bf16": False, "gradient_checkpointing": False, "use_cpu": True} if on_cpu else {}
+    with warnings.catch_warnings():
+        # trl's own default sets a name that transformers deprecates; the user can do nothing.
+        warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+        try:
+            return SFTConfig(
+                **{**defaults, "logging_steps": 1, "disable_tqdm": True, **settings.sft},
+                output_dir=str(output_dir),
+                num_train_epochs=1,
+                max_length=None,
+                seed=settings.seed,
+                save_strategy="no",
+                dataset_kwargs={"skip_prepare_dataset": True},
+                report_to="none",
+            )
+        except (TypeError, ValueError, ImportError) as error:
+            raise ValueError(f"sft settings: {error}") from error
+
+
+def _require_type(key: str, value: object) -> None:
+    usual = SFTConfig.__dataclass_fields__[key].default
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {
+        bool: isinstance(value, bool),
+        int: number and value == int(value),
+        float: number,
+    }.get(type(usual), True)
+    if not fits:
+        kind = type(usual).__name__
+        raise ValueError(f"sft setting {key} is {value!r}, expected a value of type {kind}.")
+    if key in AT_LEAST_ONE and value < 1:
+        raise ValueError(f"sft setting {key} is {value!r}, expected at least 1.")
+
+
+def lora_config(settings: SFTSettings) -> LoraConfig | None:
+    """Build peft's configuration, or None for full-parameter training.
+
+    Args:
+        settings: The user's.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: For a key that LoraConfig does not know.
+    """
+    if settings.lora is None:
+        return None
+    unknown = sorted(settings.lora.keys() - LoraConfig.__dataclass_fields__.keys())
+    if unknown:
+        raise ValueError(f"lora settings that peft's LoraConfig does not know: {unknown}.")
+    defaults = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
+    return LoraConfig(**{**defaults, **settings.lora})
