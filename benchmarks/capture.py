@@ -38,7 +38,7 @@ PLAIN = "plain"
 def instances_of(arguments, tokenizer):
     rows = [row for row in load_pool(arguments.data).rows if row.example is not None]
     examples = [(row.instance_id, row.example) for row in rows]
-    needed = arguments.batch * (arguments.pairs + 1)
+    needed = arguments.batch * max(2, arguments.pairs + 1)
     items = build_instances(examples, tokenizer, max_length=arguments.max_length).items
     if arguments.full_length:
         items = [item for item in items if len(item.input_ids) == arguments.max_length]
@@ -67,7 +67,7 @@ def step_of(name, trainer):
         loss = SFTTrainer.compute_loss if name == PLAIN else ours
         trainer.compute_loss = MethodType(loss, trainer)
         if name == "scoring":
-            forward_records(trainer, recorder, batch)
+            forward_records(trainer, batch, recorder)
         else:
             listens = name not in (PLAIN, "fused, not recording")
             probe_step(trainer, batch, recorder if listens else None)
@@ -146,9 +146,11 @@ def main():
         peak_of(arguments)
         return
     print(f"{torch.get_num_threads()} threads, {'LoRA' if arguments.lora else 'full-parameter'}")
-    compare_times(arguments, names)
     if not arguments.no_memory:
+        # First, while this process is small: a child's peak begins with that of its parent.
         compare_peaks(names)
+    if arguments.pairs:
+        compare_times(arguments, names)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,18 @@ def main():
     job.during_and_after()
     job.before_training("preliminary 0", instances[:8], train=False)
     job.before_training("preliminary 0.1", instances[::10], train=True)
-    results = agreement({name: read_store(arguments.out / name) for name in job.names})
+    stores = {name: read_store(arguments.out / name) for name in job.names}
+    about = {
+        "n_instances": len(instances),
+        "n_tokens": sum(len(instance.input_ids) for instance in instances),
+        "max_length": arguments.max_length,
+        "batch": arguments.batch,
+        "seed": job.settings.seed,
+        "seconds of recording": {
+            name: round(store.manifest.about["seconds"]) for name, store in stores.items()
+        },
+    }
+    results = {"made with": about, **agreement(stores)}
     print(json.dumps(results, indent=1))
     (arguments.out / "agreement.json").write_text(json.dumps(results, indent=1))
 

@@ -289,3 +289,24 @@ def test_a_folder_with_records_is_not_mixed(tmp_path):
     with pytest.raises(ValueError, match="Use another folder"), gs.record(model, out=tmp_path):
         pass
     np.testing.assert_equal(len(gs.read_store(tmp_path).instance_ids), N)
+
+
+def test_an_error_in_the_loop_keeps_what_was_recorded(tmp_path):
+    def loop(model):
+        train(model)
+        raise KeyError("the loop's own")
+
+    model = tiny_llama()
+    with pytest.raises(KeyError), gs.record(model, out=tmp_path, ids="row"):
+        loop(model)
+    with pytest.raises(ValueError, match="not finished \\(12 of \\? instances\\)"):
+        gs.read_store(tmp_path)
+
+
+def test_a_second_backward_pass_through_the_same_graph_is_no_other_row(tmp_path):
+    model = tiny_llama()
+    with gs.record(model, out=tmp_path, ids="row") as seen:
+        loss = model(**next(iter(batches()))).loss
+        loss.backward(retain_graph=True)
+        loss.backward()
+    assert seen.store.instance_ids == ("0", "1", "2", "3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -101,6 +102,7 @@ class Recording:
         """
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if together else 0
+        self._is_one_of_several = together
         self._writer = StoreWriter(
             self._out,
             Manifest(self._identity(), self._about(), None),
@@ -136,6 +138,8 @@ class Recording:
         try:
             if kind is None:
                 self._complete()
+            elif self._pending and not self._is_one_of_several:
+                self._flush()  # Incomplete, but not lost. Other processes may never come to it.
         finally:
             self._writer.__exit__(kind, error, trace)
         if kind is None:
@@ -186,7 +190,9 @@ class Recording:
             tensors = self._recorder.watched_tensors()
             torch.autograd.graph.register_multi_grad_hook(tensors, self._after_backward, mode="all")
 
-    def _after_backward(self, gradient: torch.Tensor) -> None:
+    def _after_backward(self, gradients: Sequence[torch.Tensor]) -> None:
+        if not self._is_open:
+            return  # A second backward pass through the same graph.
         self._is_open = False
         self._n_batches += 1
         records = self._recorder.finish()
