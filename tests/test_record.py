@@ -1,7 +1,6 @@
 """`record` around loops that are not ours: the same records, and the loop does not notice."""
 
 import json
-import random
 
 import numpy as np
 import pytest
@@ -11,22 +10,16 @@ from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 import gradsift as gs
-from gradsift.data.instances import Instance
 from gradsift.terms import LAYERS, STATISTICS
 from gradsift.training.sft import as_dataset
 from oracle import gradients_of, relative_error, statistics_of
-from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
+from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 N = 12
 
 
 def make_instances():
-    rng = random.Random(3)
-    instances = []
-    for i in range(N):
-        ids = [rng.randint(6, 261) for _ in range(rng.randint(4, 30))]
-        instances.append(Instance(f"{i}", ids, [-100, -100, *ids[2:]]))
-    return instances
+    return random_instances(N, seed=3, n_prompt=2, prefix="")
 
 
 INSTANCES = make_instances()

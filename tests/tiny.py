@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -11,6 +13,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+from gradsift.data.instances import Instance
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"]
 
@@ -83,6 +87,16 @@ def tiny_gpt2(*, seed: int = 0, dropout: float = 0.0) -> GPT2LMHeadModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return GPT2LMHeadModel(config)
+
+
+def random_instances(n: int, *, seed: int, n_prompt: int, prefix: str = "r") -> list[Instance]:
+    """Rows of 4 to 30 random tokens, of which the first `n_prompt` are the prompt."""
+    rng = random.Random(seed)
+    instances = []
+    for i in range(n):
+        ids = [rng.randint(6, 261) for _ in range(rng.randint(4, 30))]
+        instances.append(Instance(f"{prefix}{i}", ids, [-100] * n_prompt + ids[n_prompt:]))
+    return instances
 
 
 def save_tiny(directory, *, tied: bool = True, seed: int = 0, chat_template=CHAT_TEMPLATE) -> str:

@@ -1,7 +1,6 @@
 """The preliminary epoch: interrupted and resumed, with rows that are not finite, estimated."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from gradsift.data.instances import Instance
 from gradsift.gradients.records import SketchSpec
 from gradsift.store.manifest import Manifest
 from gradsift.store.reader import read_store
@@ -21,18 +19,13 @@ from gradsift.training.checkpoint import MARKER
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.estimate import Plan, estimate_cost
 from gradsift.training.sft_settings import SFTSettings
-from tiny import tiny_llama, tiny_tokenizer
+from tiny import random_instances, tiny_llama, tiny_tokenizer
 
 N = 24
 
 
 def make_instances():
-    rng = random.Random(0)
-    instances = []
-    for i in range(N):
-        ids = [rng.randint(6, 261) for _ in range(rng.randint(4, 30))]
-        instances.append(Instance(f"r{i}", ids, [-100, *ids[1:]]))
-    return instances
+    return random_instances(N, seed=0, n_prompt=1)
 
 
 def capture(folder, *, model=None, wait_seconds=0.0, stop_after=None):

@@ -1,12 +1,9 @@
 """The scoring pass says of every instance what autograd says with the weights as they are."""
 
-import random
-
 import numpy as np
 import pytest
 import torch
 
-from gradsift.data.instances import Instance
 from gradsift.gradients.records import SketchSpec
 from gradsift.store.manifest import Manifest
 from gradsift.store.reader import read_store
@@ -17,18 +14,13 @@ from gradsift.training.scoring import score
 from gradsift.training.self_check import PATHS
 from gradsift.training.sft_settings import SFTSettings
 from oracle import gradients_of, relative_error, statistics_of
-from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
+from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 N = 20
 
 
 def make_instances():
-    rng = random.Random(1)
-    instances = []
-    for i in range(N):
-        ids = [rng.randint(6, 261) for _ in range(rng.randint(4, 30))]
-        instances.append(Instance(f"r{i}", ids, [-100, -100, *ids[2:]]))
-    return instances
+    return random_instances(N, seed=1, n_prompt=2)
 
 
 def scored(folder, *, model=None, path="auto", backward=False, stop_after=None, trained=()):
