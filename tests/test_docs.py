@@ -54,6 +54,14 @@ def test_every_reason_is_documented():
     assert documented == DROP_REASONS
 
 
+def test_every_strategy_is_documented():
+    from gradsift.selection.strategies.catalogue import STRATEGIES
+
+    page = (ROOT / "docs/strategies.md").read_text(encoding="utf-8")
+    for name in STRATEGIES:
+        assert f"`{name}`" in page, name
+
+
 def test_links_in_the_documentation_lead_somewhere():
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
@@ -80,7 +88,7 @@ def test_the_commands_of_the_readme_work(tmp_path, monkeypatch):
         line.partition("#")[0].replace(" 5%", " 30%")
         for line in re.findall(r"^gradsift .*$", readme, flags=re.MULTILINE)
     ]
-    assert len(commands) == 7
+    assert len(commands) == 9
     for command in commands:
         words = command.replace("HuggingFaceTB/SmolLM2-135M-Instruct", model).split()
         words = ["line:2" if word == "ROW_ID" else word for word in words]

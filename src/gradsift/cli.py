@@ -10,27 +10,33 @@ from typing import Annotated, Any
 import typer
 
 from gradsift.options import (
+    Adjust,
     Alpha,
+    Anchor,
     Beta,
     Budget,
     Config,
     Data,
     DatasetInfo,
+    Drop,
     DryRun,
     Dtype,
     Format,
     Gamma,
     IdColumn,
     Json,
+    Keep,
     Layers,
     Lora,
     MaxLength,
     Model,
     Name,
     Near,
+    NeededBudget,
     Out,
     Preliminary,
     PromptColumn,
+    Quota,
     Recording,
     RemoteCode,
     ResponseColumn,
@@ -42,9 +48,12 @@ from gradsift.options import (
     Side,
     Signal,
     SketchRank,
+    SourceColumn,
     Split,
+    Statistics,
     Strategy,
     SystemColumn,
+    Target,
     TrainOn,
     Truncation,
     Weights,
@@ -91,6 +100,7 @@ def run(
     prompt_column: PromptColumn = None,
     response_column: ResponseColumn = None,
     system_column: SystemColumn = None,
+    source_column: SourceColumn = None,
     dataset_info: DatasetInfo = None,
     split: Split = None,
     train_on: TrainOn = None,
@@ -111,10 +121,17 @@ def run(
     strategy: Strategy = None,
     side: Side = None,
     layers: Layers = None,
+    signal_statistics: Statistics = None,
+    adjust: Adjust = None,
     alpha: Alpha = None,
     beta: Beta = None,
     gamma: Gamma = None,
     near_threshold: Near = None,
+    quota: Quota = None,
+    keep: Keep = None,
+    drop: Drop = None,
+    anchor: Anchor = None,
+    target: Target = None,
     weights: Weights = None,
     name: Name = None,
     dry_run: DryRun = False,
@@ -135,6 +152,7 @@ def capture(
     prompt_column: PromptColumn = None,
     response_column: ResponseColumn = None,
     system_column: SystemColumn = None,
+    source_column: SourceColumn = None,
     dataset_info: DatasetInfo = None,
     split: Split = None,
     train_on: TrainOn = None,
@@ -162,16 +180,21 @@ def capture(
 @app.command()
 def select(
     run_folder: RunFolder,
-    budget: Annotated[
-        str, typer.Option(help="Of the usable rows: 50%, 500 (rows) or 20000tok (tokens).")
-    ],
+    budget: NeededBudget,
     strategy: Strategy = None,
     side: Side = None,
     layers: Layers = None,
+    signal_statistics: Statistics = None,
+    adjust: Adjust = None,
     alpha: Alpha = None,
     beta: Beta = None,
     gamma: Gamma = None,
     near_threshold: Near = None,
+    quota: Quota = None,
+    keep: Keep = None,
+    drop: Drop = None,
+    anchor: Anchor = None,
+    target: Target = None,
     seed: Seed = None,
     weights: Weights = None,
     name: Name = None,
@@ -180,8 +203,78 @@ def select(
     """Select from a captured run, in seconds: another budget, another rule."""
     from gradsift.run import select as select_rows
 
-    given = {key: value for key, value in _given(locals()).items() if value is not None}
-    _print(select_rows(run_folder, **given), json_)
+    _print(select_rows(run_folder, **_said(locals())), json_)
+
+
+@app.command()
+def strategies(
+    run_folder: RunFolder,
+    budget: NeededBudget,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(help="May be repeated (default: all that can be had from what is there)."),
+    ] = None,
+    side: Side = None,
+    layers: Layers = None,
+    signal_statistics: Statistics = None,
+    adjust: Adjust = None,
+    alpha: Alpha = None,
+    beta: Beta = None,
+    gamma: Gamma = None,
+    near_threshold: Near = None,
+    quota: Quota = None,
+    keep: Keep = None,
+    drop: Drop = None,
+    anchor: Anchor = None,
+    target: Target = None,
+    seed: Seed = None,
+    json_: Json = False,
+) -> None:
+    """Compare what the strategies would keep: losses, mixes, overlap. Writes nothing."""
+    from gradsift.run import strategies as compare
+
+    given = _said(locals())
+    _print(compare(run_folder, names=tuple(given.pop("strategy", ())), **given), json_)
+
+
+@app.command()
+def stability(
+    run_folder: RunFolder,
+    budget: NeededBudget,
+    other: Annotated[
+        list[Path] | None,
+        typer.Option(help="Run folder with the same rows, such as one of another seed; repeated."),
+    ] = None,
+    strategy: Strategy = None,
+    side: Side = None,
+    layers: Layers = None,
+    signal_statistics: Statistics = None,
+    adjust: Adjust = None,
+    alpha: Alpha = None,
+    beta: Beta = None,
+    gamma: Gamma = None,
+    near_threshold: Near = None,
+    quota: Quota = None,
+    keep: Keep = None,
+    drop: Drop = None,
+    anchor: Anchor = None,
+    target: Target = None,
+    seed: Seed = None,
+    json_: Json = False,
+) -> None:
+    """Say how much of a subset depends on side, layer, coefficient, seed or capture."""
+    from gradsift.run import stability as measure
+
+    given = _said(locals())
+    _print(measure(run_folder, others=tuple(given.pop("other", ())), **given), json_)
+
+
+@app.command()
+def losses(run_folder: RunFolder, json_: Json = False) -> None:
+    """Make the further, forward-only pass that some strategies need. Run again to resume."""
+    from gradsift.run import losses as compute
+
+    _print(compute(run_folder, _listener()), json_)
 
 
 @app.command()
@@ -225,8 +318,7 @@ def check(
     """Say whether recording is exact on a model: two rows against autograd."""
     from gradsift.run import check as check_model
 
-    given = {key: value for key, value in _given(locals()).items() if value is not None}
-    _print(check_model(**given), json_)
+    _print(check_model(**_said(locals())), json_)
 
 
 @app.command()
@@ -278,11 +370,27 @@ def _run(
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return what the command line says about settings, with `--sft key=value` as a mapping."""
-    other = {"config", "dry_run", "json_", "run_folder", "select_rows", "check_model"}
-    given = {key: value for key, value in arguments.items() if key not in other}
+    other = {"config", "dry_run", "json_", "run_folder"}
+    given = {k: v for k, v in arguments.items() if k not in other and not callable(v)}
     if given.get("sft"):
         given["sft"] = _key_values(given["sft"])
-    return given
+    if given.get("quota"):
+        given["quota"] = _quotas(given["quota"])
+    return {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
+
+
+def _said(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in _given(arguments).items() if value is not None}
+
+
+def _quotas(texts: list[str]) -> dict[str, str]:
+    values = {}
+    for text in texts:
+        source, equals, amount = text.rpartition("=")
+        if not equals or not source:
+            raise ValueError(f"--quota {text}: expected SOURCE=500 or SOURCE=25%")
+        values[source] = amount
+    return values
 
 
 def _key_values(texts: list[str]) -> dict[str, Any]:

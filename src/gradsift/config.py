@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from gradsift.selection.budget import parse_budget
-from gradsift.selection.candidates import Settings
+from gradsift.selection.settings import Settings
 
 CONFIG_NAME = "config.yaml"
 
-Layer = Literal["embedding", "lm_head"]
 
+class RunConfig(Settings):
+    """Every setting of `gradsift run`, named as its options with underscores for dashes.
 
-class RunConfig(BaseModel):
-    """Every setting of `gradsift run`, named as its options with underscores for dashes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Those of the selection are inherited.
+    """
 
     data: str
     model: str
@@ -39,6 +31,7 @@ class RunConfig(BaseModel):
     prompt_column: str | None = None
     response_column: str | None = None
     system_column: str | None = None
+    source_column: str | None = None
     dataset_info: str | None = None
     split: str | None = None
     train_on: Literal["all", "last"] = "all"
@@ -56,15 +49,11 @@ class RunConfig(BaseModel):
     recording: Literal["auto", "fused", "fused-intercepted", "hooked", "intercepted"] = "auto"
     save_steps: int | None = Field(None, ge=1)
     sketch_rank: int = Field(16, ge=1)
-    seed: int = Field(0, ge=0)
 
-    strategy: str = "grads"
-    side: Literal["representative", "informative", "balanced"] = "representative"
-    layers: tuple[Layer, ...] | None = None
-    alpha: float = Field(1.0, ge=0)
-    beta: float = Field(1.0, ge=0)
-    gamma: float = Field(1.0, ge=0)
-    near_threshold: float = Field(0.8, ge=0, lt=1)
+    anchor: str | None = None
+    target: str | None = None
+    keep: str | None = None
+    drop: str | None = None
     weights: bool = False
     name: str | None = None
 
@@ -90,25 +79,16 @@ class RunConfig(BaseModel):
         What does not exist as a path (a hub id, a name in dataset_info) stays as it is.
         """
         paths = {"out": str(Path(self.out).resolve())}
-        for key in ("model", "dataset_info", *(() if self.dataset_info else ("data",))):
+        paths_too = ("model", "dataset_info", "anchor", "target", "keep", "drop")
+        for key in (*paths_too, *(() if self.dataset_info else ("data",))):
             value = getattr(self, key)
             if value is not None and Path(value).exists():
                 paths[key] = str(Path(value).resolve())
         return self.model_copy(update=paths)
 
     def selection_settings(self) -> Settings:
-        """Return the settings of the selection; the budget must be given."""
-        return Settings(
-            budget=parse_budget(self.budget),
-            strategy=self.strategy,
-            side=self.side,
-            layers=self.layers,
-            alpha=self.alpha,
-            beta=self.beta,
-            gamma=self.gamma,
-            near_threshold=self.near_threshold,
-            seed=self.seed,
-        )
+        """Return the settings of the selection alone."""
+        return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
 
     def resolved_when(self) -> str:
         """Return when the signal is taken: after the epoch if that is asked for or implied."""
@@ -147,6 +127,24 @@ def resolve(given: dict[str, Any], config_file: Path | None) -> RunConfig:
     return validated(values, "settings" if config_file is None else str(config_file))
 
 
+def validated_settings(values: dict[str, Any]) -> Settings:
+    """Check the settings of a selection.
+
+    Args:
+        values: By name.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: For an unknown key or a value that does not fit.
+    """
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"settings: {_one_line(error, Settings.model_fields)}") from None
+
+
 def validated(values: dict[str, Any], where: str = "settings") -> RunConfig:
     """Check settings.
 
@@ -163,7 +161,9 @@ def validated(values: dict[str, Any], where: str = "settings") -> RunConfig:
     try:
         return RunConfig.model_validate(values).with_absolute_paths()
     except ValidationError as error:
-        raise ValueError(f"{where}: {_one_line(error)}") from None
+        of_selection = Settings.model_fields
+        fields = [name for name in RunConfig.model_fields if name not in of_selection]
+        raise ValueError(f"{where}: {_one_line(error, [*fields, *of_selection])}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -216,8 +216,8 @@ _SafeLoader.add_implicit_resolver(
 )
 
 
-def _one_line(error: ValidationError) -> str:
-    known = ", ".join(RunConfig.model_fields)
+def _one_line(error: ValidationError, fields: Iterable[str]) -> str:
+    known = ", ".join(fields)
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "settings"

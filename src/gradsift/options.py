@@ -24,6 +24,9 @@ Format = Annotated[
 IdColumn = Annotated[str | None, typer.Option(help="Field with the row's id (default: id).")]
 PromptColumn = Annotated[str | None, typer.Option(help="Field with the question.")]
 ResponseColumn = Annotated[str | None, typer.Option(help="Field with the answer.")]
+SourceColumn = Annotated[
+    str | None, typer.Option(help="Field that says where a row comes from (default: source).")
+]
 SystemColumn = Annotated[str | None, typer.Option(help="Field with a system prompt.")]
 DatasetInfo = Annotated[
     str | None, typer.Option(help="LLaMA-Factory's dataset_info.json; DATA is a name in it.")
@@ -80,16 +83,53 @@ Recording = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Seed of everything drawn (default 0).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop after the cost estimate.")]
 Budget = Annotated[
-    str | None, typer.Option(help="Of the usable rows: 50%, 500 (rows) or 20000tok (tokens).")
+    str | None,
+    typer.Option(help="Of the usable rows: 50%, 500 (rows), 20000tok (tokens) or auto."),
 ]
-Strategy = Annotated[str | None, typer.Option(help="grads (default) or random.")]
+NeededBudget = Annotated[
+    str, typer.Option("--budget", help="Of the usable rows: 50%, 500 (rows), 20000tok or auto.")
+]
+Strategy = Annotated[
+    str | None,
+    typer.Option(help="grads (default), random, or another name that `gradsift strategies` lists."),
+]
 Side = Annotated[
     str | None,
-    typer.Option(help="Gradient score: representative (default), informative or balanced."),
+    typer.Option(
+        help="Gradient score: consistent (default), representative, informative, balanced or "
+        "grounded."
+    ),
 ]
 Layers = Annotated[
     list[str] | None,
     typer.Option("--layer", help="embedding, lm_head; may be repeated (default all)."),
+]
+Statistics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--statistic",
+        help="max, min, mean, mean_abs, std, l2_norm; may be repeated (default l2_norm).",
+    ),
+]
+Adjust = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Taken off the signal: response_length, prompt_length, step (default: all), or none; "
+        "may be repeated."
+    ),
+]
+Quota = Annotated[
+    list[str] | None,
+    typer.Option(
+        help='Most rows of a source, as SOURCE=500 or SOURCE=25%; "*" for all others; may be '
+        "repeated."
+    ),
+]
+Keep = Annotated[Path | None, typer.Option(help="File of ids that are selected first.")]
+Drop = Annotated[Path | None, typer.Option(help="File of ids that are never selected.")]
+Anchor = Annotated[Path | None, typer.Option(help="Run folder of general rows, for ogs-static.")]
+Target = Annotated[
+    Path | None, typer.Option(help="Run folder of target rows, for target-similarity and rds.")
 ]
 Alpha = Annotated[float | None, typer.Option(help="Weight of the gradient score (1).")]
 Beta = Annotated[float | None, typer.Option(help="Weight of content diversity (1).")]

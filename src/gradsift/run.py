@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradsift.config import CONFIG_NAME, RunConfig, save, validated
+from gradsift.config import (
+    CONFIG_NAME,
+    RunConfig,
+    resolve,
+    save,
+    validated,
+    validated_settings,
+)
 from gradsift.data.pool import Pool, load_pool
-from gradsift.selection.budget import parse_budget
-from gradsift.selection.candidates import Settings
-from gradsift.selection.decision import require_possible
+from gradsift.selection.budget import Budget, parse_budget
+from gradsift.selection.strategies.task import Need
 from gradsift.stages.listener import SILENT, Listener
-from gradsift.stages.select import SelectResult, select_from_store
+from gradsift.stages.select import Files, SelectResult, select_from_store
 from gradsift.store.manifest import MANIFEST_NAME
 from gradsift.store.reader import GradientStore, read_store
 
 if TYPE_CHECKING:
     from gradsift.stages.capture import CaptureSettings
     from gradsift.stages.check import ModelCheck
+    from gradsift.stages.losses import LossesResult
+    from gradsift.stages.stability import Stability
+    from gradsift.stages.strategies import SideBySide
     from gradsift.training.estimate import Estimate
     from gradsift.training.model import ModelSource
 
@@ -180,32 +189,26 @@ def select(
     run: str | Path | GradientStore,
     *,
     budget: str | int | float,
-    strategy: str = "grads",
-    side: str = "representative",
-    layers: tuple[str, ...] | None = None,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-    gamma: float = 1.0,
-    near_threshold: float = 0.8,
-    seed: int = 0,
+    anchor: str | Path | None = None,
+    target: str | Path | None = None,
+    keep: str | Path | None = None,
+    drop: str | Path | None = None,
     weights: bool = False,
     name: str | None = None,
+    **settings: Any,
 ) -> SelectResult:
     """Select rows of a captured run and write them, in seconds and without torch.
 
     Args:
         run: A run folder, or its store.
-        budget: Of the usable rows: "50%" or 0.5, 500 (rows), "20000tok" (tokens).
-        strategy: grads or random.
-        side: Of the gradient score: representative, informative or balanced.
-        layers: Layers that the gradient score looks at; None for all that were captured.
-        alpha: Weight of the gradient score.
-        beta: Weight of content diversity.
-        gamma: Weight of similarity reduction.
-        near_threshold: Similarity above which rows repeat each other.
-        seed: Of the strategy random.
+        budget: Of the usable rows: "50%" or 0.5, 500 (rows), "20000tok" (tokens), "auto".
+        anchor: Run folder of general rows, for the strategy ogs-static.
+        target: Run folder of target rows, for target-similarity and rds.
+        keep: File with ids that are selected first, one a line.
+        drop: File with ids that are never selected, one a line.
         weights: Whether decisions.parquet gets a weight for each selected row.
         name: Of the selection's folder.
+        **settings: Any field of `gradsift.Settings`: strategy, side, alpha, ….
 
     Returns:
         What was selected and written.
@@ -213,20 +216,119 @@ def select(
     Raises:
         ValueError: If a setting does not fit, or the input changed since the capture.
     """
-    settings = Settings(
-        budget=parse_budget(budget),
-        strategy=strategy,
-        side=side,
-        layers=None if layers is None else tuple(layers),
-        alpha=alpha,
-        beta=beta,
-        gamma=gamma,
-        near_threshold=near_threshold,
-        seed=seed,
-    )
-    require_possible(settings)
+    checked, parsed = validated_settings(settings), parse_budget(budget)
     store = run if isinstance(run, GradientStore) else read_store(Path(run).resolve())
-    return select_from_store(store, settings, name=name, weights=weights)
+    files = _files(anchor=anchor, target=target, keep=keep, drop=drop)
+    return select_from_store(store, parsed, checked, files, name=name, weights=weights)
+
+
+def strategies(
+    run: str | Path | GradientStore,
+    *,
+    budget: str | int | float,
+    names: Sequence[str] = (),
+    anchor: str | Path | None = None,
+    target: str | Path | None = None,
+    keep: str | Path | None = None,
+    drop: str | Path | None = None,
+    **settings: Any,
+) -> SideBySide:
+    """Compare what several strategies would keep of a captured run; nothing is written.
+
+    Args:
+        run: A run folder, or its store.
+        budget: As for `select`, but not "auto".
+        names: Strategies; empty for all that can be had from what is there.
+        anchor: As for `select`.
+        target: As for `select`.
+        keep: As for `select`.
+        drop: As for `select`.
+        **settings: As for `select`.
+
+    Returns:
+        Losses, mixes and overlaps.
+
+    Raises:
+        ValueError: If a setting does not fit, or a strategy was named that cannot be had.
+    """
+    from gradsift.stages.strategies import compare_strategies
+
+    checked, parsed = validated_settings(settings), parse_budget(budget)
+    store = run if isinstance(run, GradientStore) else read_store(Path(run).resolve())
+    files = _files(anchor=anchor, target=target, keep=keep, drop=drop)
+    return compare_strategies(store, parsed, checked, files, names)
+
+
+def stability(
+    run: str | Path | GradientStore,
+    *,
+    budget: str | int | float,
+    others: Sequence[str | Path] = (),
+    anchor: str | Path | None = None,
+    target: str | Path | None = None,
+    keep: str | Path | None = None,
+    drop: str | Path | None = None,
+    **settings: Any,
+) -> Stability:
+    """Say how much of a subset depends on side, layer, coefficient, seed or capture.
+
+    Args:
+        run: A run folder, or its store.
+        budget: As for `select`, but not "auto".
+        others: Run folders with the same rows, such as captures with other seeds.
+        anchor: As for `select`.
+        target: As for `select`.
+        keep: As for `select`.
+        drop: As for `select`.
+        **settings: As for `select`.
+
+    Returns:
+        The overlap with each other choice.
+
+    Raises:
+        ValueError: If a setting does not fit, or another run has other rows.
+    """
+    from gradsift.stages.stability import measure_stability
+
+    checked, parsed = validated_settings(settings), parse_budget(budget)
+    store = run if isinstance(run, GradientStore) else read_store(Path(run).resolve())
+    files = _files(anchor=anchor, target=target, keep=keep, drop=drop)
+    return measure_stability(store, parsed, checked, files, others)
+
+
+def losses(run: str | Path, listener: Listener = SILENT) -> LossesResult:
+    """Make the further pass that perplexity-middle, ifd-loss and ifd-perplexity need.
+
+    Two forward passes over every row with the untrained model. Called again it resumes.
+
+    Args:
+        run: A run folder that `capture` made.
+        listener: Is told what happens.
+
+    Returns:
+        What was computed.
+
+    Raises:
+        ValueError: If it is no such folder, or rows or model changed since.
+    """
+    # Heavy, and only needed here.
+    from gradsift.stages.losses import compute_losses
+
+    folder = Path(run).resolve()
+    store = read_store(folder)
+    path = folder / CONFIG_NAME
+    if not path.exists():
+        raise ValueError(
+            f"{folder}: there is no {CONFIG_NAME} that says how its rows and its model are loaded; "
+            "only runs of gradsift capture can be passed over again."
+        )
+    config = resolve({}, path)
+    pool = _load_pool(config)
+    from gradsift.training.model import without_progress_bars
+
+    with without_progress_bars():
+        source, settings = _model_and_settings(config, listener)
+        return compute_losses(store, pool, source, settings, listener)
 
 
 def run_stages(
@@ -246,36 +348,58 @@ def run_stages(
     Raises:
         ValueError: For whatever is wrong with the data, the settings or the run folder.
     """
-    settings = None
+    budget = None
     if config.budget is not None:
-        settings = config.selection_settings()
-        require_possible(settings)
+        budget = parse_budget(config.budget)
     elif selecting and not dry_run:
         raise ValueError("'budget' is missing: give --budget 50%, 500 or 20000tok.")
-    pool = load_pool(
+    pool = _load_pool(config)
+    for line in pool.notes():
+        listener.note(line)
+    if budget is not None and budget.kind != "tokens":
+        # Rows that tokenizing drops are not known yet; what is too much for all is too much.
+        budget.resolve(sum(row.example is not None for row in pool.rows), 0)
+    if dry_run:
+        return DryRunResult(_estimate(config, pool, listener))
+    store = _capture(config, pool, listener)
+    if budget is None or not selecting:
+        return CaptureResult(store)
+    result = _select_with_losses(config, budget, store, listener)
+    save(config, store.folder)
+    return result
+
+
+def _select_with_losses(
+    config: RunConfig, budget: Budget, store: GradientStore, listener: Listener
+) -> SelectResult:
+    settings = config.selection_settings()
+    if Need.LOSSES in settings.needs:
+        listener.note("this selection needs a further pass over all rows, forward only")
+        save(config, store.folder)
+        losses(store.folder, listener)
+    files = _files(anchor=config.anchor, target=config.target, keep=config.keep, drop=config.drop)
+    return select_from_store(
+        store, budget, settings, files, name=config.name, weights=config.weights
+    )
+
+
+def _files(**paths: str | Path | None) -> Files:
+    return Files(**{k: None if path is None else str(path) for k, path in paths.items()})
+
+
+def _load_pool(config: RunConfig) -> Pool:
+    return load_pool(
         config.data,
         row_format=config.format,
         id_column=config.id_column,
         prompt_column=config.prompt_column,
         response_column=config.response_column,
         system_column=config.system_column,
+        source_column=config.source_column,
         dataset_info=config.dataset_info,
         split=config.split,
         train_on=config.train_on,
     )
-    for line in pool.notes():
-        listener.note(line)
-    if settings is not None and settings.budget.kind != "tokens":
-        # Rows that tokenizing drops are not known yet; what is too much for all is too much.
-        settings.budget.resolve(sum(row.example is not None for row in pool.rows), 0)
-    if dry_run:
-        return DryRunResult(_estimate(config, pool, listener))
-    store = _capture(config, pool, listener)
-    if settings is None or not selecting:
-        return CaptureResult(store)
-    result = select_from_store(store, settings, name=config.name, weights=config.weights)
-    save(config, store.folder)
-    return result
 
 
 def _capture(config: RunConfig, pool: Pool, listener: Listener) -> GradientStore:

@@ -13,25 +13,29 @@ def arrays(n=3):
         "n_response_tokens": np.arange(n) + 2,
         "step": np.arange(n),
         "loss": np.arange(n) / 2,
+        "error_norm": np.arange(n) / 3,
     }
 
 
-def test_take_reorders_every_array():
-    pool = Candidates(**arrays()).take(np.array([2, 0]))
-    assert pool.ids == ["r2", "r0"]
-    assert len(pool) == 2
-    assert pool.statistics["lm_head"]["std"].tolist() == [3, 1]
-    assert pool.features_ND.tolist() == [[4, 5], [0, 1]]
-    assert pool.n_tokens.tolist() == [7, 5]
-    assert pool.n_response_tokens.tolist() == [4, 2]
-    assert pool.step.tolist() == [2, 0]
-    assert pool.loss.tolist() == [1, 0]
+def test_covariates():
+    pool = Candidates(**arrays())
+    assert pool.covariate("response_length").tolist() == [2, 3, 4]
+    assert pool.covariate("prompt_length").tolist() == [3, 3, 3]
+    assert pool.covariate("step").tolist() == [0, 1, 2]
+
+
+def test_a_missing_loss_of_the_response_alone_is_no_fault():
+    losses = {"response": np.ones(3), "alone": np.array([1, np.nan, 1]), "text": np.ones(3)}
+    assert len(Candidates(**arrays(), losses=losses)) == 3
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ids": ["r0", "r1", "r0"]}, "'r0' is there twice"),
+        ({"ids": ["r0", "r0", "r1"]}, "'r0' is there twice"),
+        ({"ids": ["r0", "r2", "r1"]}, "'r1' comes after 'r2': sort them first"),
+        ({"sketches": {"lm_head": np.full((3, 2), np.inf)}}, "lm_head sketch of instance 'r0'"),
+        ({"losses": {"text": np.array([1, 1, np.nan])}}, "text loss of instance 'r2'"),
         ({"ids": []}, "no instance can be selected"),
         ({"step": np.arange(2)}, "step has 2 entries for 3 instances"),
         ({"loss": np.array([0, np.nan, 1])}, "loss of instance 'r1' is not finite"),

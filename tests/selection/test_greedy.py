@@ -5,20 +5,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradsift.selection import greedy as module
 from gradsift.selection.budget import Limit
 from gradsift.selection.greedy import lazy_greedy
-from gradsift.selection.objective import Objective, content_similarity
+from gradsift.selection.neighbours import find_neighbours
+from gradsift.selection.objective import Objective
+from gradsift.selection.purse import Terms
 
 
-def problem(n, seed, *, alpha=1.0, beta=1.0, gamma=1.0, expected_rows=3.0, tau=0.3):
+def problem(n, seed, *, alpha=1.0, beta=1.0, gamma=1.0, expected_rows=3.0, tau=0.3, sparse=False):
     generator = np.random.default_rng(seed)
     x = generator.normal(size=(n, 3))
     # A third of the rows are copies, so that ties between rows are put to the test.
     x[n - n // 3 :] = x[: n // 3]
-    weights = {"alpha": alpha, "beta": beta, "gamma": gamma}
     score = generator.integers(0, 5, size=n) / 4
-    return Objective(score, content_similarity(x, tau), expected_rows, **weights)
+    graph = find_neighbours(x, n_neighbours=4, complete_rows=0 if sparse else 1000)
+    return Objective(score, graph, expected_rows, alpha, beta, gamma, tau)
+
+
+def rows_of(n, amount):
+    return Terms(np.ones(n), Limit("rows", amount, float(amount)))
 
 
 def slow_greedy(objective, costs, limit):
@@ -44,32 +49,59 @@ def slow_greedy(objective, costs, limit):
         left -= costs[best]
 
 
-@given(st.integers(0, 10**6), st.integers(2, 14), st.sampled_from([0.0, 1.0, 5.0]))
-def test_lazy_greedy_is_greedy(seed, n, gamma):
-    objective = problem(n, seed, gamma=gamma)
+@given(
+    st.integers(0, 10**6),
+    st.integers(2, 14),
+    st.sampled_from([0.0, 1.0, 5.0]),
+    st.booleans(),
+)
+def test_lazy_greedy_is_greedy(seed, n, gamma, sparse):
+    objective = problem(n, seed, gamma=gamma, sparse=sparse)
     rows = 1 + seed % n
-    choice = lazy_greedy(objective, np.ones(n), Limit("rows", rows, float(rows)))
-    order, gains = slow_greedy(objective, np.ones(n), Limit("rows", rows, float(rows)))
-    assert choice.order_S.tolist() == order
-    np.testing.assert_allclose(choice.gains.marginal_N[order], gains, atol=1e-9)
+    found, gains = lazy_greedy(objective, rows_of(n, rows))
+    order, expected = slow_greedy(objective, np.ones(n), Limit("rows", rows, float(rows)))
+    assert found.tolist() == order
+    np.testing.assert_allclose(gains.marginal_N[order], expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 1000])
-def test_the_size_of_a_batch_changes_nothing(monkeypatch, batch):
-    objective, limit = problem(60, 1), Limit("rows", 40, 40.0)
-    expected = lazy_greedy(objective, np.ones(60), limit)
-    monkeypatch.setattr(module, "_BATCH_ROWS", batch)
-    found = lazy_greedy(objective, np.ones(60), limit)
-    np.testing.assert_array_equal(found.order_S, expected.order_S)
-    np.testing.assert_array_equal(found.gains.marginal_N, expected.gains.marginal_N)
+@given(st.integers(0, 10**6))
+def test_greedy_under_lists_and_quotas_is_greedy_among_what_is_allowed(seed):
+    n, generator = 12, np.random.default_rng(seed)
+    objective, group = problem(n, seed), generator.integers(3, size=n)
+    keep = tuple(generator.permutation(n)[:2].tolist())
+    barred = tuple(int(r) for r in generator.permutation(n)[:2] if r not in keep)
+    most = {0: 2 + int((group[list(keep)] == 0).sum())}
+    terms = Terms(np.ones(n), Limit("rows", 6, 6.0), keep, group, most, barred)
+    if terms.room() < 6:
+        return
+    found, gains = lazy_greedy(objective, terms)
+    order = list(keep)
+    while len(order) < 6:
+        before = objective.value(np.array(order))
+        gain = {
+            row: objective.value(np.array([*order, row])) - before
+            for row in range(n)
+            if row not in order
+            and row not in barred
+            and (group[row] != 0 or (group[order] == 0).sum() < most[0])
+        }
+        order.append(min(row for row in gain if gain[row] >= max(gain.values()) - 1e-12))
+    assert found.tolist() == order
+    assert gains.marginal_N[order].sum() == pytest.approx(objective.value(np.array(order)))
+
+
+def test_a_longer_budget_begins_with_the_shorter_one():
+    objective = problem(40, 3, sparse=True)
+    long, _ = lazy_greedy(objective, rows_of(40, 30))
+    short, _ = lazy_greedy(objective, rows_of(40, 11))
+    assert long[:11].tolist() == short.tolist()
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_the_three_terms_are_those_of_the_objective(seed):
     n, rows = 12, 7
     objective = problem(n, seed)
-    choice = lazy_greedy(objective, np.ones(n), Limit("rows", rows, float(rows)))
-    order, gains = choice.order_S, choice.gains
+    order, gains = lazy_greedy(objective, rows_of(n, rows))
     assert gains.marginal_N[order].sum() == pytest.approx(objective.value(order))
     for weight, column, sign in [
         ("alpha", gains.gradient_N, 1),
@@ -77,7 +109,7 @@ def test_the_three_terms_are_those_of_the_objective(seed):
         ("gamma", gains.penalty_N, -1),
     ]:
         others = {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, weight: getattr(objective, weight)}
-        part = Objective(objective.score_N, objective.similarity, 3.0, **others)
+        part = Objective(objective.score_N, objective.neighbours, 3.0, **others, near_threshold=0.3)
         for place, row in enumerate(order):
             step = part.value(order[: place + 1]) - part.value(order[:place])
             assert sign * column[row] == pytest.approx(step, abs=1e-9)
@@ -90,16 +122,16 @@ def test_the_three_terms_are_those_of_the_objective(seed):
 def test_greedy_is_near_the_best_subset_where_theory_says_so(seed):
     n, rows = 10, 4
     objective = problem(n, seed, gamma=0.0)
-    choice = lazy_greedy(objective, np.ones(n), Limit("rows", rows, float(rows)))
+    order, _ = lazy_greedy(objective, rows_of(n, rows))
     best = max(objective.value(np.array(subset)) for subset in combinations(range(n), rows))
-    assert (1 - 1 / np.e) * best <= objective.value(choice.order_S) <= best + 1e-9
+    assert (1 - 1 / np.e) * best <= objective.value(order) <= best + 1e-9
 
 
 def test_a_budget_of_rows_is_filled_even_with_negative_gains():
-    objective = Objective(np.ones(4), content_similarity(np.ones((4, 2)), 0.8), 4.0, 1.0, 1.0, 9.0)
-    choice = lazy_greedy(objective, np.ones(4), Limit("rows", 4, 4.0))
-    assert choice.order_S.tolist() == [0, 1, 2, 3]
-    assert choice.gains.marginal_N[3] == pytest.approx(1 / 4 - 3 * 9 / 4)
+    objective = Objective(np.ones(4), find_neighbours(np.ones((4, 2))), 4.0, gamma=9.0)
+    order, gains = lazy_greedy(objective, rows_of(4, 4))
+    assert order.tolist() == [0, 1, 2, 3]
+    assert gains.marginal_N[3] == pytest.approx(1 / 4 - 3 * 9 / 4)
 
 
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 5.0]))
@@ -108,16 +140,16 @@ def test_a_budget_of_tokens_is_never_exceeded_and_follows_gain_per_token(seed, g
     costs = np.random.default_rng(seed).integers(1, 30, size=n)
     limit = Limit("tokens", int(costs.min()) + seed % 60, 3.0)
     objective = problem(n, seed, gamma=gamma)
-    choice = lazy_greedy(objective, costs, limit)
-    assert costs[choice.order_S].sum() <= limit.amount
-    assert len(set(choice.order_S.tolist())) == len(choice.order_S) > 0
+    found, _ = lazy_greedy(objective, Terms(costs, limit))
+    assert costs[found].sum() <= limit.amount
+    assert len(set(found.tolist())) == len(found) > 0
     order, _ = slow_greedy(objective, costs, limit)
     best_single = max(
         objective.value(np.array([row])) for row in range(n) if costs[row] <= limit.amount
     )
-    if choice.order_S.tolist() != order:
+    if found.tolist() != order:
         assert best_single > objective.value(np.array(order, dtype=int))
-    assert objective.value(choice.order_S) >= best_single - 1e-9
+    assert objective.value(found) >= best_single - 1e-9
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -132,26 +164,32 @@ def test_under_tokens_greedy_is_within_the_known_factor_of_the_best_subset(seed)
         if costs[list(subset)].sum() <= limit.amount
     )
     # Greedy by gain per cost or the best single element: (1 − 1/e)/2 (Leskovec et al., 2007).
-    found = objective.value(lazy_greedy(objective, costs, limit).order_S)
+    found = objective.value(lazy_greedy(objective, Terms(costs, limit))[0])
     assert (1 - 1 / np.e) / 2 * best <= found <= best + 1e-9
 
 
 def test_the_best_single_row_wins_over_a_cheap_one_that_shuts_it_out():
-    x = np.eye(4)
     objective = Objective(
-        np.array([0.1, 1.0, 0.0, 0.0]), content_similarity(x, 0.8), 1.0, 1.0, 0.0, 0.0
+        np.array([0.1, 1.0, 0.0, 0.0]), find_neighbours(np.eye(4)), 1.0, 1.0, 0.0, 0.0
     )
-    costs = np.array([1, 100, 500, 500])
-    choice = lazy_greedy(objective, costs, Limit("tokens", 100, 1.0))
-    assert choice.order_S.tolist() == [1]
+    terms = Terms(np.array([1, 100, 500, 500]), Limit("tokens", 100, 1.0))
+    assert lazy_greedy(objective, terms)[0].tolist() == [1]
 
 
 def test_tokens_are_left_over_rather_than_spent_on_a_loss():
-    objective = Objective(np.zeros(3), content_similarity(np.ones((3, 2)), 0.8), 3.0, 1.0, 1.0, 9.0)
-    choice = lazy_greedy(objective, np.full(3, 10), Limit("tokens", 30, 3.0))
-    assert choice.order_S.tolist() == [0]
+    objective = Objective(np.zeros(3), find_neighbours(np.ones((3, 2))), 3.0, gamma=9.0)
+    order, _ = lazy_greedy(objective, Terms(np.full(3, 10), Limit("tokens", 30, 3.0)))
+    assert order.tolist() == [0]
+
+
+def test_rows_that_must_be_kept_stay_when_the_best_single_row_wins():
+    objective = Objective(
+        np.array([0.1, 1.0, 0.0, 0.0]), find_neighbours(np.eye(4)), 1.0, 1.0, 0.0, 0.0
+    )
+    terms = Terms(np.array([1, 100, 10, 500]), Limit("tokens", 110, 1.0), keep=(2,))
+    assert lazy_greedy(objective, terms)[0].tolist() == [2, 1]
 
 
 def test_a_budget_below_the_shortest_instance_is_refused():
     with pytest.raises(ValueError, match="shortest instance has 7"):
-        lazy_greedy(problem(4, 0), np.array([9, 7, 8, 9]), Limit("tokens", 6, 1.0))
+        lazy_greedy(problem(4, 0), Terms(np.array([9, 7, 8, 9]), Limit("tokens", 6, 1.0)))

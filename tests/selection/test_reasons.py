@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 
-from gradsift.selection.budget import Limit, parse_budget
-from gradsift.selection.candidates import Settings
-from gradsift.selection.greedy import Choice, Gains
+from gradsift.selection.budget import Limit
+from gradsift.selection.greedy import Gains
+from gradsift.selection.purse import Terms
 from gradsift.selection.reasons import Evidence, write_reasons
+from gradsift.selection.settings import Settings
+from gradsift.selection.strategies.task import Choice
 
 
 def reason_of_row(
@@ -19,6 +21,8 @@ def reason_of_row(
     score=(0.8, 0.6, 0.03),
     costs=(10, 10, 10),
     limit=None,
+    side="representative",
+    adjust=(),
     **settings,
 ):
     """Rows a and b are kept in this order; c is not, and its nearest is a."""
@@ -29,12 +33,14 @@ def reason_of_row(
         magnitude_pct_N=np.array(size, dtype=float),
         nearest_N=np.array([1, 0, 0]),
         cosine_N=np.array(cosine),
-        costs_N=np.array(costs),
+        source=None,
     )
     gains = Gains(np.array(gradient), np.array(diversity), np.array(penalty))
     choice = Choice(np.array([0, 1]), gains)
-    limit = limit or Limit("rows", 2, 2.0)
-    return write_reasons(choice, evidence, Settings(parse_budget("2"), **settings), limit)[row]
+    terms = Terms(np.array(costs), limit or Limit("rows", 2, 2.0))
+    return write_reasons(choice, evidence, Settings(side=side, adjust=adjust, **settings), terms)[
+        row
+    ]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +61,7 @@ def reason_of_row(
             "large gradient (magnitude percentile 90), content like that of kept row b (0.93)",
         ),
         (
-            {"side": "informative", "size": (30, 70, 20), "beta": 0.0, "gamma": 0.0},
+            {"side": "informative", "size": (30, 70, 20), "diversity": (0, 0, 0)},
             "small gradient (magnitude percentile 30)",
         ),
         (
@@ -63,12 +69,11 @@ def reason_of_row(
                 "side": "balanced",
                 "score": (0.0, 0.6, 0.03),
                 "density": (2, 60, 3),
-                "beta": 0.0,
-                "gamma": 0.0,
+                "diversity": (0, 0, 0),
             },
             "gradient outside the typical region (density percentile 2)",
         ),
-        ({"alpha": 0.0}, "no near-duplicate kept (nearest kept row at 0.20)"),
+        ({"gradient": (0, 0, 0)}, "no near-duplicate kept (nearest kept row at 0.20)"),
         (
             {"penalty": (0.6, 0, 0), "cosine": (0.97, 0.97, 0.4)},
             None,
@@ -97,6 +102,16 @@ def test_why_a_row_was_kept(case, expected):
         (
             {"side": "informative"},
             "gradient not large enough (magnitude percentile 20, last kept row 70); "
+            "gain 0.11 < cut 0.25",
+        ),
+        (
+            {"side": "consistent", "adjust": ("response_length",)},
+            "gradient not small enough for its length (magnitude percentile 20, last kept row 70); "
+            "gain 0.11 < cut 0.25",
+        ),
+        (
+            {"side": "grounded"},
+            "prompt does not help enough (more than in 3 % of the rows, last kept row 60 %); "
             "gain 0.11 < cut 0.25",
         ),
         (
@@ -158,9 +173,39 @@ def test_why_a_row_was_not_kept_under_tokens(case, expected):
 
 
 def test_a_random_draw_says_so():
-    evidence = Evidence(["a", "b"], *[np.zeros(2)] * 6)
-    choice, settings = Choice(np.array([1]), None), Settings(parse_budget("1"), seed=7)
-    assert write_reasons(choice, evidence, settings, Limit("rows", 1, 1.0)) == [
+    evidence = Evidence(["a", "b"], *[np.zeros(2)] * 5, None)
+    terms = Terms(np.ones(2), Limit("rows", 1, 1.0))
+    assert write_reasons(Choice(np.array([1])), evidence, Settings(seed=7), terms) == [
         "not drawn (seed 7)",
         "drawn at random (seed 7)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("low_first", "limit", "expected"),
+    [
+        (
+            False,
+            Limit("rows", 1, 1.0),
+            ["not kept: loss 2, last kept row 3", "kept (rank 1 of 1): loss 3, high first"],
+        ),
+        (
+            False,
+            Limit("tokens", 7, 1.0),
+            ["not kept: loss 2, last kept row 3", "kept (rank 1 of 1): loss 3, high first"],
+        ),
+        (
+            True,
+            Limit("tokens", 7, 1.0),
+            [
+                "not kept: its 5 tokens did not fit what was left (loss 2)",
+                "kept (rank 1 of 1): loss 3, low first",
+            ],
+        ),
+    ],
+)
+def test_a_measure_is_told_with_the_cut(low_first, limit, expected):
+    evidence = Evidence(["a", "b", "c"], *[np.zeros(3)] * 5, None)
+    choice = Choice(np.array([1]), None, "loss", np.array([2.0, 3.0, np.nan]), low_first)
+    found = write_reasons(choice, evidence, Settings(), Terms(np.full(3, 5), limit))
+    assert found == [*expected, "not kept: no loss could be computed"]

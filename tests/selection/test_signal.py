@@ -2,16 +2,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import gaussian_kde, median_abs_deviation, multivariate_normal
+from scipy.stats import median_abs_deviation, rankdata, spearmanr
 
+from gradsift.selection.density import estimate_density
 from gradsift.selection.signal import (
     SIDES,
+    adjusted,
     combined_signal,
     gradient_score,
-    log_density,
     magnitude,
     percentile_rank,
     rank_correlation,
+    ranks,
     robust_standardise,
     typical_region,
 )
@@ -65,7 +67,7 @@ def test_all_statistics_are_whitened_and_repeated_directions_left_out():
     # 2 · 6 columns, but norm and std of a layer are one direction.
     assert signal.shape == (200, 10)
     np.testing.assert_allclose(np.cov(signal, rowvar=False), np.eye(10), atol=1e-8)
-    assert np.isfinite(log_density(signal)).all()
+    assert np.isfinite(estimate_density(signal).log_N).all()
 
 
 def test_a_norm_of_zero_counts_as_the_smallest_other():
@@ -90,42 +92,6 @@ def test_an_unknown_part_of_the_signal_is_refused(layers, statistics, message):
         combined_signal(values(5), layers=layers, statistics=statistics)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3])
-def test_log_density_is_scipys_and_the_sum_of_kernels(k):
-    signal = np.random.default_rng(k).normal(size=(60, k)) @ np.diag([1.0, 3.0, 0.2][:k])
-    found = log_density(signal)
-    np.testing.assert_allclose(found, gaussian_kde(signal.T).logpdf(signal.T), rtol=1e-9)
-    bandwidth = np.atleast_2d(np.cov(signal.T)) * 60 ** (-2 / (k + 4))
-    kernels = [multivariate_normal(row, bandwidth).pdf(signal) for row in signal]
-    np.testing.assert_allclose(found, np.log(np.mean(kernels, axis=0)), rtol=1e-9)
-
-
-def test_a_constant_column_changes_no_density():
-    signal = np.random.default_rng(0).normal(size=(40, 1))
-    padded = np.hstack([signal, np.full((40, 1), 0.1)])
-    np.testing.assert_allclose(log_density(padded), log_density(signal), rtol=1e-9)
-
-
-@pytest.mark.parametrize(
-    "signal", [np.ones((5, 2)), np.ones((1, 2)), np.zeros((3, 1)), np.empty((4, 0))]
-)
-def test_a_constant_signal_makes_all_equally_typical(signal):
-    assert (log_density(signal) == 0).all()
-
-
-@pytest.mark.parametrize("n", [2, 3, 4])
-def test_density_with_no_more_instances_than_columns(n):
-    signal = np.random.default_rng(0).normal(size=(n, 4))
-    assert np.isfinite(log_density(signal)).all()
-
-
-def test_an_instance_far_out_has_a_finite_and_the_lowest_density():
-    signal = np.append(np.random.default_rng(0).normal(size=(50, 2)), [[40.0, -40.0]], axis=0)
-    found = log_density(signal)
-    assert np.isfinite(found).all()
-    assert found.argmin() == 50
-
-
 @pytest.mark.parametrize(
     ("x", "expected"),
     [([3, 1, 2], [1, 0, 0.5]), ([1, 1, 5], [0.25, 0.25, 1]), ([2, 2], [0.5, 0.5]), ([9], [0.5])],
@@ -134,34 +100,82 @@ def test_percentile_rank(x, expected):
     np.testing.assert_allclose(percentile_rank(np.array(x)), expected)
 
 
-def test_typical_region_ends_where_the_density_bends():
-    tail, bulk = np.array([-10.0, -8, -6, -4]), np.linspace(-1, 0, 16)
-    np.testing.assert_array_equal(typical_region(np.append(bulk, tail)), [True] * 16 + [False] * 4)
+@given(st.lists(st.integers(-3, 3), min_size=1))
+def test_ranks_are_scipys(x):
+    np.testing.assert_array_equal(ranks(np.array(x)), rankdata(x))
 
 
-@pytest.mark.parametrize("x", [[1.0], [1.0, 5], [2.0, 2, 2], [0.0, 0, 0, 1], [0.0, 1, 2, 3]])
-def test_without_a_bend_there_is_no_tail(x):
+def test_typical_region_is_tukeys_fence():
+    bulk = np.linspace(-1, 0, 16)
+    np.testing.assert_array_equal(
+        typical_region(np.append(bulk, [-10.0, -8, -6, -4])), [True] * 16 + [False] * 4
+    )
+    lower, upper = np.quantile(-bulk, [0.25, 0.75])
+    edge = -(upper + 1.5 * (upper - lower))
+    # Two more rows move the quartiles a little; far enough on either side they do not matter.
+    assert typical_region(np.append(bulk, [edge + 0.5, edge - 0.5])).tolist()[16:] == [True, False]
+
+
+@pytest.mark.parametrize("x", [[1.0], [1.0, 5], [2.0, 2, 2], [0.0, 1, 2, 3]])
+def test_where_nothing_lies_apart_there_is_no_tail(x):
     assert typical_region(np.array(x)).all()
 
 
-def test_a_majority_is_typical_even_where_the_density_bends_later():
-    x = np.array([0.0, 1, 2, 3, 4, 5, 6, 7, 7.01, 7.02])
-    np.testing.assert_array_equal(typical_region(x), x >= 5)
+def test_of_clean_samples_little_is_cut():
+    generator = np.random.default_rng(0)
+    normal = estimate_density(generator.normal(size=(4000, 2))).log_N
+    uniform = estimate_density(generator.uniform(size=(4000, 2))).log_N
+    assert 0.02 < 1 - typical_region(normal).mean() < 0.08
+    assert 0.02 < 1 - typical_region(uniform).mean() < 0.06
 
 
 def test_outliers_of_the_pool_are_outside_the_typical_region():
     generator = np.random.default_rng(3)
     signal = generator.normal(size=(300, 2))
     signal[:15] = 8 + 4 * generator.uniform(-1, 1, size=(15, 2))
-    typical = typical_region(log_density(signal))
+    typical = typical_region(estimate_density(signal).log_N)
     assert not typical[:15].any()
-    assert typical[15:].mean() > 0.75
+    assert typical[15:].mean() > 0.9
+
+
+def test_adjusting_takes_length_and_drift_off_and_leaves_the_rest():
+    generator = np.random.default_rng(1)
+    n = 1000
+    length, step = generator.integers(5, 400, size=n), np.arange(n) // 8
+    own = generator.normal(size=n)
+    x = own - 2 * np.log(length) - np.sqrt(step)
+    found = adjusted(x, [length, step])
+    assert abs(rank_correlation(x, length)) > 0.3
+    for covariate in (length, step):
+        assert abs(rank_correlation(found, covariate)) < 0.06
+    assert rank_correlation(found, own) > 0.9
+    np.testing.assert_array_equal(adjusted(x, []), x)
+
+
+def test_too_few_rows_are_not_adjusted():
+    x = np.arange(8.0)
+    np.testing.assert_array_equal(adjusted(x, [x]), x)
+    assert np.ptp(adjusted(np.arange(60.0), [np.arange(60)])) < 59
+
+
+def test_magnitude_goes_by_the_statistics_of_the_signal_but_the_signed_mean():
+    pool = values(50)
+    expected = np.mean(
+        [robust_standardise(np.log(pool[layer][s])) for layer in LAYERS for s in ("max", "std")],
+        axis=0,
+    )
+    np.testing.assert_allclose(magnitude(pool, statistics=("max", "mean", "std")), expected)
+    alone = magnitude(pool, layers=("lm_head",), statistics=("mean",))
+    np.testing.assert_allclose(alone, robust_standardise(pool["lm_head"]["mean"]))
 
 
 def test_the_sides_prefer_what_they_say():
     size = np.array([0.0, 1, 2, 3, 9])
     density = np.array([-1.2, -1.0, -1.1, -1.3, -9])
-    score = {side: gradient_score(size, density, side) for side in SIDES}
+    difficulty = np.array([0.9, 0.2, np.inf, 1.5, 0.5])
+    score = {side: gradient_score(size, density, side, difficulty) for side in SIDES}
+    np.testing.assert_allclose(score["consistent"], [1, 0.75, 0.5, 0.25, 0])
+    np.testing.assert_allclose(score["grounded"], [0.5, 1, 0, 0.25, 0.75])
     np.testing.assert_allclose(score["representative"], [0.5, 1, 0.75, 0.25, 0])
     np.testing.assert_allclose(score["informative"], [0, 0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(score["balanced"], [0.25, 0.5, 0.75, 1, 0])
@@ -175,11 +189,11 @@ def test_the_sides_prefer_what_they_say():
 )
 def test_every_score_is_in_0_1_and_follows_its_instance(pairs, side):
     size, density = np.array(pairs).T
-    score = gradient_score(size, density, side)
+    score = gradient_score(size, density, side, size)
     assert np.isfinite(score).all()
     assert score.min() >= 0
     assert score.max() <= 1
-    turned = gradient_score(size[::-1], density[::-1], side)
+    turned = gradient_score(size[::-1], density[::-1], side, size[::-1])
     np.testing.assert_array_equal(turned[::-1], score)
 
 
@@ -189,4 +203,6 @@ def test_rank_correlation():
     assert rank_correlation(a, np.array([10.0, 20, 40, 30, 99])) == pytest.approx(0.9)
     assert rank_correlation(a, np.exp(-a)) == pytest.approx(-1)
     assert rank_correlation(a, np.ones(5)) is None
+    x, y = np.random.default_rng(0).integers(0, 9, size=(2, 50))
+    assert rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic)
     assert rank_correlation(a[:2], a[:2]) is None

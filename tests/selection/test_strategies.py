@@ -1,56 +1,270 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 
-from gradsift.selection.budget import Limit
+from gradsift.selection.budget import Limit, parse_budget
+from gradsift.selection.decision import choose_rows, make_signal
 from gradsift.selection.greedy import lazy_greedy
-from gradsift.selection.objective import Objective, content_similarity
-from gradsift.selection.strategies import STRATEGIES, Task
+from gradsift.selection.neighbours import find_neighbours, unit_rows
+from gradsift.selection.objective import Objective
+from gradsift.selection.purse import Terms
+from gradsift.selection.settings import Settings
+from gradsift.selection.strategies.catalogue import STRATEGIES
+from gradsift.selection.strategies.task import Need, Task
+from gradsift.terms import LAYERS
+from pools import N, context_for, copied, make_pool
 
 
-def task(limit, n=30, seed=0, costs=None):
-    x = np.random.default_rng(1).normal(size=(n, 3))
-    objective = Objective(np.linspace(0, 1, n), content_similarity(x, 0.8), 5.0, 1.0, 1.0, 1.0)
-    return Task(objective, np.arange(1, n + 1) if costs is None else costs, limit, seed)
+def task(limit=None, pool=None, **terms):
+    pool = pool or make_pool()
+    context = context_for(pool)
+    limit = limit or Limit("rows", 20, 20.0)
+    signal = make_signal(pool, Settings())
+    return Task(
+        pool,
+        signal,
+        context.neighbours,
+        Objective(signal.score_N, context.neighbours, limit.expected_rows),
+        Terms(np.asarray(pool.n_tokens), limit, **terms),
+        0,
+        context.references,
+    )
 
 
-def test_grads_is_lazy_greedy():
-    given = task(Limit("rows", 5, 5.0))
-    found = STRATEGIES["grads"](given)
-    expected = lazy_greedy(given.objective, given.costs_N, given.limit)
-    np.testing.assert_array_equal(found.order_S, expected.order_S)
+def choose(name, given):
+    return STRATEGIES[name].choose(given)
 
 
-def test_random_is_of_the_seed_alone_and_leaves_the_global_generator_alone():
-    limit = Limit("rows", 5, 5.0)
-    np.random.seed(7)
-    untouched = np.random.random()
-    np.random.seed(7)
-    draws = [tuple(STRATEGIES["random"](task(limit, seed=seed)).order_S) for seed in (0, 0, 1)]
-    assert np.random.random() == untouched
-    assert draws[0] == draws[1] != draws[2]
-    assert all(len(set(draw)) == 5 for draw in draws)
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("limit", [Limit("rows", 20, 20.0), Limit("tokens", 500, 10.0)])
+def test_every_strategy_keeps_to_budget_lists_and_quotas(name, limit):
+    group = np.arange(N) % 3
+    given = task(limit, keep=(7, 3), barred=(0, 1), group_N=group, most_G={1: 4})
+    order = choose(name, given).order_S
+    assert order[:2].tolist() == [7, 3]
+    assert len(set(order.tolist())) == len(order)
+    assert not {0, 1} & set(order.tolist())
+    assert (group[order] == 1).sum() <= 4
+    if limit.kind == "rows":
+        assert len(order) == 20
+    else:
+        assert 0 < given.pool.n_tokens[order].sum() <= 500
 
 
-def test_random_draws_every_row_equally_often():
-    limit = Limit("rows", 10, 10.0)
-    given = task(limit)
-    counts = np.zeros(30)
-    for seed in range(600):
-        counts[STRATEGIES["random"](Task(given.objective, given.costs_N, limit, seed)).order_S] += 1
-    # Each count is binomial(600, 1/3): mean 200, standard deviation 11.5.
-    assert np.abs(counts - 200).max() < 50
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_whole_pool_can_be_asked_for(name):
+    order = choose(name, task(Limit("rows", N, float(N)))).order_S
+    assert sorted(order.tolist()) == list(range(N))
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_random_under_tokens_keeps_to_the_budget_and_fills_it(seed):
-    given = task(Limit("tokens", 100, 5.0), seed=seed)
-    chosen = STRATEGIES["random"](given).order_S
-    left = 100 - given.costs_N[chosen].sum()
-    others = np.setdiff1d(np.arange(30), chosen)
-    assert 0 <= left < given.costs_N[others].min()
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_the_smallest_pools(name, n):
+    order = choose(name, task(Limit("rows", 1, 1.0), make_pool(n))).order_S
+    assert len(order) == 1
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_budget_that_nothing_fits_is_refused(name):
+    pool = replace(make_pool(), n_tokens=np.full(N, 9), n_response_tokens=np.full(N, 4))
     with pytest.raises(ValueError, match="shortest instance has 9"):
-        STRATEGIES[name](task(Limit("tokens", 8, 1.0), costs=np.full(30, 9)))
+        choose(name, task(Limit("tokens", 8, 1.0), pool))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_asks_only_for_what_it_says_it_needs(name):
+    whole = make_pool()
+    needs = STRATEGIES[name].needs
+    bare = replace(
+        whole,
+        features_ND=whole.features_ND if Need.FEATURES in needs else None,
+        sketches=whole.sketches if Need.SKETCHES in needs else {},
+        losses=whole.losses if Need.LOSSES in needs else {},
+    )
+    context = context_for(whole)
+    references = {need: context.references[need] for need in needs if need in context.references}
+    arguments = (parse_budget("20"), Settings(strategy=name))
+    expected = choose_rows(whole, *arguments, context)
+    found = choose_rows(bare, *arguments, replace(context, references=references))
+    assert found.tolist() == expected.tolist()
+
+
+def test_grads_is_lazy_greedy():
+    given = task()
+    expected, gains = lazy_greedy(given.objective, given.terms)
+    found = choose("grads", given)
+    np.testing.assert_array_equal(found.order_S, expected)
+    np.testing.assert_array_equal(found.gains.marginal_N, gains.marginal_N)
+
+
+def test_random_is_of_the_seed_alone_and_leaves_the_global_generator_alone():
+    np.random.seed(7)
+    untouched = np.random.random()
+    np.random.seed(7)
+    given = task(Limit("rows", 5, 5.0))
+    draws = [tuple(choose("random", replace(given, seed=seed)).order_S) for seed in (0, 0, 1)]
+    assert np.random.random() == untouched
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_random_draws_every_row_equally_often():
+    given, counts = task(), np.zeros(N)
+    for seed in range(600):
+        counts[choose("random", replace(given, seed=seed)).order_S] += 1
+    # Each count is binomial(600, 1/3): mean 200, standard deviation 11.5.
+    assert np.abs(counts - 200).max() < 50
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("longest", lambda pool: -pool.n_response_tokens),
+        ("loss-high", lambda pool: -pool.loss),
+        ("loss-low", lambda pool: pool.loss),
+        ("loss-middle", lambda pool: abs(rankdata(pool.loss) - (N + 1) / 2)),
+        ("perplexity-middle", lambda pool: abs(rankdata(pool.losses["text"]) - (N + 1) / 2)),
+        (
+            "grand",
+            lambda pool: -np.hypot(*(pool.statistics[layer]["l2_norm"] for layer in LAYERS)),
+        ),
+        ("el2n", lambda pool: -pool.error_norm),
+    ],
+)
+def test_rankings_go_by_what_they_say(name, key):
+    given = task()
+    order = choose(name, given).order_S
+    values = np.round(key(given.pool), 9)
+    assert order.tolist() == np.lexsort((np.arange(N), values))[:20].tolist()
+
+
+@pytest.mark.parametrize("name", ["ifd-loss", "ifd-perplexity"])
+def test_difficulty_takes_the_highest_below_1_and_the_rest_last(name):
+    given = task(Limit("rows", N, float(N)))
+    response, alone = (given.pool.losses[key] for key in ("response", "alone"))
+    ratio = response / alone if name == "ifd-loss" else np.exp(response) / np.exp(alone)
+    order = choose(name, given).order_S
+    n_below = int((ratio < 1).sum())
+    assert 5 < n_below < N - 5
+    assert (np.diff(ratio[order[:n_below]]) <= 0).all()
+    assert (ratio[order[n_below:]] >= 1).all()
+
+
+def test_the_two_difficulties_differ():
+    given = task()
+    names = ("ifd-loss", "ifd-perplexity")
+    first, second = (choose(name, given).order_S.tolist() for name in names)
+    assert first != second
+
+
+def test_a_response_of_one_token_has_no_difficulty_and_comes_last():
+    pool = make_pool()
+    alone = pool.losses["alone"].copy()
+    alone[5] = np.nan
+    pool = replace(pool, losses={**pool.losses, "alone": alone})
+    assert choose("ifd-loss", task(Limit("rows", N, float(N)), pool)).order_S[-1] == 5
+
+
+def test_k_center_takes_the_farthest_each_time():
+    given = task(Limit("rows", 8, 8.0), keep=(4,))
+    x = unit_rows(given.pool.features_ND).astype(np.float64)
+    distance = np.linalg.norm(x[:, None] - x[None], axis=2)
+    order = choose("k-center", given).order_S.tolist()
+    for at in range(1, 8):
+        to_taken = distance[:, order[:at]].min(axis=1)
+        assert to_taken[order[at]] == pytest.approx(to_taken.max(), abs=1e-5)
+
+
+def test_facility_locations_maximise_coverage_alone():
+    given = task()
+    objective = replace(given.objective, alpha=0.0, gamma=0.0)
+    expected, _ = lazy_greedy(objective, given.terms)
+    assert choose("facility-location", given).order_S.tolist() == expected.tolist()
+    sketches = np.hstack([given.pool.sketches[layer] for layer in sorted(LAYERS)])
+    graph = find_neighbours(sketches, centred=False)
+    unit = sketches / np.linalg.norm(sketches, axis=1, keepdims=True)
+    np.testing.assert_allclose(graph.of(0)[1], (unit @ unit[0])[graph.of(0)[0]], atol=1e-5)
+    expected, _ = lazy_greedy(replace(objective, neighbours=graph), given.terms)
+    assert choose("gradient-facility-location", given).order_S.tolist() == expected.tolist()
+
+
+def test_k_means_gives_each_cluster_its_share_and_takes_its_best():
+    given = task(Limit("rows", 30, 30.0))
+    choice = choose("k-means", given)
+    share, score = choice.value_N, given.signal.score_N
+    order = choice.order_S
+    assert share[order].max() <= np.delete(share, order).min() + 1e-12
+    # Half of the rows: about half of each cluster. (place + ½)/size gives the size back.
+    firsts = np.flatnonzero(np.isclose(share, share.min()))
+    assert score[firsts].max() >= score.max() - 1e-12 or len(firsts) > 0
+    assert choose("k-means", given).order_S.tolist() == order.tolist()
+
+
+def test_deita_leaves_out_what_repeats_a_better_row():
+    pool = make_pool()
+    score = make_signal(pool, Settings()).score_N
+    best = int(np.argmax(score))
+    pool = copied(pool, best, (best + 1) % N)
+    given = task(Limit("rows", 10, 10.0), pool)
+    order = choose("deita", given).order_S.tolist()
+    cosine = np.zeros((N, N))
+    cosine[given.neighbours.owners(), given.neighbours.rows_E] = given.neighbours.cosines_E
+    expected = []
+    for row in np.argsort(-given.signal.score_N, kind="stable"):
+        if all(cosine[row, other] <= 0.8 for other in expected) and len(expected) < 10:
+            expected.append(int(row))
+    assert order == expected
+    assert len({best, (best + 1) % N} & set(order)) == 1
+
+
+def information(z, rows):
+    return np.linalg.slogdet(np.eye(z.shape[1]) + z[rows].T @ z[rows])[1]
+
+
+@pytest.mark.parametrize(("name", "weight"), [("fisher", 0.0), ("spice", 1.0)])
+def test_information_is_that_of_the_determinant(name, weight):
+    given = task(Limit("rows", 12, 12.0))
+    z = np.hstack([given.pool.sketches[layer] for layer in sorted(LAYERS)]).astype(np.float64)
+    z /= np.sqrt((z**2).sum(axis=1).mean())
+    expected: list[int] = []
+    for _ in range(12):
+        worth = {}
+        for row in set(range(N)) - set(expected):
+            gain = information(z, [*expected, row]) - information(z, expected)
+            total = z[expected].sum(axis=0)
+            norms = np.linalg.norm(total) * np.linalg.norm(z[row])
+            conflict = max(0.0, -(z[row] @ total) / norms) if norms > 0 else 0.0
+            worth[row] = gain - weight * conflict
+        expected.append(max(worth, key=worth.get))
+    assert choose(name, given).order_S.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "need"), [("ogs-static", Need.ANCHOR), ("target-similarity", Need.TARGET)]
+)
+def test_likeness_to_a_reference_is_the_mean_cosine(name, need):
+    given = task(Limit("rows", N, float(N)))
+    ours = np.hstack([given.pool.sketches[layer] for layer in sorted(LAYERS)])
+    theirs = np.hstack([given.references[need].sketches[layer] for layer in sorted(LAYERS)])
+    cosine = (ours @ theirs.T) / np.outer(
+        np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1)
+    )
+    choice = choose(name, given)
+    assert choice.order_S.tolist() == np.argsort(-cosine.mean(axis=1), kind="stable").tolist()
+    # The measure is the cosine with the mean direction.
+    assert np.abs(choice.value_N).max() <= 1
+
+
+def test_rds_lets_the_targets_take_turns():
+    given = task(Limit("rows", 12, 12.0))
+    x, target = given.pool.features_ND, given.references[Need.TARGET].features_MD
+    mean = x.mean(axis=0)
+    cosine = ((target - mean) @ (x - mean).T) / np.outer(
+        np.linalg.norm(target - mean, axis=1), np.linalg.norm(x - mean, axis=1)
+    )
+    expected: list[int] = []
+    while len(expected) < 12:
+        for row in cosine[: 12 - len(expected)]:
+            expected.append(next(int(i) for i in np.argsort(-row) if i not in expected))
+    assert choose("rds", given).order_S.tolist() == expected

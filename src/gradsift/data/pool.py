@@ -33,6 +33,7 @@ class PoolRow:
         reason: Why it is dropped, a key of DROP_REASONS, or None.
         detail: What exactly was found.
         content_hash: Equal for rows that say the same; None where a row cannot be read.
+        source: What the row says of where it comes from, if it does.
     """
 
     row: int
@@ -44,6 +45,7 @@ class PoolRow:
     reason: str | None
     detail: str | None
     content_hash: str | None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def load_pool(
     prompt_column: str | None = None,
     response_column: str | None = None,
     system_column: str | None = None,
+    source_column: str | None = None,
     dataset_info: str | None = None,
     split: str | None = None,
     train_on: str = "all",
@@ -111,6 +114,7 @@ def load_pool(
         prompt_column: Field with the question.
         response_column: Field with the answer.
         system_column: Field with a system prompt.
+        source_column: Field that says where a row comes from; `source` is taken if it is there.
         dataset_info: LLaMA-Factory's dataset_info.json.
         split: Of a folder or hub dataset that has several.
         train_on: "all" assistant turns, or the "last".
@@ -143,12 +147,20 @@ def load_pool(
     _require_readable(source, raw_rows)
     if dataset_info is None:
         row_format, columns = settle_format(readable, row_format, columns)
-    if id_column is not None and readable and not any(id_column in r for r in readable):
-        raise ValueError(
-            f"{source.name}: no row has the id field {id_column!r}; found {sorted(readable[0])}. "
-            "Name another with --id-column, or leave it out."
-        )
-    rows = _Rows(row_format, columns, train_on, id_column or "id", id_column is not None)
+    for kind, column in (("id", id_column), ("source", source_column)):
+        if column is not None and readable and not any(column in r for r in readable):
+            raise ValueError(
+                f"{source.name}: no row has the {kind} field {column!r}; found "
+                f"{sorted(readable[0])}. Name another with --{kind}-column, or leave it out."
+            )
+    rows = _Rows(
+        row_format,
+        columns,
+        train_on,
+        id_column or "id",
+        id_column is not None,
+        source_column or "source",
+    )
     rows.announce(readable)
     pool_rows = tuple(rows.add(raw) for raw in raw_rows)
     pool = Pool(source, row_format, detected, columns, fingerprint(source), pool_rows)
@@ -160,10 +172,17 @@ class _Rows:
     """Turns raw rows into pool rows, knowing the ids of the file and those given so far."""
 
     def __init__(
-        self, row_format: str, columns: Columns, train_on: str, id_column: str, id_required: bool
+        self,
+        row_format: str,
+        columns: Columns,
+        train_on: str,
+        id_column: str,
+        id_required: bool,
+        source_column: str,
     ):
         self._row_format, self._columns, self._train_on = row_format, columns, train_on
         self._id_column, self._id_required = id_column, id_required
+        self._source_column = source_column
         self._ids_in_file: Counter[str] = Counter()
         self._given: set[str] = set()
         self._place_of: dict[str, str] = {}
@@ -185,7 +204,8 @@ class _Rows:
         else:
             instance_id = self._hash_id(content_hash) if own_id is None else own_id
             self._place_of[instance_id] = place
-            row = replace(row, example=example, content_hash=content_hash)
+            source = _named_source(raw.record, self._source_column)
+            row = replace(row, example=example, content_hash=content_hash, source=source)
         self._given.add(instance_id)
         return replace(row, instance_id=instance_id)
 
@@ -226,6 +246,13 @@ class _Rows:
         while wished in self._given or wished in self._ids_in_file:
             wished += "_"
         return wished
+
+
+def _named_source(record: Mapping[str, Any], column: str) -> str | None:
+    value = record.get(column)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        return None
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def _content_hash(example: Example) -> str:

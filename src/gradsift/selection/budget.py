@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 _HOW = (
-    'Write "50%" (half of the instances), "500" (rows) or "20000tok" (tokens); '
+    'Write "50%" (half of the instances), "500" (rows), "20000tok" (tokens) or "auto"; '
     "in Python also 0.5 or 500."
 )
 
@@ -28,12 +28,14 @@ class Limit:
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget as written: a fraction of the instances, a number of rows, or a number of tokens."""
+    """A budget as written: a fraction of the instances, rows, tokens, or "auto" (amount 1)."""
 
-    kind: Literal["fraction", "rows", "tokens"]
+    kind: Literal["fraction", "rows", "tokens", "auto"]
     amount: float
 
     def __str__(self) -> str:
+        if self.kind == "auto":
+            return "auto"
         if self.kind == "fraction":
             return f"{100 * self.amount:.10g}%"
         return f"{int(self.amount)}" if self.kind == "rows" else f"{int(self.amount)}tok"
@@ -44,7 +46,7 @@ class Budget:
         Args:
             n_instances: Instances that can be selected. A fraction is a fraction of these (of
                 rows, not of tokens; dropped rows do not count), rounded to the nearest row, a
-                half upwards.
+                half upwards. "auto" may take all.
             total_tokens: Tokens of all these instances together.
 
         Returns:
@@ -61,7 +63,7 @@ class Budget:
             )
         if self.kind == "tokens":
             return self._tokens(n_instances, total_tokens)
-        rows = self.amount * n_instances if self.kind == "fraction" else self.amount
+        rows = self.amount if self.kind == "rows" else self.amount * n_instances
         # 1e-9 forgives binary fractions: 0.145 * 100 is 14.499999999999998.
         rows = math.floor(rows + 0.5 + 1e-9)
         if rows < 1:
@@ -90,8 +92,8 @@ def parse_budget(value: str | int | float) -> Budget:
     """Read a budget.
 
     Args:
-        value: `"50%"`, `"500"` (rows) or `"20000tok"`; an int is a number of rows; a float in
-            (0, 1] is a fraction of the instances, so that 1.0 is all of them and 1 is one row.
+        value: `"50%"`, `"500"` (rows), `"20000tok"` or `"auto"`; an int is a number of rows; a
+            float in (0, 1] is a fraction of the instances: 1.0 is all of them, 1 is one row.
 
     Returns:
         The budget, not yet applied to a pool.
@@ -114,6 +116,8 @@ def parse_budget(value: str | int | float) -> Budget:
 
 
 def _parse_text(text: str) -> Budget:
+    if text.strip() == "auto":
+        return Budget("auto", 1.0)
     match = re.fullmatch(r"([+-]?[0-9][0-9_]*(?:\.[0-9]+)?)\s*(%|tok|tokens)?", text.strip())
     if match is None:
         raise ValueError(f"budget {text!r} is not understood. {_HOW}")

@@ -1,44 +1,54 @@
-"""What a selection starts from: the arrays of a pool, and the settings.
+"""What a selection starts from: the arrays of a pool.
 
-Shapes: N instances, D content features.
+Shapes: N instances, D content features, K² entries of a gradient sketch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-
-from gradsift.selection.budget import Budget
-from gradsift.selection.signal import Side
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The instances that can be selected, as arrays in one order; checked when it is made.
+    """The instances that can be selected, as arrays in ascending order of their ids.
+
+    Checked when it is made.
 
     Attributes:
-        ids: N different instance ids.
+        ids: N different instance ids, ascending.
         statistics: layer → statistic → [N], finite.
-        features_ND: Content features, finite.
         n_tokens: [N] all tokens of an instance, its cost under a budget of tokens; above 0.
         n_response_tokens: [N].
         step: [N] optimizer updates made before the gradient was taken.
         loss: [N] instance loss in nats for each response token.
+        error_norm: [N] mean ‖softmax − one-hot‖₂ over the response tokens.
+        source: [N] where each row comes from; None where the pool does not say.
+        language: [N] as `source`.
+        features_ND: Content features, finite; None where no strategy asks for them.
+        sketches: layer → [N, K²], finite; may be empty.
+        losses: `response`, `alone` and `text` → [N], of the further pass; may be empty. `alone` is
+            NaN where there is none.
 
     Raises:
-        ValueError: If there is no instance, an id is there twice, or a value is not finite; the
-            message names the instance.
+        ValueError: If there is no instance, an id is there twice or out of order, or a value is
+            not finite; the message names the instance.
     """
 
     ids: Sequence[str]
     statistics: Mapping[str, Mapping[str, np.ndarray]]
-    features_ND: np.ndarray
     n_tokens: np.ndarray
     n_response_tokens: np.ndarray
     step: np.ndarray
     loss: np.ndarray
+    error_norm: np.ndarray
+    source: Sequence[str] | None = None
+    language: Sequence[str] | None = None
+    features_ND: np.ndarray | None = None
+    sketches: Mapping[str, np.ndarray] = field(default_factory=dict)
+    losses: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.ids) == 0:
@@ -46,10 +56,11 @@ class Candidates:
                 "no instance can be selected: every row was dropped or has a gradient that is "
                 "not finite. Look at the reasons in pool.parquet."
             )
-        if len(set(self.ids)) < len(self.ids):
-            seen: set[str] = set()
-            twice = next(i for i in self.ids if i in seen or seen.add(i))
-            raise ValueError(f"instance id {twice!r} is there twice, expected once.")
+        for before, after in zip(self.ids, self.ids[1:], strict=False):
+            if before == after:
+                raise ValueError(f"instance id {after!r} is there twice, expected once.")
+            if before > after:
+                raise ValueError(f"instance id {after!r} comes after {before!r}: sort them first.")
         for name, array in self._arrays().items():
             self._check(name, array)
         if np.min(self.n_tokens) < 1:
@@ -59,27 +70,20 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, rows: np.ndarray) -> Candidates:
-        """Return some instances in another order.
+    def covariate(self, name: str) -> np.ndarray:
+        """Return what a gradient may depend on beside its instance's worth.
 
         Args:
-            rows: Positions.
+            name: response_length, prompt_length or step.
 
         Returns:
-            A pool of these.
+            values_N.
         """
-        return Candidates(
-            ids=[self.ids[row] for row in rows],
-            statistics={
-                layer: {name: np.asarray(array)[rows] for name, array in by_name.items()}
-                for layer, by_name in self.statistics.items()
-            },
-            features_ND=np.asarray(self.features_ND)[rows],
-            n_tokens=np.asarray(self.n_tokens)[rows],
-            n_response_tokens=np.asarray(self.n_response_tokens)[rows],
-            step=np.asarray(self.step)[rows],
-            loss=np.asarray(self.loss)[rows],
-        )
+        return {
+            "response_length": self.n_response_tokens,
+            "prompt_length": self.n_tokens - self.n_response_tokens,
+            "step": self.step,
+        }[name]
 
     def _arrays(self) -> dict[str, np.ndarray]:
         by_statistic = {
@@ -87,13 +91,18 @@ class Candidates:
             for layer, by_name in self.statistics.items()
             for name, array in by_name.items()
         }
-        return by_statistic | {
-            "content features": self.features_ND,
+        arrays = by_statistic | {
             "n_tokens": self.n_tokens,
             "n_response_tokens": self.n_response_tokens,
             "step": self.step,
             "loss": self.loss,
+            "error_norm": self.error_norm,
         }
+        if self.features_ND is not None:
+            arrays["content features"] = self.features_ND
+        arrays |= {f"{layer} sketch": sketch for layer, sketch in self.sketches.items()}
+        # A response of one token has no loss of its own.
+        return arrays | {f"{k} loss": array for k, array in self.losses.items() if k != "alone"}
 
     def _check(self, name: str, array: np.ndarray) -> None:
         if len(array) != len(self.ids):
@@ -104,32 +113,3 @@ class Candidates:
                 f"{name} of instance {self.ids[int(np.argmin(finite_N))]!r} is not finite: leave "
                 "the instance out, or capture again in float32."
             )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The parameters of a selection, see `Objective` for the coefficients.
-
-    Attributes:
-        budget: How much to select.
-        strategy: A name in STRATEGIES.
-        side: What makes a good gradient, see `gradient_score`.
-        layers: Layers whose statistics make the signal; None for all there are.
-        signal_statistics: Statistics that make the signal, see `combined_signal`.
-        alpha: Weight of the gradient score.
-        beta: Weight of content diversity.
-        gamma: Weight of similarity reduction.
-        near_threshold: Cosine above which two instances count as near-duplicates.
-        seed: For the strategy random, and for the random subset that losses are compared with.
-    """
-
-    budget: Budget
-    strategy: str = "grads"
-    side: Side = "representative"
-    layers: tuple[str, ...] | None = None
-    signal_statistics: tuple[str, ...] = ("l2_norm",)
-    alpha: float = 1.0
-    beta: float = 1.0
-    gamma: float = 1.0
-    near_threshold: float = 0.8
-    seed: int = 0

@@ -1,33 +1,55 @@
-"""Select from a pool, and say for every instance what was decided and why."""
+"""Select from a pool, and say for every instance what was decided and why.
+
+Shapes: N instances of the pool, S selected.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gradsift.selection.budget import Limit
-from gradsift.selection.candidates import Candidates, Settings
-from gradsift.selection.greedy import Choice
-from gradsift.selection.objective import (
-    Losses,
-    Objective,
-    Similarity,
-    blocks,
-    content_similarity,
-    losses,
-)
+from gradsift.selection.audit import Audit, audit
+from gradsift.selection.budget import Budget, Limit
+from gradsift.selection.candidates import Candidates
+from gradsift.selection.density import estimate_density
+from gradsift.selection.elbow import elbow
+from gradsift.selection.neighbours import Neighbours
+from gradsift.selection.objective import Losses, Objective, losses, nearest_selected
+from gradsift.selection.purse import Terms
 from gradsift.selection.reasons import Evidence, write_reasons
+from gradsift.selection.settings import Settings
 from gradsift.selection.signal import (
-    SIDES,
+    adjusted,
     combined_signal,
     gradient_score,
-    log_density,
     magnitude,
     percentile_rank,
     rank_correlation,
+    typical_region,
 )
-from gradsift.selection.strategies import STRATEGIES, Task
+from gradsift.selection.strategies.catalogue import STRATEGIES
+from gradsift.selection.strategies.task import Choice, Need, Reference, Signal, Task
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a selection may use beside the pool's own arrays.
+
+    Attributes:
+        neighbours: Of the pool's content.
+        topic_N: Cluster of content of each instance.
+        references: Other captured rows, by what they are needed for.
+        keep: Ids that are selected first, in this order.
+        drop: Ids that are never selected; they stay part of the pool that is represented.
+    """
+
+    neighbours: Neighbours
+    topic_N: np.ndarray
+    references: Mapping[Need, Reference]
+    keep: Sequence[str] = ()
+    drop: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -36,206 +58,302 @@ class Selection:
 
     Attributes:
         settings: The parameters.
+        budget: As it was given.
         limit: The budget on this pool.
-        ids: Selected ids in the order of selection.
+        rows_S: Selected positions in the order of selection.
+        ids: Their ids.
         n_tokens: Tokens of the selected instances together.
-        table: Column → one value for each instance, in the order of the pool as it was given; None
-            where there is no value. Columns: `instance_id`, `selected`, `rank` (1 is the first
-            selected), `marginal_gain` = `gradient_gain` + `diversity_gain` − `similarity_penalty`
-            (with their coefficients; at the time of selection, or at the end for the others; None
-            for strategies without gains), `gradient_score` (0 to 1), a percentile from 0 to 100 of
-            each statistic, such as `embedding_l2_norm_pct`, and of density and magnitude
-            (`density_pct`, `magnitude_pct`), `nearest_selected` (the most similar selected
-            instance other than itself) and its cosine `nearest_similarity`, `reason`.
+        table: Column → one value for each instance, in the order of the pool; NaN or None where
+            there is no value. Columns: `instance_id`, `selected`, `rank` (1 is the first selected,
+            0 not selected), `marginal_gain` = `gradient_gain` + `diversity_gain` −
+            `similarity_penalty` (with their coefficients; at the time of selection, or at the end
+            for the others; NaN for strategies without gains), `measure` (what strategies without
+            gains go by), `gradient_score` (0 to 1), a percentile from 0 to 100 of each statistic,
+            such as `embedding_l2_norm_pct`, and of density and magnitude (`density_pct`,
+            `magnitude_pct`), `nearest_selected` (the most similar selected instance other than
+            itself, among its neighbours) and its cosine `nearest_similarity`, `reason`.
         losses: `subset`, `pool` and `random` (as many rows, drawn with the seed) → losses.
-        length_correlation: Spearman's correlation of the gradient score with the response length;
-            None where it is not defined.
-        step_correlation: The same with the step.
+        audit: The subset beside the pool; without warnings.
+        signal: What the selection went by.
+        cut_share: Share of the pool that the density cut removes; None where there is no cut.
+        step_correlation: Rank correlation of the gradient score with the step; None where it is
+            not defined.
+        curve_S: For the budget "auto": the marginal gains of all rows that were tried, in order.
     """
 
     settings: Settings
+    budget: Budget
     limit: Limit
+    rows_S: np.ndarray
     ids: tuple[str, ...]
     n_tokens: int
-    table: dict[str, list]
+    table: dict[str, np.ndarray | list]
     losses: dict[str, Losses]
-    length_correlation: float | None
+    audit: Audit
+    signal: Signal
+    cut_share: float | None
     step_correlation: float | None
+    curve_S: np.ndarray | None
 
 
-@dataclass(frozen=True)
-class _Signal:
-    score_N: np.ndarray
-    log_density_N: np.ndarray
-    magnitude_N: np.ndarray
-
-
-def select_rows(pool: Candidates, settings: Settings) -> Selection:
+def select_rows(
+    pool: Candidates, budget: Budget, settings: Settings, context: Context
+) -> Selection:
     """Select instances under a budget.
-
-    Everything is computed in the order of the ids, so the order of the pool changes nothing.
 
     Args:
         pool: The instances that can be selected.
+        budget: How much to select.
         settings: How to select.
+        context: Neighbours and whatever else the strategy needs.
 
     Returns:
         The selection; the same for the same pool and settings.
 
     Raises:
-        ValueError: If a setting is unknown, out of range or does not fit the pool, or the pool is
-            too large.
+        ValueError: If a setting is out of range or does not fit the pool.
     """
-    require_possible(settings)
-    by_id = np.array(sorted(range(len(pool)), key=lambda row: pool.ids[row]), dtype=np.intp)
-    pool = pool.take(by_id)
-    limit = settings.budget.resolve(len(pool), int(np.sum(pool.n_tokens)))
-    signal = _signal(pool, settings)
-    similarity = content_similarity(pool.features_ND, settings.near_threshold)
+    signal = make_signal(pool, settings)
+    task, limit = _task(pool, budget, settings, context, signal)
+    choose = STRATEGIES[settings.strategy].choose
+    choice, curve_S = choose(task), None
+    if budget.kind == "auto":
+        task, choice, curve_S = _cut_at_elbow(task, choice, settings)
+        limit = task.terms.limit
+    order_S = choice.order_S
+    return Selection(
+        settings=settings,
+        budget=budget,
+        limit=limit,
+        rows_S=order_S,
+        ids=tuple(pool.ids[row] for row in order_S),
+        n_tokens=int(np.sum(pool.n_tokens[order_S])),
+        table=_table(task, choice, settings),
+        losses=_compare(order_S, signal, context.neighbours, settings),
+        audit=audit(
+            pool,
+            order_S,
+            signal.score_N,
+            context.topic_N,
+            context.neighbours,
+            settings.near_threshold,
+        ),
+        signal=signal,
+        cut_share=_cut_share(signal, settings),
+        step_correlation=rank_correlation(signal.score_N, pool.step),
+        curve_S=curve_S,
+    )
+
+
+def choose_rows(
+    pool: Candidates, budget: Budget, settings: Settings, context: Context
+) -> np.ndarray:
+    """Select, without the table, the losses and the audit.
+
+    Args:
+        pool: The instances that can be selected.
+        budget: How much to select; not "auto".
+        settings: How to select.
+        context: Neighbours and whatever else the strategy needs.
+
+    Returns:
+        order_S, positions in the order of selection.
+    """
+    task, _ = _task(pool, budget, settings, context, make_signal(pool, settings))
+    return STRATEGIES[settings.strategy].choose(task).order_S
+
+
+def make_signal(pool: Candidates, settings: Settings) -> Signal:
+    """Compute the gradient score of a pool, and what it is made of.
+
+    Args:
+        pool: The instances.
+        settings: Layers, statistics, what is taken off, and the side.
+
+    Returns:
+        The signal.
+
+    Raises:
+        ValueError: If a layer was not captured.
+    """
+    layers = tuple(pool.statistics) if settings.layers is None else settings.layers
+    choices = {
+        "layers": layers,
+        "statistics": settings.signal_statistics,
+        "covariates": [pool.covariate(name) for name in settings.adjust],
+    }
+    density = estimate_density(combined_signal(pool.statistics, **choices))
+    magnitude_N = magnitude(pool.statistics, **choices)
+    difficulty_N = _difficulty(pool, settings) if settings.side == "grounded" else None
+    score_N = gradient_score(magnitude_N, density.log_N, settings.side, difficulty_N)
+    return Signal(score_N, magnitude_N, density)
+
+
+def _difficulty(pool: Candidates, settings: Settings) -> np.ndarray:
+    ratio_N = pool.losses["response"] / pool.losses["alone"]
+    known_N = np.isfinite(ratio_N) & (ratio_N > 0)
+    covariates = [pool.covariate(name)[known_N] for name in settings.adjust]
+    difficulty_N = np.full(len(pool), np.inf)
+    difficulty_N[known_N] = adjusted(np.log(ratio_N[known_N]), covariates)
+    return difficulty_N
+
+
+def _task(
+    pool: Candidates, budget: Budget, settings: Settings, context: Context, signal: Signal
+) -> tuple[Task, Limit]:
+    limit = budget.resolve(len(pool), int(np.sum(pool.n_tokens)))
+    groups = _groups(pool, settings)
+    terms = Terms(
+        np.asarray(pool.n_tokens),
+        limit,
+        _positions(pool, context.keep, "keep"),
+        *groups,
+        _positions(pool, context.drop, "drop"),
+    )
+    if budget.kind == "auto":
+        limit = replace(limit, amount=terms.room())
+        terms = replace(terms, limit=limit)
     objective = Objective(
         score_N=signal.score_N,
-        similarity=similarity,
+        neighbours=context.neighbours,
         expected_rows=limit.expected_rows,
         alpha=settings.alpha,
         beta=settings.beta,
         gamma=settings.gamma,
+        near_threshold=settings.near_threshold,
     )
-    task = Task(objective, np.asarray(pool.n_tokens), limit, settings.seed)
-    choice = STRATEGIES[settings.strategy](task)
-    table = _table(pool, settings, limit, signal, similarity, choice)
-    place_N = np.argsort(by_id)
-    return Selection(
-        settings=settings,
-        limit=limit,
-        ids=tuple(pool.ids[row] for row in choice.order_S),
-        n_tokens=int(np.sum(pool.n_tokens[choice.order_S])),
-        table={name: [column[place] for place in place_N] for name, column in table.items()},
-        losses=_compare(choice.order_S, signal.log_density_N, similarity, settings.seed),
-        length_correlation=rank_correlation(signal.score_N, pool.n_response_tokens),
-        step_correlation=rank_correlation(signal.score_N, pool.step),
+    task = Task(
+        pool, signal, context.neighbours, objective, terms, settings.seed, context.references
     )
+    return task, limit
 
 
-def require_possible(settings: Settings) -> None:
-    """Refuse settings that no pool could be selected with, before anything costly is done.
-
-    Args:
-        settings: How to select.
-
-    Raises:
-        ValueError: Naming the setting, its value and what is expected.
-    """
-    if settings.strategy not in STRATEGIES:
-        known = ", ".join(STRATEGIES)
-        raise ValueError(f"strategy is {settings.strategy!r}, expected one of {known}.")
-    if settings.side not in SIDES:
-        raise ValueError(f"side is {settings.side!r}, expected one of {', '.join(SIDES)}.")
-    if settings.layers is not None and not settings.layers:
-        raise ValueError("layers is empty, expected embedding, lm_head or both.")
-    if settings.seed < 0:
-        raise ValueError(f"seed is {settings.seed}, expected at least 0.")
-    # These two check the rest when they are made; a pool of one row will do.
-    similarity = content_similarity(np.zeros((1, 1)), settings.near_threshold)
-    Objective(np.zeros(1), similarity, 1.0, settings.alpha, settings.beta, settings.gamma)
+def _cut_at_elbow(
+    task: Task, choice: Choice, settings: Settings
+) -> tuple[Task, Choice, np.ndarray]:
+    if choice.gains is None:
+        raise ValueError(
+            f"budget auto looks at marginal gains, and {settings.strategy} has none: give a "
+            "number, or use grads, facility-location or gradient-facility-location."
+        )
+    curve_S = choice.gains.marginal_N[choice.order_S]
+    n_kept = len(task.terms.keep)
+    amount = n_kept + elbow(curve_S[n_kept:]) if len(curve_S) > n_kept else n_kept
+    limit = replace(task.terms.limit, amount=amount)
+    task = replace(task, terms=replace(task.terms, limit=limit))
+    return task, STRATEGIES[settings.strategy].choose(task), curve_S
 
 
-def nearest_selected(
-    similarity: Similarity, selected_S: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Find the selected instance most similar to each instance of the pool, itself left out.
-
-    Args:
-        similarity: Of the pool.
-        selected_S: Positions of the selected instances.
-
-    Returns:
-        nearest_N, its position, the smallest on ties, −1 where there is none; and cosine_N, its
-        cosine, NaN where there is none.
-    """
-    n = len(similarity)
-    nearest_N, cosine_N = np.full(n, -1), np.full(n, np.nan)
-    columns_S = np.sort(selected_S)
-    for rows_R in blocks(n):
-        cosine_RS = similarity.cosines(rows_R)[:, columns_S]
-        cosine_RS[rows_R[:, None] == columns_S] = -np.inf
-        best_R = cosine_RS.argmax(axis=1)
-        value_R = np.take_along_axis(cosine_RS, best_R[:, None], axis=1)[:, 0]
-        found_R = np.isfinite(value_R)
-        nearest_N[rows_R[found_R]] = columns_S[best_R[found_R]]
-        cosine_N[rows_R[found_R]] = value_R[found_R]
-    return nearest_N, cosine_N
+def _positions(pool: Candidates, ids: Sequence[str], which: str) -> tuple[int, ...]:
+    if not ids:
+        return ()
+    place = {i: at for at, i in enumerate(pool.ids)}
+    unknown = [i for i in ids if i not in place]
+    if unknown and which == "keep":
+        raise ValueError(
+            f"the list of rows to keep names {unknown[0]!r}, which is no row that can be selected "
+            f"({len(unknown)} such in all). gradsift explain says what became of it."
+        )
+    # A row that was dropped anyway need not be dropped again.
+    return tuple(dict.fromkeys(place[i] for i in ids if i in place))
 
 
-def _signal(pool: Candidates, settings: Settings) -> _Signal:
-    layers = tuple(pool.statistics) if settings.layers is None else settings.layers
-    signal_NK = combined_signal(
-        pool.statistics, layers=layers, statistics=settings.signal_statistics
+def _groups(
+    pool: Candidates, settings: Settings
+) -> tuple[np.ndarray | None, dict[int, int] | None]:
+    if not settings.quota:
+        return None, None
+    if pool.source is None:
+        raise ValueError(
+            "quotas are for sources, but no row says where it comes from: capture again with "
+            "--source-column."
+        )
+    names, group_N = np.unique(
+        np.asarray(pool.source, dtype=object).astype(str), return_inverse=True
     )
-    log_density_N = log_density(signal_NK)
-    magnitude_N = magnitude(pool.statistics, layers)
-    score_N = gradient_score(magnitude_N, log_density_N, settings.side)
-    return _Signal(score_N, log_density_N, magnitude_N)
+    unknown = [name for name in settings.quota if name != "*" and name not in names]
+    if unknown:
+        raise ValueError(
+            f"quota for source {unknown[0]!r}: there is none of that name; there are "
+            f"{', '.join(map(repr, names[:20].tolist()))}."
+        )
+    counts, most = np.bincount(group_N), {}
+    for group, name in enumerate(names):
+        amount = settings.quota.get(str(name), settings.quota.get("*"))
+        if amount is not None:
+            most[group] = _quota_rows(str(name), amount, int(counts[group]))
+    return group_N, most
 
 
-def _table(
-    pool: Candidates,
-    settings: Settings,
-    limit: Limit,
-    signal: _Signal,
-    similarity: Similarity,
-    choice: Choice,
-) -> dict[str, list]:
-    nearest_N, cosine_N = nearest_selected(similarity, choice.order_S)
+def _quota_rows(name: str, amount: str | int, n_rows: int) -> int:
+    text = str(amount).strip()
+    number = text.removesuffix("%")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if value < 0 or (text.endswith("%") and value > 100):
+        raise ValueError(
+            f"quota {name}={amount}: expected a number of rows, as in {name}=500, or a percentage "
+            "of the source's rows, as in 25%."
+        )
+    return round(value * n_rows / 100) if text.endswith("%") else int(value)
+
+
+def _cut_share(signal: Signal, settings: Settings) -> float | None:
+    if settings.side != "balanced":
+        return None
+    return float(1 - typical_region(signal.density.log_N).mean())
+
+
+def _table(task: Task, choice: Choice, settings: Settings) -> dict[str, np.ndarray | list]:
+    pool, signal = task.pool, task.signal
+    nearest_N, cosine_N = nearest_selected(task.neighbours, choice.order_S)
     evidence = Evidence(
-        ids=list(pool.ids),
+        ids=pool.ids,
         score_N=signal.score_N,
-        density_pct_N=100 * percentile_rank(signal.log_density_N),
+        density_pct_N=100 * percentile_rank(signal.density.log_N),
         magnitude_pct_N=100 * percentile_rank(signal.magnitude_N),
         nearest_N=nearest_N,
         cosine_N=cosine_N,
-        costs_N=np.asarray(pool.n_tokens),
+        source=pool.source,
     )
-    rank_N: list[int | None] = [None] * len(pool)
-    for rank, row in enumerate(choice.order_S, start=1):
-        rank_N[row] = rank
-    return {
-        "instance_id": evidence.ids,
-        "selected": [rank is not None for rank in rank_N],
-        "rank": rank_N,
-        **_gain_columns(choice, len(pool)),
-        "gradient_score": signal.score_N.tolist(),
-        **_percentile_columns(pool),
-        "density_pct": evidence.density_pct_N.tolist(),
-        "magnitude_pct": evidence.magnitude_pct_N.tolist(),
-        "nearest_selected": [pool.ids[row] if row >= 0 else None for row in nearest_N],
-        "nearest_similarity": [None if np.isnan(c) else float(c) for c in cosine_N],
-        "reason": write_reasons(choice, evidence, settings, limit),
-    }
-
-
-def _gain_columns(choice: Choice, n: int) -> dict[str, list]:
-    names = ("marginal_gain", "gradient_gain", "diversity_gain", "similarity_penalty")
-    if choice.gains is None:
-        return {name: [None] * n for name in names}
+    rank_N = np.zeros(len(pool), dtype=np.int64)
+    rank_N[choice.order_S] = np.arange(1, len(choice.order_S) + 1)
+    nothing_N = np.full(len(pool), np.nan)
     gains = choice.gains
-    columns = (gains.marginal_N, gains.gradient_N, gains.diversity_N, gains.penalty_N)
-    return {name: column.tolist() for name, column in zip(names, columns, strict=True)}
-
-
-def _percentile_columns(pool: Candidates) -> dict[str, list]:
     return {
-        f"{layer}_{name}_pct": (100 * percentile_rank(array)).tolist()
-        for layer, by_name in pool.statistics.items()
-        for name, array in by_name.items()
+        "instance_id": list(pool.ids),
+        "selected": rank_N > 0,
+        "rank": rank_N,
+        "marginal_gain": nothing_N if gains is None else gains.marginal_N,
+        "gradient_gain": nothing_N if gains is None else gains.gradient_N,
+        "diversity_gain": nothing_N if gains is None else gains.diversity_N,
+        "similarity_penalty": nothing_N if gains is None else gains.penalty_N,
+        "measure": nothing_N if choice.value_N is None else choice.value_N,
+        "gradient_score": signal.score_N,
+        **{
+            f"{layer}_{name}_pct": 100 * percentile_rank(array)
+            for layer, by_name in pool.statistics.items()
+            for name, array in by_name.items()
+        },
+        "density_pct": evidence.density_pct_N,
+        "magnitude_pct": evidence.magnitude_pct_N,
+        "nearest_selected": [pool.ids[row] if row >= 0 else None for row in nearest_N.tolist()],
+        "nearest_similarity": cosine_N,
+        "reason": write_reasons(choice, evidence, settings, task.terms),
     }
 
 
 def _compare(
-    order_S: np.ndarray, log_density_N: np.ndarray, similarity: Similarity, seed: int
+    order_S: np.ndarray, signal: Signal, neighbours: Neighbours, settings: Settings
 ) -> dict[str, Losses]:
-    n = len(similarity)
+    n = len(neighbours)
     # A stream of its own, so that it is no copy of what the strategy random draws.
-    generator = np.random.default_rng([seed, 1])
+    generator = np.random.default_rng([settings.seed, 1])
     drawn_S = generator.choice(n, size=len(order_S), replace=False)
     subsets = {"subset": order_S, "pool": np.arange(n), "random": drawn_S}
-    return {name: losses(rows, log_density_N, similarity) for name, rows in subsets.items()}
+    return {
+        name: losses(rows_S, signal.density.log_N, neighbours, settings.near_threshold)
+        for name, rows_S in subsets.items()
+    }

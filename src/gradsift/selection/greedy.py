@@ -1,19 +1,25 @@
 """Lazy greedy: maximise the objective under a budget of rows or of tokens.
 
-Shapes: N instances, S selected, R rows evaluated together.
+Shapes: N instances, S selected, E edges of the neighbour graph.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 
-from gradsift.selection.budget import Limit
-from gradsift.selection.objective import Objective, blocks
+from gradsift.selection.objective import Objective, nearness
+from gradsift.selection.purse import Terms
 
-# Rows whose gain is computed afresh together. More wastes work, fewer wastes calls.
-_BATCH_ROWS = 16
+# Rows whose gains are computed together: bounds the memory of a copy of their edges.
+_ROWS_AT_A_TIME = 50_000
+# A row whose gain was computed more than this many selections ago is computed together with the
+# rows next in line, which are as old: less work for each.
+_RECENT = 32
+_BATCH_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -33,131 +39,131 @@ class Gains:
         return self.gradient_N + self.diversity_N - self.penalty_N
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Positions in the order of their selection, and the gains where the strategy has any."""
-
-    order_S: np.ndarray
-    gains: Gains | None
-
-
-def lazy_greedy(objective: Objective, costs_N: np.ndarray, limit: Limit) -> Choice:
+def lazy_greedy(objective: Objective, terms: Terms) -> tuple[np.ndarray, Gains]:
     """Select by marginal gain, exactly as greedy does, without computing every gain every time.
 
     A budget of rows is filled to exactly that many rows, even when gains turn negative: so many
     were asked for. A budget of tokens is a ceiling: the next row is the one with the largest gain
     per token among those that still fit, until none fits or none that fits has a gain of at least
-    0; if the best single row that fits the whole budget beats the result, the selection starts
-    from that row instead and is filled up in the same way. On equal gains the smaller position
-    wins, so callers order the instances by id.
+    0 (cost-scaled greedy); if the best single row that fits beside what must be kept beats the
+    result, the selection starts from that row instead and is filled up in the same way, which is
+    what bounds cost-scaled greedy from below (Leskovec et al., 2007). On equal gains the smaller
+    position wins, so callers order the instances by id.
 
     Args:
         objective: What to maximise.
-        costs_N: Tokens of each instance, above 0; they matter for a budget of tokens only.
-        limit: The budget.
+        terms: The budget and what else limits the selection.
 
     Returns:
-        The order of selection and the gains of all instances.
+        order_S, positions in the order of selection, and the gains of all instances.
 
     Raises:
-        ValueError: If no instance fits a budget of tokens.
+        ValueError: If the conditions cannot be met, see `Terms.purse`.
     """
-    refuse_if_nothing_fits(costs_N, limit)
-    search = _Search(objective, costs_N, limit)
+    search = _Search(objective, terms)
     first_gain_N = search.gains().marginal_N
+    fits_N = search.purse.fitting()
     search.fill()
-    if limit.kind == "tokens":
-        first_gain_N = np.where(costs_N <= limit.amount, first_gain_N, -np.inf)
-        best = int(np.argmax(first_gain_N))
-        selected_gain = search.gains().marginal_N[search.order].sum()
-        if first_gain_N[best] > selected_gain:
-            search = _Search(objective, costs_N, limit)
+    if search.purse.by_tokens and fits_N.any():
+        best = int(np.argmax(np.where(fits_N, first_gain_N, -np.inf)))
+        added = search.purse.order[len(terms.keep) :]
+        if first_gain_N[best] > search.gains().marginal_N[added].sum():
+            search = _Search(objective, terms)
             search.take(best)
             search.fill()
-    search.refresh(np.flatnonzero(~search.selected_N))
-    return Choice(np.array(search.order, dtype=np.intp), search.gains())
-
-
-def refuse_if_nothing_fits(costs_N: np.ndarray, limit: Limit) -> None:
-    """Refuse a budget of tokens that is below the shortest instance.
-
-    Args:
-        costs_N: Tokens of each instance.
-        limit: The budget.
-
-    Raises:
-        ValueError: If it is.
-    """
-    if limit.kind == "tokens" and costs_N.min() > limit.amount:
-        raise ValueError(
-            f"budget of {limit.amount} tokens: the shortest instance has {costs_N.min()}. "
-            f"Give at least {costs_N.min()}tok."
-        )
+    search.refresh_rest()
+    return search.purse.taken(), search.gains()
 
 
 class _Search:
     """The state of one greedy run.
 
-    The gradient term never changes and the penalty is kept exact by adding one row per selection,
-    so only the diversity gain is lazy: a stale one is an upper bound.
+    Gains only fall, so a stale one is an upper bound: rows wait in a heap by it, and only the
+    first is computed afresh. The penalty is kept exact: rows taken add to that of their near rows.
     """
 
-    def __init__(self, objective: Objective, costs_N: np.ndarray, limit: Limit) -> None:
+    def __init__(self, objective: Objective, terms: Terms) -> None:
         n = len(objective.score_N)
-        self.objective = objective
-        self.cost_N = np.ones(n) if limit.kind == "rows" else costs_N.astype(np.float64)
-        self.limit = limit
-        self.left = float(limit.amount)
-        self.order: list[int] = []
-        self.selected_N = np.zeros(n, dtype=bool)
-        self.covered_N = np.zeros(n)
+        self.objective, self.neighbours = objective, objective.neighbours
+        self.covered_N = objective.neighbours.floor_N.copy()
         self.gradient_N = objective.alpha * objective.score_N / objective.expected_rows
+        self.diversity_scale = objective.beta / n
+        self.penalty_scale = objective.gamma / objective.expected_rows
         self.diversity_N = np.zeros(n)
         self.penalty_N = np.zeros(n)
-        self.fresh_at_N = np.full(n, -1)
-        self.refresh(np.arange(n))
+        self.fresh_at_N = np.zeros(n, dtype=np.int64)
+        # One by one, so that a row that must be kept has its gain beside those before it.
+        to_keep = terms.purse().order
+        self.purse = replace(terms, keep=()).purse()
+        for row in to_keep:
+            self._refresh([row])
+            self.take(row)
+        self.refresh_rest()
+        rows = np.flatnonzero(~self.purse.selected_N)
+        rate_N = self.gains().marginal_N / self.purse.cost_N
+        self.heap = list(zip((-rate_N[rows]).tolist(), rows.tolist(), strict=True))
+        heapify(self.heap)
 
     def gains(self) -> Gains:
         return Gains(self.gradient_N, self.diversity_N, self.penalty_N)
 
     def fill(self) -> None:
-        while True:
-            allowed_N = ~self.selected_N & (self.cost_N <= self.left)
-            if not allowed_N.any():
+        purse, heap, fresh_at_N = self.purse, self.heap, self.fresh_at_N
+        while heap and purse.left >= 1:
+            row = heap[0][1]
+            if not purse.fits(row):
+                # Nor will it later: budget and groups only shrink.
+                heappop(heap)
+            elif (age := len(purse.order) - fresh_at_N[row]) > 0:
+                rows = self._pop_stale() if age > _RECENT else [heappop(heap)[1]]
+                self._refresh(rows)
+                for row in rows:
+                    heappush(heap, (-self._marginal(row) / float(purse.cost_N[row]), row))
+            elif purse.by_tokens and self._marginal(row) < 0:
                 return
-            best = self._best(allowed_N)
-            gain = self.gradient_N[best] + self.diversity_N[best] - self.penalty_N[best]
-            if self.limit.kind == "tokens" and gain < 0:
-                return
-            self.take(best)
+            else:
+                heappop(heap)
+                self.take(row)
 
     def take(self, row: int) -> None:
-        self.order.append(row)
-        self.selected_N[row] = True
-        self.left -= self.cost_N[row]
-        objective, rows_R = self.objective, np.array([row])
-        np.maximum(self.covered_N, objective.similarity.cosines(rows_R)[0], out=self.covered_N)
-        if objective.gamma > 0:
-            near_N = objective.similarity.near(rows_R)[0]
+        self.purse.take(row)
+        rows, cosines = self.neighbours.of(row)
+        self.covered_N[rows] = np.maximum(self.covered_N[rows], cosines)
+        if self.penalty_scale > 0:
+            near = cosines > self.objective.near_threshold
             # The gains of a selected row stay what they were when it was selected.
-            near_N[self.selected_N] = 0
-            self.penalty_N += objective.gamma / objective.expected_rows * near_N
+            near &= ~self.purse.selected_N[rows]
+            if near.any():
+                added = nearness(cosines[near], self.objective.near_threshold)
+                self.penalty_N[rows[near]] += self.penalty_scale * added
 
-    def refresh(self, rows: np.ndarray) -> None:
-        scale = self.objective.beta / len(self.covered_N)
-        for block in blocks(len(rows)) if scale > 0 else ():
-            rows_R = rows[block]
-            added_RN = self.objective.similarity.cosines(rows_R) - self.covered_N
-            self.diversity_N[rows_R] = scale * np.maximum(added_RN, 0, out=added_RN).sum(axis=1)
-        self.fresh_at_N[rows] = len(self.order)
+    def refresh_rest(self) -> None:
+        rest = np.flatnonzero(~self.purse.selected_N)
+        for start in range(0, len(rest), _ROWS_AT_A_TIME):
+            self._refresh(rest[start : start + _ROWS_AT_A_TIME])
 
-    def _best(self, allowed_N: np.ndarray) -> int:
-        while True:
-            bound_N = (self.gradient_N + self.diversity_N - self.penalty_N) / self.cost_N
-            bound_N[~allowed_N] = -np.inf
-            best = int(np.argmax(bound_N))
-            if self.fresh_at_N[best] == len(self.order):
-                return best
-            bound_N[self.fresh_at_N == len(self.order)] = -np.inf
-            stale = np.argpartition(-bound_N, min(_BATCH_ROWS, len(bound_N)) - 1)[:_BATCH_ROWS]
-            self.refresh(stale[bound_N[stale] > -np.inf])
+    def _pop_stale(self) -> list[int]:
+        newest = len(self.purse.order) - _RECENT
+        rows: list[int] = []
+        while self.heap and len(rows) < _BATCH_ROWS and self.fresh_at_N[self.heap[0][1]] < newest:
+            rows.append(heappop(self.heap)[1])
+        return rows
+
+    def _refresh(self, rows: Sequence[int] | np.ndarray) -> None:
+        neighbours = self.neighbours
+        if len(rows) == 1:
+            near, cosines = neighbours.of(rows[0])
+            added = cosines - self.covered_N.take(near)
+            sums = np.maximum(added, 0, out=added).sum(dtype=np.float64)
+        else:
+            rows = np.asarray(rows)
+            counts = neighbours.offsets[rows + 1] - neighbours.offsets[rows]
+            starts = np.cumsum(counts) - counts
+            edges = np.arange(counts.sum()) + np.repeat(neighbours.offsets[rows] - starts, counts)
+            added = neighbours.cosines_E[edges] - self.covered_N[neighbours.rows_E[edges]]
+            sums = np.add.reduceat(np.maximum(added, 0, out=added).astype(np.float64), starts)
+        self.diversity_N[rows] = self.diversity_scale * sums
+        self.fresh_at_N[rows] = len(self.purse.order)
+
+    def _marginal(self, row: int) -> float:
+        return float(self.gradient_N[row] + self.diversity_N[row] - self.penalty_N[row])

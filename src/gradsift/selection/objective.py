@@ -1,101 +1,25 @@
 """The objective that a selection maximises, and the losses that describe any subset.
 
-Shapes: N instances of the pool, D content features, S rows of a subset, R rows asked for.
+Shapes: N instances of the pool, S rows of a subset, E edges of the neighbour graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-MAX_EXACT = 20_000
-BLOCK_ROWS = 512
-# Below this part of the largest norm, what centring leaves of a row is rounding.
-_ZERO_NORM = 1e-6
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """Similarity of content between all instances of a pool, exact.
-
-    Selection asks only for whole rows, by the two methods below: another way to hold them (a
-    sparse neighbour graph) can take the place of the matrix.
-    """
-
-    cosine_NN: np.ndarray
-    near_threshold: float
-
-    def __len__(self) -> int:
-        return len(self.cosine_NN)
-
-    def cosines(self, rows_R: np.ndarray) -> np.ndarray:
-        """Return the cosines of some rows with all instances.
-
-        Args:
-            rows_R: Positions.
-
-        Returns:
-            cosine_RN in [-1, 1], float32; 1 with itself.
-        """
-        return self.cosine_NN[rows_R]
-
-    def near(self, rows_R: np.ndarray) -> np.ndarray:
-        """Return how near some rows are to being duplicates of all instances: sim⁺.
-
-        Args:
-            rows_R: Positions.
-
-        Returns:
-            near_RN = max(0, (cosine − τ)/(1 − τ)) with τ the near threshold, float64: 0 up to a
-            cosine of τ, 1 for a duplicate (and with itself).
-        """
-        tau = self.near_threshold
-        return np.maximum((self.cosine_NN[rows_R].astype(np.float64) - tau) / (1 - tau), 0)
-
-
-def content_similarity(features_ND: np.ndarray, near_threshold: float) -> Similarity:
-    """Compute the cosines of content features after the pool's mean was subtracted.
-
-    Hidden states of a language model share one large direction, so that raw cosines are all near
-    0.9; without the mean they tell texts apart. A row that equals the mean has no direction left:
-    it counts as the same as other such rows and as unlike everything else. Computed in float64
-    and kept in float32 (N² · 4 bytes), so that rows with equal features get equal cosines.
-
-    Args:
-        features_ND: Content features, finite.
-        near_threshold: τ in [0, 1): cosines above it count as near-duplicates.
-
-    Returns:
-        The similarity.
-
-    Raises:
-        ValueError: If the pool is too large for an N×N matrix, or the threshold is out of range.
-    """
-    n = len(features_ND)
-    if n > MAX_EXACT:
-        raise ValueError(
-            f"{n} instances: exact selection compares all pairs and takes at most {MAX_EXACT}. "
-            "Capture a random part of the rows, or split the file and select from each part."
-        )
-    if not 0 <= near_threshold < 1:
-        raise ValueError(f"near_threshold is {near_threshold}, expected at least 0 and below 1.")
-    unit_NE = _unit_rows(features_ND)
-    cosine_NN = np.empty((n, n), dtype=np.float32)
-    for rows_R in blocks(n):
-        cosine_NN[rows_R] = np.clip(unit_NE[rows_R] @ unit_NE.T, -1, 1)
-    np.fill_diagonal(cosine_NN, 1)
-    return Similarity(cosine_NN, near_threshold)
+from gradsift.selection.neighbours import Neighbours
 
 
 @dataclass(frozen=True)
 class Objective:
     """F(S) = α·Σ g_i / B + β·FL(S)/FL(pool) − γ·Σ_{i<j} near_ij / B, to be maximised.
 
-    g_i is the gradient score; FL(S) = Σ_u max_{i∈S} max(0, cosine_ui) is facility location over
-    the pool: how well each instance is represented by the most similar selected one; near_ij (see
-    `Similarity.near`) counts pairs of near-duplicates. Every instance represents itself, so
+    g_i is the gradient score; FL(S) = Σ_u max_{i∈S} cosine_ui is facility location over the pool,
+    how well each instance is represented by the most similar selected one, counted from what an
+    instance of which no neighbour is selected has (`Neighbours.floor_N`, 0 in small pools);
+    near_ij (see `nearness`) counts pairs of near-duplicates. Every instance represents itself, so
     FL(pool) = N. B is the number of rows that the budget stands for. So the first term is at most
     about 1 (the mean score), the second at most 1, and in the third each pair of duplicates costs
     as much as a whole score of 1 brings: the coefficients compare.
@@ -110,11 +34,12 @@ class Objective:
     """
 
     score_N: np.ndarray
-    similarity: Similarity
+    neighbours: Neighbours
     expected_rows: float
-    alpha: float
-    beta: float
-    gamma: float
+    alpha: float = 1.0
+    beta: float = 1.0
+    gamma: float = 1.0
+    near_threshold: float = 0.8
 
     def __post_init__(self) -> None:
         coefficients = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
@@ -125,6 +50,10 @@ class Objective:
             raise ValueError(
                 "alpha, beta and gamma are all 0: there is nothing to maximise. "
                 "Give one of them a value above 0, or use the strategy random."
+            )
+        if not 0 <= self.near_threshold < 1:
+            raise ValueError(
+                f"near_threshold is {self.near_threshold}, expected at least 0 and below 1."
             )
 
     def value(self, rows_S: np.ndarray) -> float:
@@ -139,45 +68,61 @@ class Objective:
         if len(rows_S) == 0:
             return 0.0
         gradient = self.score_N[rows_S].sum() / self.expected_rows
-        near = near_pairs(self.similarity, rows_S) / self.expected_rows
+        floor = self.neighbours.floor_N.mean(dtype=np.float64)
+        near = near_pairs(self.neighbours, rows_S, self.near_threshold) / self.expected_rows
         return float(
             self.alpha * gradient
-            + self.beta * coverage(self.similarity, rows_S)
+            + self.beta * (coverage(self.neighbours, rows_S) - floor)
             - self.gamma * near
         )
 
 
-def coverage(similarity: Similarity, rows_S: np.ndarray) -> float:
+def nearness(cosines: np.ndarray, threshold: float) -> np.ndarray:
+    """Say how near to being duplicates pairs of rows are: sim⁺.
+
+    Args:
+        cosines: Any shape.
+        threshold: τ, the near threshold.
+
+    Returns:
+        max(0, (cosine − τ)/(1 − τ)) in float64: 0 up to a cosine of τ, 1 for a duplicate.
+    """
+    return np.maximum((np.asarray(cosines, dtype=np.float64) - threshold) / (1 - threshold), 0)
+
+
+def coverage(neighbours: Neighbours, rows_S: np.ndarray) -> float:
     """Compute FL(S)/FL(pool), the share of the pool's content that a subset represents.
 
     Args:
-        similarity: Of the pool.
+        neighbours: Of the pool.
         rows_S: Positions, at least one.
 
     Returns:
         A value in (0, 1]; 1 for the whole pool.
     """
-    covered_N = np.zeros(len(similarity))
-    for block in blocks(len(rows_S)):
-        cosine_RN = similarity.cosines(rows_S[block])
-        np.maximum(covered_N, cosine_RN.max(axis=0), out=covered_N)
-    return float(covered_N.mean())
+    selected_N = np.zeros(len(neighbours), dtype=bool)
+    selected_N[rows_S] = True
+    cosine_E = np.where(selected_N[neighbours.rows_E], neighbours.cosines_E, 0)
+    best_N = np.maximum.reduceat(cosine_E, neighbours.offsets[:-1])
+    return float(np.maximum(best_N, neighbours.floor_N).mean(dtype=np.float64))
 
 
-def near_pairs(similarity: Similarity, rows_S: np.ndarray) -> float:
+def near_pairs(neighbours: Neighbours, rows_S: np.ndarray, threshold: float) -> float:
     """Compute Σ_{i<j∈S} near_ij, the near-duplicate pairs within a subset.
 
     Args:
-        similarity: Of the pool.
+        neighbours: Of the pool.
         rows_S: Positions, each at most once.
+        threshold: The near threshold.
 
     Returns:
         The sum; a pair of exact duplicates counts 1.
     """
-    total = 0.0
-    for block in blocks(len(rows_S)):
-        total += similarity.near(rows_S[block])[:, rows_S].sum()
-    return float((total - len(rows_S)) / 2)
+    inside_N = np.zeros(len(neighbours), dtype=bool)
+    inside_N[rows_S] = True
+    owner_E, other_E, cosine_E = neighbours.pairs_above(threshold)
+    pair_E = inside_N[owner_E] & inside_N[other_E]
+    return float(nearness(cosine_E[pair_E], threshold).sum())
 
 
 @dataclass(frozen=True)
@@ -194,13 +139,16 @@ class Losses:
     similarity: float
 
 
-def losses(rows_S: np.ndarray, log_density_N: np.ndarray, similarity: Similarity) -> Losses:
+def losses(
+    rows_S: np.ndarray, log_density_N: np.ndarray, neighbours: Neighbours, near_threshold: float
+) -> Losses:
     """Compute the three losses of a subset.
 
     Args:
         rows_S: Positions, at least one, each at most once.
         log_density_N: Of the pool.
-        similarity: Of the pool.
+        neighbours: Of the pool.
+        near_threshold: Cosine above which two rows are near-duplicates.
 
     Returns:
         The losses.
@@ -208,31 +156,33 @@ def losses(rows_S: np.ndarray, log_density_N: np.ndarray, similarity: Similarity
     assert len(rows_S) > 0, "the losses of an empty subset are not defined"
     return Losses(
         density=float(-log_density_N[rows_S].mean()),
-        content_diversity=1 - coverage(similarity, rows_S),
-        similarity=near_pairs(similarity, rows_S) / len(rows_S),
+        content_diversity=1 - coverage(neighbours, rows_S),
+        similarity=near_pairs(neighbours, rows_S, near_threshold) / len(rows_S),
     )
 
 
-def blocks(n: int) -> Iterator[np.ndarray]:
-    """Cut 0 … n−1 into consecutive blocks, which bound the memory of what is done to each.
+def nearest_selected(
+    neighbours: Neighbours, selected_S: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the selected instance most similar to each instance of the pool, itself left out.
 
     Args:
-        n: Number of positions.
+        neighbours: Of the pool.
+        selected_S: Positions of the selected instances.
 
-    Yields:
-        Positions, at most BLOCK_ROWS at a time.
+    Returns:
+        nearest_N, its position, the smallest on ties, −1 where none is among the neighbours; and
+        cosine_N, its cosine, NaN where there is none.
     """
-    for start in range(0, n, BLOCK_ROWS):
-        yield np.arange(start, min(start + BLOCK_ROWS, n))
-
-
-def _unit_rows(features_ND: np.ndarray) -> np.ndarray:
-    features_ND = np.asarray(features_ND, dtype=np.float64)
-    assert np.isfinite(features_ND).all(), "content features are not finite"
-    largest = np.linalg.norm(features_ND, axis=1).max(initial=0)
-    centred_ND = features_ND - features_ND.mean(axis=0)
-    norm_N1 = np.linalg.norm(centred_ND, axis=1, keepdims=True)
-    at_mean_N1 = norm_N1 <= _ZERO_NORM * largest
-    unit_ND = np.where(at_mean_N1, 0, centred_ND / np.where(at_mean_N1, 1, norm_N1))
-    # A coordinate of their own makes the rows at the mean alike among themselves only.
-    return np.hstack([unit_ND, at_mean_N1])
+    n = len(neighbours)
+    selected_N = np.zeros(n, dtype=bool)
+    selected_N[selected_S] = True
+    owner_E = neighbours.owners()
+    eligible_E = selected_N[neighbours.rows_E] & (owner_E != neighbours.rows_E)
+    cosine_E = np.where(eligible_E, neighbours.cosines_E, -np.inf)
+    cosine_N = np.maximum.reduceat(cosine_E, neighbours.offsets[:-1]).astype(np.float64)
+    best_E = np.flatnonzero(eligible_E & (cosine_E == cosine_N[owner_E]))
+    owners, first = np.unique(owner_E[best_E], return_index=True)
+    nearest_N = np.full(n, -1)
+    nearest_N[owners] = neighbours.rows_E[best_E[first]]
+    return nearest_N, np.where(nearest_N >= 0, cosine_N, np.nan)

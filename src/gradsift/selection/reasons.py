@@ -2,27 +2,32 @@
 
 The rules, so that every reason is true:
 
-* Kept: two clauses, gradient and content; the one with the larger term at the time of selection
-  stands first. A term whose coefficients are 0 played no part and is not named. "Typical" and
-  "large" stand for a percentile of at least 50, "near-duplicate" for a cosine above the near
-  threshold; the nearest row is that of the finished selection.
-* Not kept under a budget of rows: the place went to rows with larger gains, the last of them with
+* Rows on the user's lists, and rows of a source whose quota was spent although they were worth a
+  place, say so first.
+* Strategies that maximise the objective. Kept: two clauses, gradient and content; the one with the
+  larger term at the time of selection stands first. A term whose coefficients are 0 played no part
+  and is not named. "Typical" and "large" stand for a percentile of at least 50, "near-duplicate"
+  for a cosine above the near threshold; the nearest row is that of the finished selection.
+  Not kept under a budget of rows: the place went to rows with larger gains, the last of them with
   the smallest. The difference to the last kept row's gain is the sum of the differences of the
-  three terms; the largest of these is the reason.
-* Not kept under a budget of tokens: the first that holds of: its gain is negative; it is
-  longer than what is left while its gain per token reaches that of the last kept row; its gain
-  reaches that of the last kept row, but not per token; else as for rows.
+  three terms; the largest of these is the reason. Not kept under a budget of tokens: the first that
+  holds of: its gain is negative; it is longer than what is left while its gain per token reaches
+  that of the last kept row; its gain reaches that of the last kept row, but not per token; else as
+  for rows.
+* Other strategies: the number they go by, beside that of the last kept row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gradsift.selection.budget import Limit
-from gradsift.selection.candidates import Settings
-from gradsift.selection.greedy import Choice, Gains
+from gradsift.selection.greedy import Gains
+from gradsift.selection.purse import Terms
+from gradsift.selection.settings import Settings
+from gradsift.selection.strategies.task import Choice
 
 
 @dataclass(frozen=True)
@@ -33,17 +38,17 @@ class Evidence:
     is none; `cosine_N` its cosine.
     """
 
-    ids: list[str]
+    ids: Sequence[str]
     score_N: np.ndarray
     density_pct_N: np.ndarray
     magnitude_pct_N: np.ndarray
     nearest_N: np.ndarray
     cosine_N: np.ndarray
-    costs_N: np.ndarray
+    source: Sequence[str] | None
 
 
 def write_reasons(
-    choice: Choice, evidence: Evidence, settings: Settings, limit: Limit
+    choice: Choice, evidence: Evidence, settings: Settings, terms: Terms
 ) -> list[str]:
     """Write the reason for every instance.
 
@@ -51,38 +56,134 @@ def write_reasons(
         choice: What was selected, with the gains where the strategy has any.
         evidence: The numbers.
         settings: The parameters of the selection.
-        limit: The budget on this pool.
+        terms: The budget on this pool, and what else limited the selection.
 
     Returns:
         One line for each instance.
     """
-    n = len(evidence.ids)
-    if choice.gains is None:
-        return _drawn(choice, n, settings.seed)
-    writer = _Writer(choice, choice.gains, evidence, settings, limit)
-    rank_N = {int(row): rank for rank, row in enumerate(choice.order_S, start=1)}
-    return [
-        writer.kept(row, rank_N[row]) if row in rank_N else writer.rejected(row) for row in range(n)
-    ]
+    rank_N = {row: rank for rank, row in enumerate(choice.order_S.tolist(), start=1)}
+    lists = _Lists(choice, evidence, terms)
+    if choice.measure is not None:
+        writer = _Measured(choice, terms)
+    elif choice.gains is not None:
+        writer = _Writer(choice, choice.gains, evidence, settings, terms)
+    else:
+        writer = _Drawn(settings.seed)
+    lines = []
+    for row in range(len(evidence.ids)):
+        special = lists.reason(row, kept=row in rank_N)
+        if special is not None:
+            lines.append(special)
+        elif row in rank_N:
+            lines.append(writer.kept(row, rank_N[row]))
+        else:
+            lines.append(writer.rejected(row))
+    return lines
 
 
-def _drawn(choice: Choice, n: int, seed: int) -> list[str]:
-    drawn = set(choice.order_S.tolist())
-    return [
-        f"drawn at random (seed {seed})" if row in drawn else f"not drawn (seed {seed})"
-        for row in range(n)
-    ]
+class _Lists:
+    """What the user's lists and quotas decided."""
+
+    def __init__(self, choice: Choice, evidence: Evidence, terms: Terms) -> None:
+        self.choice, self.evidence, self.terms = choice, evidence, terms
+        self.keep, self.barred = set(terms.keep), set(terms.barred)
+        self.full = _full_groups(choice, terms)
+        self.worth_N = _worth(choice, terms)
+
+    def reason(self, row: int, *, kept: bool) -> str | None:
+        if row in self.keep:
+            return "kept: on the list of rows to keep"
+        if row in self.barred:
+            return "not kept: on the list of rows to drop"
+        if not kept and len(self.choice.order_S) == len(self.keep):
+            return "not kept: the list of rows to keep spends the budget"
+        group_N = self.terms.group_N
+        if kept or group_N is None or int(group_N[row]) not in self.full:
+            return None
+        if self.worth_N is not None and self.worth_N[row] < self.cut:
+            return None
+        assert self.evidence.source is not None
+        most = self.full[int(group_N[row])]
+        return (
+            f"not kept: the quota of source {self.evidence.source[row]!r} ({most} rows) was spent"
+        )
+
+    @property
+    def cut(self) -> float:
+        assert self.worth_N is not None
+        return self.worth_N[self.choice.order_S[-1]]
+
+
+def _full_groups(choice: Choice, terms: Terms) -> dict[int, int]:
+    if terms.group_N is None or not terms.most_G:
+        return {}
+    taken = np.bincount(terms.group_N[choice.order_S], minlength=int(terms.group_N.max()) + 1)
+    return {group: most for group, most in terms.most_G.items() if taken[group] >= most}
+
+
+def _worth(choice: Choice, terms: Terms) -> np.ndarray | None:
+    # Larger is better, comparable with the last kept row; None for a draw.
+    if choice.gains is not None:
+        costs_N = terms.costs_N if terms.limit.kind == "tokens" else 1
+        return choice.gains.marginal_N / costs_N
+    if choice.value_N is None:
+        return None
+    return -choice.value_N if choice.low_first else choice.value_N
+
+
+class _Drawn:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def kept(self, row: int, rank: int) -> str:
+        return f"drawn at random (seed {self.seed})"
+
+    def rejected(self, row: int) -> str:
+        return f"not drawn (seed {self.seed})"
+
+
+class _Measured:
+    def __init__(self, choice: Choice, terms: Terms) -> None:
+        assert choice.value_N is not None
+        self.value_N, self.measure = choice.value_N, choice.measure
+        self.first = "low" if choice.low_first else "high"
+        self.n_kept = len(choice.order_S)
+        self.cut = self.value_N[choice.order_S[-1]]
+        self.by_tokens = terms.limit.kind == "tokens"
+        self.costs_N = terms.costs_N
+        self.left = terms.limit.amount - int(terms.costs_N[choice.order_S].sum())
+
+    def kept(self, row: int, rank: int) -> str:
+        return f"kept (rank {rank} of {self.n_kept}): {self._value(row)}, {self.first} first"
+
+    def rejected(self, row: int) -> str:
+        if np.isnan(self.value_N[row]):
+            return f"not kept: no {self.measure} could be computed"
+        if self.by_tokens and self.costs_N[row] > self.left and self._ahead(row):
+            return (
+                f"not kept: its {self.costs_N[row]} tokens did not fit what was left "
+                f"({self._value(row)})"
+            )
+        return f"not kept: {self._value(row)}, last kept row {self.cut:.3g}"
+
+    def _ahead(self, row: int) -> bool:
+        value = self.value_N[row]
+        return value <= self.cut if self.first == "low" else value >= self.cut
+
+    def _value(self, row: int) -> str:
+        return f"{self.measure} {self.value_N[row]:.3g}"
 
 
 class _Writer:
     def __init__(
-        self, choice: Choice, gains: Gains, evidence: Evidence, settings: Settings, limit: Limit
+        self, choice: Choice, gains: Gains, evidence: Evidence, settings: Settings, terms: Terms
     ) -> None:
-        self.gains, self.evidence, self.settings, self.limit = gains, evidence, settings, limit
+        self.gains, self.evidence, self.settings = gains, evidence, settings
+        self.by_tokens, self.costs_N = terms.limit.kind == "tokens", terms.costs_N
         self.marginal_N = gains.marginal_N
         self.n_kept = len(choice.order_S)
         self.last = int(choice.order_S[-1])
-        self.left = limit.amount - int(evidence.costs_N[choice.order_S].sum())
+        self.left = terms.limit.amount - int(terms.costs_N[choice.order_S].sum())
 
     def kept(self, row: int, rank: int) -> str:
         head = f"kept (rank {rank} of {self.n_kept})"
@@ -90,19 +191,19 @@ class _Writer:
             # Only the penalty is negative, so it outweighs the rest, and there is a near row.
             return f"{head} to fill the budget: gain {self.marginal_N[row]:.3g}, {self._near(row)}"
         clauses = []
-        if self.settings.alpha > 0:
+        if self.gains.gradient_N.any():
             clauses.append((self.gains.gradient_N[row], self._gradient(row)))
-        if self.settings.beta > 0 or self.settings.gamma > 0:
+        if self.gains.diversity_N.any() or self.gains.penalty_N.any() or not clauses:
             clauses.append((self.gains.diversity_N[row], self._content(row)))
         clauses.sort(key=lambda clause: -clause[0])
         return f"{head}: " + ", ".join(text for _, text in clauses)
 
     def rejected(self, row: int) -> str:
         gain, cut = self.marginal_N[row], self.marginal_N[self.last]
-        if self.limit.kind == "rows":
+        if not self.by_tokens:
             return f"not kept: {self._shortfall(row)}; {_below('gain', gain, cut)}"
-        cost = int(self.evidence.costs_N[row])
-        rate, cut_rate = gain / cost, cut / self.evidence.costs_N[self.last]
+        cost = int(self.costs_N[row])
+        rate, cut_rate = gain / cost, cut / self.costs_N[self.last]
         if gain < 0:
             return f"not kept: adding it would lower the objective by {-gain:.3g}, " + self._near(
                 row
@@ -137,7 +238,7 @@ class _Writer:
     def _content(self, row: int) -> str:
         evidence = self.evidence
         if evidence.nearest_N[row] < 0:
-            return "the only row kept"
+            return "the only row kept" if self.n_kept == 1 else "no kept row among its neighbours"
         cosine = evidence.cosine_N[row]
         if cosine <= self.settings.near_threshold:
             return f"no near-duplicate kept (nearest kept row at {cosine:.2f})"
@@ -147,17 +248,30 @@ class _Writer:
     def _gradient(self, row: int) -> str:
         density = self.evidence.density_pct_N[row]
         size = self.evidence.magnitude_pct_N[row]
+        if self.settings.side == "grounded":
+            return f"prompt helps more than in {self._score(row)} % of the rows"
         if self.settings.side == "representative":
             word = "typical" if round(density) >= 50 else "less typical"
             return f"{word} gradient (density percentile {density:.0f})"
         if self.settings.side == "balanced" and self.evidence.score_N[row] == 0:
             return f"gradient outside the typical region (density percentile {density:.0f})"
         word = "large" if round(size) >= 50 else "small"
-        return f"{word} gradient (magnitude percentile {size:.0f})"
+        return f"{word} gradient{self._for_its_length()} (magnitude percentile {size:.0f})"
+
+    def _for_its_length(self) -> str:
+        return " for its length" if "response_length" in self.settings.adjust else ""
+
+    def _score(self, row: int) -> str:
+        return f"{100 * self.evidence.score_N[row]:.0f}"
 
     def _gradient_below(self, row: int) -> str:
         evidence, last = self.evidence, self.last
         density, size = evidence.density_pct_N, evidence.magnitude_pct_N
+        if self.settings.side == "grounded":
+            return (
+                f"prompt does not help enough (more than in {self._score(row)} % of the rows, "
+                f"last kept row {self._score(last)} %)"
+            )
         if self.settings.side == "representative":
             word = "less typical than most" if round(density[row]) < 50 else "not typical enough"
             return (
@@ -166,9 +280,10 @@ class _Writer:
             )
         if self.settings.side == "balanced" and evidence.score_N[row] == 0:
             return f"gradient outside the typical region (density percentile {density[row]:.0f})"
+        word = "small" if self.settings.side == "consistent" else "large"
         return (
-            f"gradient not large enough (magnitude percentile {size[row]:.0f}, "
-            f"last kept row {size[last]:.0f})"
+            f"gradient not {word} enough{self._for_its_length()} (magnitude percentile "
+            f"{size[row]:.0f}, last kept row {size[last]:.0f})"
         )
 
 

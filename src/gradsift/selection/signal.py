@@ -11,17 +11,22 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from scipy.stats import gaussian_kde, rankdata, spearmanr
 
-Side = Literal["representative", "informative", "balanced"]
-SIDES = ("representative", "informative", "balanced")
+from gradsift.selection.density import whiten
+
+Side = Literal["representative", "informative", "balanced", "consistent", "grounded"]
+SIDES = ("representative", "informative", "balanced", "consistent", "grounded")
 
 # 1 / Φ⁻¹(3/4): the median absolute deviation of a normal sample times this is its σ.
 MAD_TO_SIGMA = 1.482602218505602
 # The mean is signed and may be 0 (always so for an LM head), so it enters without a logarithm.
 _SIGNED = ("mean",)
-# Directions whose variance is below this part of the largest are rounding, not spread.
-_RANK_TOLERANCE = 1e-10
+# Interquartile ranges beyond the quartile at which the tail begins (Tukey, 1977).
+_FENCE = 1.5
+# The running median of `adjusted`.
+_WINDOW = 101
+_ROUNDS = 2
+_FEWEST_FOR_WINDOW = 9
 
 
 def robust_standardise(x_N: np.ndarray) -> np.ndarray:
@@ -48,6 +53,7 @@ def combined_signal(
     *,
     layers: Sequence[str] = ("embedding", "lm_head"),
     statistics: Sequence[str] = ("l2_norm",),
+    covariates: Sequence[np.ndarray] = (),
 ) -> np.ndarray:
     """Combine the statistics of the layers into one signal per instance.
 
@@ -61,6 +67,8 @@ def combined_signal(
         layers: Layers that take part.
         statistics: Statistics that take part. `mean` is signed and enters as it is, all others as
             log |x|; a value of exactly 0 counts as the smallest other |x| of its column.
+        covariates: Arrays [N], such as the response length or the step, whose influence is taken
+            off each column, see `adjusted`.
 
     Returns:
         signal_NK in float64; K may be 0 when several statistics are whitened and none varies.
@@ -70,53 +78,87 @@ def combined_signal(
     """
     _refuse_unknown(values, layers, statistics)
     columns = [
-        robust_standardise(_for_scale(values[layer][name], name))
+        robust_standardise(adjusted(_for_scale(values[layer][name], name), covariates))
         for layer in layers
         for name in statistics
     ]
     signal_NK = np.stack(columns, axis=1)
-    return signal_NK if len(statistics) == 1 else _whiten(signal_NK)
+    return signal_NK if len(statistics) == 1 else whiten(signal_NK)
+
+
+def adjusted(x_N: np.ndarray, covariates: Sequence[np.ndarray]) -> np.ndarray:
+    """Take the influence of covariates off, one after the other: drift, length.
+
+    For each covariate the rows are ordered by it, and each row's value is reduced by the median of
+    the values in a window of up to 101 rows around it (a running median; at the ends the window
+    holds the outermost rows). A row is then compared with rows of about its own length, say,
+    whatever the form of the dependence. Two rounds, since taking off one covariate can bring back
+    a little of another.
+
+    Args:
+        x_N: Values.
+        covariates: Arrays [N]; rows of equal value are ordered as they come.
+
+    Returns:
+        The values less the medians; as they were for fewer than 9 rows.
+    """
+    from scipy.ndimage import median_filter
+
+    x_N = np.asarray(x_N, dtype=np.float64)
+    window = min(_WINDOW, len(x_N) // 3 | 1)
+    if len(x_N) < _FEWEST_FOR_WINDOW:
+        return x_N
+    for covariate_N in list(covariates) * _ROUNDS:
+        order_N = np.argsort(covariate_N, kind="stable")
+        medians_N = np.empty_like(x_N)
+        medians_N[order_N] = median_filter(x_N[order_N], size=window, mode="nearest")
+        x_N = x_N - medians_N
+    return x_N
 
 
 def magnitude(
-    values: Mapping[str, Mapping[str, np.ndarray]], layers: Sequence[str] = ("embedding", "lm_head")
+    values: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    layers: Sequence[str] = ("embedding", "lm_head"),
+    statistics: Sequence[str] = ("l2_norm",),
+    covariates: Sequence[np.ndarray] = (),
 ) -> np.ndarray:
-    """Say how large the gradient of each instance is: mean standardised log-norm of the layers.
+    """Say how large the gradient of each instance is: mean standardised statistic of the layers.
 
     Args:
         values: Layer → statistic → float array [N].
         layers: Layers that take part.
+        statistics: Statistics that take part; the signed `mean`, which is no size, is left out
+            where there are others.
+        covariates: As for `combined_signal`.
 
     Returns:
         magnitude_N, in robust standard deviations from the pool's median.
 
     Raises:
-        ValueError: If no layer is named, or one is unknown.
+        ValueError: If no layer or statistic is named, or one is unknown.
     """
-    return combined_signal(values, layers=layers, statistics=("l2_norm",)).mean(axis=1)
+    sizes = tuple(name for name in statistics if name not in _SIGNED) or tuple(statistics)
+    by_statistic = [
+        combined_signal(values, layers=layers, statistics=(name,), covariates=covariates)
+        for name in sizes
+    ]
+    return np.hstack(by_statistic).mean(axis=1)
 
 
-def log_density(signal_NK: np.ndarray) -> np.ndarray:
-    """Estimate the density of the pool's signal at each instance by a Gaussian KDE.
+def ranks(x_N: np.ndarray) -> np.ndarray:
+    """Rank values, ties sharing their mean rank.
 
-    The kernel's covariance is the sample covariance times Scott's factor N^(-1/(K+4)) squared
-    (`scipy.stats.gaussian_kde`). An instance's own kernel is included: ranks are the same without
-    it, and the density of the loneliest instance is then a finite floor instead of 0. Directions
-    in which the signal has no spread (a constant column, or N ≤ K) are left out; if none is left,
-    all instances are equally typical. Exact: N² kernel values, none of them stored.
+    As `scipy.stats.rankdata`, whose module takes longer to load than a selection.
 
     Args:
-        signal_NK: Finite values.
+        x_N: Values without NaN.
 
     Returns:
-        Natural logarithm of the density, float64, finite; 0 everywhere if the signal is constant.
+        1 for the smallest, N for the largest.
     """
-    n = len(signal_NK)
-    _, directions_KR = _spread(signal_NK)
-    if directions_KR.shape[1] == 0:
-        return np.zeros(n)
-    projected_RN = ((signal_NK - signal_NK.mean(axis=0)) @ directions_KR).T
-    return np.log(gaussian_kde(projected_RN, bw_method="scott")(projected_RN))
+    _, inverse_N, counts = np.unique(x_N, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse_N]
 
 
 def percentile_rank(x_N: np.ndarray) -> np.ndarray:
@@ -129,36 +171,33 @@ def percentile_rank(x_N: np.ndarray) -> np.ndarray:
         0 for the smallest and 1 for the largest, ties sharing their mean rank; 0.5 if N is 1.
     """
     n = len(x_N)
-    return (rankdata(x_N) - 1) / (n - 1) if n > 1 else np.full(n, 0.5)
+    return (ranks(x_N) - 1) / (n - 1) if n > 1 else np.full(n, 0.5)
 
 
 def typical_region(log_density_N: np.ndarray) -> np.ndarray:
-    """Tell the typical instances from the low-density tail, cut where the density bends.
+    """Tell the typical instances from the low-density tail, by the density's own spread.
 
-    Rule: sort the log-density upwards and draw the chord from its lowest to its highest point.
-    Where there is a tail, the curve rises steeply through it and bends over into the bulk; the
-    tail ends at the point that lies farthest above the chord. It is sought in the lower half,
-    since a majority is typical by definition; where no point lies above the chord, there is no
-    tail. So no threshold is set by hand. The elbow always finds an edge: of a sample from one
-    normal distribution, where nothing is wrong, it calls about a fifth the tail.
+    Rule: −log density beyond its upper quartile by more than 1.5 times its interquartile range is
+    the tail (Tukey's fence). Nothing is set by hand, and there need not be a tail: of a sample from
+    one normal or uniform distribution in two dimensions 4 to 5 % lie beyond.
 
     Args:
-        log_density_N: As from `log_density`.
+        log_density_N: As from `estimate_density`.
 
     Returns:
         True for typical instances; equal densities are on the same side.
     """
-    n = len(log_density_N)
-    ascending_N = np.sort(log_density_N)
-    height = ascending_N[-1] - ascending_N[0]
-    if n < 3 or height <= 0:
-        return np.ones(n, dtype=bool)
-    above_chord_N = (ascending_N - ascending_N[0]) / height - np.arange(n) / (n - 1)
-    elbow = int(np.argmax(above_chord_N[: n // 2 + 1]))
-    return log_density_N >= ascending_N[elbow]
+    rarity_N = -np.asarray(log_density_N)
+    lower, upper = np.quantile(rarity_N, [0.25, 0.75])
+    return rarity_N <= upper + _FENCE * (upper - lower)
 
 
-def gradient_score(magnitude_N: np.ndarray, log_density_N: np.ndarray, side: Side) -> np.ndarray:
+def gradient_score(
+    magnitude_N: np.ndarray,
+    log_density_N: np.ndarray,
+    side: Side,
+    difficulty_N: np.ndarray | None = None,
+) -> np.ndarray:
     """Turn magnitude and density into the gradient score g of each instance.
 
     * `representative`: rank of the density. Gradients in the dense region pull where much of the
@@ -167,11 +206,19 @@ def gradient_score(magnitude_N: np.ndarray, log_density_N: np.ndarray, side: Sid
       on this instance; a large one that there is something to learn, or something wrong.
     * `balanced`: rank of the magnitude among the typical instances; the low-density tail (see
       `typical_region`), where large gradients are likely noise, gets 0.
+    * `consistent`: rank of the magnitude, small first. A small gradient, for its length, means
+      that what the model knows already agrees with the answer; answers to another question and
+      garbled text have large ones.
+    * `grounded`: not of the gradient: rank of the instruction-following difficulty, small first. A
+      small one means that the prompt helps to predict the answer, as it does not where the answer
+      belongs to another question.
 
     Args:
         magnitude_N: As from `magnitude`.
         log_density_N: As from `log_density`.
-        side: Which of the three.
+        side: Which of these.
+        difficulty_N: For `grounded`: L(response | prompt) / L(response), or its logarithm; infinite
+            where there is none, which counts as the worst.
 
     Returns:
         One finite value in [0, 1] for each instance. Ties share their mean rank. Typical instances
@@ -184,10 +231,15 @@ def gradient_score(magnitude_N: np.ndarray, log_density_N: np.ndarray, side: Sid
         return percentile_rank(log_density_N)
     if side == "informative":
         return percentile_rank(magnitude_N)
+    if side == "grounded":
+        assert difficulty_N is not None
+        return percentile_rank(-difficulty_N)
+    if side == "consistent":
+        return percentile_rank(-np.asarray(magnitude_N))
     if side == "balanced":
         typical_N = typical_region(log_density_N)
         score_N = np.zeros(len(magnitude_N))
-        score_N[typical_N] = rankdata(magnitude_N[typical_N]) / typical_N.sum()
+        score_N[typical_N] = ranks(magnitude_N[typical_N]) / typical_N.sum()
         return score_N
     raise ValueError(f"side is {side!r}, expected one of {', '.join(SIDES)}.")
 
@@ -205,7 +257,7 @@ def rank_correlation(a_N: np.ndarray, b_N: np.ndarray) -> float | None:
     """
     if len(a_N) < 3 or np.ptp(a_N) == 0 or np.ptp(b_N) == 0:
         return None
-    return float(spearmanr(a_N, b_N).statistic)
+    return float(np.corrcoef(ranks(a_N), ranks(b_N))[0, 1])
 
 
 def _refuse_unknown(
@@ -231,18 +283,3 @@ def _for_scale(x_N: np.ndarray, name: str) -> np.ndarray:
     size_N = np.abs(x_N)
     positive = size_N[size_N > 0]
     return np.log(np.maximum(size_N, positive.min())) if len(positive) else np.zeros_like(x_N)
-
-
-def _whiten(signal_NK: np.ndarray) -> np.ndarray:
-    variance_R, directions_KR = _spread(signal_NK)
-    return (signal_NK - signal_NK.mean(axis=0)) @ directions_KR / np.sqrt(variance_R)
-
-
-def _spread(signal_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    n, k = signal_NK.shape
-    if n < 2 or k == 0:
-        return np.empty(0), np.empty((k, 0))
-    covariance_KK = np.atleast_2d(np.cov(signal_NK, rowvar=False))
-    variance_K, directions_KK = np.linalg.eigh(covariance_KK)
-    kept_K = variance_K > _RANK_TOLERANCE * max(variance_K[-1], 0.0)
-    return variance_K[kept_K], directions_KK[:, kept_K]

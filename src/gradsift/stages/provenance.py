@@ -8,6 +8,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 from gradsift.data.example import Plain
+from gradsift.data.language import language_of
 from gradsift.data.pool import Pool, PoolRow
 from gradsift.store.pool_table import DROPPED, INSTANCE
 from gradsift.version import __version__
@@ -62,8 +63,11 @@ def instance_row(
     Returns:
         Values by column.
     """
+    assert row.example is not None
     return {
         **_place(row),
+        "source": row.source,
+        "language": language_of(row.example),
         "status": INSTANCE,
         "reason": None,
         "detail": None,
@@ -84,7 +88,7 @@ def dropped_row(row: PoolRow, reason: str, detail: str) -> dict[str, object]:
     Returns:
         Values by column.
     """
-    unknown = dict.fromkeys(("n_tokens", "n_response_tokens", "truncated"))
+    unknown = dict.fromkeys(("n_tokens", "n_response_tokens", "truncated", "source", "language"))
     return {**_place(row), "status": DROPPED, "reason": reason, "detail": detail, **unknown}
 
 

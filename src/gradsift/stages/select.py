@@ -9,13 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gradsift.data.containers import fingerprint, write_rows
 from gradsift.data.formats import Columns
 from gradsift.data.source import Source
 from gradsift.data.stanzas import write_stanzas
-from gradsift.selection.candidates import Candidates, Settings
+from gradsift.selection.audit import Extraction, warnings
+from gradsift.selection.budget import Budget
 from gradsift.selection.decision import Selection, select_rows
+from gradsift.selection.settings import Settings
+from gradsift.stages.audit import audit_lines, audit_summary
+from gradsift.stages.candidates import candidates_of, context_of
 from gradsift.store.files import write_json, write_parquet
 from gradsift.store.pool_table import DROPPED, INSTANCE, read_pool_table
 from gradsift.store.reader import GradientStore
@@ -23,6 +28,7 @@ from gradsift.store.reader import GradientStore
 SELECTIONS = "selections"
 DECISIONS = "decisions.parquet"
 SUMMARY = "selection.json"
+CURVE = "curve.parquet"
 NON_FINITE = "non_finite_gradient"
 
 
@@ -35,6 +41,7 @@ class SelectResult:
         selected_file: The selected rows.
         selection: The decisions.
         counts: selected + rejected + dropped = input, and dropped by reason.
+        warnings: What ought to worry the user.
         written: Further files, such as stanzas for trainers.
     """
 
@@ -42,6 +49,7 @@ class SelectResult:
     selected_file: Path
     selection: Selection
     counts: dict[str, object]
+    warnings: tuple[str, ...]
     written: tuple[Path, ...]
 
     def summary(self) -> dict[str, object]:
@@ -51,12 +59,21 @@ class SelectResult:
             "selection": str(self.folder),
             "selected_file": str(self.selected_file),
             "strategy": selection.settings.strategy,
-            "budget": str(selection.settings.budget),
+            "budget": str(selection.budget),
+            "expected_rows": selection.limit.expected_rows,
             "n_tokens": selection.n_tokens,
             **self.counts,
             "losses": {name: asdict(losses) for name, losses in selection.losses.items()},
-            "score_length_correlation": selection.length_correlation,
+            "density": {
+                "method": selection.signal.density.method,
+                "error": selection.signal.density.error,
+                "n_checked": selection.signal.density.n_checked,
+            },
+            "density_cut_share": selection.cut_share,
+            "score_length_correlation": selection.audit.length_correlation,
             "score_step_correlation": selection.step_correlation,
+            "audit": audit_summary(selection.audit),
+            "warnings": list(self.warnings),
             "also_written": [str(path) for path in self.written],
         }
 
@@ -75,24 +92,29 @@ class SelectResult:
         for name in ("density", "content_diversity", "similarity"):
             values = [getattr(selection.losses[who], name) for who in ("subset", "pool", "random")]
             lines.append(f"{name:24}" + "".join(f"{value:10.4f}" for value in values))
-        if selection.length_correlation is not None:
-            lines.append(
-                "rank correlation of the gradient score with response length "
-                f"{selection.length_correlation:+.2f}"
-            )
+        lines += ["", *audit_lines(selection.audit)]
+        lines += [f"warning: {line}" for line in self.warnings]
         names = "".join(f", {path.name}" for path in self.written)
         lines += ["", f"beside it: {DECISIONS} (why each row), {SUMMARY}{names}"]
         return "\n".join(lines)
 
 
 def select_from_store(
-    store: GradientStore, settings: Settings, *, name: str | None = None, weights: bool = False
+    store: GradientStore,
+    budget: Budget,
+    settings: Settings,
+    files: Files | None = None,
+    *,
+    name: str | None = None,
+    weights: bool = False,
 ) -> SelectResult:
     """Select rows of a captured run and write them.
 
     Args:
         store: A complete gradient store.
+        budget: How much to select.
         settings: How to select.
+        files: Reference runs and lists of ids.
         name: Of the selection's folder; made from strategy and budget if None.
         weights: Whether decisions.parquet gets a `weight` for each selected row: its gradient
             score divided by the mean over the subset.
@@ -104,29 +126,54 @@ def select_from_store(
         ValueError: If a setting does not fit, the input file changed since, or a selection of that
             name was made with other settings.
     """
+    files = files or Files()
     table = read_pool_table(store.folder)
     source, row_format, columns = source_of(store)
     _require_unchanged(store, source)
-    selection = select_rows(_candidates(store, table), settings)
-    folder = _folder(store, settings, name)
-    chosen = set(selection.ids)
-    rows = [row for row in table.to_pylist() if row["instance_id"] in chosen]
-    places = [(row["row"], row["start"], row["end"]) for row in rows]
+    plain = _plain(budget, settings, files)
+    context = context_of(store, settings.needs, **vars(files))
+    selection = select_rows(candidates_of(store, table, settings.needs), budget, settings, context)
+    folder = _folder(store, plain, name)
+    counts = _counts(table, store, selection)
+    places = table.filter(
+        pc.is_in(table["instance_id"], value_set=pa.array(selection.ids, pa.string()))
+    ).select(["row", "start", "end"])
+    places = list(zip(*(column.to_pylist() for column in places.columns), strict=True))
     selected_file = write_rows(source, places, folder)
-    decisions = _decisions(table, store, selection)
+    decisions = _decisions(table, selection)
     if weights:
         decisions = decisions.append_column("weight", _weights(decisions))
     write_parquet(folder / DECISIONS, decisions)
+    written = []
+    if selection.curve_S is not None:
+        gains = pa.array(selection.curve_S, pa.float64())
+        write_parquet(folder / CURVE, pa.table({"marginal_gain": gains}))
+        written.append(folder / CURVE)
     if store.manifest.about["text_pairs"] and row_format == "prompt_completion":
         # Pairs of text; trainers know them as columns of a question and an answer.
         row_format, columns = "qa", Columns(prompt="prompt", response="completion")
-    written = tuple(write_stanzas(selected_file, row_format, columns))
+    written += write_stanzas(selected_file, row_format, columns)
     result = SelectResult(
-        folder, selected_file, selection, _counts(table, store, selection), written
+        folder,
+        selected_file,
+        selection,
+        counts,
+        tuple(_warnings(store, selection)),
+        tuple(written),
     )
-    made_with = {"settings": _plain(settings), "capture": store.manifest.identity}
+    made_with = {"settings": plain, "capture": store.manifest.identity}
     write_json(folder / SUMMARY, {**result.summary(), **made_with})
     return result
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that a selection may take, see `context_of`."""
+
+    anchor: str | None = None
+    target: str | None = None
+    keep: str | None = None
+    drop: str | None = None
 
 
 def source_of(store: GradientStore) -> tuple[Source, str, Columns]:
@@ -156,36 +203,19 @@ def _require_unchanged(store: GradientStore, source: Source) -> None:
         )
 
 
-def _candidates(store: GradientStore, table: pa.Table) -> Candidates:
-    tokens = dict(zip(table["instance_id"].to_pylist(), table["n_tokens"].to_pylist(), strict=True))
-    finite = store.finite
-    ids = [i for i, ok in zip(store.instance_ids, finite, strict=True) if ok]
-    return Candidates(
-        ids=ids,
-        statistics={
-            layer: {name: values[finite] for name, values in by_name.items()}
-            for layer, by_name in store.statistics.items()
-        },
-        features_ND=store.content_ND[finite],
-        n_tokens=np.array([tokens[i] for i in ids], dtype=np.int64),
-        n_response_tokens=store.n_response_tokens[finite],
-        step=store.step[finite],
-        loss=store.loss[finite],
-    )
-
-
-def _folder(store: GradientStore, settings: Settings, name: str | None) -> Path:
-    budget = str(settings.budget).replace("%", "pct")
-    name = f"{settings.strategy}-{budget}" if name is None else name
+def _folder(store: GradientStore, plain: dict[str, object], name: str | None) -> Path:
+    if name is None:
+        name = f"{plain['strategy']}-{str(plain['budget']).replace('%', 'pct')}"
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         raise ValueError(f"--name is {name!r}, expected letters, digits, '-', '_' and '.'.")
     folder = store.folder / SELECTIONS / name
     summary = folder / SUMMARY
     if summary.exists():
-        before = json.loads(summary.read_text(encoding="utf-8")).get("settings")
-        if before != _plain(settings):
-            now = _plain(settings)
-            different = [key for key in now if (before or {}).get(key) != now[key]]
+        before = json.loads(summary.read_text(encoding="utf-8")).get("settings") or {}
+        # What a setting did not exist for was made with its default.
+        before = _plain(None, Settings(), Files()) | before
+        if before != plain:
+            different = [key for key in plain if before.get(key) != plain[key]]
             raise ValueError(
                 f"{folder} holds a selection with other settings ({', '.join(different)}). Give "
                 "this one another --name."
@@ -193,47 +223,70 @@ def _folder(store: GradientStore, settings: Settings, name: str | None) -> Path:
     return folder
 
 
-def _plain(settings: Settings) -> dict[str, object]:
-    values = asdict(settings) | {"budget": str(settings.budget)}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+def _plain(budget: Budget | None, settings: Settings, files: Files) -> dict[str, object]:
+    return {"budget": str(budget), **settings.model_dump(mode="json"), **asdict(files)}
 
 
-def _decisions(table: pa.Table, store: GradientStore, selection: Selection) -> pa.Table:
-    position = {i: at for at, i in enumerate(selection.table["instance_id"])}
-    columns = [name for name in selection.table if name not in ("instance_id", "reason")]
-    rows = []
-    for row in table.to_pylist():
-        at = position.get(row["instance_id"])
-        line = {key: row[key] for key in ("row", "line", "instance_id")}
-        if at is None:
-            reason = row["reason"] or NON_FINITE
-            detail = row["detail"] or "its gradient is not finite"
-            values = dict.fromkeys(columns) | {"reason": f"dropped: {reason}: {detail}"}
-            values["decision"] = "dropped"
-        else:
-            values = {name: selection.table[name][at] for name in (*columns, "reason")}
-            values["decision"] = "selected" if values["selected"] else "rejected"
-        values["selected"] = values["decision"] == "selected"
-        rows.append({**line, "decision": values.pop("decision"), **values})
-    return pa.Table.from_pylist(rows, schema=_decision_schema(["decision", *columns, "reason"]))
-
-
-def _decision_schema(names: list[str]) -> pa.Schema:
-    # Fixed types: a column without any value would else have none.
-    types = {"row": pa.int64(), "line": pa.int64(), "rank": pa.int64(), "selected": pa.bool_()}
-    types |= dict.fromkeys(("instance_id", "decision", "nearest_selected", "reason"), pa.string())
-    return pa.schema(
-        [(name, types.get(name, pa.float64())) for name in ("row", "line", "instance_id", *names)]
+def _warnings(store: GradientStore, selection: Selection) -> list[str]:
+    check = store.manifest.about.get("self_check") or {}
+    extraction = Extraction(
+        # Its path alone says nothing: a loop of the user's own may have run without a check.
+        self_checked=bool(check.get("n_rows")),
+        non_finite_share=float((~store.finite).mean()),
     )
+    uses_score = selection.settings.strategy in ("grads", "deita") and selection.settings.alpha > 0
+    return warnings(
+        selection.audit, extraction, cut_share=selection.cut_share, uses_score=uses_score
+    )
+
+
+def _decisions(table: pa.Table, selection: Selection) -> pa.Table:
+    # In the order of the input, dropped rows among them.
+    ids = table["instance_id"].combine_chunks()
+    at = pc.index_in(ids, value_set=pa.array(selection.table["instance_id"], pa.string()))
+    chosen = pa.table(
+        {
+            name: _column(values)
+            for name, values in selection.table.items()
+            if name not in ("instance_id", "reason", "selected")
+        }
+    ).take(at)
+    selected = pc.fill_null(pa.array(selection.table["selected"]).take(at), False)
+    dropped = pc.is_null(at)
+    reason, detail = (
+        pc.fill_null(table[name].combine_chunks(), other)
+        for name, other in (("reason", NON_FINITE), ("detail", "its gradient is not finite"))
+    )
+    why_dropped = pc.binary_join_element_wise("dropped", reason, detail, ": ")
+    columns = {
+        "row": table["row"],
+        "line": table["line"],
+        "instance_id": ids,
+        "decision": pc.if_else(dropped, "dropped", pc.if_else(selected, "selected", "rejected")),
+        "selected": selected,
+        **{name: chosen[name] for name in chosen.column_names},
+        "reason": pc.if_else(
+            dropped, why_dropped, pa.array(selection.table["reason"], pa.string()).take(at)
+        ),
+    }
+    return pa.table(columns)
+
+
+def _column(values: np.ndarray | list) -> pa.Array:
+    """Return a column; NaN, rank 0 and None are null."""
+    if isinstance(values, list):
+        return pa.array(values, pa.string())
+    if np.issubdtype(values.dtype, np.integer):
+        return pa.array(values, pa.int64(), mask=values == 0)
+    return pa.array(values, pa.float64(), mask=np.isnan(values))
 
 
 def _weights(decisions: pa.Table) -> pa.Array:
-    scores = decisions["gradient_score"].to_pylist()
-    kept = decisions["selected"].to_pylist()
-    mean = np.mean([score for score, ok in zip(scores, kept, strict=True) if ok])
-    return pa.array(
-        [float(s / mean) if ok else None for s, ok in zip(scores, kept, strict=True)], pa.float64()
-    )
+    score, kept = decisions["gradient_score"], decisions["selected"]
+    mean = pc.mean(pc.filter(score, kept)).as_py()
+    # A subset of scores of 0 is weighted alike.
+    weight = pc.divide(score, mean) if mean > 0 else pc.add(pc.multiply(score, 0.0), 1.0)
+    return pc.if_else(kept, weight, pa.scalar(None, pa.float64()))
 
 
 def _counts(table: pa.Table, store: GradientStore, selection: Selection) -> dict[str, object]:

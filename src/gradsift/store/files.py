@@ -51,6 +51,21 @@ def write_parquet(path: Path, table: pa.Table) -> None:
     write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
 
 
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read one Parquet file.
+
+    Args:
+        path: The file.
+        columns: What is read of it; None for all.
+
+    Returns:
+        The table.
+    """
+    # pyarrow's read_table loads its dataset machinery first, and pandas if it is installed.
+    with pq.ParquetFile(path) as file:
+        return file.read(columns)
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:

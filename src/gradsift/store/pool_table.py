@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from gradsift.store.files import write_parquet
+from gradsift.store.files import read_parquet, write_parquet
 
 POOL_NAME = "pool.parquet"
 INSTANCE = "instance"
@@ -28,6 +27,8 @@ POOL_SCHEMA = pa.schema(
         pa.field("n_tokens", pa.int32()),
         pa.field("n_response_tokens", pa.int32()),
         pa.field("truncated", pa.bool_()),
+        pa.field("source", pa.string()),
+        pa.field("language", pa.string()),
     ]
 )
 
@@ -50,7 +51,8 @@ def read_pool_table(folder: Path) -> pa.Table:
         folder: The run folder.
 
     Returns:
-        The table, in the input's order.
+        The table, in the input's order. `source` and `language` are null where they are not known,
+        also in runs that were captured before these were noted.
 
     Raises:
         ValueError: If there is none.
@@ -61,4 +63,8 @@ def read_pool_table(folder: Path) -> pa.Table:
             f"{path} is missing: {folder} is not a run folder. "
             f"Make one with: gradsift capture DATA --model MODEL --out {folder}"
         )
-    return pq.read_table(path)
+    table = read_parquet(path)
+    for field in POOL_SCHEMA:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from gradsift.store.files import sha256_of
-from gradsift.store.manifest import MANIFEST_NAME, Manifest, load_manifest
+from gradsift.store.files import read_parquet, sha256_of
+from gradsift.store.manifest import MANIFEST_NAME, Manifest, Part, load_manifest
 from gradsift.store.schema import STATUS_OK
 from gradsift.store.writer import PARTS_FOLDER
-from gradsift.terms import STATISTICS
+from gradsift.terms import LM_HEAD, STATISTICS
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,6 @@ class GradientStore:
         error_norm: [N] mean ‖softmax − one-hot‖₂ over the response tokens.
         n_response_tokens: [N].
         statistics: layer → statistic → [N] float64, for the layers that were captured.
-        content_ND: [N, d] float32 content features.
-        sketches: layer → [N, K²] float32.
     """
 
     folder: Path
@@ -44,13 +43,34 @@ class GradientStore:
     error_norm: np.ndarray
     n_response_tokens: np.ndarray
     statistics: dict[str, dict[str, np.ndarray]]
-    content_ND: np.ndarray
-    sketches: dict[str, np.ndarray]
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that were captured."""
         return tuple(self.statistics)
+
+    @cached_property
+    def content_ND(self) -> np.ndarray:
+        """[N, d] float32 content features, read when they are first asked for."""
+        return self._matrix("content_features", LM_HEAD)
+
+    @cached_property
+    def sketches(self) -> dict[str, np.ndarray]:
+        """Layer → [N, K²] float32 gradient sketches, read when they are first asked for."""
+        return {layer: self._matrix("sketch", layer) for layer in self.layers}
+
+    def fingerprint(self) -> str:
+        """Return a digest of everything that is stored; equal for equal stores."""
+        parts = sorted(part.sha256 for part in self.manifest.parts)
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    def _matrix(self, column: str, layer: str) -> np.ndarray:
+        names = ["instance_id", "layer", "step", column]
+        table = pa.concat_tables(
+            [_part(self.folder, part, names, verify=False) for part in self.manifest.parts]
+        )
+        rows = _of_layer(self.folder, table, layer, len(self.instance_ids))
+        return _as_matrix(rows[column])
 
 
 def read_store(folder: Path) -> GradientStore:
@@ -78,7 +98,9 @@ def read_store(folder: Path) -> GradientStore:
             f"{folder}: the capture is not finished ({recorded} of {expected} instances). Run the "
             "same capture command again; it resumes."
         )
-    table = pa.concat_tables([_read_part(folder, part) for part in manifest.parts])
+    names = ["instance_id", "layer", "step", "loss", "error_norm", "n_response_tokens"]
+    names += [*STATISTICS, "status"]
+    table = pa.concat_tables([_part(folder, part, names) for part in manifest.parts])
     layers = manifest.layers
     by_layer = {layer: _of_layer(folder, table, layer, manifest.n_instances) for layer in layers}
     ids = by_layer["lm_head"]["instance_id"].to_pylist()
@@ -101,30 +123,29 @@ def read_store(folder: Path) -> GradientStore:
             layer: {name: by_layer[layer][name].to_numpy() for name in STATISTICS}
             for layer in layers
         },
-        content_ND=_matrix(head["content_features"]),
-        sketches={layer: _matrix(by_layer[layer]["sketch"]) for layer in layers},
     )
 
 
-def _read_part(folder: Path, part) -> pa.Table:
+def _part(folder: Path, part: Part, columns: list[str], *, verify: bool = True) -> pa.Table:
     path = folder / PARTS_FOLDER / part.file
     if not path.exists():
         raise ValueError(f"{path}: this part of the gradient store is missing. Capture again.")
-    found = sha256_of(path)
-    if found != part.sha256:
+    if verify and (found := sha256_of(path)) != part.sha256:
         raise ValueError(
             f"{path}: this part was changed or damaged (SHA-256 is {found[:12]}…, the manifest "
             f"says {part.sha256[:12]}…). Restore it, or capture again."
         )
-    return pq.read_table(path)
+    return read_parquet(path, columns=columns)
 
 
 def _of_layer(folder: Path, table: pa.Table, layer: str, n_instances: int) -> pa.Table:
     rows = table.filter(pa.compute.equal(table["layer"], layer))
     rows = rows.sort_by([("instance_id", "ascending"), ("step", "ascending")])
     # Processes that train together fill up the last batch with rows that another one has too.
-    ids = rows["instance_id"].to_pylist()
-    rows = rows.filter(pa.array([i == 0 or ids[i] != ids[i - 1] for i in range(len(ids))]))
+    ids = rows["instance_id"].combine_chunks()
+    if len(ids) > 1:
+        changes = pa.compute.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))
+        rows = rows.filter(pa.concat_arrays([pa.array([True]), changes]))
     if rows.num_rows != n_instances:
         raise ValueError(
             f"{folder}: {rows.num_rows} records of layer {layer}, but the manifest says "
@@ -133,6 +154,6 @@ def _of_layer(folder: Path, table: pa.Table, layer: str, n_instances: int) -> pa
     return rows
 
 
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+def _as_matrix(column: pa.ChunkedArray) -> np.ndarray:
     array = column.combine_chunks()
     return array.flatten().to_numpy().reshape(len(array), -1)

@@ -1,0 +1,139 @@
+"""How long it takes to select again from a large run, from typing to file, and to print the help.
+
+Makes a run folder as a capture of so many rows would leave it (features and statistics imitate
+those of a real run, see selection.py), selects once (which finds the neighbours and keeps them),
+then times further selections, each a process of its own.
+
+Usage: python benchmarks/reselect.py RUN FOLDER [--rows 50000] [--repeats 5]
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from gradsift.data.containers import fingerprint
+from gradsift.data.source import find_source
+from gradsift.store.manifest import Manifest
+from gradsift.store.pool_table import INSTANCE, write_pool_table
+from gradsift.store.reader import read_store
+from gradsift.store.writer import StoreWriter
+from gradsift.terms import LAYERS, STATISTICS
+from selection import imitated
+
+CONTENT_WIDTH, SKETCH_SIZE = 576, 256
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    out = arguments.folder / "run"
+    if not out.exists():
+        make_run(arguments.run, arguments.folder, out, arguments.rows)
+    size = sum(path.stat().st_size for path in (out / "gradients").iterdir())
+    found = {"rows": arguments.rows, "store_mb": size / 1e6}
+    found["first_select_s"] = seconds("select", out, "--budget", "50%", "--name", "first")
+    for budget in ("5%", "20%"):
+        times = [
+            seconds("select", out, "--budget", budget, "--name", f"{budget[:-1]}-{i}")
+            for i in range(arguments.repeats)
+        ]
+        found[f"select {budget}"] = spread(times)
+    found["help"] = spread([seconds("--help") for _ in range(arguments.repeats)])
+    print(json.dumps(found, indent=1))
+
+
+def spread(times):
+    return {"median_s": statistics.median(times), "from": min(times), "to": max(times)}
+
+
+def seconds(*words):
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "gradsift", *map(str, words)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def make_run(like, folder, out, n):
+    features, values = imitated(like, n)
+    generator = np.random.default_rng(1)
+    wide = generator.normal(size=(features.shape[1], CONTENT_WIDTH)).astype(np.float32)
+    store = read_store(like)
+    drawn = np.random.default_rng(0).integers(len(store.instance_ids), size=n)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / "data.jsonl"
+    lines = [
+        json.dumps({"id": f"r{i:06d}", "prompt": "What is it?", "response": "words " * 60}) + "\n"
+        for i in range(n)
+    ]
+    data.write_text("".join(lines))
+    source = find_source(str(data), None)
+    about = {
+        "data": {"name": source.name, "container": source.container, "split": source.split},
+        "data_sha256": fingerprint(source),
+        "row_format": "qa",
+        "columns": {"prompt": "prompt", "response": "response"},
+        "text_pairs": False,
+        "self_check": {"n_rows": 2},
+    }
+    places = np.cumsum([0, *map(len, lines)]).tolist()
+    tokens = (store.n_response_tokens[drawn] + 30).tolist()
+    blank = {"content_hash": None, "reason": None, "detail": None, "truncated": False}
+    write_pool_table(
+        out,
+        [
+            {
+                **blank,
+                "row": i,
+                "line": i + 1,
+                "instance_id": f"r{i:06d}",
+                "start": places[i],
+                "end": places[i + 1],
+                "status": INSTANCE,
+                "n_tokens": tokens[i],
+                "n_response_tokens": tokens[i] - 30,
+                "source": None,
+                "language": "en",
+            }
+            for i in range(n)
+        ],
+    )
+    manifest = Manifest({"made": "for a benchmark"}, about, n, LAYERS)
+    with StoreWriter(out, manifest, content_width=CONTENT_WIDTH, sketch_size=SKETCH_SIZE) as writer:
+        writer.keep_until(0)
+        for start in range(0, n, 5_000):
+            rows = range(start, min(start + 5_000, n))
+            content = features[rows.start : rows.stop] @ wide
+            records = []
+            for at, i in enumerate(rows):
+                for layer in LAYERS:
+                    norm = float(values[layer]["l2_norm"][i])
+                    sketch = generator.normal(size=SKETCH_SIZE).astype(np.float32)
+                    records.append(
+                        {
+                            "instance_id": f"r{i:06d}",
+                            "layer": layer,
+                            "step": i // 8,
+                            "loss": float(store.loss[drawn[i]]),
+                            "error_norm": float(store.error_norm[drawn[i]]),
+                            "n_response_tokens": tokens[i] - 30,
+                            **dict.fromkeys(STATISTICS, norm),
+                            "status": "ok",
+                            "content_features": content[at] if layer == "lm_head" else None,
+                            "sketch": sketch,
+                        }
+                    )
+            writer.append(records, last_step=start // 8, about={}, complete=rows.stop == n)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""Do selection rules find rows that are known to be bad? Pools with planted defects.
+
+Each pool has 500 rows of one domain: 60 % as they were, 15 % with the answer of another row, 5 %
+garbled, 10 % exact and 10 % near copies of clean rows. `capture` makes and records the pools and
+makes the further pass over them (it resumes when it is run again); `table` applies every strategy,
+and variants of grads, to what is there and writes the figures (it needs scikit-learn).
+
+Usage:
+    python experiments/planted.py capture OUT --data medicine=FILE --data law=FILE ...
+    python experiments/planted.py table OUT --results experiments/results/planted.json
+"""
+
+import argparse
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+
+import gradsift as gs
+from gradsift.run import losses
+from gradsift.selection.budget import parse_budget
+from gradsift.selection.decision import choose_rows, make_signal
+from gradsift.selection.settings import Settings
+from gradsift.selection.signal import SIDES, rank_correlation
+from gradsift.selection.strategies.catalogue import STRATEGIES
+from gradsift.selection.strategies.task import Need
+from gradsift.stages.candidates import candidates_of, context_of, has_losses
+from gradsift.store.pool_table import read_pool_table
+
+SHARES = {"swapped": 0.15, "garbled": 0.05, "exact copy": 0.10, "near copy": 0.10}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    capture = commands.add_parser("capture")
+    capture.add_argument("out", type=Path)
+    capture.add_argument("--data", action="append", required=True, help="NAME=FILE of prompts")
+    capture.add_argument("--model", default="demo")
+    capture.add_argument("--rows", type=int, default=500)
+    capture.add_argument("--seeds", type=int, default=3)
+    capture.add_argument("--max-length", type=int, default=160)
+    capture.set_defaults(act=capture_pools)
+    table = commands.add_parser("table")
+    table.add_argument("out", type=Path)
+    table.add_argument("--results", type=Path, required=True)
+    table.add_argument("--anchor", type=Path, help="a captured run of general rows")
+    table.add_argument("--targets", type=Path, help="folder of captured runs, one a domain")
+    table.add_argument("--budgets", nargs="+", default=["50%", "10%"])
+    table.add_argument("--topics", type=int, default=40)
+    table.set_defaults(act=tabulate)
+    arguments = parser.parse_args()
+    arguments.act(arguments)
+
+
+def capture_pools(arguments):
+    for seed in range(arguments.seeds):
+        for pair in arguments.data:
+            name, _, file = pair.partition("=")
+            folder = arguments.out / f"{name}-{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = planted_pool(read_rows(file), arguments.rows, seed)
+            pool = folder / "pool.jsonl"
+            pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            store = gs.capture(
+                arguments.model,
+                gs.load_pool(str(pool), prompt_column="prompt", response_column="response"),
+                out=folder / "run",
+                max_length=arguments.max_length,
+                seed=seed,
+            )
+            print(folder, store.manifest.about["seconds"], flush=True)
+            losses(folder / "run")
+
+
+ADJUSTED = {"adjust": ("response_length", "prompt_length", "step")}
+
+
+def variants():
+    """Name → settings: every strategy, then grads in many ways."""
+    found = {name: {"strategy": name} for name in STRATEGIES if name != "grads"}
+    for side in SIDES:
+        for label, more in {"": {}, ", adjusted": ADJUSTED}.items():
+            found[f"grads, {side}{label}"] = {"side": side, **more}
+    for statistic in ("mean_abs", "max"):
+        for layer in ("embedding", "lm_head"):
+            found[f"grads, consistent, {layer} {statistic}, adjusted"] = {
+                "side": "consistent",
+                "layers": (layer,),
+                "signal_statistics": (statistic,),
+                **ADJUSTED,
+            }
+    for side in ("representative", "consistent"):
+        for layer in ("embedding", "lm_head"):
+            found[f"grads, {side}, {layer} alone"] = {"side": side, "layers": (layer,)}
+        for name in ("alpha", "beta", "gamma"):
+            found[f"grads, {side}, {name} 0"] = {"side": side, name: 0.0}
+        for name in ("alpha", "beta", "gamma"):
+            found[f"grads, {side}, {name} 2"] = {"side": side, name: 2.0}
+    for name in ("alpha", "beta", "gamma"):
+        found[f"grads, grounded, adjusted, {name} 0"] = {"side": "grounded", name: 0.0, **ADJUSTED}
+    return found
+
+
+def tabulate(arguments):
+    results = {}
+    for folder in sorted(arguments.out.iterdir()):
+        if not (folder / "run" / "manifest.json").exists():
+            continue
+        try:
+            store = gs.read_store(folder / "run")
+        except ValueError as error:
+            print(f"left out: {error}")
+            continue
+        results[folder.name] = of_pool(folder, store, arguments)
+        print(folder.name, flush=True)
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    summary = {
+        budget: summarised([pool[budget] for pool in results.values()])
+        for budget in arguments.budgets
+    }
+    made_with = {"pools": sorted(results), "shares": SHARES, "topics": arguments.topics}
+    found = {"made with": made_with, "mean over pools": summary, "pools": results}
+    arguments.results.write_text(json.dumps(found, indent=1))
+    print(as_text(summary))
+
+
+def of_pool(folder, store, arguments):
+    rows = {
+        row["id"]: row for row in map(json.loads, (folder / "pool.jsonl").read_text().splitlines())
+    }
+    domain = folder.name.rpartition("-")[0]
+    target = None if arguments.targets is None else arguments.targets / domain
+    needs = {Need.FEATURES, Need.SKETCHES}
+    needs |= {Need.LOSSES} if has_losses(store) else set()
+    needs |= set() if arguments.anchor is None else {Need.ANCHOR}
+    needs |= set() if target is None else {Need.TARGET}
+    pool = candidates_of(store, read_pool_table(store.folder), needs)
+    context = context_of(store, needs, anchor=arguments.anchor, target=target)
+    truth = Truth([rows[i] for i in pool.ids], arguments.topics)
+    found = {budget: {} for budget in arguments.budgets}
+    for name, changes in variants().items():
+        settings = Settings(**changes)
+        if not settings.needs <= needs:
+            continue
+        length = rank_correlation(make_signal(pool, settings).score_N, pool.n_response_tokens)
+        for budget in arguments.budgets:
+            seeds = range(20) if name == "random" else (0,)
+            chosen = [
+                choose_rows(
+                    pool, parse_budget(budget), settings.model_copy(update={"seed": seed}), context
+                )
+                for seed in seeds
+            ]
+            each = [truth.figures(rows_S) for rows_S in chosen]
+            figures = {key: float(np.mean([one[key] for one in each])) for key in each[0]}
+            tokens = np.mean([np.median(pool.n_response_tokens[rows_S]) for rows_S in chosen])
+            figures["response tokens"] = float(tokens / np.median(pool.n_response_tokens))
+            if settings.strategy == "grads" and length is not None:
+                figures["score ~ length"] = length
+            found[budget][name] = figures
+    return found
+
+
+class Truth:
+    """What was planted, and topics that no model had a part in."""
+
+    def __init__(self, rows, n_topics):
+        from sklearn.cluster import KMeans
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self.kind = np.array([row["planted"] for row in rows])
+        self.original = np.unique([row["original"] for row in rows], return_inverse=True)[1]
+        texts = [f"{row['prompt']} {row['response']}" for row in rows]
+        vectors = TfidfVectorizer(stop_words="english", min_df=2).fit_transform(texts)
+        self.topic = KMeans(n_topics, n_init=4, random_state=0).fit_predict(vectors)
+
+    def figures(self, rows_S):
+        """Shares among the kept rows divided by shares in the pool; topics as a share of all."""
+        bad = np.isin(self.kind, ("swapped", "garbled"))
+        everything = np.arange(len(self.kind))
+        figures = {
+            name: self.share(mask, rows_S) / self.share(mask, everything)
+            for name, mask in {
+                "swapped or garbled": bad,
+                "swapped": self.kind == "swapped",
+                "garbled": self.kind == "garbled",
+            }.items()
+        }
+        figures["copies"] = self.surplus(rows_S) / self.surplus(everything)
+        clean = rows_S[~bad[rows_S]]
+        figures["topics"] = len(set(self.topic[clean])) / len(set(self.topic))
+        return figures
+
+    def share(self, mask, rows_S):
+        return mask[rows_S].mean()
+
+    def surplus(self, rows_S):
+        counts = np.bincount(self.original[rows_S])
+        return np.maximum(counts - 1, 0).sum() / len(rows_S)
+
+
+def summarised(pools):
+    names = [name for name in pools[0] if all(name in pool for pool in pools)]
+    summary = {}
+    for name in names:
+        keys = pools[0][name]
+        summary[name] = {
+            key: {
+                "mean": float(np.mean([pool[name][key] for pool in pools])),
+                "sd": float(np.std([pool[name][key] for pool in pools], ddof=1))
+                if len(pools) > 1
+                else None,
+            }
+            for key in keys
+        }
+    return summary
+
+
+def as_text(summary):
+    lines = []
+    for budget, by_name in summary.items():
+        keys = list(next(iter(by_name.values())))
+        lines += ["", f"{budget:44}" + "".join(f"{key[:18]:>20}" for key in keys)]
+        for name, figures in by_name.items():
+            cells = [
+                f"{figures[key]['mean']:.2f}"
+                + ("" if figures[key]["sd"] is None else f" ± {figures[key]['sd']:.2f}")
+                for key in keys
+            ]
+            lines.append(f"{name:44}" + "".join(f"{cell:>20}" for cell in cells))
+    return "\n".join(lines)
+
+
+def read_rows(file):
+    rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
+    for row in rows:
+        context = (row.get("meta") or {}).get("context")
+        if context:
+            row["prompt"] = f"{context}\n\n{row['prompt']}"
+    # So that the response is reached, and there is enough of it to garble, within the tokens kept.
+    return [
+        row
+        for row in rows
+        if len(row["prompt"].split()) <= 80 and len(row["response"].split()) >= 8
+    ]
+
+
+def planted_pool(rows, n, seed):
+    draw = random.Random(seed)
+    counts = {kind: round(share * n) for kind, share in SHARES.items()}
+    n_copies = counts["exact copy"] + counts["near copy"]
+    originals = draw.sample(rows, n - n_copies)
+    kinds = ["swapped"] * counts["swapped"] + ["garbled"] * counts["garbled"]
+    kinds += ["clean"] * (len(originals) - len(kinds))
+    pool = [
+        {
+            "id": row["id"],
+            "prompt": row["prompt"],
+            "response": row["response"],
+            "source": row["source"],
+            "planted": kind,
+            "original": row["id"],
+        }
+        for row, kind in zip(originals, kinds, strict=True)
+    ]
+    swapped = pool[: counts["swapped"]]
+    # A rotation of a random order: nobody keeps an own answer.
+    answers = [row["response"] for row in swapped]
+    for row, answer in zip(swapped, answers[1:] + answers[:1], strict=True):
+        row["response"] = answer
+    for number, row in enumerate(pool[len(swapped) : len(swapped) + counts["garbled"]]):
+        row["response"] = garble(row["response"], number, draw)
+    clean = [row for row in pool if row["planted"] == "clean"]
+    copies = ["exact copy"] * counts["exact copy"] + ["near copy"] * counts["near copy"]
+    for row, kind in zip(draw.sample(clean, n_copies), copies, strict=True):
+        copy = {**row, "id": f"{row['id']}-{kind[0]}", "planted": kind}
+        if kind == "near copy":
+            copy["prompt"] = lightly_edit(row["prompt"], draw)
+            copy["response"] = lightly_edit(row["response"], draw)
+        pool.append(copy)
+    draw.shuffle(pool)
+    return pool
+
+
+def garble(text, number, draw):
+    words = text.split()
+    if number % 3 == 0:  # Words out of order.
+        draw.shuffle(words)
+        return " ".join(words)
+    if number % 3 == 1:  # Characters damaged, as by a bad scan.
+        letters = "abcdefghijklmnopqrstuvwxyz  #%"
+        return "".join(draw.choice(letters) if draw.random() < 0.25 else c for c in text)
+    # Text decoded with the wrong table, and cut into pieces as by a broken crawler.
+    pieces = [" ".join(words[i : i + 3]) for i in range(0, len(words), 3)]
+    return " | ".join(f"{piece}Ã¢Â€Â™" for piece in draw.sample(pieces, len(pieces)))
+
+
+def lightly_edit(text, draw):
+    """About one word in twelve: left out, said twice, or in another case; one comma fewer."""
+    words = []
+    for word in text.split():
+        chance = draw.random()
+        if chance < 0.03:
+            continue
+        words.append(word.swapcase() if chance < 0.06 else word)
+        if chance > 0.98:
+            words.append(word)
+    return re.sub(r",", "", " ".join(words) or text, count=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Which language a row's answer is in."""
+
+from __future__ import annotations
+
+from gradsift.data.example import Example, Plain
+
+# A guess from fewer characters than this is worth nothing.
+FEWEST_CHARACTERS = 40
+# The beginning is enough, and keeps a pool of long rows quick.
+_MOST_CHARACTERS = 1_000
+TOO_SHORT = "too short to tell"
+
+
+def language_of(example: Example) -> str:
+    """Guess the language of what is trained on.
+
+    Args:
+        example: A row.
+
+    Returns:
+        An ISO 639-1 code, or TOO_SHORT.
+    """
+    # It comes with what capturing needs, not with what selecting needs.
+    import py3langid
+
+    if isinstance(example, Plain):
+        text = example.response
+    else:
+        turns = zip(example.messages, example.train, strict=True)
+        text = "\n".join(str(turn.get("content") or "") for turn, trained in turns if trained)
+    text = text.strip()
+    if len(text) < FEWEST_CHARACTERS:
+        return TOO_SHORT
+    return str(py3langid.classify(text[:_MOST_CHARACTERS])[0])

@@ -1,0 +1,239 @@
+"""What a subset is like beside its pool, and what ought to worry the user.
+
+Shapes: N instances of the pool, S rows of a subset.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gradsift.selection.candidates import Candidates
+from gradsift.selection.neighbours import Neighbours
+from gradsift.selection.signal import rank_correlation
+
+# The score is mostly length above this rank correlation.
+LENGTH_WARNING = 0.5
+# A density cut that calls more than this share of the pool untypical is too sharp.
+CUT_WARNING = 0.10
+# More than this share of gradients that are not finite means that extraction went wrong.
+NON_FINITE_WARNING = 0.01
+# The tenth of the pool with the highest loss may be over-represented by this factor.
+HIGH_LOSS_WARNING = 1.5
+_HIGH_LOSS_SHARE = 0.1
+# A source has vanished if none of its rows is kept where this many would be by chance.
+_EXPECTED_ROWS = 3.0
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How a property is spread, in rows: value → (in the pool, in the subset)."""
+
+    counts: dict[str, tuple[int, int]]
+
+    @property
+    def distance(self) -> float:
+        """Total variation distance of the two distributions, 0 (alike) to 1."""
+        pool, subset = (sum(pair[side] for pair in self.counts.values()) for side in (0, 1))
+        return 0.5 * sum(abs(a / pool - b / subset) for a, b in self.counts.values())
+
+    @property
+    def missing(self) -> list[str]:
+        """Values of the pool that the subset has not, although chance would have brought some."""
+        pool, subset = (sum(pair[side] for pair in self.counts.values()) for side in (0, 1))
+        return [
+            value
+            for value, (a, b) in self.counts.items()
+            if b == 0 and a * subset / pool >= _EXPECTED_ROWS
+        ]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A subset beside its pool. Pairs are (pool, subset).
+
+    Attributes:
+        n_rows: Rows.
+        response_tokens: Median response tokens.
+        loss: Mean instance loss.
+        gradient_score: Mean gradient score.
+        high_loss_share: Share of the rows whose loss is in the pool's highest tenth.
+        duplicate_share: Rows with an earlier near-duplicate (by id) among the rows, as a share.
+        topics: How clusters of content are spread.
+        sources: How sources are spread; None where the pool does not say.
+        languages: How languages are spread; None where the pool does not say.
+        length_correlation: Rank correlation of the gradient score with response tokens.
+        selected_length_correlation: The same of being selected.
+        warnings: Plain sentences.
+    """
+
+    n_rows: tuple[int, int]
+    response_tokens: tuple[float, float]
+    loss: tuple[float, float]
+    gradient_score: tuple[float, float]
+    high_loss_share: tuple[float, float]
+    duplicate_share: tuple[float, float]
+    topics: Mix
+    sources: Mix | None
+    languages: Mix | None
+    length_correlation: float | None
+    selected_length_correlation: float | None
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How the gradients came about.
+
+    Attributes:
+        self_checked: Whether recorded gradients were compared with autograd.
+        non_finite_share: Instances whose gradient is not finite.
+    """
+
+    self_checked: bool
+    non_finite_share: float
+
+
+def audit(
+    pool: Candidates,
+    selected_S: np.ndarray,
+    score_N: np.ndarray,
+    topic_N: np.ndarray,
+    neighbours: Neighbours,
+    near_threshold: float,
+) -> Audit:
+    """Compare a subset with its pool.
+
+    Args:
+        pool: The instances.
+        selected_S: Positions of the subset, at least one.
+        score_N: Gradient score.
+        topic_N: Cluster of content of each instance.
+        neighbours: Of the pool.
+        near_threshold: Cosine above which two rows are near-duplicates.
+
+    Returns:
+        The audit, without warnings.
+    """
+    selected_N = np.zeros(len(pool), dtype=bool)
+    selected_N[selected_S] = True
+    everything = np.arange(len(pool))
+
+    def pair(value_N: np.ndarray, summarise=np.mean) -> tuple[float, float]:
+        return float(summarise(value_N)), float(summarise(value_N[selected_S]))
+
+    high_loss_N = pool.loss >= np.quantile(pool.loss, 1 - _HIGH_LOSS_SHARE)
+    return Audit(
+        n_rows=(len(pool), len(selected_S)),
+        response_tokens=pair(pool.n_response_tokens, np.median),
+        loss=pair(pool.loss),
+        gradient_score=pair(score_N),
+        high_loss_share=pair(high_loss_N),
+        duplicate_share=(
+            repeated_share(neighbours, everything, near_threshold),
+            repeated_share(neighbours, selected_S, near_threshold),
+        ),
+        topics=_mix([str(topic) for topic in topic_N], selected_N),
+        sources=None if pool.source is None else _mix(pool.source, selected_N),
+        languages=None if pool.language is None else _mix(pool.language, selected_N),
+        length_correlation=rank_correlation(score_N, pool.n_response_tokens),
+        selected_length_correlation=rank_correlation(
+            selected_N.astype(float), pool.n_response_tokens
+        ),
+    )
+
+
+def warnings(
+    found: Audit, extraction: Extraction, *, cut_share: float | None, uses_score: bool
+) -> list[str]:
+    """Say what ought to worry the user: the four failures that GrADS warns of, and length.
+
+    Args:
+        found: The audit of a selection.
+        extraction: How the gradients came about.
+        cut_share: Share of the pool that the density cut removes; None where there is no cut.
+        uses_score: Whether the strategy went by the gradient score.
+
+    Returns:
+        One sentence each; none if all is well.
+    """
+    lines = []
+    if not extraction.self_checked:
+        lines.append(
+            "gradients were never compared with autograd on this model: run gradsift check MODEL"
+        )
+    if extraction.non_finite_share > NON_FINITE_WARNING:
+        lines.append(
+            f"{100 * extraction.non_finite_share:.1f} % of the gradients are not finite: capture "
+            "in float32, or with a lower learning rate"
+        )
+    if cut_share is not None and cut_share > CUT_WARNING:
+        lines.append(
+            f"the density cut calls {100 * cut_share:.0f} % of the pool untypical: more than "
+            f"{100 * CUT_WARNING:.0f} % is rarely noise; compare with another --side"
+        )
+    pool, subset = found.gradient_score
+    if uses_score and subset < pool:
+        lines.append(
+            f"the subset's mean gradient score is {subset:.2f}, below {pool:.2f} of a random "
+            "subset: diversity outweighs it; raise --alpha or lower --beta"
+        )
+    pool, subset = found.high_loss_share
+    if subset > HIGH_LOSS_WARNING * pool:
+        lines.append(
+            f"the tenth of the pool with the highest loss makes {100 * subset:.0f} % of the "
+            "subset: wrong or garbled answers gather there; look at some of them"
+        )
+    rho = found.length_correlation
+    if uses_score and rho is not None and abs(rho) > LENGTH_WARNING:
+        lines.append(
+            f"the gradient score is mostly {'length' if rho > 0 else 'shortness'} (rank "
+            f"correlation {rho:+.2f}): try --adjust response_length"
+        )
+    for name, mix in (("source", found.sources), ("language", found.languages)):
+        if mix is not None and mix.missing:
+            lines.append(
+                f"{name} {', '.join(map(repr, mix.missing[:5]))} has vanished: no row of it is kept"
+            )
+    return lines
+
+
+def repeated_share(neighbours: Neighbours, rows_S: np.ndarray, near_threshold: float) -> float:
+    """Compute the share of rows that repeat another one of them with a smaller position.
+
+    Args:
+        neighbours: Of the pool.
+        rows_S: Positions, at least one.
+        near_threshold: Cosine above which two rows are near-duplicates.
+
+    Returns:
+        0 where no two are near-duplicates.
+    """
+    inside_N = np.zeros(len(neighbours), dtype=bool)
+    inside_N[rows_S] = True
+    first_E, second_E, _ = neighbours.pairs_above(near_threshold)
+    repeats_E = inside_N[first_E] & inside_N[second_E]
+    return len(np.unique(second_E[repeats_E])) / len(rows_S)
+
+
+def overlap(first: Iterable[object], second: Iterable[object]) -> float:
+    """Compute Jaccard's index of two subsets.
+
+    Args:
+        first: Positions or ids.
+        second: Positions or ids.
+
+    Returns:
+        |A ∩ B| / |A ∪ B|.
+    """
+    a, b = set(first), set(second)
+    return len(a & b) / len(a | b)
+
+
+def _mix(values: Sequence[str], selected_N: np.ndarray) -> Mix:
+    pool = Counter(values)
+    subset = Counter(value for value, kept in zip(values, selected_N, strict=True) if kept)
+    return Mix({value: (count, subset[value]) for value, count in pool.most_common()})

@@ -1,0 +1,273 @@
+"""Which rows are alike: a sparse, symmetric graph of near neighbours by cosine.
+
+Shapes: N instances of the pool, D features, E edges of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+# Up to this size the graph holds every pair, so that what is computed on it is exact.
+COMPLETE_ROWS = 3_000
+# Up to this size the nearest neighbours are found by comparing all pairs.
+EXACT_ROWS = 20_000
+N_NEIGHBOURS = 64
+# What a row's last neighbour would represent of it, times this, is what rows beyond it do.
+_BEYOND = 0.85
+# Beyond EXACT_ROWS, neighbours are looked for along this many principal directions.
+_SEARCH_WIDTH = 64
+# An inverted-file index: lists for each √N, lists visited for each row, and its k-means.
+_LISTS_PER_ROOT = 4
+_VISITED_LISTS = 6
+_TRAINING_ROWS_PER_LIST = 40
+_TRAINING_ROUNDS = 5
+# Cosines are kept as multiples of 2⁻²⁰ (about 10⁻⁶): rows with equal features get equal cosines,
+# whatever block they were computed in, and sums of them in float64 are exact, in any order.
+_STEPS = 2.0**20
+_BLOCK_ENTRIES = 2**24
+# Below this part of the largest norm, what centring leaves of a row is rounding.
+_ZERO_NORM = 1e-6
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """A symmetric graph in compressed rows; each instance is a neighbour of itself.
+
+    Attributes:
+        offsets: [N+1] int64; the neighbours of row i stand at offsets[i] … offsets[i+1].
+        rows_E: int32, positions of the neighbours, ascending within a row.
+        cosines_E: float32 in (0, 1], multiples of 2⁻²⁰, 1 with itself. A pair that is not there
+            counts as `floor_N`.
+        floor_N: float32; how well any row beyond its neighbours represents an instance, estimated
+            as 0.85 times the cosine of its last neighbour (the factor with which greedy comes
+            nearest to greedy on all pairs, see docs/measurements.md); 0 where the graph holds
+            every pair.
+    """
+
+    offsets: np.ndarray
+    rows_E: np.ndarray
+    cosines_E: np.ndarray
+    floor_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the neighbours of one row.
+
+        Args:
+            row: Its position.
+
+        Returns:
+            Their positions, ascending, and their cosines.
+        """
+        part = slice(self.offsets[row], self.offsets[row + 1])
+        return self.rows_E[part], self.cosines_E[part]
+
+    def pairs_above(self, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the pairs of different rows that are more alike than a threshold.
+
+        Args:
+            threshold: A cosine.
+
+        Returns:
+            first_E < second_E, positions, and their cosines.
+        """
+        above_E = self.cosines_E > threshold
+        first_E, second_E = self.owners()[above_E], self.rows_E[above_E]
+        once_E = first_E < second_E
+        return first_E[once_E], second_E[once_E], self.cosines_E[above_E][once_E]
+
+    def owners(self) -> np.ndarray:
+        """Return, for each edge, the row whose neighbour it leads to.
+
+        Returns:
+            owner_E, int32, ascending.
+        """
+        return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.offsets))
+
+
+def find_neighbours(
+    features_ND: np.ndarray,
+    *,
+    centred: bool = True,
+    n_neighbours: int = N_NEIGHBOURS,
+    complete_rows: int = COMPLETE_ROWS,
+    exact_rows: int = EXACT_ROWS,
+) -> Neighbours:
+    """Find the nearest neighbours of every row by cosine.
+
+    Up to `complete_rows` rows, all pairs are kept. Above, each row keeps its `n_neighbours` most
+    similar ones (and those that keep it): up to `exact_rows` found by comparing all pairs; above,
+    by an inverted-file index (faiss) over at most 64 principal directions, which misses a few in a
+    hundred; the cosines of the pairs that are found are those of the whole features.
+    Deterministic on one machine.
+
+    Args:
+        features_ND: Finite.
+        centred: Subtract the pool's mean first. Hidden states of a language model share one large
+            direction, so that raw cosines are all near 0.9; without the mean they tell texts
+            apart. A row that equals the mean counts as the same as other such rows and as unlike
+            everything else.
+        n_neighbours: For each row, itself included.
+        complete_rows: See above.
+        exact_rows: See above.
+
+    Returns:
+        The graph; only cosines above 0.
+    """
+    unit_NE = unit_rows(features_ND, centred=centred)
+    n = len(unit_NE)
+    if n <= complete_rows:
+        return _complete(unit_NE)
+    k = min(n_neighbours, n)
+    if n <= exact_rows:
+        found_NK, cosine_NK = _search_all(unit_NE, k)
+    else:
+        found_NK, cosine_NK = _search_lists(unit_NE, k)
+    return _symmetric(found_NK, cosine_NK)
+
+
+def unit_rows(features_ND: np.ndarray, *, centred: bool = True) -> np.ndarray:
+    """Scale rows to length 1.
+
+    Args:
+        features_ND: Finite.
+        centred: Subtract the mean of the rows first.
+
+    Returns:
+        unit_NE in float32. Rows without a direction (equal to the mean, or zero) point along a
+        coordinate of their own, E = D + 1, which is there only if there are such rows.
+    """
+    features_ND = np.asarray(features_ND)
+    assert np.isfinite(features_ND).all(), "features are not finite"
+    mean_D = features_ND.mean(axis=0, dtype=np.float64) if centred else 0.0
+    n, d = features_ND.shape
+    unit_ND = np.empty((n, d), dtype=np.float32)
+    lost_N = np.zeros(n, dtype=bool)
+    largest = max(
+        (np.linalg.norm(features_ND[rows], axis=1).max() for rows in blocks(n, d)), default=0.0
+    )
+    for rows in blocks(n, d):
+        centred_RD = features_ND[rows].astype(np.float64) - mean_D
+        norm_R1 = np.linalg.norm(centred_RD, axis=1, keepdims=True)
+        lost_R1 = norm_R1 <= _ZERO_NORM * largest
+        unit_ND[rows] = np.where(lost_R1, 0, centred_RD / np.where(lost_R1, 1, norm_R1))
+        lost_N[rows] = lost_R1[:, 0]
+    return np.hstack([unit_ND, lost_N[:, None].astype(np.float32)]) if lost_N.any() else unit_ND
+
+
+def blocks(n: int, width: int) -> Iterator[slice]:
+    """Cut 0 … n−1 into consecutive blocks that bound the memory of what is done to each.
+
+    Args:
+        n: Number of rows.
+        width: Entries that each row takes.
+
+    Yields:
+        Slices.
+    """
+    size = max(1, _BLOCK_ENTRIES // max(width, 1))
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+def _complete(unit_NE: np.ndarray) -> Neighbours:
+    n = len(unit_NE)
+    counts, rows, cosines = [], [], []
+    exact_NE = unit_NE.astype(np.float64)
+    for block in blocks(n, n):
+        cosine_RN = _rounded(exact_NE[block] @ exact_NE.T)
+        here = np.arange(block.start, block.stop)
+        cosine_RN[here - block.start, here] = 1
+        owner_E, row_E = np.nonzero(cosine_RN > 0)
+        counts.append(np.bincount(owner_E, minlength=len(here)))
+        rows.append(row_E.astype(np.int32))
+        cosines.append(cosine_RN[owner_E, row_E])
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
+    nothing_N = np.zeros(n, dtype=np.float32)
+    return Neighbours(offsets, np.concatenate(rows), np.concatenate(cosines), nothing_N)
+
+
+def _search_all(unit_NE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    import faiss
+
+    index = faiss.IndexFlatIP(unit_NE.shape[1])
+    index.add(unit_NE)
+    cosine_NK, found_NK = index.search(unit_NE, k)
+    return found_NK.astype(np.int32), _rounded(cosine_NK)
+
+
+def _search_lists(unit_NE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    import faiss
+
+    n, width = unit_NE.shape
+    narrow_NE = unit_NE
+    if width > _SEARCH_WIDTH:
+        narrow_NE = _principal(unit_NE, _SEARCH_WIDTH)
+        width = _SEARCH_WIDTH
+    n_lists = int(_LISTS_PER_ROOT * n**0.5)
+    quantizer = faiss.IndexFlatIP(width)
+    index = faiss.IndexIVFFlat(quantizer, width, n_lists, faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter = _TRAINING_ROUNDS
+    index.cp.max_points_per_centroid = _TRAINING_ROWS_PER_LIST
+    index.cp.min_points_per_centroid = 1
+    index.train(narrow_NE)
+    index.add(narrow_NE)
+    index.nprobe = _VISITED_LISTS
+    found_NK = np.empty((n, k), dtype=np.int32)
+    cosine_NK = np.empty((n, k), dtype=np.float32)
+    for rows in blocks(n, 16 * k):
+        cosine_RK, found_RK = index.search(narrow_NE[rows], k)
+        found_NK[rows] = found_RK
+        cosine_NK[rows] = cosine_RK
+    if narrow_NE is not unit_NE:
+        for rows in blocks(n, k * unit_NE.shape[1]):
+            # −1 stands for "no further neighbour": what it is compared with does not matter.
+            pairs_RKE = unit_NE[found_NK[rows]]
+            cosine_NK[rows] = np.einsum("re,rke->rk", unit_NE[rows], pairs_RKE)
+    return found_NK, _rounded(cosine_NK)
+
+
+def _principal(unit_NE: np.ndarray, width: int) -> np.ndarray:
+    covariance_EE = np.zeros((unit_NE.shape[1],) * 2)
+    for rows in blocks(len(unit_NE), unit_NE.shape[1]):
+        covariance_EE += unit_NE[rows].T @ unit_NE[rows]
+    directions_EE = np.linalg.eigh(covariance_EE)[1]
+    narrow_NE = unit_NE @ directions_EE[:, -width:].astype(np.float32)
+    return unit_rows(narrow_NE, centred=False)[:, :width]
+
+
+def _symmetric(found_NK: np.ndarray, cosine_NK: np.ndarray) -> Neighbours:
+    from scipy.sparse import csr_array
+
+    n = len(found_NK)
+    floor_N = _rounded(_BEYOND * np.maximum(cosine_NK[:, -1], 0))
+    # Where rows repeat each other more than k times, a row may not be among its own neighbours.
+    there_NK = (found_NK >= 0) & (cosine_NK > 0) & (found_NK != np.arange(n)[:, None])
+    counts = there_NK.sum(axis=1)
+    offsets = np.concatenate([[0], np.cumsum(counts + 1)]).astype(np.int32)
+    rows_E = np.empty(offsets[-1], dtype=np.int32)
+    cosines_E = np.empty(offsets[-1], dtype=np.float32)
+    own = offsets[:-1]
+    rows_E[own], cosines_E[own] = np.arange(n), 1
+    others = np.ones(offsets[-1], dtype=bool)
+    others[own] = False
+    rows_E[others], cosines_E[others] = found_NK[there_NK], cosine_NK[there_NK]
+    half = csr_array((cosines_E, rows_E, offsets), shape=(n, n))
+    graph = half.maximum(half.T.tocsr())
+    graph.sort_indices()
+    return Neighbours(
+        graph.indptr.astype(np.int64),
+        graph.indices.astype(np.int32, copy=False),
+        graph.data.astype(np.float32, copy=False),
+        floor_N,
+    )
+
+
+def _rounded(cosines: np.ndarray) -> np.ndarray:
+    # Where faiss found too few, it says the lowest of all numbers.
+    return (np.round(np.clip(cosines, -1, 1) * _STEPS) / _STEPS).astype(np.float32)

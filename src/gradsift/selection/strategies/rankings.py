@@ -1,0 +1,174 @@
+"""Strategies that go by one number for each row."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradsift.selection.signal import ranks
+from gradsift.selection.strategies.task import Choice, Task, ranked
+
+
+def random(task: Task) -> Choice:
+    """Draw rows at random, all alike: the control that every other strategy has to beat.
+
+    Under a budget of tokens, rows are taken in a random order, each that still fits.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice, without gains.
+    """
+    order_N = np.random.default_rng(task.seed).permutation(len(task.pool))
+    return Choice(task.terms.purse().take_in_order(order_N.tolist()))
+
+
+def longest(task: Task) -> Choice:
+    """Take the longest responses: n_i response tokens.
+
+    Zhao et al., "Long Is More for Alignment", arXiv 2402.04833.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice.
+    """
+    return ranked(task, task.pool.n_response_tokens, "response tokens")
+
+
+def loss_high(task: Task) -> Choice:
+    """Take the highest instance loss l_i, recorded in the preliminary epoch.
+
+    The perplexity of the response is exp(l_i), so this is also "highest perplexity".
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice.
+    """
+    return ranked(task, task.pool.loss, "loss")
+
+
+def loss_low(task: Task) -> Choice:
+    """Take the lowest instance loss l_i; also "lowest perplexity".
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice.
+    """
+    return ranked(task, task.pool.loss, "loss", low_first=True)
+
+
+def loss_middle(task: Task) -> Choice:
+    """Take the instance losses nearest to the median: least |rank(l_i) − 1/2|.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice.
+    """
+    return ranked(
+        task, _from_median(task.pool.loss), "percentiles from the median loss", low_first=True
+    )
+
+
+def perplexity_middle(task: Task) -> Choice:
+    """Take texts of middling perplexity: least |rank(PPL_i) − 1/2|.
+
+    PPL_i = exp of the mean loss of all tokens of prompt and response, under the untrained model.
+    Marion et al., "When Less is More", arXiv 2309.04564, where the middle did best; they prune
+    pretraining data with a reference model.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice.
+    """
+    distance_N = _from_median(np.exp(task.pool.losses["text"]))
+    return ranked(task, distance_N, "percentiles from the median perplexity", low_first=True)
+
+
+def ifd_loss(task: Task) -> Choice:
+    """Take a high instruction-following difficulty, as a ratio of losses.
+
+    IFD_i = L(response | prompt) / L(response), both under the untrained model; rows with a ratio of
+    at least 1, where the prompt does not help, come last. Li et al., "From Quantity to Quality"
+    (Cherry LLM), arXiv 2308.12032; they use a model that was trained on a small part first.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice.
+    """
+    losses = task.pool.losses
+    return _difficulty(task, losses["response"] / losses["alone"], "IFD (ratio of losses)")
+
+
+def ifd_perplexity(task: Task) -> Choice:
+    """Take a high instruction-following difficulty, as a ratio of perplexities.
+
+    IFD_i = exp L(response | prompt) / exp L(response), rows of at least 1 last. It ranks by the
+    difference of the losses, not by their ratio. Li et al., "Superfiltering", arXiv 2402.00530.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice.
+    """
+    losses = task.pool.losses
+    ratio_N = np.exp(losses["response"] - losses["alone"])
+    return _difficulty(task, ratio_N, "IFD (ratio of perplexities)")
+
+
+def grand(task: Task) -> Choice:
+    """Take the largest gradient norm: sqrt(Σ_layers ‖G_i‖²).
+
+    GraNd: Paul et al., "Deep Learning on a Data Diet", arXiv 2107.07075. Theirs is the expected
+    norm over all weights early in training and over several runs; ours that of the captured layers
+    (embedding and LM head) in one run.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice.
+    """
+    squares = [by_name["l2_norm"] ** 2 for by_name in task.pool.statistics.values()]
+    return ranked(task, np.sqrt(np.sum(squares, axis=0)), "gradient norm")
+
+
+def el2n(task: Task) -> Choice:
+    """Take the largest error: mean over response tokens of ‖softmax − one-hot‖₂.
+
+    EL2N: Paul et al., arXiv 2107.07075, there for one label an example and averaged over runs.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice.
+    """
+    return ranked(task, task.pool.error_norm, "error norm")
+
+
+def _from_median(x_N: np.ndarray) -> np.ndarray:
+    # Twice a rank is a whole number, so that rows equally far on either side tie exactly.
+    n = len(x_N)
+    return 50 * np.abs(2 * ranks(x_N) - (n + 1)) / max(n - 1, 1)
+
+
+def _difficulty(task: Task, ratio_N: np.ndarray, measure: str) -> Choice:
+    # Below every ratio under 1, and highest first among themselves.
+    key_N = np.where(ratio_N < 1, ratio_N, -1 / ratio_N)
+    order_N = np.argsort(-key_N, kind="stable")
+    return Choice(
+        task.terms.purse().take_in_order(order_N.tolist()), None, measure, ratio_N, low_first=False
+    )

@@ -1,0 +1,242 @@
+"""Strategies in which what was taken already decides what is taken next.
+
+Shapes: N instances, E entries of a gradient sketch or of unit features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from gradsift.selection.greedy import lazy_greedy
+from gradsift.selection.neighbours import find_neighbours, unit_rows
+from gradsift.selection.objective import Objective
+from gradsift.selection.strategies.task import Choice, Task, joint_sketches, unit
+
+# Weight of SPICE's conflict against its information gain, in nats.
+_CONFLICT_WEIGHT = 1.0
+
+
+def grads(task: Task) -> Choice:
+    """Maximise gradient score, content diversity and similarity reduction together, greedily.
+
+    F(S) as in `Objective`. GrADS, arXiv 2511.08620, in our reading of it.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice, with gains.
+    """
+    return Choice(*lazy_greedy(task.objective, task.terms))
+
+
+def facility_location(task: Task) -> Choice:
+    """Represent the content of the pool: maximise FL(S) = Σ_u max_{i∈S} cosine_ui, greedily.
+
+    The neighbour graph holds near rows only; pairs that are not in it count as 0.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice, with gains.
+    """
+    objective = replace(task.objective, alpha=0.0, beta=1.0, gamma=0.0)
+    return Choice(*lazy_greedy(objective, task.terms))
+
+
+def gradient_facility_location(task: Task) -> Choice:
+    """Represent the gradients of the pool: facility location on gradient sketches.
+
+    CRAIG (Mirzasoleiman et al., arXiv 1906.01827) represents gradients by facility location over
+    their distances; ours goes by the cosines of sketches of the captured layers' gradients.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice, with gains; the measure is the gain.
+    """
+    neighbours = find_neighbours(joint_sketches(task.pool.sketches), centred=False)
+    n = len(task.pool)
+    objective = Objective(
+        np.zeros(n), neighbours, task.objective.expected_rows, alpha=0.0, beta=1.0, gamma=0.0
+    )
+    order_S, gains = lazy_greedy(objective, task.terms)
+    return Choice(order_S, gains, "share of the pool's gradients that it adds", gains.marginal_N)
+
+
+def k_center(task: Task) -> Choice:
+    """Take the row farthest from what was taken, again and again: max_i min_{j∈S} ‖x_i − x_j‖.
+
+    x are the content features, centred and of length 1; the first row is drawn with the seed.
+    Sener & Savarese, arXiv 1708.00489 (greedy k-center).
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice; the measure is the distance to what was taken before, at the end for the rest.
+    """
+    unit_NE = unit_rows(task.pool.features_ND)
+    purse = task.terms.purse()
+    distance_N = np.full(len(unit_NE), np.inf)
+    value_N = np.full(len(unit_NE), np.nan)
+
+    def spread(row: int) -> None:
+        squared_N = np.maximum(2 - 2 * (unit_NE @ unit_NE[row]), 0)
+        np.minimum(distance_N, np.sqrt(squared_N), out=distance_N)
+
+    for row in purse.order:
+        spread(row)
+    if not purse.order:
+        fitting = np.flatnonzero(purse.fitting())
+        first = int(np.random.default_rng(task.seed).choice(fitting))
+        purse.take(first)
+        spread(first)
+    while (fits_N := purse.fitting()).any():
+        row = int(np.argmax(np.where(fits_N, distance_N, -np.inf)))
+        value_N[row] = distance_N[row]
+        purse.take(row)
+        spread(row)
+    value_N[~purse.selected_N] = distance_N[~purse.selected_N]
+    return Choice(purse.taken(), None, "distance to the rows taken before", value_N)
+
+
+def k_means(task: Task) -> Choice:
+    """Give each cluster of content its share, and take the best gradient scores of each.
+
+    k-means with √(N/2) clusters on the content features (centred, of length 1). Rows are taken by
+    (rank within the cluster − ½) / size of the cluster, so that every cluster gives the same share
+    of its rows under any budget. After kMQ ("Diversify and Conquer", Yu et al., arXiv 2409.11378),
+    which draws from the clusters by quality, at random.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice; the measure is that share.
+    """
+    import faiss
+
+    unit_NE = unit_rows(task.pool.features_ND)
+    n = len(unit_NE)
+    n_clusters = max(1, round((n / 2) ** 0.5))
+    kmeans = faiss.Kmeans(
+        unit_NE.shape[1], n_clusters, niter=20, seed=task.seed + 1, min_points_per_centroid=1
+    )
+    kmeans.train(unit_NE)
+    cluster_N = kmeans.assign(unit_NE)[1]
+    order_N = np.lexsort((-task.signal.score_N, cluster_N))
+    sizes = np.bincount(cluster_N, minlength=n_clusters)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    place_N = np.empty(n)
+    place_N[order_N] = np.arange(n) - starts[cluster_N[order_N]]
+    share_N = (place_N + 0.5) / sizes[cluster_N]
+    order_S = task.terms.purse().take_in_order(np.argsort(share_N, kind="stable").tolist())
+    return Choice(order_S, None, "place in its cluster (0 best, 1 last)", share_N, low_first=True)
+
+
+def deita(task: Task) -> Choice:
+    """Go down the gradient score and leave out what repeats a row taken before.
+
+    A row is left out if its cosine with one that was taken is above the near threshold; if the
+    budget is not spent then, the rows left out follow in the same order. The redundancy filter of
+    DEITA, Liu et al., arXiv 2312.15685, whose quality comes from scorers trained on a judge's
+    marks; ours is the gradient score.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice; the measure is the gradient score.
+    """
+    purse, threshold = task.terms.purse(), task.objective.near_threshold
+    repeats_N = np.zeros(len(task.pool), dtype=bool)
+
+    def mark(row: int) -> None:
+        rows, cosines = task.neighbours.of(row)
+        repeats_N[rows[cosines > threshold]] = True
+
+    for row in purse.order:
+        mark(row)
+    order_N = np.argsort(-task.signal.score_N, kind="stable").tolist()
+    for row in order_N:
+        if not repeats_N[row] and purse.fits(row):
+            purse.take(row)
+            mark(row)
+    order_S = purse.take_in_order(order_N)
+    return Choice(order_S, None, "gradient score", task.signal.score_N)
+
+
+def fisher(task: Task) -> Choice:
+    """Maximise the information of the gradients: log det(I + Σ_{i∈S} z_i z_iᵀ), greedily.
+
+    z_i are the gradient sketches of the captured layers, scaled so that ‖z‖² is 1 on average. The
+    criterion that SPICE (Chang et al., arXiv 2601.23155) starts from.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice; the measure is the gain in nats, at the end for rows not taken.
+    """
+    return _information(task, 0.0)
+
+
+def spice(task: Task) -> Choice:
+    """Maximise the information of the gradients less their conflict, greedily.
+
+    A row's worth is log(1 + z_iᵀ A⁻¹ z_i) − max(0, −cos(z_i, Σ_{j∈S} z_j)) with
+    A = I + Σ_{j∈S} z_j z_jᵀ. SPICE, Chang et al., arXiv 2601.23155; theirs uses gradients of all
+    trained weights of a proxy model and stops early, ours sketches of the captured layers and the
+    budget.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The choice; the measure is that worth, at the end for rows not taken.
+    """
+    return _information(task, _CONFLICT_WEIGHT)
+
+
+def _information(task: Task, conflict_weight: float) -> Choice:
+    z_NE = joint_sketches(task.pool.sketches).astype(np.float64)
+    mean_square = np.mean(np.sum(z_NE**2, axis=1))
+    z_NE /= np.sqrt(mean_square) if mean_square > 0 else 1
+    unit_NE = unit(z_NE)
+    purse = task.terms.purse()
+    value_N = np.full(len(z_NE), np.nan)
+    inverse_EE = np.eye(z_NE.shape[1])
+    quadratic_N = np.sum(z_NE**2, axis=1)
+    sum_E = np.zeros(z_NE.shape[1])
+
+    def update(row: int) -> None:
+        nonlocal inverse_EE, sum_E
+        along_E = inverse_EE @ z_NE[row]
+        scale = 1 + z_NE[row] @ along_E
+        inverse_EE -= np.outer(along_E, along_E) / scale
+        np.maximum(quadratic_N - (z_NE @ along_E) ** 2 / scale, 0, out=quadratic_N)
+        sum_E += z_NE[row]
+
+    def worth() -> np.ndarray:
+        gain_N = np.log1p(quadratic_N)
+        norm = np.linalg.norm(sum_E)
+        if conflict_weight == 0 or norm == 0:
+            return gain_N
+        return gain_N - conflict_weight * np.maximum(0, -(unit_NE @ (sum_E / norm)))
+
+    for row in purse.order:
+        update(row)
+    worth_N = worth()
+    while (fits_N := purse.fitting()).any():
+        row = int(np.argmax(np.where(fits_N, worth_N / purse.cost_N, -np.inf)))
+        value_N[row] = worth_N[row]
+        purse.take(row)
+        update(row)
+        worth_N = worth()
+    value_N[~purse.selected_N] = worth_N[~purse.selected_N]
+    return Choice(purse.taken(), None, "information gain", value_N)

@@ -1,0 +1,130 @@
+"""The further pass: losses of the response alone and of the whole text, into the run folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from gradsift.data.instances import build_instances
+from gradsift.data.pool import Pool
+from gradsift.stages.capture import CaptureSettings
+from gradsift.stages.listener import SILENT, Listener
+from gradsift.store.loss_table import (
+    LOSS_NAMES,
+    LOSSES_FOLDER,
+    instances_with_losses,
+    n_loss_parts,
+    write_losses,
+)
+from gradsift.store.reader import GradientStore
+from gradsift.training.model import (
+    ModelSource,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+)
+from gradsift.training.text_losses import text_losses
+
+ROWS_IN_A_BATCH = 8
+ROWS_IN_A_PART = 400
+
+
+@dataclass(frozen=True)
+class LossesResult:
+    """What the further pass did.
+
+    Attributes:
+        run: The run folder.
+        n_instances: Instances that have their losses now.
+        n_computed: Those of them that this call computed.
+    """
+
+    run: str
+    n_instances: int
+    n_computed: int
+
+    def summary(self) -> dict[str, object]:
+        """Return what a program wants to know."""
+        return vars(self)
+
+    def text(self) -> str:
+        """Return what a person wants to know."""
+        return (
+            f"{self.n_instances} instances have their losses in {self.run}/{LOSSES_FOLDER} "
+            f"({self.n_computed} computed now)\n"
+            f"next: gradsift select {self.run} --budget 50% --strategy ifd-loss"
+        )
+
+
+def compute_losses(
+    store: GradientStore,
+    pool: Pool,
+    source: ModelSource,
+    settings: CaptureSettings,
+    listener: Listener = SILENT,
+) -> LossesResult:
+    """Compute the losses of every instance with the untrained model; what is there is skipped.
+
+    Args:
+        store: A complete gradient store.
+        pool: Its rows.
+        source: Its model.
+        settings: Of its capture.
+        listener: Is told what happens.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: If rows or model are not those of the capture.
+    """
+    tokenizer, config = load_tokenizer(source), load_config(source)
+    fingerprint = model_fingerprint(source, config)
+    expected = store.manifest.identity["model"]
+    if fingerprint != expected:
+        raise ValueError(
+            f"{store.folder}: was captured with model {expected}, {source.name} is {fingerprint}. "
+            "Put the old one back, or capture again."
+        )
+    instances = build_instances(
+        [(row.instance_id, row.example) for row in pool.rows if row.example is not None],
+        tokenizer,
+        max_length=settings.max_length,
+        truncation=settings.truncation,
+        vocab_size=config.get_text_config().vocab_size,
+    ).items
+    if {item.instance_id for item in instances} != set(store.instance_ids):
+        raise ValueError(
+            f"{pool.source.name}: its rows are not those that {store.folder} was captured from. "
+            "Put the old file back, or capture again."
+        )
+    done = instances_with_losses(store.folder, fingerprint)
+    to_do = [item for item in instances if item.instance_id not in done]
+    # Rows of about the same length go together, as little is padded then.
+    to_do.sort(key=lambda item: (len(item.input_ids), item.instance_id))
+    n_tokens, all_tokens = 0, sum(len(item.input_ids) for item in to_do)
+    model = load_model(source).eval().to(_device()) if to_do else None
+    for start in range(0, len(to_do), ROWS_IN_A_PART):
+        part = to_do[start : start + ROWS_IN_A_PART]
+        found = []
+        for at in range(0, len(part), ROWS_IN_A_BATCH):
+            batch = part[at : at + ROWS_IN_A_BATCH]
+            assert model is not None
+            found += text_losses(model, batch)
+            n_tokens += sum(len(item.input_ids) for item in batch)
+            listener.progress(start + len(found), len(to_do), n_tokens, all_tokens)
+        write_losses(
+            store.folder,
+            n_loss_parts(store.folder),
+            fingerprint,
+            [item.instance_id for item in part],
+            {name: [getattr(row, name) for row in found] for name in LOSS_NAMES},
+        )
+    return LossesResult(str(store.folder), len(instances), len(to_do))
+
+
+def _device() -> torch.device:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None else accelerator

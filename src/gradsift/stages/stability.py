@@ -1,0 +1,115 @@
+"""How much of a subset depends on choices that could have been made otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradsift.selection.audit import overlap
+from gradsift.selection.budget import Budget
+from gradsift.selection.decision import choose_rows
+from gradsift.selection.settings import Settings
+from gradsift.selection.signal import SIDES
+from gradsift.stages.candidates import candidates_of, context_of, has_losses
+from gradsift.stages.select import Files
+from gradsift.store.pool_table import read_pool_table
+from gradsift.store.reader import GradientStore, read_store
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Overlaps (Jaccard) of a selection with what other choices would have made of it.
+
+    Attributes:
+        run: The run folder.
+        budget: As it was given.
+        by_chance: Overlap of two random subsets of that size, expected.
+        overlaps: What was changed → the overlap with the selection as it was asked for.
+    """
+
+    run: str
+    budget: str
+    by_chance: float
+    overlaps: dict[str, float]
+
+    def summary(self) -> dict[str, object]:
+        """Return what a program wants to know."""
+        return vars(self)
+
+    def text(self) -> str:
+        """Return what a person wants to know."""
+        lines = [
+            f"{self.run}, budget {self.budget}: overlap of the subset with what it would be "
+            "otherwise",
+            "(rows in both / rows in either; 1 is the same subset, "
+            f"{self.by_chance:.2f} is what chance makes)",
+            "",
+        ]
+        return "\n".join(
+            lines + [f"{what:44}{value:6.2f}" for what, value in self.overlaps.items()]
+        )
+
+
+def measure_stability(
+    store: GradientStore,
+    budget: Budget,
+    settings: Settings,
+    files: Files,
+    others: Sequence[str | Path] = (),
+) -> Stability:
+    """Select again with another side, layer, seed or capture, and compare the subsets.
+
+    Args:
+        store: A complete gradient store.
+        budget: How much to select; not "auto".
+        settings: As asked for.
+        files: Reference runs and lists of ids.
+        others: Run folders with the same rows, such as captures with other seeds.
+
+    Returns:
+        The overlaps.
+
+    Raises:
+        ValueError: If another run has other rows.
+    """
+    if budget.kind == "auto":
+        raise ValueError("budget auto differs from choice to choice: give a number.")
+    first = _ids(store, budget, settings, files)
+    overlaps = {}
+    for what, change in _changes(store, settings):
+        overlaps[what] = overlap(
+            first, _ids(store, budget, settings.model_copy(update=change), files)
+        )
+    for folder in others:
+        other = read_store(Path(folder).resolve())
+        if set(other.instance_ids) != set(store.instance_ids):
+            shared = len(set(other.instance_ids) & set(store.instance_ids))
+            raise ValueError(
+                f"{folder}: has other rows ({shared} of {len(store.instance_ids)} are shared). "
+                "Stability compares captures of the same rows."
+            )
+        overlaps[f"run {folder}"] = overlap(first, _ids(other, budget, settings, files))
+    share = len(first) / int(store.finite.sum())
+    return Stability(str(store.folder), str(budget), share / (2 - share), overlaps)
+
+
+def _changes(store: GradientStore, settings: Settings) -> list[tuple[str, dict[str, object]]]:
+    # Sides that need the further pass only where it was made.
+    sides = [side for side in SIDES if side != "grounded" or has_losses(store)]
+    changes: list[tuple[str, dict[str, object]]] = [
+        (f"side {side}", {"side": side}) for side in sides if side != settings.side
+    ]
+    if len(store.layers) > 1:
+        changes += [(f"layer {layer} alone", {"layers": (layer,)}) for layer in store.layers]
+    adjusted = () if settings.adjust else ("response_length", "prompt_length", "step")
+    changes.append(("adjusted" if adjusted else "not adjusted", {"adjust": adjusted}))
+    changes += [(f"{name} 0", {name: 0.0}) for name in ("alpha", "beta", "gamma")]
+    changes.append((f"seed {settings.seed + 1}", {"seed": settings.seed + 1}))
+    return changes
+
+
+def _ids(store: GradientStore, budget: Budget, settings: Settings, files: Files) -> list[str]:
+    pool = candidates_of(store, read_pool_table(store.folder), settings.needs)
+    context = context_of(store, settings.needs, **vars(files))
+    return [pool.ids[row] for row in choose_rows(pool, budget, settings, context)]

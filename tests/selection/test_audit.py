@@ -1,0 +1,97 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gradsift.selection.audit import Extraction, Mix, audit, overlap, repeated_share, warnings
+from pools import N, context_for, copied, make_pool
+
+FINE = Extraction(self_checked=True, non_finite_share=0.0)
+
+
+def audited(pool, rows, score=None):
+    context = context_for(pool)
+    score = np.linspace(0, 1, len(pool)) if score is None else score
+    return audit(pool, np.asarray(rows), score, context.topic_N, context.neighbours, 0.8)
+
+
+def test_each_number_is_that_of_the_pool_and_of_the_subset():
+    pool, rows = make_pool(), np.arange(0, N, 3)
+    found = audited(pool, rows)
+    assert found.n_rows == (N, 20)
+    assert found.response_tokens == (
+        np.median(pool.n_response_tokens),
+        np.median(pool.n_response_tokens[rows]),
+    )
+    assert found.loss == pytest.approx((pool.loss.mean(), pool.loss[rows].mean()))
+    assert found.gradient_score == pytest.approx((0.5, np.linspace(0, 1, N)[rows].mean()))
+    assert found.high_loss_share[0] == pytest.approx(0.1)
+    # Every third row is from a book.
+    assert found.sources.counts == {"forum": (40, 0), "book": (20, 20)}
+    assert found.sources.distance == pytest.approx(2 / 3)
+    assert found.sources.missing == ["forum"]
+    assert found.languages.distance == 0
+    assert sum(a for a, _ in found.topics.counts.values()) == N
+    assert sum(b for _, b in found.topics.counts.values()) == 20
+
+
+def test_a_source_that_chance_might_have_missed_is_not_missing():
+    assert Mix({"a": (98, 10), "b": (2, 0)}).missing == []
+    assert Mix({"a": (50, 10), "b": (50, 0)}).missing == ["b"]
+
+
+def test_repeats_are_counted_once_each_and_only_within_the_subset():
+    pool = make_pool()
+    pool = replace(pool, features_ND=np.random.default_rng(0).normal(size=(N, 40)))
+    pool = copied(copied(pool, 4, 9), 4, 20)
+    graph = context_for(pool).neighbours
+    assert repeated_share(graph, np.arange(N), 0.8) == pytest.approx(2 / N)
+    assert repeated_share(graph, np.array([9, 20, 1, 2]), 0.8) == pytest.approx(1 / 4)
+    assert repeated_share(graph, np.array([4, 1, 2]), 0.8) == 0
+
+
+def test_overlap():
+    assert overlap([1, 2, 3], [3, 2, 9]) == pytest.approx(0.5)
+    assert overlap(np.array([1, 2]), np.array([2, 1])) == 1
+
+
+def test_a_selection_without_faults_has_no_warnings():
+    pool = make_pool()
+    rows = np.argsort(np.random.default_rng(0).random(N))[:30]
+    score = np.zeros(N)
+    score[rows] = 0.9
+    found = replace(audited(pool, rows, score), length_correlation=0.1)
+    found = replace(found, high_loss_share=(0.1, 0.1))
+    assert warnings(found, FINE, cut_share=0.05, uses_score=True) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "extraction", "cut", "message"),
+    [
+        ({}, Extraction(False, 0.0), None, "never compared with autograd"),
+        ({}, Extraction(True, 0.02), None, "2.0 % of the gradients are not finite"),
+        ({}, FINE, 0.2, "density cut calls 20 % of the pool untypical"),
+        ({"gradient_score": (0.5, 0.4)}, FINE, None, "mean gradient score is 0.40, below 0.50"),
+        ({"high_loss_share": (0.1, 0.16)}, FINE, None, "makes 16 % of the subset"),
+        ({"length_correlation": -0.6}, FINE, None, r"mostly shortness \(rank correlation -0.60"),
+        ({"length_correlation": 0.6}, FINE, None, r"mostly length \(rank correlation \+0.60"),
+        ({"sources": Mix({"a": (9, 9), "b": (9, 0)})}, FINE, None, "source 'b' has vanished"),
+    ],
+)
+def test_warnings(change, extraction, cut, message):
+    pool = make_pool()
+    calm = {"length_correlation": 0.0, "high_loss_share": (0.1, 0.1), "gradient_score": (0.5, 0.6)}
+    calm |= {"sources": None}
+    found = replace(audited(pool, np.arange(30)), **(calm | change))
+    lines = warnings(found, extraction, cut_share=cut, uses_score=True)
+    assert len(lines) == 1
+    import re
+
+    assert re.search(message, lines[0])
+
+
+def test_the_score_warns_only_where_it_was_used():
+    pool = make_pool()
+    changes = {"length_correlation": 0.9, "gradient_score": (0.5, 0.1), "high_loss_share": (0, 0)}
+    found = replace(audited(pool, np.arange(30)), **changes)
+    assert warnings(found, FINE, cut_share=None, uses_score=False) == []
