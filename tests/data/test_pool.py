@@ -351,3 +351,18 @@ def test_a_split_has_to_be_named(tmp_path):
     Dataset.from_list(ROWS).save_to_disk(str(single))
     with pytest.raises(ValueError, match="has no splits"):
         load_pool(str(single), split="train")
+
+
+def test_a_row_says_where_it_comes_from(tmp_path):
+    rows = [
+        {"prompt": "a", "response": "b", "source": "book", "origin": 7},
+        {"prompt": "c", "response": "d", "source": "", "origin": True},
+        {"prompt": "e", "response": "f", "origin": "\ud800"},
+    ]
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row.source for row in load_pool(str(path)).rows] == ["book", None, None]
+    named = load_pool(str(path), source_column="origin")
+    assert [row.source for row in named.rows] == ["7", None, "\\ud800"]
+    with pytest.raises(ValueError, match="no row has the source field 'orgin'"):
+        load_pool(str(path), source_column="orgin")

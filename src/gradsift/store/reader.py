@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gradsift.store.files import read_parquet, sha256_of
 from gradsift.store.manifest import MANIFEST_NAME, Manifest, Part, load_manifest
@@ -139,12 +140,12 @@ def _part(folder: Path, part: Part, columns: list[str], *, verify: bool = True) 
 
 
 def _of_layer(folder: Path, table: pa.Table, layer: str, n_instances: int) -> pa.Table:
-    rows = table.filter(pa.compute.equal(table["layer"], layer))
+    rows = table.filter(pc.equal(table["layer"], layer))
     rows = rows.sort_by([("instance_id", "ascending"), ("step", "ascending")])
     # Processes that train together fill up the last batch with rows that another one has too.
     ids = rows["instance_id"].combine_chunks()
     if len(ids) > 1:
-        changes = pa.compute.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))
+        changes = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))
         rows = rows.filter(pa.concat_arrays([pa.array([True]), changes]))
     if rows.num_rows != n_instances:
         raise ValueError(

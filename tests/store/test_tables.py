@@ -1,0 +1,61 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from gradsift.store.files import write_parquet
+from gradsift.store.loss_table import (
+    LossesMissing,
+    instances_with_losses,
+    n_loss_parts,
+    read_losses,
+    write_losses,
+)
+from gradsift.store.neighbour_table import NEIGHBOURS_NAME, read_neighbours, write_neighbours
+from gradsift.store.pool_table import POOL_NAME, POOL_SCHEMA, read_pool_table
+
+GRAPH = (
+    np.array([0, 2, 3, 5]),
+    np.array([0, 2, 1, 0, 2], dtype=np.int32),
+    np.array([1, 0.5, 1, 0.5, 1], dtype=np.float32),
+    np.array([0.1, 0, 0], dtype=np.float32),
+    np.array([1, 0, 1], dtype=np.int32),
+)
+
+
+def test_a_graph_comes_back_as_it_was_if_made_from_the_same(tmp_path):
+    assert read_neighbours(tmp_path, "this") is None
+    write_neighbours(tmp_path, "this", *GRAPH)
+    for found, expected in zip(read_neighbours(tmp_path, "this"), GRAPH, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert read_neighbours(tmp_path, "that") is None
+
+
+def test_a_damaged_graph_is_made_again(tmp_path):
+    write_neighbours(tmp_path, "this", *GRAPH)
+    path = tmp_path / NEIGHBOURS_NAME
+    path.write_bytes(path.read_bytes()[:-20])
+    assert read_neighbours(tmp_path, "this") is None
+
+
+def losses(*values):
+    return {name: [v + i for v in values] for i, name in enumerate(("response", "alone", "text"))}
+
+
+def test_losses_of_several_parts_are_read_in_the_order_asked_for(tmp_path):
+    write_losses(tmp_path, 0, "m", ["b", "a"], losses(1.0, 2.0))
+    assert instances_with_losses(tmp_path, "m") == {"a", "b"}
+    with pytest.raises(LossesMissing, match=r"1 of 3 instances have no losses.*gradsift losses"):
+        read_losses(tmp_path, ["a", "b", "c"])
+    write_losses(tmp_path, n_loss_parts(tmp_path), "m", ["c"], losses(float("nan")))
+    found = read_losses(tmp_path, ["a", "b", "c"])
+    np.testing.assert_array_equal(found["alone"], [3.0, 2.0, np.nan])
+    with pytest.raises(ValueError, match="made with model m, now it is other"):
+        instances_with_losses(tmp_path, "other")
+
+
+def test_a_pool_table_from_before_sources_were_noted_says_that_none_is_known(tmp_path):
+    old = [field for field in POOL_SCHEMA if field.name not in ("source", "language")]
+    values = {"row": 0, "instance_id": "a", "status": "instance"}
+    write_parquet(tmp_path / POOL_NAME, pa.Table.from_pylist([values], schema=pa.schema(old)))
+    table = read_pool_table(tmp_path)
+    assert table["source"].to_pylist() == table["language"].to_pylist() == [None]

@@ -1,0 +1,273 @@
+"""Selecting by every rule through the command line and Python, from one captured run."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import gradsift as gs
+from gradsift.run import losses, stability, strategies
+from gradsift.selection import neighbours as graph
+from gradsift.selection.strategies.catalogue import STRATEGIES
+from gradsift.store.neighbour_table import NEIGHBOURS_NAME
+from test_cli import invoke
+from tiny import save_tiny
+
+N = 40
+WORDS = ["red", "green", "blue", "cat", "dog", "tree", "stone", "river"]
+
+
+def write_rows(path, n, offset=0):
+    rows = []
+    for i in range(offset, offset + n):
+        answer = " ".join(WORDS[(i * j) % 8] for j in range(1, 5 + i % 6))
+        source = "book" if i % 4 == 0 else "forum"
+        rows.append({"id": f"r{i:02d}", "prompt": f"{i}?", "response": answer, "source": source})
+    rows[5] = {**rows[1], "id": f"r{offset + 5:02d}"}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("selecting")
+    model = str(save_tiny(folder / "model"))
+    write_rows(folder / "data.jsonl", N)
+    write_rows(folder / "other.jsonl", 8, offset=50)
+    gs.capture(model, gs.load_pool(str(folder / "data.jsonl")), out=folder / "run")
+    gs.capture(model, gs.load_pool(str(folder / "data.jsonl")), out=folder / "seed1", seed=1)
+    other = gs.load_pool(str(folder / "other.jsonl"))
+    gs.capture(model, other, out=folder / "other", when="after", preliminary=0.0)
+    losses(folder / "run")
+    return folder
+
+
+def decisions(run, name):
+    return pq.read_table(run / "selections" / name / "decisions.parquet").to_pylist()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_selects_and_explains(capsys, world, strategy):
+    run = world / "run"
+    code, out, err = invoke(
+        capsys, "select", run, "--budget", "25%", "--strategy", strategy,
+        "--anchor", world / "other", "--target", world / "other", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    summary = json.loads(out)
+    assert (summary["selected"], summary["rejected"]) == (10, 30)
+    rows = decisions(run, f"{strategy}-25pct")
+    kept = [row["instance_id"] for row in rows if row["selected"]]
+    lines = Path(summary["selected_file"]).read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == kept
+    for row_id in (kept[0], next(row["instance_id"] for row in rows if not row["selected"])):
+        code, out, err = invoke(capsys, "explain", run, row_id, "--name", f"{strategy}-25pct")
+        assert code == 0, err
+        assert "kept" in out or "drawn" in out
+
+
+def test_side_by_side_has_every_strategy_that_can_be_had(capsys, world):
+    run = world / "run"
+    code, out, err = invoke(capsys, "strategies", run, "--budget", "25%", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert set(found["left_out"]) == {"ogs-static", "target-similarity", "rds"}
+    assert set(found["strategies"]) == set(STRATEGIES) - set(found["left_out"])
+    assert found["overlap"]["grads"]["grads"] == 1
+    both = found["overlap"]["grads"]["random"], found["overlap"]["random"]["grads"]
+    assert both[0] == both[1] < 1
+    chosen = strategies(run, budget="25%", names=("grads", "loss-low"), side="informative")
+    assert [side.strategy for side in chosen.sides] == ["grads", "loss-low"]
+    assert "overlap" in chosen.text()
+    subset = {r["instance_id"] for r in decisions(run, "loss-low-25pct") if r["selected"]}
+    other = gs.select(run, budget="25%", side="informative", name="informative").selection
+    expected = len(subset & set(other.ids)) / len(subset | set(other.ids))
+    assert chosen.overlap_KK[0, 1] == pytest.approx(expected)
+
+
+def test_stability_compares_with_other_choices_and_other_captures(capsys, world):
+    run = world / "run"
+    arguments = ("--budget", "25%", "--other", world / "seed1", "--other", run)
+    code, out, err = invoke(capsys, "stability", run, *arguments, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["by_chance"] == pytest.approx(0.25 / 1.75)
+    assert found["overlaps"][f"run {run}"] == 1
+    assert 0 < found["overlaps"][f"run {world / 'seed1'}"] < 1
+    assert {"side grounded", "layer lm_head alone", "not adjusted", "beta 0", "seed 1"} <= set(
+        found["overlaps"]
+    )
+    assert "chance" in stability(run, budget=10).text()
+    code, _, err = invoke(capsys, "stability", run, "--budget", "25%", "--other", world / "other")
+    assert code == 2
+    assert "has other rows (0 of 40 are shared)" in err
+
+
+def test_auto_keeps_its_curve(capsys, world):
+    code, out, err = invoke(capsys, "select", world / "run", "--budget", "auto", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    curve = pq.read_table(world / "run/selections/grads-auto/curve.parquet")["marginal_gain"]
+    assert len(curve) == N
+    rows = decisions(world / "run", "grads-auto")
+    by_rank = sorted((r["rank"], r["marginal_gain"]) for r in rows if r["selected"])
+    assert [gain for _, gain in by_rank] == curve.to_pylist()[: found["selected"]]
+
+
+def test_lists_and_quotas_from_files(capsys, world, tmp_path):
+    keep, drop = tmp_path / "keep.txt", tmp_path / "drop.jsonl"
+    keep.write_text("\ufeffr07\n\nr11\n", encoding="utf-8")
+    drop.write_text('{"id": "r00", "prompt": "x"}\n')
+    run = world / "run"
+    arguments = ("--keep", keep, "--drop", drop, "--quota", "book=2", "--quota", "forum=50%")
+    code, out, err = invoke(
+        capsys, "select", run, "--budget", "12", *arguments, "--name", "lists", "--json"
+    )
+    assert code == 0, err
+    rows = decisions(run, "lists")
+    kept = {row["instance_id"] for row in rows if row["selected"]}
+    assert {"r07", "r11"} <= kept
+    assert "r00" not in kept
+    sources = Counter("book" if int(i[1:]) % 4 == 0 else "forum" for i in kept)
+    assert 0 < sources["book"] <= 2
+    audit = json.loads(out)["audit"]["sources"]["counts"]
+    assert {name: counts["subset"] for name, counts in audit.items()} == sources
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strategy", "ogs-static"], "needs a retention anchor: --anchor RUN"),
+        (["--strategy", "rds"], "needs a target set: --target RUN"),
+        (["--strategy", "rds", "--target", "{seed1}"], "was captured with seed 1, but"),
+        (["--strategy", "rds", "--target", "{model}"], "no gradient store here"),
+        (["--strategy", "best"], "expected one of grads, random"),
+        (["--budget", "auto", "--strategy", "el2n"], "budget auto looks at marginal gains"),
+        (["--quota", "book"], "--quota book: expected SOURCE=500"),
+        (["--quota", "blog=3"], "there is none of that name; there are 'book', 'forum'"),
+        (["--keep", "{model}"], "--keep"),
+        (["--keep", "{data}"], "10 of 40 fit"),
+        (["--adjust", "width"], "adjust"),
+        (["--statistic", "norm"], "expected one or more of max, min"),
+        (["--near-threshold", "1"], "near_threshold is 1.0"),
+        (["--alpha", "0", "--beta", "0", "--gamma", "0"], "nothing to maximise"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, world, arguments, message):
+    places = {name: world / name for name in ("seed1", "model")}
+    places["data"] = world / "data.jsonl"
+    given = [argument.format(**places) for argument in arguments]
+    budget = [] if "--budget" in given else ["--budget", "25%"]
+    code, out, err = invoke(capsys, "select", world / "run", *budget, *given, "--name", "mistake")
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (world / "run/selections/mistake").exists()
+
+
+def test_strategies_that_need_the_further_pass_say_so_and_run_makes_it(capsys, world, tmp_path):
+    code, _, err = invoke(
+        capsys, "select", world / "seed1", "--budget", "25%", "--strategy", "ifd-loss"
+    )
+    assert code == 2
+    assert "have no losses of the further pass. Make it with: gradsift losses" in err
+    code, out, err = invoke(
+        capsys, "run", world / "data.jsonl", "--model", world / "model", "--out", tmp_path / "run",
+        "--budget", "25%", "--side", "grounded", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "needs a further pass" in err
+    assert json.loads(out)["selected"] == 10
+    code, out, err = invoke(capsys, "losses", tmp_path / "run", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["n_instances"], found["n_computed"]) == (N, 0)
+
+
+def test_the_further_pass_resumes(world, tmp_path, monkeypatch):
+    from gradsift.stages import losses as module
+
+    run = tmp_path / "run"
+    model = str(world / "model")
+    gs.capture(model, gs.load_pool(str(world / "data.jsonl")), out=run, seed=3)
+    monkeypatch.setattr(module, "ROWS_IN_A_PART", 16)
+
+    calls = []
+
+    def stop_in_the_second_part(*_):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        losses(run, gs_listener(stop_in_the_second_part))
+    found = losses(run)
+    assert (found.n_instances, found.n_computed) == (N, N - 16)
+    from gradsift.store.loss_table import read_losses
+
+    ids = gs.read_store(run).instance_ids
+    again = read_losses(run, ids)
+    # The untrained model is the same for every seed.
+    for name, values in read_losses(world / "run", ids).items():
+        np.testing.assert_allclose(again[name], values, rtol=1e-5)
+
+
+def gs_listener(progress):
+    from gradsift.stages.listener import Listener
+
+    return Listener(progress=progress)
+
+
+def test_neighbours_are_found_once_and_again_for_another_store(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(graph, "COMPLETE_ROWS", 10)
+    run = tmp_path / "run"
+    gs.capture(str(world / "model"), gs.load_pool(str(world / "data.jsonl")), out=run)
+    calls = []
+    from gradsift.stages import content
+
+    find = content.find_neighbours
+    monkeypatch.setattr(
+        content,
+        "find_neighbours",
+        lambda x: calls.append(1) or find(x, complete_rows=10, n_neighbours=6),
+    )
+    first = gs.select(run, budget="25%").selection.ids
+    assert (run / NEIGHBOURS_NAME).exists()
+    gs.select(run, budget="50%")
+    assert gs.select(run, budget="25%", name="again").selection.ids == first
+    assert len(calls) == 1
+    monkeypatch.setattr(content, "_MADE_BY", "another way")
+    gs.select(run, budget="25%", name="other")
+    assert len(calls) == 2
+
+
+def test_a_copy_is_named_by_explain(capsys, world):
+    code, out, err = invoke(capsys, "select", world / "run", "--budget", "20", "--name", "copies")
+    assert code == 0, err
+    code, out, _ = invoke(capsys, "explain", world / "run", "r05", "--name", "copies", "--json")
+    near = json.loads(out)["selections"]["copies"]["near_duplicates"]
+    assert near[0]["instance_id"] == "r01"
+    assert near[0]["similarity"] == pytest.approx(1, abs=0.01)
+
+
+def test_a_rejected_row_would_be_kept_with_the_score_that_explain_says(capsys, world):
+    run = world / "run"
+    code, _, err = invoke(capsys, "select", run, "--budget", "10", "--name", "whatif")
+    assert code == 0, err
+    rows = decisions(run, "whatif")
+    last = max(rows, key=lambda row: row["rank"] or 0)
+    tried = 0
+    for row in rows:
+        if row["selected"]:
+            continue
+        explained = gs.explain(run, row["instance_id"], "whatif").decisions["whatif"]["what_if"]
+        if "would be kept with a gradient score above" not in explained:
+            continue
+        needed = float(explained.split("above ")[1].split(" ")[0])
+        gain = row["marginal_gain"] + (needed - row["gradient_score"]) / 10
+        assert gain == pytest.approx(last["marginal_gain"], abs=1e-4)
+        tried += 1
+    assert tried > 3
