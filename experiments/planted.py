@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 import gradsift as gs
-from gradsift.run import losses
 from gradsift.selection.budget import parse_budget
 from gradsift.selection.decision import choose_rows, make_signal
 from gradsift.selection.settings import Settings
@@ -72,7 +71,7 @@ def capture_pools(arguments):
                 seed=seed,
             )
             print(folder, store.manifest.about["seconds"], flush=True)
-            losses(folder / "run")
+            gs.losses(folder / "run")
 
 
 ADJUSTED = {"adjust": ("response_length", "prompt_length", "step")}

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import gradsift as gs
-from gradsift.run import losses, stability, strategies
+from gradsift import losses, stability, strategies
 from gradsift.selection import neighbours as graph
 from gradsift.selection.strategies.catalogue import STRATEGIES
 from gradsift.store.neighbour_table import NEIGHBOURS_NAME

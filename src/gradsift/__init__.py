@@ -10,7 +10,9 @@ from gradsift.version import __version__
 
 if TYPE_CHECKING:
     from gradsift.data.pool import Pool, load_pool
-    from gradsift.run import capture, check, select
+    from gradsift.run import capture, check, losses
+    from gradsift.selecting import select, stability, strategies
+    from gradsift.selection.settings import Settings
     from gradsift.stages.explain import explain_row as explain
     from gradsift.stages.record import record
     from gradsift.store.reader import GradientStore, read_store
@@ -24,20 +26,28 @@ _WHERE = {
     "load_pool": ("gradsift.data.pool", "load_pool"),
     "record": ("gradsift.stages.record", "record"),
     "read_store": ("gradsift.store.reader", "read_store"),
-    "select": ("gradsift.run", "select"),
+    "losses": ("gradsift.run", "losses"),
+    "select": ("gradsift.selecting", "select"),
+    "Settings": ("gradsift.selection.settings", "Settings"),
+    "stability": ("gradsift.selecting", "stability"),
+    "strategies": ("gradsift.selecting", "strategies"),
 }
 
 __all__ = [
     "GradientStore",
     "Pool",
+    "Settings",
     "__version__",
     "capture",
     "check",
     "explain",
     "load_pool",
+    "losses",
     "read_store",
     "record",
     "select",
+    "stability",
+    "strategies",
 ]
 
 

@@ -201,7 +201,7 @@ def select(
     json_: Json = False,
 ) -> None:
     """Select from a captured run, in seconds: another budget, another rule."""
-    from gradsift.run import select as select_rows
+    from gradsift.selecting import select as select_rows
 
     _print(select_rows(run_folder, **_said(locals())), json_)
 
@@ -231,7 +231,7 @@ def strategies(
     json_: Json = False,
 ) -> None:
     """Compare what the strategies would keep: losses, mixes, overlap. Writes nothing."""
-    from gradsift.run import strategies as compare
+    from gradsift.selecting import strategies as compare
 
     given = _said(locals())
     _print(compare(run_folder, names=tuple(given.pop("strategy", ())), **given), json_)
@@ -263,7 +263,7 @@ def stability(
     json_: Json = False,
 ) -> None:
     """Say how much of a subset depends on side, layer, coefficient, seed or capture."""
-    from gradsift.run import stability as measure
+    from gradsift.selecting import stability as measure
 
     given = _said(locals())
     _print(measure(run_folder, others=tuple(given.pop("other", ())), **given), json_)

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from gradsift.data.demo_pool import write_demo_pool
 from gradsift.data.pool import load_pool
-from gradsift.run import capture, select
+from gradsift.run import capture
+from gradsift.selecting import select
 from gradsift.stages.listener import Listener
 from gradsift.stages.select import DECISIONS, SelectResult
 

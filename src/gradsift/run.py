@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,6 @@ from gradsift.config import (
     resolve,
     save,
     validated,
-    validated_settings,
 )
 from gradsift.data.pool import Pool, load_pool
 from gradsift.selection.budget import Budget, parse_budget
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from gradsift.stages.capture import CaptureSettings
     from gradsift.stages.check import ModelCheck
     from gradsift.stages.losses import LossesResult
-    from gradsift.stages.stability import Stability
-    from gradsift.stages.strategies import SideBySide
     from gradsift.training.estimate import Estimate
     from gradsift.training.model import ModelSource
 
@@ -185,117 +182,6 @@ def check(
         return check_model(source, settings, recording=recording)
 
 
-def select(
-    run: str | Path | GradientStore,
-    *,
-    budget: str | int | float,
-    anchor: str | Path | None = None,
-    target: str | Path | None = None,
-    keep: str | Path | None = None,
-    drop: str | Path | None = None,
-    weights: bool = False,
-    name: str | None = None,
-    **settings: Any,
-) -> SelectResult:
-    """Select rows of a captured run and write them, in seconds and without torch.
-
-    Args:
-        run: A run folder, or its store.
-        budget: Of the usable rows: "50%" or 0.5, 500 (rows), "20000tok" (tokens), "auto".
-        anchor: Run folder of general rows, for the strategy ogs-static.
-        target: Run folder of target rows, for target-similarity and rds.
-        keep: File with ids that are selected first, one a line.
-        drop: File with ids that are never selected, one a line.
-        weights: Whether decisions.parquet gets a weight for each selected row.
-        name: Of the selection's folder.
-        **settings: Any field of `gradsift.Settings`: strategy, side, alpha, ….
-
-    Returns:
-        What was selected and written.
-
-    Raises:
-        ValueError: If a setting does not fit, or the input changed since the capture.
-    """
-    checked, parsed = validated_settings(settings), parse_budget(budget)
-    store = run if isinstance(run, GradientStore) else read_store(Path(run).resolve())
-    files = _files(anchor=anchor, target=target, keep=keep, drop=drop)
-    return select_from_store(store, parsed, checked, files, name=name, weights=weights)
-
-
-def strategies(
-    run: str | Path | GradientStore,
-    *,
-    budget: str | int | float,
-    names: Sequence[str] = (),
-    anchor: str | Path | None = None,
-    target: str | Path | None = None,
-    keep: str | Path | None = None,
-    drop: str | Path | None = None,
-    **settings: Any,
-) -> SideBySide:
-    """Compare what several strategies would keep of a captured run; nothing is written.
-
-    Args:
-        run: A run folder, or its store.
-        budget: As for `select`, but not "auto".
-        names: Strategies; empty for all that can be had from what is there.
-        anchor: As for `select`.
-        target: As for `select`.
-        keep: As for `select`.
-        drop: As for `select`.
-        **settings: As for `select`.
-
-    Returns:
-        Losses, mixes and overlaps.
-
-    Raises:
-        ValueError: If a setting does not fit, or a strategy was named that cannot be had.
-    """
-    from gradsift.stages.strategies import compare_strategies
-
-    checked, parsed = validated_settings(settings), parse_budget(budget)
-    store = run if isinstance(run, GradientStore) else read_store(Path(run).resolve())
-    files = _files(anchor=anchor, target=target, keep=keep, drop=drop)
-    return compare_strategies(store, parsed, checked, files, names)
-
-
-def stability(
-    run: str | Path | GradientStore,
-    *,
-    budget: str | int | float,
-    others: Sequence[str | Path] = (),
-    anchor: str | Path | None = None,
-    target: str | Path | None = None,
-    keep: str | Path | None = None,
-    drop: str | Path | None = None,
-    **settings: Any,
-) -> Stability:
-    """Say how much of a subset depends on side, layer, coefficient, seed or capture.
-
-    Args:
-        run: A run folder, or its store.
-        budget: As for `select`, but not "auto".
-        others: Run folders with the same rows, such as captures with other seeds.
-        anchor: As for `select`.
-        target: As for `select`.
-        keep: As for `select`.
-        drop: As for `select`.
-        **settings: As for `select`.
-
-    Returns:
-        The overlap with each other choice.
-
-    Raises:
-        ValueError: If a setting does not fit, or another run has other rows.
-    """
-    from gradsift.stages.stability import measure_stability
-
-    checked, parsed = validated_settings(settings), parse_budget(budget)
-    store = run if isinstance(run, GradientStore) else read_store(Path(run).resolve())
-    files = _files(anchor=anchor, target=target, keep=keep, drop=drop)
-    return measure_stability(store, parsed, checked, files, others)
-
-
 def losses(run: str | Path, listener: Listener = SILENT) -> LossesResult:
     """Make the further pass that perplexity-middle, ifd-loss and ifd-perplexity need.
 
@@ -377,14 +263,10 @@ def _select_with_losses(
         listener.note("this selection needs a further pass over all rows, forward only")
         save(config, store.folder)
         losses(store.folder, listener)
-    files = _files(anchor=config.anchor, target=config.target, keep=config.keep, drop=config.drop)
+    files = Files(config.anchor, config.target, config.keep, config.drop)
     return select_from_store(
         store, budget, settings, files, name=config.name, weights=config.weights
     )
-
-
-def _files(**paths: str | Path | None) -> Files:
-    return Files(**{k: None if path is None else str(path) for k, path in paths.items()})
 
 
 def _load_pool(config: RunConfig) -> Pool:

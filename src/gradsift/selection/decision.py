@@ -18,6 +18,7 @@ from gradsift.selection.elbow import elbow
 from gradsift.selection.neighbours import Neighbours
 from gradsift.selection.objective import Losses, Objective, losses, nearest_selected
 from gradsift.selection.purse import Terms
+from gradsift.selection.quota import quotas
 from gradsift.selection.reasons import Evidence, write_reasons
 from gradsift.selection.settings import Settings
 from gradsift.selection.signal import (
@@ -202,7 +203,7 @@ def _task(
     pool: Candidates, budget: Budget, settings: Settings, context: Context, signal: Signal
 ) -> tuple[Task, Limit]:
     limit = budget.resolve(len(pool), int(np.sum(pool.n_tokens)))
-    groups = _groups(pool, settings)
+    groups = quotas(pool.source, settings.quota)
     terms = Terms(
         np.asarray(pool.n_tokens),
         limit,
@@ -256,48 +257,6 @@ def _positions(pool: Candidates, ids: Sequence[str], which: str) -> tuple[int, .
         )
     # A row that was dropped anyway need not be dropped again.
     return tuple(dict.fromkeys(place[i] for i in ids if i in place))
-
-
-def _groups(
-    pool: Candidates, settings: Settings
-) -> tuple[np.ndarray | None, dict[int, int] | None]:
-    if not settings.quota:
-        return None, None
-    if pool.source is None:
-        raise ValueError(
-            "quotas are for sources, but no row says where it comes from: capture again with "
-            "--source-column."
-        )
-    names, group_N = np.unique(
-        np.asarray(pool.source, dtype=object).astype(str), return_inverse=True
-    )
-    unknown = [name for name in settings.quota if name != "*" and name not in names]
-    if unknown:
-        raise ValueError(
-            f"quota for source {unknown[0]!r}: there is none of that name; there are "
-            f"{', '.join(map(repr, names[:20].tolist()))}."
-        )
-    counts, most = np.bincount(group_N), {}
-    for group, name in enumerate(names):
-        amount = settings.quota.get(str(name), settings.quota.get("*"))
-        if amount is not None:
-            most[group] = _quota_rows(str(name), amount, int(counts[group]))
-    return group_N, most
-
-
-def _quota_rows(name: str, amount: str | int, n_rows: int) -> int:
-    text = str(amount).strip()
-    number = text.removesuffix("%")
-    try:
-        value = float(number)
-    except ValueError:
-        value = -1.0
-    if value < 0 or (text.endswith("%") and value > 100):
-        raise ValueError(
-            f"quota {name}={amount}: expected a number of rows, as in {name}=500, or a percentage "
-            "of the source's rows, as in 25%."
-        )
-    return round(value * n_rows / 100) if text.endswith("%") else int(value)
 
 
 def _cut_share(signal: Signal, settings: Settings) -> float | None:
