@@ -38,12 +38,14 @@ def main():
     parser.add_argument("what", choices=("growth", "exact", "peers"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--rows", type=int, nargs="+")
+    parser.add_argument("--modes", nargs="+", default=["dense", "sparse"], help="of peers")
     arguments = parser.parse_args()
     default = [10_000, 100_000, 1_000_000] if arguments.what == "growth" else [10_000]
     measure = {"growth": growth, "exact": exact, "peers": peers}[arguments.what]
     for n in arguments.rows or default:
         for share in (0.05, 0.5):
-            print(json.dumps(in_a_process(measure, arguments.run, n, share)), flush=True)
+            more = (arguments.modes,) if measure is peers else ()
+            print(json.dumps(in_a_process(measure, arguments.run, n, share, *more)), flush=True)
 
 
 def in_a_process(measure, *arguments):
@@ -141,14 +143,15 @@ def exact(run, n, share):
     return found
 
 
-def peers(run, n, share):
+def peers(run, n, share, modes):
     import submodlib
 
     features, _ = imitated(run, n)
     rows = int(share * n)
     terms = Terms(np.ones(n), Limit("rows", rows, float(rows)))
     found = {}
-    for mode, complete_rows in (("dense", n), ("sparse", 0)):
+    for mode in modes:
+        complete_rows = n if mode == "dense" else 0
         graph, seconds = timed(partial(find_neighbours, features, complete_rows=complete_rows))
         # Theirs knows no floor: the same function for both.
         graph = replace(graph, floor_N=np.zeros(n, dtype=np.float32))

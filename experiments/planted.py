@@ -41,12 +41,13 @@ def main():
     capture.add_argument("--rows", type=int, default=500)
     capture.add_argument("--seeds", type=int, default=3)
     capture.add_argument("--max-length", type=int, default=160)
+    capture.add_argument("--anchor", help="FILE of general rows, for ogs-static")
+    capture.add_argument("--target", action="append", default=[], help="NAME=FILE of like rows")
+    capture.add_argument("--reference-rows", type=int, default=64)
     capture.set_defaults(act=capture_pools)
     table = commands.add_parser("table")
     table.add_argument("out", type=Path)
     table.add_argument("--results", type=Path, required=True)
-    table.add_argument("--anchor", type=Path, help="a captured run of general rows")
-    table.add_argument("--targets", type=Path, help="folder of captured runs, one a domain")
     table.add_argument("--budgets", nargs="+", default=["50%", "10%"])
     table.add_argument("--topics", type=int, default=40)
     table.set_defaults(act=tabulate)
@@ -72,6 +73,31 @@ def capture_pools(arguments):
             )
             print(folder, store.manifest.about["seconds"], flush=True)
             gs.losses(folder / "run")
+        for name, file in references(arguments):
+            capture_reference(name, file, seed, arguments)
+
+
+def references(arguments):
+    pairs = [pair.partition("=")[::2] for pair in arguments.target]
+    return pairs if arguments.anchor is None else [("anchor", arguments.anchor), *pairs]
+
+
+def capture_reference(name, file, seed, arguments):
+    """Rows to be like, or unlike, by the untrained model; sketches go with the seed of the pool."""
+    folder = arguments.out / "references" / f"{name}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = random.Random(seed).sample(read_rows(file), arguments.reference_rows)
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    gs.capture(
+        arguments.model,
+        gs.load_pool(str(path), prompt_column="prompt", response_column="response"),
+        out=folder / "run",
+        max_length=arguments.max_length,
+        seed=seed,
+        when="after",
+        preliminary=0.0,
+    )
 
 
 ADJUSTED = {"adjust": ("response_length", "prompt_length", "step")}
@@ -130,14 +156,15 @@ def of_pool(folder, store, arguments):
     rows = {
         row["id"]: row for row in map(json.loads, (folder / "pool.jsonl").read_text().splitlines())
     }
-    domain = folder.name.rpartition("-")[0]
-    target = None if arguments.targets is None else arguments.targets / domain
+    domain, _, seed = folder.name.rpartition("-")
+    runs = [arguments.out / "references" / f"{name}-{seed}" / "run" for name in ("anchor", domain)]
+    anchor, target = (run if (run / "manifest.json").exists() else None for run in runs)
     needs = {Need.FEATURES, Need.SKETCHES}
     needs |= {Need.LOSSES} if has_losses(store) else set()
-    needs |= set() if arguments.anchor is None else {Need.ANCHOR}
+    needs |= set() if anchor is None else {Need.ANCHOR}
     needs |= set() if target is None else {Need.TARGET}
     pool = candidates_of(store, read_pool_table(store.folder), needs)
-    context = context_of(store, needs, anchor=arguments.anchor, target=target)
+    context = context_of(store, needs, anchor=anchor, target=target)
     truth = Truth([rows[i] for i in pool.ids], arguments.topics)
     found = {budget: {} for budget in arguments.budgets}
     for name, changes in variants().items():

@@ -184,7 +184,7 @@ def test_tokens_are_left_over_rather_than_spent_on_a_loss():
 
 def test_rows_that_must_be_kept_stay_when_the_best_single_row_wins():
     objective = Objective(
-        np.array([0.1, 1.0, 0.0, 0.0]), find_neighbours(np.eye(4)), 1.0, 1.0, 0.0, 0.0
+        np.array([0.1, 1.0, 5.0, 0.0]), find_neighbours(np.eye(4)), 1.0, 1.0, 0.0, 0.0
     )
     terms = Terms(np.array([1, 100, 10, 500]), Limit("tokens", 110, 1.0), keep=(2,))
     assert lazy_greedy(objective, terms)[0].tolist() == [2, 1]
