@@ -108,6 +108,8 @@ SIZES = (
     ),
 )
 SIZE_OF = {name: size for size, names in SIZES for name in names}
+# Lists of what kind each layer is.
+KINDS_OF_LAYERS = ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types")
 TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 3}
 
 
@@ -155,6 +157,23 @@ def tiny_config(model_type: str) -> PretrainedConfig:
     return _shrunk(CONFIG_MAPPING[model_type], OVERRIDES.get(model_type, {}))
 
 
+def _one_layer_of_each_kind(default: PretrainedConfig, changed: dict[str, object]) -> None:
+    """Where layers differ in kind and the first few are alike, take one of each."""
+    given = default.to_dict()  # Not what is computed from other settings.
+    lists = {name: given.get(name) for name in KINDS_OF_LAYERS}
+    kinds = {name: list(dict.fromkeys(value)) for name, value in lists.items() if value}
+    n_layers = max([LAYERS, *map(len, kinds.values())])
+    small = type(default)(**changed)
+    for name, some in kinds.items():
+        if set(getattr(small, name)) != set(some):
+            changed |= {name: [some[i % len(some)] for i in range(n_layers)]}
+            changed["num_hidden_layers"] = n_layers
+    for name in kinds:
+        # Lists of other kinds must be as long.
+        if changed.get("num_hidden_layers") == n_layers and name not in changed:
+            changed[name] = [kinds[name][i % len(kinds[name])] for i in range(n_layers)]
+
+
 def _shrunk(config_class: type[PretrainedConfig], more: dict[str, object]) -> PretrainedConfig:
     # Only what is changed is given: what follows from it, the configuration computes itself.
     changed = {}
@@ -172,6 +191,8 @@ def _shrunk(config_class: type[PretrainedConfig], more: dict[str, object]) -> Pr
     elif "head_dim" in changed or ("head_dim", None) in default.to_dict().items():
         changed["head_dim"] = SIZE_OF["head_dim"]
     changed |= {name: value for name, value in more.items() if name not in default.sub_configs}
+    if not set(KINDS_OF_LAYERS) & set(more):
+        _one_layer_of_each_kind(default, changed)
     return config_class(**changed)
 
 
@@ -217,6 +238,7 @@ OVERRIDES: dict[str, dict[str, object]] = {
     # Sparse attention that picks the best keys breaks ties differently when a row is padded.
     "axk2": {"index_topk": POSITIONS},
     "deepseek_v32": {"index_topk": POSITIONS},
+    "dots3_note_text": {"index_topk": POSITIONS},
     "glm_moe_dsa": {"index_topk": POSITIONS},
     "bamba": {"mamba_n_heads": 8},  # Times mamba_d_head it is the expanded width.
     "granitemoehybrid": {"mamba_n_heads": 8},
@@ -252,6 +274,8 @@ OVERRIDES: dict[str, dict[str, object]] = {
     "deepseek_v2": {"num_experts_per_tok": 2, "topk_group": 1},
     "longcat_flash": {"head_dim": 8, "zero_expert_num": 2},
     "nemotron": {"num_key_value_heads": 2},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "qwen4_exp": {"text_config": _QSA_INDEXER},
     "qwen4_exp_text": _QSA_INDEXER,
     "cohere_compass_text": {
