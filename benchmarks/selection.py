@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from gradsift.selection.budget import Limit
+from gradsift.selection.content import content_vectors
 from gradsift.selection.density import estimate_density
 from gradsift.selection.greedy import lazy_greedy
 from gradsift.selection.neighbours import find_neighbours, unit_rows
@@ -70,8 +71,7 @@ def measured(measure, *arguments):
 def imitated(run, n):
     """Content features of n rows, and norms of both layers that go with them."""
     store = read_store(run)
-    x = store.content_ND.astype(np.float64)
-    x -= x.mean(axis=0)
+    x = content_vectors(store.content_ND, store.step).astype(np.float64)
     directions = np.linalg.svd(x, full_matrices=False)[2][:WIDTH]
     x = x @ directions.T
     norms = np.log([store.statistics[layer]["l2_norm"] for layer in store.layers]).T

@@ -100,22 +100,18 @@ def capture_reference(name, file, seed, arguments):
     )
 
 
-ADJUSTED = {"adjust": ("response_length", "prompt_length", "step")}
-
-
 def variants():
     """Name → settings: every strategy, then grads in many ways."""
     found = {name: {"strategy": name} for name in STRATEGIES if name != "grads"}
     for side in SIDES:
-        for label, more in {"": {}, ", adjusted": ADJUSTED}.items():
+        for label, more in {"": {}, ", not adjusted": {"adjust": ()}}.items():
             found[f"grads, {side}{label}"] = {"side": side, **more}
     for statistic in ("mean_abs", "max"):
         for layer in ("embedding", "lm_head"):
-            found[f"grads, consistent, {layer} {statistic}, adjusted"] = {
+            found[f"grads, consistent, {layer} {statistic}"] = {
                 "side": "consistent",
                 "layers": (layer,),
                 "signal_statistics": (statistic,),
-                **ADJUSTED,
             }
     for side in ("representative", "consistent"):
         for layer in ("embedding", "lm_head"):
@@ -125,7 +121,7 @@ def variants():
         for name in ("alpha", "beta", "gamma"):
             found[f"grads, {side}, {name} 2"] = {"side": side, name: 2.0}
     for name in ("alpha", "beta", "gamma"):
-        found[f"grads, grounded, adjusted, {name} 0"] = {"side": "grounded", name: 0.0, **ADJUSTED}
+        found[f"grads, grounded, {name} 0"] = {"side": "grounded", name: 0.0}
     return found
 
 

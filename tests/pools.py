@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from gradsift.selection.candidates import Candidates
+from gradsift.selection.content import content_vectors
 from gradsift.selection.decision import Context
 from gradsift.selection.neighbours import find_neighbours
 from gradsift.selection.strategies.task import Need, Reference
@@ -45,10 +46,12 @@ def context_for(pool, **changes):
         need: Reference(
             {layer: generator.normal(size=(5, 9)) for layer in LAYERS},
             generator.normal(size=(5, 6)).astype(np.float32),
+            np.zeros(5),
         )
         for need in (Need.ANCHOR, Need.TARGET)
     }
-    context = Context(find_neighbours(pool.features_ND), find_topics(pool.features_ND), references)
+    vectors = content_vectors(pool.features_ND, pool.step)
+    context = Context(find_neighbours(vectors), find_topics(vectors), references)
     return replace(context, **changes)
 
 
@@ -67,9 +70,8 @@ def copied(pool, first, second):
 
 
 def slow_cosines(x):
-    """Cosines after centring, one pair at a time."""
+    """Cosines, one pair at a time."""
     x = np.asarray(x, dtype=np.float64)
-    x = x - x.mean(axis=0)
     norms = [np.sqrt(row @ row) for row in x]
     every = range(len(x))
     return np.array([[x[i] @ x[j] / (norms[i] * norms[j]) for j in every] for i in every])

@@ -99,19 +99,19 @@ def test_percentiles_are_those_of_scipy():
 
 def test_the_second_copy_of_a_row_is_left_out_while_others_remain():
     pool = make_pool()
-    rank = select(pool, "60%", side="representative").table["rank"].tolist()
+    rank = select(pool, "60%", alpha=0.3, adjust=()).table["rank"].tolist()
     # A middling row, which is kept when there is no copy of it.
     middling = rank.index(20)
     other = (middling + 1) % N
     pool = copied(pool, middling, other)
-    table = select(pool, side="representative").table
+    table = select(pool, alpha=0.3, adjust=()).table
     low, high = sorted((middling, other))
     assert table["selected"][low]
     assert not table["selected"][high]
     assert table["nearest_selected"][high] == pool.ids[low]
     assert f"too close to kept row {pool.ids[low]} (similarity 1.00)" in table["reason"][high]
     # Without the similarity term nothing stands against the copy but its content.
-    keeps_both = select(pool, beta=0.0, gamma=0.0, side="representative").table
+    keeps_both = select(pool, beta=0.0, gamma=0.0, adjust=()).table
     score = keeps_both["gradient_score"]
     assert keeps_both["selected"][high] == (score[high] >= np.sort(score)[-30])
 
@@ -282,6 +282,8 @@ def test_quotas_need_sources_and_kept_rows_must_be_there():
         select(replace(pool, source=None), quota={"book": 3})
     with pytest.raises(ValueError, match="names 'nobody', which is no row that can be selected"):
         select(pool, context=context_for(pool, keep=("nobody",)))
+    with pytest.raises(ValueError, match="'row-003' is on the list of rows to keep and on that of"):
+        select(pool, context=context_for(pool, keep=("row-003",), drop=("row-003", "row-004")))
     only_head = replace(pool, statistics={"lm_head": pool.statistics["lm_head"]})
     with pytest.raises(ValueError, match="layer 'embedding' is unknown, expected one of lm_head"):
         select(only_head, layers=("embedding",))

@@ -6,6 +6,7 @@ import pytest
 from scipy.stats import rankdata
 
 from gradsift.selection.budget import Limit, parse_budget
+from gradsift.selection.content import content_vectors
 from gradsift.selection.decision import choose_rows, make_signal
 from gradsift.selection.greedy import lazy_greedy
 from gradsift.selection.neighbours import find_neighbours, unit_rows
@@ -169,7 +170,7 @@ def test_a_response_of_one_token_has_no_difficulty_and_comes_last():
 
 def test_k_center_takes_the_farthest_each_time():
     given = task(Limit("rows", 8, 8.0), keep=(4,))
-    x = unit_rows(given.pool.features_ND).astype(np.float64)
+    x = unit_rows(content_vectors(given.pool.features_ND, given.pool.step)).astype(np.float64)
     distance = np.linalg.norm(x[:, None] - x[None], axis=2)
     order = choose("k-center", given).order_S.tolist()
     for at in range(1, 8):
@@ -183,7 +184,7 @@ def test_facility_locations_maximise_coverage_alone():
     expected, _ = lazy_greedy(objective, given.terms)
     assert choose("facility-location", given).order_S.tolist() == expected.tolist()
     sketches = np.hstack([given.pool.sketches[layer] for layer in sorted(LAYERS)])
-    graph = find_neighbours(sketches, centred=False)
+    graph = find_neighbours(sketches)
     unit = sketches / np.linalg.norm(sketches, axis=1, keepdims=True)
     np.testing.assert_allclose(graph.of(0)[1], (unit @ unit[0])[graph.of(0)[0]], atol=1e-5)
     expected, _ = lazy_greedy(replace(objective, neighbours=graph), given.terms)
@@ -194,7 +195,7 @@ def test_k_means_gives_each_cluster_its_share_and_takes_its_best():
     given = task(Limit("rows", 30, 30.0))
     choice = choose("k-means", given)
     kmeans = faiss.Kmeans(6, round((N / 2) ** 0.5), niter=20, seed=1, min_points_per_centroid=1)
-    x = unit_rows(given.pool.features_ND)
+    x = unit_rows(content_vectors(given.pool.features_ND, given.pool.step))
     kmeans.train(x)
     cluster = kmeans.assign(x)[1]
     taken = np.zeros(N, dtype=bool)
@@ -266,10 +267,9 @@ def test_likeness_to_a_reference_is_the_mean_cosine(name, need):
 def test_rds_lets_the_targets_take_turns():
     given = task(Limit("rows", 12, 12.0))
     x, target = given.pool.features_ND, given.references[Need.TARGET].features_MD
-    mean = x.mean(axis=0)
-    cosine = ((target - mean) @ (x - mean).T) / np.outer(
-        np.linalg.norm(target - mean, axis=1), np.linalg.norm(x - mean, axis=1)
-    )
+    mean, scale = x.mean(axis=0), x.std(axis=0)
+    x, target = (x - mean) / scale, (target - mean) / scale
+    cosine = (target @ x.T) / np.outer(np.linalg.norm(target, axis=1), np.linalg.norm(x, axis=1))
     expected: list[int] = []
     while len(expected) < 12:
         for row in cosine[: 12 - len(expected)]:

@@ -203,6 +203,11 @@ def _task(
     pool: Candidates, budget: Budget, settings: Settings, context: Context, signal: Signal
 ) -> tuple[Task, Limit]:
     limit = budget.resolve(len(pool), int(np.sum(pool.n_tokens)))
+    if both := sorted(set(context.keep) & set(context.drop)):
+        raise ValueError(
+            f"row {both[0]!r} is on the list of rows to keep and on that of rows to drop "
+            f"({len(both)} such in all): take it off one of them."
+        )
     groups = quotas(pool.source, settings.quota)
     terms = Terms(
         np.asarray(pool.n_tokens),

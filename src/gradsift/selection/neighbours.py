@@ -28,7 +28,7 @@ _TRAINING_ROUNDS = 5
 # whatever block they were computed in, and sums of them in float64 are exact, in any order.
 _STEPS = 2.0**20
 _BLOCK_ENTRIES = 2**24
-# Below this part of the largest norm, what centring leaves of a row is rounding.
+# Below this part of the largest norm, what is left of a row is rounding.
 _ZERO_NORM = 1e-6
 
 
@@ -91,9 +91,8 @@ class Neighbours:
 
 
 def find_neighbours(
-    features_ND: np.ndarray,
+    vectors_ND: np.ndarray,
     *,
-    centred: bool = True,
     n_neighbours: int = N_NEIGHBOURS,
     complete_rows: int = COMPLETE_ROWS,
     exact_rows: int = EXACT_ROWS,
@@ -103,14 +102,11 @@ def find_neighbours(
     Up to `complete_rows` rows, all pairs are kept. Above, each row keeps its `n_neighbours` most
     similar ones (and those that keep it): up to `exact_rows` found by comparing all pairs; above,
     by an inverted-file index (faiss) over at most 64 principal directions, which misses a few in a
-    hundred; the cosines of the pairs that are found are those of the whole features.
+    hundred; the cosines of the pairs that are found are those of the whole vectors.
     Deterministic on one machine.
 
     Args:
-        features_ND: Finite.
-        centred: Subtract the pool's mean first. Hidden states of a language model share one large
-            direction, so that raw cosines are all near 0.9; without the mean they tell texts
-            apart. A row that equals the mean counts as the same as other such rows and as unlike
+        vectors_ND: Finite. A zero row counts as the same as other such rows and as unlike
             everything else.
         n_neighbours: For each row, itself included.
         complete_rows: See above.
@@ -119,7 +115,7 @@ def find_neighbours(
     Returns:
         The graph; only cosines above 0.
     """
-    unit_NE = unit_rows(features_ND, centred=centred)
+    unit_NE = unit_rows(vectors_ND)
     n = len(unit_NE)
     if n <= complete_rows:
         return _complete(unit_NE)
@@ -131,32 +127,27 @@ def find_neighbours(
     return _symmetric(found_NK, cosine_NK)
 
 
-def unit_rows(features_ND: np.ndarray, *, centred: bool = True) -> np.ndarray:
+def unit_rows(vectors_ND: np.ndarray) -> np.ndarray:
     """Scale rows to length 1.
 
     Args:
-        features_ND: Finite.
-        centred: Subtract the mean of the rows first.
+        vectors_ND: Finite.
 
     Returns:
-        unit_NE in float32. Rows without a direction (equal to the mean, or zero) point along a
-        coordinate of their own, E = D + 1, which is there only if there are such rows.
+        unit_NE in float32. Zero rows (up to rounding) point along a coordinate of their own,
+        E = D + 1, which is there only if there are such rows.
     """
-    features_ND = np.asarray(features_ND)
-    assert np.isfinite(features_ND).all(), "features are not finite"
-    mean_D = features_ND.mean(axis=0, dtype=np.float64) if centred else 0.0
-    n, d = features_ND.shape
+    vectors_ND = np.asarray(vectors_ND)
+    assert np.isfinite(vectors_ND).all(), "vectors are not finite"
+    n, d = vectors_ND.shape
     unit_ND = np.empty((n, d), dtype=np.float32)
-    lost_N = np.zeros(n, dtype=bool)
-    largest = max(
-        (np.linalg.norm(features_ND[rows], axis=1).max() for rows in blocks(n, d)), default=0.0
-    )
+    norm_N = np.empty(n)
     for rows in blocks(n, d):
-        centred_RD = features_ND[rows].astype(np.float64) - mean_D
-        norm_R1 = np.linalg.norm(centred_RD, axis=1, keepdims=True)
-        lost_R1 = norm_R1 <= _ZERO_NORM * largest
-        unit_ND[rows] = np.where(lost_R1, 0, centred_RD / np.where(lost_R1, 1, norm_R1))
-        lost_N[rows] = lost_R1[:, 0]
+        norm_N[rows] = np.linalg.norm(vectors_ND[rows].astype(np.float64), axis=1)
+    lost_N = norm_N <= _ZERO_NORM * norm_N.max(initial=0)
+    divisor_N = np.where(lost_N, np.inf, norm_N)
+    for rows in blocks(n, d):
+        unit_ND[rows] = vectors_ND[rows] / divisor_N[rows, None]
     return np.hstack([unit_ND, lost_N[:, None].astype(np.float32)]) if lost_N.any() else unit_ND
 
 
@@ -238,7 +229,7 @@ def _principal(unit_NE: np.ndarray, width: int) -> np.ndarray:
         covariance_EE += unit_NE[rows].T @ unit_NE[rows]
     directions_EE = np.linalg.eigh(covariance_EE)[1]
     narrow_NE = unit_NE @ directions_EE[:, -width:].astype(np.float32)
-    return unit_rows(narrow_NE, centred=False)[:, :width]
+    return unit_rows(narrow_NE)[:, :width]
 
 
 def _symmetric(found_NK: np.ndarray, cosine_NK: np.ndarray) -> Neighbours:

@@ -140,6 +140,7 @@ def _reference(
     return Reference(
         {layer: sketch[other.finite] for layer, sketch in other.sketches.items()},
         other.content_ND[other.finite],
+        other.step[other.finite],
     )
 
 

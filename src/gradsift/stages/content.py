@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from gradsift.selection import neighbours as graph
+from gradsift.selection.content import content_vectors
 from gradsift.selection.neighbours import Neighbours, find_neighbours
 from gradsift.selection.topics import find_topics
 from gradsift.store.neighbour_table import read_neighbours, write_neighbours
 from gradsift.store.reader import GradientStore
 
 # Changes whenever the graph or the topics are made otherwise.
-_MADE_BY = f"1 {graph.N_NEIGHBOURS} {graph.COMPLETE_ROWS} {graph.EXACT_ROWS}"
+_MADE_BY = f"2 {graph.N_NEIGHBOURS} {graph.COMPLETE_ROWS} {graph.EXACT_ROWS}"
 
 
 def content_of(store: GradientStore) -> tuple[Neighbours, np.ndarray]:
@@ -29,8 +30,8 @@ def content_of(store: GradientStore) -> tuple[Neighbours, np.ndarray]:
     kept = read_neighbours(store.folder, made_from)
     if kept is not None:
         return Neighbours(*kept[:-1]), kept[-1]
-    features_ND = store.content_ND[store.finite]
-    neighbours, topic_N = find_neighbours(features_ND), find_topics(features_ND)
+    vectors_ND = content_vectors(store.content_ND[store.finite], store.step[store.finite])
+    neighbours, topic_N = find_neighbours(vectors_ND), find_topics(vectors_ND)
     if len(neighbours) > graph.COMPLETE_ROWS:
         write_neighbours(
             store.folder,

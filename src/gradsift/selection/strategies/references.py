@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gradsift.selection.content import fit_content
 from gradsift.selection.neighbours import blocks
 from gradsift.selection.strategies.task import Choice, Need, Task, joint_sketches, ranked, unit
 
@@ -49,7 +50,7 @@ def rds(task: Task) -> Choice:
 
     The targets take turns; each takes the row with the largest cosine to it that is not taken yet.
     RDS+, Ivison et al., arXiv 2503.01807, with weighted mean pooling there and plain mean pooling
-    of the last hidden state here. The pool's mean is subtracted from both.
+    of the last hidden state here. Both are put on the scale of the pool.
 
     Args:
         task: The task.
@@ -57,9 +58,10 @@ def rds(task: Task) -> Choice:
     Returns:
         The choice; the measure is the largest cosine with a target row.
     """
-    mean_D = task.pool.features_ND.mean(axis=0, dtype=np.float64)
-    target_MD = unit(task.references[Need.TARGET].features_MD - mean_D)
-    pool_ND = unit(task.pool.features_ND - mean_D)
+    pool, target = task.pool, task.references[Need.TARGET]
+    scale = fit_content(pool.features_ND, pool.step)
+    target_MD = unit(scale.vectors(target.features_MD, target.step_M))
+    pool_ND = unit(scale.vectors(pool.features_ND, pool.step))
     cosine_MN = target_MD @ pool_ND.T
     purse = task.terms.purse()
     turns = [iter(np.argsort(-cosine_N, kind="stable").tolist()) for cosine_N in cosine_MN]

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from gradsift.selection.content import content_vectors
 from gradsift.selection.greedy import lazy_greedy
 from gradsift.selection.neighbours import find_neighbours, unit_rows
 from gradsift.selection.objective import Objective
@@ -59,7 +60,7 @@ def gradient_facility_location(task: Task) -> Choice:
     Returns:
         The choice, with gains; the measure is the gain.
     """
-    neighbours = find_neighbours(joint_sketches(task.pool.sketches), centred=False)
+    neighbours = find_neighbours(joint_sketches(task.pool.sketches))
     n = len(task.pool)
     objective = Objective(
         np.zeros(n), neighbours, task.objective.expected_rows, alpha=0.0, beta=1.0, gamma=0.0
@@ -71,7 +72,7 @@ def gradient_facility_location(task: Task) -> Choice:
 def k_center(task: Task) -> Choice:
     """Take the row farthest from what was taken, again and again: max_i min_{j∈S} ‖x_i − x_j‖.
 
-    x are the content features, centred and of length 1; the first row is drawn with the seed.
+    x are the content vectors, of length 1; the first row is drawn with the seed.
     Sener & Savarese, arXiv 1708.00489 (greedy k-center).
 
     Args:
@@ -80,7 +81,7 @@ def k_center(task: Task) -> Choice:
     Returns:
         The choice; the measure is the distance to what was taken before, at the end for the rest.
     """
-    unit_NE = unit_rows(task.pool.features_ND)
+    unit_NE = unit_rows(content_vectors(task.pool.features_ND, task.pool.step))
     purse = task.terms.purse()
     distance_N = np.full(len(unit_NE), np.inf)
     value_N = np.full(len(unit_NE), np.nan)
@@ -108,7 +109,7 @@ def k_center(task: Task) -> Choice:
 def k_means(task: Task) -> Choice:
     """Give each cluster of content its share, and take the best gradient scores of each.
 
-    k-means with √(N/2) clusters on the content features (centred, of length 1). Rows are taken by
+    k-means with √(N/2) clusters on the content vectors (of length 1). Rows are taken by
     (rank within the cluster − ½) / size of the cluster, so that every cluster gives the same share
     of its rows under any budget. After kMQ ("Diversify and Conquer", Yu et al., arXiv 2409.11378),
     which draws from the clusters by quality, at random.
@@ -121,7 +122,7 @@ def k_means(task: Task) -> Choice:
     """
     import faiss
 
-    unit_NE = unit_rows(task.pool.features_ND)
+    unit_NE = unit_rows(content_vectors(task.pool.features_ND, task.pool.step))
     n = len(unit_NE)
     n_clusters = max(1, round((n / 2) ** 0.5))
     kmeans = faiss.Kmeans(

@@ -43,10 +43,11 @@ class Signal:
 
 @dataclass(frozen=True)
 class Reference:
-    """Rows of another capture, with the same model: sketches by layer, and content features."""
+    """Rows of another capture, with the same model: sketches by layer, features, and steps."""
 
     sketches: Mapping[str, np.ndarray]
     features_MD: np.ndarray
+    step_M: np.ndarray
 
 
 @dataclass(frozen=True)
