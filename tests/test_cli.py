@@ -229,6 +229,15 @@ def test_a_run_folder_works_from_anywhere(capsys, world, tmp_path, monkeypatch):
     assert "nothing to do" in err
 
 
+def test_a_folder_called_demo_does_not_hide_the_demo_model(tmp_path, monkeypatch):
+    from gradsift.config import validated
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    config = validated({"data": "demo", "model": "demo", "out": "demo"})
+    assert (config.model, config.data) == ("demo", str(tmp_path / "demo"))
+
+
 def test_settings_of_a_refused_selection_are_not_saved(capsys, world, finished):
     run = world / "run"
     before = (run / "config.yaml").read_text()

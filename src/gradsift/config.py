@@ -82,7 +82,8 @@ class RunConfig(Settings):
         paths_too = ("model", "dataset_info", "anchor", "target", "keep", "drop")
         for key in (*paths_too, *(() if self.dataset_info else ("data",))):
             value = getattr(self, key)
-            if value is not None and Path(value).exists():
+            # The embedded model keeps its name beside a folder that is called so too.
+            if value is not None and (key, value) != ("model", "demo") and Path(value).exists():
                 paths[key] = str(Path(value).resolve())
         return self.model_copy(update=paths)
 
