@@ -7,7 +7,6 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,6 +20,7 @@ from gradsift.selection.decision import Selection, select_rows
 from gradsift.selection.settings import Settings
 from gradsift.stages.audit import audit_lines, audit_summary
 from gradsift.stages.candidates import candidates_of, context_of
+from gradsift.stages.decisions import NON_FINITE, decision_table, weight_column
 from gradsift.store.files import write_json, write_parquet
 from gradsift.store.pool_table import DROPPED, INSTANCE, read_pool_table
 from gradsift.store.reader import GradientStore
@@ -29,7 +29,6 @@ SELECTIONS = "selections"
 DECISIONS = "decisions.parquet"
 SUMMARY = "selection.json"
 CURVE = "curve.parquet"
-NON_FINITE = "non_finite_gradient"
 
 
 @dataclass(frozen=True)
@@ -140,9 +139,9 @@ def select_from_store(
     ).select(["row", "start", "end"])
     places = list(zip(*(column.to_pylist() for column in places.columns), strict=True))
     selected_file = write_rows(source, places, folder)
-    decisions = _decisions(table, selection)
+    decisions = decision_table(table, selection)
     if weights:
-        decisions = decisions.append_column("weight", _weights(decisions))
+        decisions = decisions.append_column("weight", weight_column(decisions))
     write_parquet(folder / DECISIONS, decisions)
     written = []
     if selection.curve_S is not None:
@@ -238,55 +237,6 @@ def _warnings(store: GradientStore, selection: Selection) -> list[str]:
     return warnings(
         selection.audit, extraction, cut_share=selection.cut_share, uses_score=uses_score
     )
-
-
-def _decisions(table: pa.Table, selection: Selection) -> pa.Table:
-    # In the order of the input, dropped rows among them.
-    ids = table["instance_id"].combine_chunks()
-    at = pc.index_in(ids, value_set=pa.array(selection.table["instance_id"], pa.string()))
-    chosen = pa.table(
-        {
-            name: _column(values)
-            for name, values in selection.table.items()
-            if name not in ("instance_id", "reason", "selected")
-        }
-    ).take(at)
-    selected = pc.fill_null(pa.array(selection.table["selected"]).take(at), False)
-    dropped = pc.is_null(at)
-    reason, detail = (
-        pc.fill_null(table[name].combine_chunks(), other)
-        for name, other in (("reason", NON_FINITE), ("detail", "its gradient is not finite"))
-    )
-    why_dropped = pc.binary_join_element_wise("dropped", reason, detail, ": ")
-    columns = {
-        "row": table["row"],
-        "line": table["line"],
-        "instance_id": ids,
-        "decision": pc.if_else(dropped, "dropped", pc.if_else(selected, "selected", "rejected")),
-        "selected": selected,
-        **{name: chosen[name] for name in chosen.column_names},
-        "reason": pc.if_else(
-            dropped, why_dropped, pa.array(selection.table["reason"], pa.string()).take(at)
-        ),
-    }
-    return pa.table(columns)
-
-
-def _column(values: np.ndarray | list) -> pa.Array:
-    """Return a column; NaN, rank 0 and None are null."""
-    if isinstance(values, list):
-        return pa.array(values, pa.string())
-    if np.issubdtype(values.dtype, np.integer):
-        return pa.array(values, pa.int64(), mask=values == 0)
-    return pa.array(values, pa.float64(), mask=np.isnan(values))
-
-
-def _weights(decisions: pa.Table) -> pa.Array:
-    score, kept = decisions["gradient_score"], decisions["selected"]
-    mean = pc.mean(pc.filter(score, kept)).as_py()
-    # A subset of scores of 0 is weighted alike.
-    weight = pc.divide(score, mean) if mean > 0 else pc.add(pc.multiply(score, 0.0), 1.0)
-    return pc.if_else(kept, weight, pa.scalar(None, pa.float64()))
 
 
 def _counts(table: pa.Table, store: GradientStore, selection: Selection) -> dict[str, object]:
