@@ -183,8 +183,11 @@ def make_signal(pool: Candidates, settings: Settings) -> Signal:
         "statistics": settings.signal_statistics,
         "covariates": [pool.covariate(name) for name in settings.adjust],
     }
-    density = estimate_density(combined_signal(pool.statistics, **choices))
-    magnitude_N = magnitude(pool.statistics, **choices)
+    signal_NK = combined_signal(pool.statistics, **choices)
+    density = estimate_density(signal_NK)
+    # Of one statistic the columns are not whitened: their mean is the magnitude already.
+    one = len(settings.signal_statistics) == 1
+    magnitude_N = signal_NK.mean(axis=1) if one else magnitude(pool.statistics, **choices)
     difficulty_N = _difficulty(pool, settings) if settings.side == "grounded" else None
     score_N = gradient_score(magnitude_N, density.log_N, settings.side, difficulty_N)
     return Signal(score_N, magnitude_N, density)
