@@ -225,6 +225,7 @@ def test_auto_with_lists():
     assert found.ids[:2] == ("row-031", "row-007")
     assert "row-002" not in found.ids
     assert len(found.curve_S) == N - 1
+    assert len(found.ids) == 2 + elbow(found.curve_S[2:])
 
 
 @pytest.mark.parametrize("strategy", ["grads", "loss-low", "random"])
