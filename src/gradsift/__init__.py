@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gradsift.version import __version__
 
 if TYPE_CHECKING:
+    from gradsift.comparing import compare, train
     from gradsift.data.pool import Pool, load_pool
     from gradsift.run import capture, check, losses
     from gradsift.selecting import select, stability, strategies
@@ -21,6 +22,7 @@ _WHERE = {
     "GradientStore": ("gradsift.store.reader", "GradientStore"),
     "Pool": ("gradsift.data.pool", "Pool"),
     "capture": ("gradsift.run", "capture"),
+    "compare": ("gradsift.comparing", "compare"),
     "check": ("gradsift.run", "check"),
     "explain": ("gradsift.stages.explain", "explain_row"),
     "load_pool": ("gradsift.data.pool", "load_pool"),
@@ -30,6 +32,7 @@ _WHERE = {
     "select": ("gradsift.selecting", "select"),
     "Settings": ("gradsift.selection.settings", "Settings"),
     "stability": ("gradsift.selecting", "stability"),
+    "train": ("gradsift.comparing", "train"),
     "strategies": ("gradsift.selecting", "strategies"),
 }
 
@@ -40,6 +43,7 @@ __all__ = [
     "__version__",
     "capture",
     "check",
+    "compare",
     "explain",
     "load_pool",
     "losses",
@@ -48,6 +52,7 @@ __all__ = [
     "select",
     "stability",
     "strategies",
+    "train",
 ]
 
 

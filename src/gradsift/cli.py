@@ -13,6 +13,7 @@ from gradsift.options import (
     Adjust,
     Alpha,
     Anchor,
+    ArmSettings,
     Beta,
     Budget,
     Config,
@@ -21,6 +22,7 @@ from gradsift.options import (
     Drop,
     DryRun,
     Dtype,
+    Epochs,
     Format,
     Gamma,
     IdColumn,
@@ -270,6 +272,93 @@ def stability(
 
 
 @app.command()
+def train(
+    run_folder: RunFolder,
+    arm: Annotated[
+        str, typer.Option(help="full, full-equal-steps or a strategy, as for compare.")
+    ] = "grads",
+    budget: Budget = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the model (default: in the run folder).")
+    ] = None,
+    epochs: Epochs = 3,
+    sft: Sft = None,
+    lora: Lora = None,
+    save_steps: SaveSteps = None,
+    anchor: Anchor = None,
+    target: Target = None,
+    keep: Keep = None,
+    drop: Drop = None,
+    seed: Seed = None,
+    set_: ArmSettings = None,
+    json_: Json = False,
+) -> None:
+    """Fine-tune on the rows of an arm; weights as safetensors. Run again to resume."""
+    from gradsift.comparing import train as train_arm
+
+    given = _said(locals())
+    settings = given.pop("set_", {})
+    _print(train_arm(run_folder, listener=_listener(), **given, **settings), json_)
+
+
+@app.command()
+def compare(
+    run_folder: RunFolder,
+    test: Annotated[str, typer.Option(help="Held-out rows, in any format that DATA may have.")],
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="base, full, full-equal-steps (full data, a subset's steps), random or another "
+            "strategy, with commas; NAME@BUDGET:key=value gives one a budget, settings of the "
+            "selection or seeds of its own."
+        ),
+    ] = "base,full,full-equal-steps,random,grads",
+    budgets: Annotated[str, typer.Option(help="Of arms that name none, with commas.")] = "50%",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each arm.")] = 3,
+    general: Annotated[
+        str,
+        typer.Option(
+            help="What the model could do before: lm-eval tasks, task files (.yaml), text files "
+            "(.txt, for perplexity) or probe (ours), with commas."
+        ),
+    ] = "probe",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of each task, the first ones (all).")
+    ] = None,
+    epochs: Epochs = 3,
+    sft: Sft = None,
+    lora: Lora = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of an answer (the longest reference, at most 256).")
+    ] = None,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep the weights of every arm.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that a task file names.")
+    ] = False,
+    save_steps: SaveSteps = None,
+    name: Annotated[str | None, typer.Option(help="Of the files (comparison).")] = None,
+    anchor: Anchor = None,
+    target: Target = None,
+    keep: Keep = None,
+    drop: Drop = None,
+    seed: Seed = None,
+    set_: ArmSettings = None,
+    dry_run: DryRun = False,
+    json_: Json = False,
+) -> None:
+    """Did it learn more, forget less, and beat random? Run again to resume."""
+    from gradsift.comparing import compare as compare_arms
+
+    given = {**_said(locals()), "dry_run": dry_run}
+    settings = given.pop("set_", {})
+    for key in ("arms", "budgets", "general"):
+        given[key] = [part.strip() for part in given[key].split(",") if part.strip()]
+    _print(compare_arms(run_folder, listener=_listener(), **given, **settings), json_)
+
+
+@app.command()
 def losses(run_folder: RunFolder, json_: Json = False) -> None:
     """Make the further, forward-only pass that some strategies need. Run again to resume."""
     from gradsift.run import losses as compute
@@ -374,6 +463,8 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     given = {k: v for k, v in arguments.items() if k not in other and not callable(v)}
     if given.get("sft"):
         given["sft"] = _key_values(given["sft"])
+    if given.get("set_"):
+        given["set_"] = _key_values(given["set_"], "--set")
     if given.get("quota"):
         given["quota"] = _quotas(given["quota"])
     return {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
@@ -393,17 +484,17 @@ def _quotas(texts: list[str]) -> dict[str, str]:
     return values
 
 
-def _key_values(texts: list[str]) -> dict[str, Any]:
+def _key_values(texts: list[str], option: str = "--sft") -> dict[str, Any]:
     values = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"--sft {text}: expected key=value, as in --sft learning_rate=1e-5")
+            raise ValueError(f"{option} {text}: expected key=value")
         # YAML reads 1e-5 as text; JSON reads it as the number that is meant.
         try:
             values[key] = json.loads(value)
         except ValueError:
-            values[key] = _yaml_value(text, value)
+            values[key] = _yaml_value(f"{option} {text}", value)
     return values
 
 
@@ -413,7 +504,7 @@ def _yaml_value(text: str, value: str) -> Any:
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ValueError(f"--sft {text}: the value is neither JSON nor YAML.") from None
+        raise ValueError(f"{text}: the value is neither JSON nor YAML.") from None
 
 
 def _listener() -> Any:

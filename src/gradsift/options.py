@@ -144,4 +144,12 @@ Weights = Annotated[
     ),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the selection's folder.")]
+Epochs = Annotated[float, typer.Option(min=0, help="Passes over an arm's rows.")]
+ArmSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="A setting of the selection for all arms, as key=value (side=balanced); repeated.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]

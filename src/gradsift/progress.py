@@ -31,7 +31,6 @@ def stderr_listener() -> Listener:
 class _Bar:
     def __init__(self, console: Console):
         self._progress = Progress(
-            TextColumn("capture"),
             BarColumn(),
             TextColumn("{task.completed}/{task.total} rows"),
             TextColumn("{task.fields[speed]:.0f} tokens/s"),
@@ -47,7 +46,7 @@ class _Bar:
         speed = self._speed.after(n_tokens)
         if self._task is None:
             self._progress.start()
-            self._task = self._progress.add_task("capture", total=all_rows, speed=speed)
+            self._task = self._progress.add_task("rows", total=all_rows, speed=speed)
         self._progress.update(self._task, completed=n_rows, total=all_rows, speed=speed)
         if n_rows == all_rows:
             self._progress.stop()
@@ -69,7 +68,7 @@ class _Lines:
         pace = (
             f", {speed:.0f} tokens/s, {(all_tokens - n_tokens) / speed:.0f} s left" if speed else ""
         )
-        self._console.print(f"capture: {n_rows}/{all_rows} rows, {n_tokens} tokens{pace}")
+        self._console.print(f"{n_rows}/{all_rows} rows, {n_tokens} tokens{pace}")
 
 
 class _Speed:

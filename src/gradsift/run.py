@@ -199,22 +199,35 @@ def losses(run: str | Path, listener: Listener = SILENT) -> LossesResult:
     """
     # Heavy, and only needed here.
     from gradsift.stages.losses import compute_losses
-
-    folder = Path(run).resolve()
-    store = read_store(folder)
-    path = folder / CONFIG_NAME
-    if not path.exists():
-        raise ValueError(
-            f"{folder}: there is no {CONFIG_NAME} that says how its rows and its model are loaded; "
-            "only runs of gradsift capture can be passed over again."
-        )
-    config = resolve({}, path)
-    pool = _load_pool(config)
     from gradsift.training.model import without_progress_bars
 
+    store, config = open_run(run)
+    pool = load_rows(config)
     with without_progress_bars():
-        source, settings = _model_and_settings(config, listener)
+        source, settings = model_and_settings(config, listener)
         return compute_losses(store, pool, source, settings, listener)
+
+
+def open_run(run: str | Path | GradientStore) -> tuple[GradientStore, RunConfig]:
+    """Open a run folder for a further pass over its rows.
+
+    Args:
+        run: A run folder that `capture` made, or its store.
+
+    Returns:
+        Its store, and how its rows and its model are loaded.
+
+    Raises:
+        ValueError: If it is no such folder.
+    """
+    store = run if isinstance(run, GradientStore) else read_store(Path(run).resolve())
+    path = store.folder / CONFIG_NAME
+    if not path.exists():
+        raise ValueError(
+            f"{store.folder}: there is no {CONFIG_NAME} that says how its rows and its model are "
+            "loaded; only runs of gradsift capture can be passed over again."
+        )
+    return store, resolve({}, path)
 
 
 def run_stages(
@@ -239,7 +252,7 @@ def run_stages(
         budget = parse_budget(config.budget)
     elif selecting and not dry_run:
         raise ValueError("'budget' is missing: give --budget 50%, 500 or 20000tok.")
-    pool = _load_pool(config)
+    pool = load_rows(config)
     for line in pool.notes():
         listener.note(line)
     if budget is not None and budget.kind != "tokens":
@@ -269,17 +282,30 @@ def _select_with_losses(
     )
 
 
-def _load_pool(config: RunConfig) -> Pool:
+def load_rows(config: RunConfig, data: str | None = None) -> Pool:
+    """Load the rows of a run, or others that are written like them.
+
+    Args:
+        config: Of the run.
+        data: Other rows; None for the run's own.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ValueError: If they cannot be read.
+    """
+    is_name = config.dataset_info is not None and (data is None or not Path(data).exists())
     return load_pool(
-        config.data,
+        config.data if data is None else data,
         row_format=config.format,
         id_column=config.id_column,
         prompt_column=config.prompt_column,
         response_column=config.response_column,
         system_column=config.system_column,
         source_column=config.source_column,
-        dataset_info=config.dataset_info,
-        split=config.split,
+        dataset_info=config.dataset_info if is_name else None,
+        split=config.split if data is None else None,
         train_on=config.train_on,
     )
 
@@ -295,7 +321,7 @@ def _capture(config: RunConfig, pool: Pool, listener: Listener) -> GradientStore
             f"{out} holds a {CONFIG_NAME} but no run: it would be overwritten. Use another --out."
         )
     with without_progress_bars():
-        source, settings = _model_and_settings(config, listener)
+        source, settings = model_and_settings(config, listener)
         # The settings are saved once it is sure that this folder is theirs.
         return capture_pool(
             pool, source, settings, out, listener, on_start=lambda: save(config, out)
@@ -307,12 +333,21 @@ def _estimate(config: RunConfig, pool: Pool, listener: Listener) -> Estimate:
     from gradsift.training.model import without_progress_bars
 
     with without_progress_bars():
-        return estimate_capture(pool, *_model_and_settings(config, listener), listener)
+        return estimate_capture(pool, *model_and_settings(config, listener), listener)
 
 
-def _model_and_settings(
+def model_and_settings(
     config: RunConfig, listener: Listener
 ) -> tuple[ModelSource, CaptureSettings]:
+    """Find the model of a run, and the settings of its capture.
+
+    Args:
+        config: Of the run.
+        listener: Is told when the demo model is converted.
+
+    Returns:
+        What is loaded and how.
+    """
     from gradsift.stages.capture import CaptureSettings
     from gradsift.training.model import find_model
 

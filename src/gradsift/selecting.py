@@ -47,7 +47,7 @@ def select(
     """
     checked, parsed = validated_settings(settings), parse_budget(budget)
     store = _store(run)
-    files = _files(anchor=anchor, target=target, keep=keep, drop=drop)
+    files = files_of(anchor=anchor, target=target, keep=keep, drop=drop)
     return select_from_store(store, parsed, checked, files, name=name, weights=weights)
 
 
@@ -82,7 +82,7 @@ def strategies(
     """
     checked, parsed = validated_settings(settings), parse_budget(budget)
     store = _store(run)
-    files = _files(anchor=anchor, target=target, keep=keep, drop=drop)
+    files = files_of(anchor=anchor, target=target, keep=keep, drop=drop)
     return compare_strategies(store, parsed, checked, files, names)
 
 
@@ -117,7 +117,7 @@ def stability(
     """
     checked, parsed = validated_settings(settings), parse_budget(budget)
     store = _store(run)
-    files = _files(anchor=anchor, target=target, keep=keep, drop=drop)
+    files = files_of(anchor=anchor, target=target, keep=keep, drop=drop)
     return measure_stability(store, parsed, checked, files, others)
 
 
@@ -125,5 +125,6 @@ def _store(run: str | Path | GradientStore) -> GradientStore:
     return run if isinstance(run, GradientStore) else read_store(Path(run).resolve())
 
 
-def _files(**paths: str | Path | None) -> Files:
+def files_of(**paths: str | Path | None) -> Files:
+    """Return reference runs and lists of ids as a selection takes them."""
     return Files(**{k: None if path is None else str(path) for k, path in paths.items()})

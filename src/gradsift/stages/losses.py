@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from gradsift.data.instances import build_instances
 from gradsift.data.pool import Pool
 from gradsift.stages.capture import CaptureSettings
 from gradsift.stages.listener import SILENT, Listener
+from gradsift.stages.rows import instances_of
 from gradsift.store.loss_table import (
     LOSS_NAMES,
     LOSSES_FOLDER,
@@ -18,13 +16,7 @@ from gradsift.store.loss_table import (
     write_losses,
 )
 from gradsift.store.reader import GradientStore
-from gradsift.training.model import (
-    ModelSource,
-    load_config,
-    load_model,
-    load_tokenizer,
-    model_fingerprint,
-)
+from gradsift.training.model import ModelSource, best_device, load_model, load_tokenizer
 from gradsift.training.text_losses import text_losses
 
 ROWS_IN_A_BATCH = 8
@@ -80,32 +72,14 @@ def compute_losses(
     Raises:
         ValueError: If rows or model are not those of the capture.
     """
-    tokenizer, config = load_tokenizer(source), load_config(source)
-    fingerprint = model_fingerprint(source, config)
-    expected = store.manifest.identity["model"]
-    if fingerprint != expected:
-        raise ValueError(
-            f"{store.folder}: was captured with model {expected}, {source.name} is {fingerprint}. "
-            "Put the old one back, or capture again."
-        )
-    instances = build_instances(
-        [(row.instance_id, row.example) for row in pool.rows if row.example is not None],
-        tokenizer,
-        max_length=settings.max_length,
-        truncation=settings.truncation,
-        vocab_size=config.get_text_config().vocab_size,
-    ).items
-    if {item.instance_id for item in instances} != set(store.instance_ids):
-        raise ValueError(
-            f"{pool.source.name}: its rows are not those that {store.folder} was captured from. "
-            "Put the old file back, or capture again."
-        )
+    instances = instances_of(store, pool, source, load_tokenizer(source), settings)
+    fingerprint = store.manifest.identity["model"]
     done = instances_with_losses(store.folder, fingerprint)
     to_do = [item for item in instances if item.instance_id not in done]
     # Rows of about the same length go together, as little is padded then.
     to_do.sort(key=lambda item: (len(item.input_ids), item.instance_id))
     n_tokens, all_tokens = 0, sum(len(item.input_ids) for item in to_do)
-    model = load_model(source).eval().to(_device()) if to_do else None
+    model = load_model(source).eval().to(best_device()) if to_do else None
     for start in range(0, len(to_do), ROWS_IN_A_PART):
         part = to_do[start : start + ROWS_IN_A_PART]
         found = []
@@ -123,8 +97,3 @@ def compute_losses(
             {name: [getattr(row, name) for row in found] for name in LOSS_NAMES},
         )
     return LossesResult(str(store.folder), len(instances), len(to_do))
-
-
-def _device() -> torch.device:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if accelerator is None else accelerator

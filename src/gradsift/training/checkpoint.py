@@ -53,7 +53,12 @@ class SaveEvery(TrainerCallback):
     """
 
     def __init__(
-        self, n_steps: int, flush: Callable[[int], None] | None = None, *, last_too: bool = False
+        self,
+        n_steps: int,
+        flush: Callable[[int], None] | None = None,
+        *,
+        last_too: bool = False,
+        about: Callable[[], dict[str, object]] = dict,
     ):
         """Nothing happens until training calls.
 
@@ -61,10 +66,12 @@ class SaveEvery(TrainerCallback):
             n_steps: Optimizer updates between two checkpoints.
             flush: Writes the records of the updates made so far, given their number.
             last_too: Whether the last step gets a checkpoint as well.
+            about: What to write into the marker, for whoever resumes.
         """
         self._n_steps = n_steps
         self._flush = flush
         self._last_too = last_too
+        self._about = about
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -82,7 +89,7 @@ class SaveEvery(TrainerCallback):
         current = folder / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero:
             sync_folder(current)
-            write_json(current / MARKER, {"step": state.global_step})
+            write_json(current / MARKER, {**self._about(), "step": state.global_step})
         if self._flush is not None:
             self._flush(state.global_step)
         if state.is_world_process_zero:

@@ -18,8 +18,8 @@ from gradsift.training.checkpoint import (
     SaveEvery,
     SkipNonFiniteSteps,
     checkpoint_at,
-    last_checkpoint,
 )
+from gradsift.training.plain import loss_curve, train_plainly
 from gradsift.training.self_check import first_exact_path
 from gradsift.training.sft import RecordingSFTTrainer
 from gradsift.training.sft_settings import SFTSettings
@@ -132,7 +132,7 @@ class PreliminaryEpoch:
         checkpoint = checkpoint_at(self._work_dir, resumed_at) if resumed_at else None
         with self.recorder:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        curve = self._loss_curve()
+        curve = loss_curve(self.trainer)
         sitting.flush(self.trainer.state.global_step, {"loss_curve": curve}, complete=True)
         self.clean_up()
         return EpochResult(tuple(curve), sitting.n_non_finite, sitting.n_skipped, resumed_at)
@@ -146,24 +146,19 @@ class PreliminaryEpoch:
 
         Args:
             save_steps: Optimizer updates between two checkpoints; None makes about eight.
-            on_progress: Called after each micro-batch with instances and tokens of this sitting.
+            on_progress: Called after each micro-batch with instances and tokens done so far.
 
         Returns:
             What was done.
         """
-        done = [0, 0]
-
-        def tell(indices: list[int]) -> None:
-            done[0] += len(indices)
-            done[1] += sum(len(self._instances[i].input_ids) for i in indices)
-            on_progress(*done)
-
-        self.trainer.tell_rows(tell)
-        self.trainer.add_callback(SaveEvery(self.steps_between(save_steps), last_too=True))
-        checkpoint = last_checkpoint(self._work_dir)
-        self.trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        resumed_at = 0 if checkpoint is None else int(checkpoint.name.split("-")[-1])
-        return EpochResult(tuple(self._loss_curve()), 0, 0, resumed_at)
+        result = train_plainly(
+            self.trainer,
+            self._instances,
+            self._work_dir,
+            steps_between=self.steps_between(save_steps),
+            on_progress=on_progress,
+        )
+        return EpochResult(result.loss_curve, 0, 0, result.resumed_at_step)
 
     def clean_up(self) -> None:
         """Remove the checkpoints."""
@@ -173,10 +168,6 @@ class PreliminaryEpoch:
     def steps_between(self, save_steps: int | None) -> int:
         """Return the optimizer updates between two checkpoints."""
         return save_steps or -(-self.n_steps // DEFAULT_N_PARTS)
-
-    def _loss_curve(self) -> list[tuple[int, float]]:
-        history = self.trainer.state.log_history
-        return [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
 
     def _last_step(self, writer: StoreWriter) -> int:
         # The latest step that has both its checkpoint and its parts; later parts are forgotten.

@@ -45,8 +45,8 @@ class Estimate:
     def sentence(self) -> str:
         """Return the estimate as one line."""
         return (
-            f"about {_duration(self.capture_seconds)}, {self.peak_bytes / 1e9:.1f} GB; "
-            f"full SFT for 3 epochs about {_duration(self.full_sft_seconds)}"
+            f"about {duration(self.capture_seconds)}, {self.peak_bytes / 1e9:.1f} GB; "
+            f"full SFT for 3 epochs about {duration(self.full_sft_seconds)}"
         )
 
 
@@ -169,7 +169,8 @@ def _peak_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = seconds / 60

@@ -156,6 +156,12 @@ def load_model(source: ModelSource) -> PreTrainedModel:
         )
 
 
+def best_device() -> torch.device:
+    """Return the accelerator that is there, or the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None else accelerator
+
+
 def model_fingerprint(source: ModelSource, config: PretrainedConfig) -> str:
     """Return what identifies the weights: the hub's commit, or a hash of a folder's files.
 

@@ -11,11 +11,11 @@ import torch
 from peft import LoraConfig
 from trl import SFTConfig
 
-# What the preliminary epoch decides itself, and why the user's value is refused.
+# What gradsift decides itself, and why the user's value is refused.
 RESERVED = {
     "output_dir": "the run folder is used",
-    "num_train_epochs": "the preliminary epoch is one epoch",
-    "max_steps": "the preliminary epoch is one epoch",
+    "num_train_epochs": "the preliminary epoch is one epoch; an arm has --epochs",
+    "max_steps": "the preliminary epoch is one epoch; an arm has --epochs",
     "max_length": "use --max-length",
     "truncation_mode": "use --truncation",
     "seed": "use --seed",
@@ -40,17 +40,21 @@ AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 @dataclass(frozen=True)
 class SFTSettings:
-    """How the preliminary epoch trains.
+    """How a training goes: the preliminary epoch, or that of an arm.
 
     Attributes:
         sft: The user's own settings for trl's SFTConfig.
         lora: Settings for peft's LoraConfig, or None for full-parameter training.
         seed: Of the data order and of everything drawn at random.
+        epochs: Passes over the rows.
+        max_steps: Optimizer updates, whatever `epochs` says; None for what it says.
     """
 
     sft: Mapping[str, object]
     lora: Mapping[str, object] | None
     seed: int
+    epochs: float = 1
+    max_steps: int | None = None
 
 
 def sft_config(settings: SFTSettings, output_dir: Path) -> SFTConfig:
@@ -87,7 +91,8 @@ def sft_config(settings: SFTSettings, output_dir: Path) -> SFTConfig:
             return SFTConfig(
                 **{**defaults, "logging_steps": 1, "disable_tqdm": True, **settings.sft},
                 output_dir=str(output_dir),
-                num_train_epochs=1,
+                num_train_epochs=settings.epochs,
+                max_steps=settings.max_steps or -1,
                 max_length=None,
                 seed=settings.seed,
                 save_strategy="no",

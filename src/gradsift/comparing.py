@@ -1,0 +1,241 @@
+"""Training on a subset, and comparing subsets by what models learn and forget, in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradsift.config import validated_settings
+from gradsift.run import load_rows, losses, model_and_settings, open_run
+from gradsift.selecting import files_of
+from gradsift.selection.strategies.task import Need
+from gradsift.stages.listener import SILENT, Listener
+from gradsift.store.reader import GradientStore
+
+if TYPE_CHECKING:
+    from gradsift.stages.arms import Arm
+    from gradsift.stages.captured import Captured
+    from gradsift.stages.compare import Forecast
+    from gradsift.stages.comparison_text import Comparison
+
+DEFAULT_ARMS = ("base", "full", "full-equal-steps", "random", "grads")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A model that was fine-tuned on an arm's rows.
+
+    Attributes:
+        folder: With its weights and tokenizer.
+        arm: What it was trained on.
+        n_rows: How many rows.
+        n_steps: Optimizer updates.
+        n_tokens: Tokens trained on.
+        seconds: Of training.
+    """
+
+    folder: Path
+    arm: str
+    n_rows: int
+    n_steps: int
+    n_tokens: int
+    seconds: float
+
+    def summary(self) -> dict[str, object]:
+        """Return what a program wants to know."""
+        return {**vars(self), "folder": str(self.folder)}
+
+    def text(self) -> str:
+        """Return what a person wants to know."""
+        return (
+            f"{self.arm}: {self.n_rows} rows, {self.n_steps} steps, {self.n_tokens} tokens, "
+            f"{self.seconds:.0f} s\n{self.folder}"
+        )
+
+
+def train(
+    run: str | Path | GradientStore,
+    *,
+    arm: str = "grads",
+    budget: str | int | float | None = None,
+    out: str | Path | None = None,
+    epochs: float = 3,
+    sft: Mapping[str, Any] | None = None,
+    lora: bool | Mapping[str, Any] | None = None,
+    save_steps: int | None = None,
+    anchor: str | Path | None = None,
+    target: str | Path | None = None,
+    keep: str | Path | None = None,
+    drop: str | Path | None = None,
+    listener: Listener = SILENT,
+    **settings: Any,
+) -> TrainResult:
+    """Fine-tune the model of a captured run on an arm's rows. Called again it resumes.
+
+    Args:
+        run: A run folder of `capture`, or its store.
+        arm: full, full-equal-steps, or a strategy, perhaps with settings (see `compare`).
+        budget: Of the usable rows, as for `select`; not for full.
+        out: Folder for the model; None for one in the run folder.
+        epochs: Passes over the rows.
+        sft: Settings for trl's SFTConfig, over those of the capture.
+        lora: Whether adapters are trained, or their settings; None for what the capture did.
+        save_steps: Optimizer updates between two checkpoints.
+        anchor: As for `select`.
+        target: As for `select`.
+        keep: As for `select`.
+        drop: As for `select`.
+        listener: Is told what happens.
+        **settings: As for `select`, the seed among them.
+
+    Returns:
+        Where the model is.
+
+    Raises:
+        ValueError: If a setting does not fit, or rows or model changed since the capture.
+    """
+    from gradsift.stages.arms import parse_arms
+    from gradsift.stages.jobs import ArmTraining
+    from gradsift.stages.train import train_arm
+    from gradsift.training.model import without_progress_bars
+
+    parsed = parse_arms([arm], [] if budget is None else [budget], 1)
+    if len(parsed) != 1 or not parsed[0].is_trained:
+        raise ValueError(f"arm {arm!r}: there is nothing to train.")
+    files = {"anchor": anchor, "target": target, "keep": keep, "drop": drop}
+    with without_progress_bars():
+        captured = _captured(run, parsed, settings, files, listener)
+        training = ArmTraining(
+            epochs,
+            {**captured.settings.sft, **(sft or {})},
+            _lora(lora, captured),
+            captured.selection.seed,
+            save_steps,
+            keep_models=True,
+        )
+        folder, n_rows, done = train_arm(
+            captured, parsed[0], training, None if out is None else Path(out), listener
+        )
+    return TrainResult(folder, parsed[0].label, n_rows, done.n_steps, done.n_tokens, done.seconds)
+
+
+def compare(
+    run: str | Path | GradientStore,
+    *,
+    test: str,
+    arms: Sequence[str] = DEFAULT_ARMS,
+    budgets: Sequence[str | int | float] = ("50%",),
+    seeds: int = 3,
+    general: Sequence[str] = ("probe",),
+    limit: int | None = None,
+    epochs: float = 3,
+    sft: Mapping[str, Any] | None = None,
+    lora: bool | Mapping[str, Any] | None = None,
+    max_new_tokens: int | None = None,
+    keep_models: bool = False,
+    trust_remote_code: bool = False,
+    save_steps: int | None = None,
+    name: str | None = None,
+    dry_run: bool = False,
+    anchor: str | Path | None = None,
+    target: str | Path | None = None,
+    keep: str | Path | None = None,
+    drop: str | Path | None = None,
+    listener: Listener = SILENT,
+    **settings: Any,
+) -> Comparison | Forecast:
+    """Fine-tune on a subset and on its rivals, and say which learnt more and which forgot less.
+
+    Called again it resumes; what was trained and examined once is not done again, and several
+    processes on one run folder share the work.
+
+    Args:
+        run: A run folder of `capture`, or its store.
+        test: Held-out rows, in any format that `load_pool` reads.
+        arms: base, full, full-equal-steps (full data, as many steps as a subset), random, or any
+            strategy; NAME@BUDGET:key=value gives one a budget, settings or seeds of its own.
+        budgets: Of the arms that name none.
+        seeds: Trainings of each arm: another order of rows, and for random other rows.
+        general: What the model could do before: names of lm-eval tasks, task files (.yaml), text
+            files (.txt, for perplexity), or probe, which is ours.
+        limit: Items of each task, the first ones; None for all.
+        epochs: Passes over an arm's rows.
+        sft: Settings for trl's SFTConfig, over those of the capture.
+        lora: Whether adapters are trained, or their settings; None for what the capture did.
+        max_new_tokens: Of an answer; None for the longest reference, at most 256.
+        keep_models: Whether the trained weights stay in the run folder.
+        trust_remote_code: Whether code that a task file names may run.
+        save_steps: Optimizer updates between two checkpoints.
+        name: Of the comparison's files; None for "comparison".
+        dry_run: Stop after the estimate, without training or writing.
+        anchor: As for `select`.
+        target: As for `select`.
+        keep: As for `select`.
+        drop: As for `select`.
+        listener: Is told what happens.
+        **settings: As for `select`, for all arms that select.
+
+    Returns:
+        Tables and verdicts; of a dry run what it would take.
+
+    Raises:
+        ValueError: If a setting does not fit, or rows or model changed since the capture.
+    """
+    from gradsift.stages.arms import parse_arms
+    from gradsift.stages.compare import compare_arms
+    from gradsift.stages.exam import ExamSettings
+    from gradsift.stages.jobs import ArmTraining
+    from gradsift.training.model import without_progress_bars
+
+    parsed = parse_arms(arms, budgets, seeds)
+    files = {"anchor": anchor, "target": target, "keep": keep, "drop": drop}
+    with without_progress_bars():
+        captured = _captured(run, parsed, settings, files, listener)
+        training = ArmTraining(
+            epochs,
+            {**captured.settings.sft, **(sft or {})},
+            _lora(lora, captured),
+            captured.selection.seed,
+            save_steps,
+            keep_models,
+        )
+        return compare_arms(
+            captured,
+            load_rows(open_run(captured.store)[1], test),
+            parsed,
+            training,
+            ExamSettings(tuple(general), limit, max_new_tokens, trust_remote_code),
+            name=name,
+            dry_run=dry_run,
+            listener=listener,
+        )
+
+
+def _captured(
+    run: str | Path | GradientStore,
+    arms: Sequence[Arm],
+    settings: Mapping[str, Any],
+    files: Mapping[str, str | Path | None],
+    listener: Listener,
+) -> Captured:
+    from gradsift.stages.arms import needs_of
+    from gradsift.stages.captured import Captured
+
+    selection = validated_settings(dict(settings))
+    needs = needs_of(selection, arms)
+    store, config = open_run(run)
+    source, capture = model_and_settings(config, listener)
+    if Need.LOSSES in needs:
+        listener.note("an arm needs a further pass over all rows, forward only")
+        losses(store.folder, listener)
+    return Captured(store, load_rows(config), source, capture, selection, files_of(**files))
+
+
+def _lora(wanted: bool | Mapping[str, Any] | None, captured: Captured) -> Mapping[str, Any] | None:
+    if wanted is None:
+        return captured.settings.lora
+    if isinstance(wanted, bool):
+        return (captured.settings.lora or {}) if wanted else None
+    return wanted

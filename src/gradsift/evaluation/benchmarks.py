@@ -1,0 +1,193 @@
+"""General ability: lm-eval's tasks, run in this process, item by item."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    is_progress_bar_enabled,
+)
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gradsift.evaluation.probe import PROBE, probe_task
+from gradsift.evaluation.shared_prefix import SharedPrefixLM
+
+# What is read of each item: the first of these that a task has.
+METRICS = ("acc", "exact_match", "em", "f1", "acc_norm")
+# As lm-eval's command line does it, so that few-shot examples are the same.
+FEWSHOT_SEED = 1234
+ROWS_IN_A_BATCH = 16
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """How a model did at one task.
+
+    Attributes:
+        metric: Which of lm-eval's metrics.
+        scores: For each item, in the task's order.
+        items: A hash over all items, so that only equal sets are compared.
+        way: How requests were scored, see `SharedPrefixLM`.
+    """
+
+    metric: str
+    scores: tuple[float, ...]
+    items: str
+    way: str
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """Which tasks.
+
+    Attributes:
+        names: Of lm-eval's own tasks and groups, and "probe", which is ours.
+        files: Task files of one's own.
+        limit: Items of each task, the first ones; None for all.
+    """
+
+    names: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    limit: int | None = None
+
+
+def load_tasks(source: TaskSource, *, trust_code: bool = False) -> dict[str, Any]:
+    """Load tasks with their data.
+
+    Args:
+        source: Which tasks.
+        trust_code: Whether code that a task file names may run.
+
+    Returns:
+        lm-eval's task objects, for `score_tasks`.
+
+    Raises:
+        ValueError: If a task is unknown, cannot be loaded, or its file names code.
+    """
+    specs: list[Any] = []
+    for name in source.names:
+        specs.append(probe_task() if name == PROBE else name)
+    for path in source.files:
+        specs.append(_task_file(path, trust_code))
+    # Its index of some thousand task files takes seconds, and is only needed for names.
+    by_name = [spec for spec in specs if isinstance(spec, str)]
+    with _quiet():
+        manager = TaskManager(include_defaults=bool(by_name))
+        known = set(manager.all_tasks)
+        missing = [name for name in by_name if name not in known]
+        if missing:
+            raise ValueError(
+                f"--general {', '.join(missing)}: lm-eval has no such task. Give a name that "
+                "`lm-eval ls tasks` lists, a task's YAML file, a text file, or probe."
+            )
+        try:
+            return manager.load(specs)
+        except (OSError, KeyError, TypeError, ImportError) as error:
+            raise ValueError(f"--general: a task cannot be loaded: {error}") from error
+
+
+def score_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: dict[str, Any],
+    *,
+    limit: int | None = None,
+    on_progress: Callable[[int], None] = lambda n: None,
+) -> dict[str, TaskScores]:
+    """Evaluate a model at tasks, zero-shot unless a task says otherwise.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: Its tokenizer.
+        tasks: From `load_tasks`.
+        limit: Items of each task, the first ones; None for all.
+        on_progress: Called with the number of requests answered.
+
+    Returns:
+        Scores by task; a group is its tasks.
+
+    Raises:
+        ValueError: If a task has no metric of those that are read.
+    """
+    for task in tasks["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    with _quiet():
+        lm = SharedPrefixLM(pretrained=model, tokenizer=tokenizer, batch_size=ROWS_IN_A_BATCH)
+        lm.on_progress = on_progress
+        # Intervals come later, from all arms together.
+        results = evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+    assert results is not None
+    way = lm.way or "generated"
+    return {name: _scores(name, items, way) for name, items in results["samples"].items()}
+
+
+def _task_file(path: Path, trust_code: bool) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--general {path}: cannot be read ({error}).") from None
+    if not trust_code and any(
+        key in text for key in ("!function", "unsafe_code", "custom_dataset")
+    ):
+        raise ValueError(
+            f"--general {path}: this task file names Python code, which would run. Read that code, "
+            "and give --trust-remote-code."
+        )
+    if trust_code:
+        return str(path)
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--general {path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or "task" not in content:
+        raise ValueError(f"--general {path}: expected an lm-eval task file, with a `task:` line.")
+    return str(path)
+
+
+def _scores(task: str, samples: Sequence[dict], way: str) -> TaskScores:
+    metric = next((name for name in METRICS if samples and name in samples[0]), None)
+    if metric is None:
+        raise ValueError(
+            f"task {task}: its items have none of the metrics {', '.join(METRICS)}, so it cannot "
+            "be compared item by item."
+        )
+    # One line for each filter of a task; the first is the task's main one.
+    main = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+    digest = hashlib.sha256("".join(str(sample["doc_hash"]) for sample in main).encode())
+    return TaskScores(
+        metric, tuple(float(sample[metric]) for sample in main), digest.hexdigest()[:16], way
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """Keep lm-eval's and datasets' own bars and lines off stderr; errors are raised as ever.
+
+    Yields:
+        Nothing.
+    """
+    logger = logging.getLogger("lm_eval")
+    level, shown = logger.level, is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+        if shown:
+            enable_progress_bar()

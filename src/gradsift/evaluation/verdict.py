@@ -1,0 +1,148 @@
+"""Questions about arms, each with figures and one sentence; "cannot tell" is an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gradsift.evaluation.metrics import DECIDING, GENERAL, LEARNING, METRICS, Metric
+from gradsift.evaluation.uncertainty import Estimate, holm, needed
+
+SIGNIFICANT = 0.05
+
+YES = "yes"
+NO = "no"
+MIXED = "mixed"
+CANNOT_TELL = "cannot tell"
+NOTHING_TO_TELL = "nothing to tell"
+
+
+@dataclass(frozen=True)
+class Question:
+    """Whether one arm is better than another, in one way.
+
+    Attributes:
+        kind: LEARNING or GENERAL.
+        arm: Label of the arm in question.
+        rival: Label of the other one.
+        family: What the rivals of this and other questions have in common; p-values are adjusted
+            for all questions of one kind and family.
+        differences: By metric, arm minus rival.
+        rival_forgot: By metric, rival minus base, for GENERAL if there is a base arm.
+    """
+
+    kind: str
+    arm: str
+    rival: str
+    family: str
+    differences: dict[str, Estimate]
+    rival_forgot: dict[str, Estimate] | None = None
+
+    @property
+    def deciding(self) -> list[str]:
+        """The metrics that are there of those that decide."""
+        return [name for name in DECIDING[self.kind] if name in self.differences]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to a question.
+
+    Attributes:
+        question: What was asked.
+        answer: yes, no (worse), mixed, cannot tell, or nothing to tell.
+        sentence: In words, with figures.
+        adjusted_p: By deciding metric, for the number of questions of this kind.
+    """
+
+    question: Question
+    answer: str
+    sentence: str
+    adjusted_p: dict[str, float]
+
+
+def decide(questions: Sequence[Question]) -> list[Verdict]:
+    """Answer questions, with p-values adjusted for the number of arms and metrics (Holm).
+
+    An arm is better where at least one deciding metric says so and none says the opposite.
+
+    Args:
+        questions: Of any kind.
+
+    Returns:
+        Verdicts, in order.
+    """
+    adjusted: list[dict[str, float]] = [{} for _ in questions]
+    for which in dict.fromkeys((question.kind, question.family) for question in questions):
+        family = [
+            (at, name)
+            for at, question in enumerate(questions)
+            if (question.kind, question.family) == which
+            for name in question.deciding
+        ]
+        p_values = holm([questions[at].differences[name].p for at, name in family])
+        for (at, name), p in zip(family, p_values, strict=True):
+            adjusted[at][name] = p
+    return [_decide(question, p) for question, p in zip(questions, adjusted, strict=True)]
+
+
+def _decide(question: Question, adjusted: dict[str, float]) -> Verdict:
+    clear = {name for name in question.deciding if adjusted[name] < SIGNIFICANT}
+    better = {name for name in clear if _is_better(name, question.differences[name].value)}
+    if better and clear - better:
+        answer = MIXED
+    elif better:
+        answer = YES
+    elif clear:
+        answer = NO
+    elif question.kind == GENERAL and _rival_kept_all(question):
+        answer = NOTHING_TO_TELL
+    else:
+        answer = CANNOT_TELL
+    return Verdict(question, answer, _sentence(question, answer, adjusted), adjusted)
+
+
+def _rival_kept_all(question: Question) -> bool:
+    forgot = question.rival_forgot
+    return forgot is not None and not any(
+        found.p < SIGNIFICANT and not _is_better(name, found.value)
+        for name, found in forgot.items()
+        if name in question.deciding
+    )
+
+
+def _sentence(question: Question, answer: str, adjusted: dict[str, float]) -> str:
+    verb = "learn more" if question.kind == LEARNING else "forget less"
+    asked = f"Did {question.arm} {verb} than {question.rival}?"
+    figures = "; ".join(
+        f"{METRICS[name].label} {_figure(METRICS[name], question.differences[name])}"
+        f" (p {_p(adjusted[name])})"
+        for name in question.deciding
+    )
+    if not figures:
+        return f"{asked} Nothing was measured that could tell."
+    words = {
+        YES: "Yes",
+        NO: "No, it did worse" if question.kind == LEARNING else "No, it forgot more",
+        MIXED: "In one respect more, in another less",
+        CANNOT_TELL: "Cannot tell at this size",
+        NOTHING_TO_TELL: f"Nothing to tell: {question.rival} did not measurably forget here",
+    }
+    more = ""
+    if answer == CANNOT_TELL:
+        nearest = min(question.deciding, key=lambda name: question.differences[name].p)
+        more = f"; for {METRICS[nearest].label} {needed(question.differences[nearest])}"
+    return f"{asked} {words[answer]}: {figures}{more}."
+
+
+def _is_better(name: str, difference: float) -> bool:
+    return difference > 0 if METRICS[name].higher_is_better else difference < 0
+
+
+def _figure(metric: Metric, found: Estimate) -> str:
+    d = metric.digits
+    return f"{found.value:+.{d}f} [{found.low:+.{d}f}, {found.high:+.{d}f}]"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

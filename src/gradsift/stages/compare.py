@@ -1,0 +1,154 @@
+"""Run folder + held-out rows → what each arm learnt and forgot, with verdicts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from gradsift.data.pool import Pool
+from gradsift.stages.arms import Arm, rows_of
+from gradsift.stages.captured import Captured
+from gradsift.stages.comparison import Scoreboard, verdicts_of
+from gradsift.stages.comparison_text import CaptureCost, Comparison
+from gradsift.stages.exam import ExamSettings, make_exam, overlap_with
+from gradsift.stages.jobs import ArmTraining, Bench, Job, is_done, jobs_of, run_jobs
+from gradsift.stages.listener import SILENT, Listener
+from gradsift.stages.rows import instances_of
+from gradsift.store.files import write_atomically, write_json
+from gradsift.training.estimate import duration
+from gradsift.training.model import load_tokenizer
+
+COMPARISON = "comparison"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a comparison would take.
+
+    Attributes:
+        n_models: To train and examine.
+        n_done: Of them done already.
+        n_tokens: To train on.
+        training_seconds: At the speed that the capture's estimate found.
+    """
+
+    n_models: int
+    n_done: int
+    n_tokens: int
+    training_seconds: float | None
+
+    def summary(self) -> dict[str, object]:
+        """Return what a program wants to know."""
+        return {"estimate": vars(self)}
+
+    def text(self) -> str:
+        """Return what a person wants to know."""
+        took = self.training_seconds
+        return (
+            f"{self.n_models} models, {self.n_done} of them done; "
+            f"{self.n_tokens} tokens to train on"
+            + ("" if took is None else f", about {duration(took)} at the capture's speed")
+            + "; each is then examined"
+        )
+
+
+def compare_arms(
+    captured: Captured,
+    test: Pool,
+    arms: Sequence[Arm],
+    training: ArmTraining,
+    exam_settings: ExamSettings,
+    *,
+    name: str | None = None,
+    dry_run: bool = False,
+    listener: Listener = SILENT,
+) -> Comparison | Forecast:
+    """Train and examine all arms, and compare them.
+
+    Args:
+        captured: The run.
+        test: Held-out rows.
+        arms: What is compared.
+        training: How every arm is trained.
+        exam_settings: What else is asked.
+        name: Of the files; None for "comparison".
+        dry_run: Stop after the forecast.
+        listener: Is told what happens.
+
+    Returns:
+        The comparison, which is also written into the run folder.
+
+    Raises:
+        ValueError: If something does not fit.
+    """
+    name = COMPARISON if name is None else name
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise ValueError(f"--name is {name!r}, expected letters, digits, '-', '_' and '.'.")
+    store, tokenizer = captured.store, load_tokenizer(captured.source)
+    instances = instances_of(store, captured.pool, captured.source, tokenizer, captured.settings)
+    rows = rows_of(store, captured.selection, captured.files, arms)
+    exam = make_exam(test, tokenizer, captured.settings, exam_settings, listener)
+    notes = _notes(captured.pool, test)
+    for note in notes:
+        listener.note(note)
+    identity = {key: store.manifest.identity[key] for key in ("model", "dtype", "tokenizer")}
+    identity["exam"] = exam.identity
+    jobs = jobs_of(arms, rows, instances, training, identity)
+    bench = Bench(store.folder, captured.source, tokenizer, exam, training)
+    forecast = _forecast(jobs, bench, captured)
+    listener.note(forecast.text())
+    if dry_run:
+        return forecast
+    board = Scoreboard(run_jobs(jobs, bench, listener))
+    about = store.manifest.about
+    result = Comparison(
+        run=store.folder,
+        board=board,
+        verdicts=verdicts_of(board),
+        capture=CaptureCost(about["seconds"], sum(len(item.input_ids) for item in instances)),
+        made_with={
+            "model": about["model"],
+            "data": captured.pool.source.name,
+            "test": test.source.name,
+            "arms": [arm.text for arm in arms],
+            "training": {
+                key: value for key, value in asdict(training).items() if key != "keep_models"
+            },
+            "selection": captured.selection.model_dump(mode="json"),
+            "exam": exam.identity,
+            "versions": about["versions"],
+        },
+        notes=notes,
+    )
+    return _written(result, store.folder, name)
+
+
+def _notes(pool: Pool, test: Pool) -> tuple[str, ...]:
+    n = overlap_with(pool, test)
+    if not n:
+        return ()
+    return (
+        f"{n} of {len(test.rows)} test rows stand word for word in the pool: what was learnt by "
+        "heart counts as learnt",
+    )
+
+
+def _forecast(jobs: Sequence[Job], bench: Bench, captured: Captured) -> Forecast:
+    to_do = {job.key: job for job in jobs if not is_done(job, bench)}
+    n_tokens = sum(job.n_tokens for job in to_do.values())
+    estimate = captured.store.manifest.about.get("estimate") or {}
+    seconds = None
+    if estimate.get("n_tokens"):
+        # It says what three epochs over the pool take, without recording.
+        seconds = n_tokens * estimate["full_sft_seconds"] / (3 * estimate["n_tokens"])
+    keys = {job.key for job in jobs}
+    return Forecast(len(keys), len(keys) - len(to_do), n_tokens, seconds)
+
+
+def _written(result: Comparison, folder: Path, name: str) -> Comparison:
+    write_json(folder / f"{name}.json", result.summary())
+    table = folder / f"{name}.md"
+    write_atomically(table, lambda path: path.write_text(result.markdown(), encoding="utf-8"))
+    return replace(result, written=(folder / f"{name}.json", table))

@@ -1,0 +1,58 @@
+"""Run folder + pool → the very instances that were captured, for passes after the capture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from gradsift.data.instances import Instance, build_instances
+from gradsift.data.pool import Pool
+from gradsift.stages.capture import CaptureSettings
+from gradsift.store.reader import GradientStore
+from gradsift.training.model import ModelSource, load_config, model_fingerprint
+
+
+def instances_of(
+    store: GradientStore,
+    pool: Pool,
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: CaptureSettings,
+) -> Sequence[Instance]:
+    """Tokenize a pool again, and require that it is what was captured.
+
+    Args:
+        store: A complete gradient store.
+        pool: Its rows.
+        source: Its model.
+        tokenizer: Of the model.
+        settings: Of its capture.
+
+    Returns:
+        The instances, in the pool's order.
+
+    Raises:
+        ValueError: If rows or model are not those of the capture.
+    """
+    config = load_config(source)
+    fingerprint = model_fingerprint(source, config)
+    expected = store.manifest.identity["model"]
+    if fingerprint != expected:
+        raise ValueError(
+            f"{store.folder}: was captured with model {expected}, {source.name} is {fingerprint}. "
+            "Put the old one back, or capture again."
+        )
+    instances = build_instances(
+        [(row.instance_id, row.example) for row in pool.rows if row.example is not None],
+        tokenizer,
+        max_length=settings.max_length,
+        truncation=settings.truncation,
+        vocab_size=config.get_text_config().vocab_size,
+    ).items
+    if {item.instance_id for item in instances} != set(store.instance_ids):
+        raise ValueError(
+            f"{pool.source.name}: its rows are not those that {store.folder} was captured from. "
+            "Put the old file back, or capture again."
+        )
+    return instances

@@ -1,0 +1,92 @@
+"""Fine-tune the model of a run on the rows of one arm, and keep the weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from gradsift.stages.arms import Arm, rows_of
+from gradsift.stages.captured import Captured
+from gradsift.stages.jobs import ARMS, CHECKPOINTS, MODEL, ArmTraining, jobs_of, progress_of
+from gradsift.stages.listener import SILENT, Listener
+from gradsift.stages.rows import instances_of
+from gradsift.store.files import write_json
+from gradsift.training.finetune import fine_tune
+from gradsift.training.model import load_model, load_tokenizer
+from gradsift.training.plain import PlainTraining
+
+DONE = "gradsift.json"
+
+
+def train_arm(
+    captured: Captured,
+    arm: Arm,
+    training: ArmTraining,
+    out: Path | None,
+    listener: Listener = SILENT,
+) -> tuple[Path, int, PlainTraining]:
+    """Train on an arm's rows, from where an earlier sitting stopped.
+
+    Args:
+        captured: The run.
+        arm: What to train on.
+        training: How.
+        out: Folder for the model; None for one in the run folder.
+        listener: Is told what happens.
+
+    Returns:
+        The folder with the weights, the number of rows, and what was done.
+
+    Raises:
+        ValueError: If the folder holds something else, or rows or model changed.
+    """
+    store, tokenizer = captured.store, load_tokenizer(captured.source)
+    instances = instances_of(store, captured.pool, captured.source, tokenizer, captured.settings)
+    rows = rows_of(store, captured.selection, captured.files, [arm])
+    identity = {key: store.manifest.identity[key] for key in ("model", "dtype", "tokenizer")}
+    (job,) = jobs_of([arm], rows, instances, training, identity)
+    folder = store.folder / ARMS / job.folder_name / MODEL if out is None else out
+    done = _done(folder, job.identity)
+    if done is not None:
+        listener.note(f"{folder}: this arm is trained; nothing to do")
+        return folder, len(job.instances), done
+    assert job.settings is not None
+    listener.note(f"{job.arm.label}: {len(job.instances)} rows, {job.n_tokens} tokens to train on")
+    work = store.folder / ARMS / job.folder_name / CHECKPOINTS
+    tuned = fine_tune(
+        load_model(captured.source),
+        tokenizer,
+        job.instances,
+        job.settings,
+        work,
+        save_steps=training.save_steps,
+        save_to=folder,
+        on_progress=progress_of(job, listener),
+    )
+    # Written last: a folder with it is whole.
+    ids = [item.instance_id for item in job.instances]
+    write_json(
+        folder / DONE,
+        {"identity": job.identity, "arm": arm.label, "rows": ids, **asdict(tuned.training)},
+    )
+    shutil.rmtree(work, ignore_errors=True)
+    return folder, len(job.instances), tuned.training
+
+
+def _done(folder: Path, identity: dict[str, object]) -> PlainTraining | None:
+    path = folder / DONE
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()) and folder.name != MODEL:
+            raise ValueError(f"{folder} holds something else: give another --out.")
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["identity"] != identity:
+        raise ValueError(
+            f"{folder} holds a model that was trained otherwise ({found['arm']}): give another "
+            "--out."
+        )
+    curve = tuple((step, loss) for step, loss in found["loss_curve"])
+    names = ("n_steps", "n_instances", "n_tokens", "seconds", "resumed_at_step")
+    return PlainTraining(curve, **{name: found[name] for name in names})

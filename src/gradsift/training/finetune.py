@@ -1,0 +1,95 @@
+"""Fine-tune a model on a subset, as trl does, and leave it ready for evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gradsift.data.instances import Instance
+from gradsift.training.plain import PlainTraining, train_plainly
+from gradsift.training.sft import RecordingSFTTrainer
+from gradsift.training.sft_settings import SFTSettings, sft_config
+
+N_CHECKPOINTS = 4
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A fine-tuned model and what its training did.
+
+    Attributes:
+        model: In evaluation mode; adapters (LoRA) are merged into the weights.
+        training: Steps, tokens, seconds, loss curve.
+    """
+
+    model: PreTrainedModel
+    training: PlainTraining
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    instances: Sequence[Instance],
+    settings: SFTSettings,
+    work_dir: Path,
+    *,
+    save_steps: int | None = None,
+    save_to: Path | None = None,
+    on_progress: Callable[[int, int], None],
+) -> FineTuned:
+    """Train on instances, from where an earlier sitting stopped.
+
+    Args:
+        model: A causal LM; changed in place.
+        tokenizer: Its tokenizer.
+        instances: What to train on.
+        settings: How to train.
+        work_dir: For checkpoints. The last one stays, so that an evaluation can be interrupted
+            without training again: whoever calls removes it.
+        save_steps: Optimizer updates between two checkpoints; None makes about four.
+        save_to: Folder for the weights as safetensors (adapters only, for LoRA) and the tokenizer;
+            None saves nothing.
+        on_progress: Called after each micro-batch with instances and tokens done so far.
+
+    Returns:
+        The model and what was done.
+    """
+    # Before the trainer: making a configuration resets what accelerate knows.
+    n_steps = settings.max_steps or steps_of(len(instances), settings.epochs, settings)
+    trainer = RecordingSFTTrainer(model, tokenizer, instances, settings, work_dir)
+    training = train_plainly(
+        trainer,
+        instances,
+        work_dir,
+        steps_between=save_steps or -(-n_steps // N_CHECKPOINTS),
+        on_progress=on_progress,
+    )
+    if save_to is not None:
+        trainer.save_model(str(save_to))
+        tokenizer.save_pretrained(str(save_to))
+    trained = trainer.model
+    if hasattr(trained, "merge_and_unload"):
+        trained = trained.merge_and_unload()
+    # Training switched it off; generation is slow without.
+    trained.config.get_text_config().use_cache = True
+    return FineTuned(trained.eval(), training)
+
+
+def steps_of(n_instances: int, epochs: float, settings: SFTSettings) -> int:
+    """Return the optimizer updates that some passes over instances come to, in one process.
+
+    Args:
+        n_instances: Trained on.
+        epochs: Passes over them.
+        settings: With batch size and accumulation.
+
+    Returns:
+        Their number.
+    """
+    args = sft_config(settings, Path("."))
+    rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    return math.ceil(epochs * -(-n_instances // rows_per_step))
