@@ -82,7 +82,7 @@ def load_tasks(source: TaskSource, *, trust_code: bool = False) -> dict[str, Any
     for path in source.files:
         specs.append(_task_file(path, trust_code))
     # Its index of some thousand task files takes seconds, and is only needed for names.
-    by_name = [spec for spec in specs if isinstance(spec, str)]
+    by_name = [name for name in source.names if name != PROBE]
     with _quiet():
         manager = TaskManager(include_defaults=bool(by_name))
         known = set(manager.all_tasks)

@@ -41,7 +41,7 @@ def generate(
     Returns:
         The answers, in order, without control tokens.
     """
-    ends = end_tokens(model, tokenizer)
+    ends, own = end_tokens(model, tokenizer), model.generation_config
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -52,20 +52,31 @@ def generate(
     if not padding_is_exact(model, prompts[order[-1]]):
         batch_size = 1
     answers = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        ids_BT, mask_BT = padded_left([prompts[i] for i in batch], config.pad_token_id)
-        found_BT = model.generate(
-            input_ids=ids_BT.to(model.device),
-            attention_mask=mask_BT.to(model.device),
-            generation_config=config,
-        )
-        new_BT = found_BT[:, ids_BT.shape[1] :]
-        texts = tokenizer.batch_decode(new_BT, skip_special_tokens=True)
-        for i, text in zip(batch, texts, strict=True):
-            answers[i] = text.strip()
-        on_progress(start + len(batch))
+    # What a configuration does not say, transformers takes from the model's own.
+    model.generation_config = config
+    try:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            found = _answers(model, tokenizer, [prompts[i] for i in batch])
+            for i, text in zip(batch, found, strict=True):
+                answers[i] = text
+            on_progress(start + len(batch))
+    finally:
+        model.generation_config = own
     return answers
+
+
+def _answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+) -> list[str]:
+    ids_BT, mask_BT = padded_left(prompts, model.generation_config.pad_token_id)
+    found_BT = model.generate(
+        input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device)
+    )
+    new_BT = found_BT[:, ids_BT.shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(new_BT, skip_special_tokens=True)]
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+from transformers import MambaConfig, MambaForCausalLM
+
+from gradsift.evaluation import shared_prefix
+from gradsift.evaluation.benchmarks import TaskSource, load_tasks, score_tasks
+from gradsift.evaluation.probe import PROBE_FILE
+from gradsift.evaluation.shared_prefix import LIKE_LM_EVAL, SharedPrefixLM
+from tiny import tiny_llama, tiny_tokenizer
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{context}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+target_delimiter: ""
+metric_list:
+  - metric: acc
+"""
+
+
+def requests_of(contexts, continuations):
+    return [(None, list(c), list(t)) for c in contexts for t in continuations]
+
+
+@pytest.fixture
+def model():
+    return tiny_llama(seed=4).eval()
+
+
+def test_shared_prefixes_change_nothing(model):
+    tokenizer = tiny_tokenizer()
+    contexts = [[6], [7, 8, 9], list(range(10, 40)), [5, 6, 7, 8]]
+    continuations = [[9], [10, 11, 12], [13, 14], list(range(50, 75)), [9]]
+    requests = requests_of(contexts, continuations)
+    # One whose likeliest next token is what is asked for.
+    best = int(model(torch.tensor([[7, 8, 9]])).logits[0, -1].argmax())
+    requests.append((None, [7, 8, 9], [best]))
+    ours = SharedPrefixLM(pretrained=model, tokenizer=tokenizer, batch_size=3)
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3)
+    found = ours._loglikelihood_tokens(requests)
+    expected = theirs._loglikelihood_tokens(requests, disable_tqdm=True)
+    assert ours.way == "shared prefixes"
+    assert [f for f, _ in found] == pytest.approx([e for e, _ in expected], abs=1e-3)
+    assert [g for _, g in found] == [g for _, g in expected]
+    assert any(g for _, g in found)
+
+
+def test_batches_change_nothing(model, monkeypatch):
+    requests = requests_of([[6, 7], [8, 9, 10]], [[9], [10, 11, 12], [13, 14]])
+    lm = SharedPrefixLM(pretrained=model, tokenizer=tiny_tokenizer(), batch_size=3)
+    together = lm._loglikelihood_tokens(requests)
+    monkeypatch.setattr(shared_prefix, "TOKENS_IN_A_BATCH", 1)
+    monkeypatch.setattr(shared_prefix, "MOST_CONTINUATIONS", 1)
+    apart = lm._loglikelihood_tokens(requests)
+    assert [x for x, _ in apart] == pytest.approx([x for x, _ in together], abs=1e-4)
+
+
+def test_a_cache_that_gives_other_results_is_not_used(model, monkeypatch):
+    right = SharedPrefixLM._score
+    requests = requests_of([[6, 7], [8, 9, 10]], [[9], [10, 11, 12]])
+    lm = SharedPrefixLM(pretrained=model, tokenizer=tiny_tokenizer(), batch_size=3)
+
+    def wrong(self, *arguments):
+        return [(value + 0.01, greedy) for value, greedy in right(self, *arguments)]
+
+    monkeypatch.setattr(SharedPrefixLM, "_score", wrong)
+    found = lm._loglikelihood_tokens(requests)
+    assert lm.way == LIKE_LM_EVAL
+    theirs = HFLM(pretrained=model, tokenizer=tiny_tokenizer(), batch_size=3)
+    expected = theirs._loglikelihood_tokens(requests, disable_tqdm=True)
+    assert [x for x, _ in found] == pytest.approx([x for x, _ in expected], abs=1e-6)
+
+
+def test_a_recurrent_model_is_scored_as_lm_eval_does_it():
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=262, hidden_size=16, state_size=4, num_hidden_layers=2)
+    lm = SharedPrefixLM(
+        pretrained=MambaForCausalLM(config).eval(), tokenizer=tiny_tokenizer(), batch_size=3
+    )
+    lm._loglikelihood_tokens(requests_of([[6, 7], [8, 9, 10]], [[9], [10, 11, 12]]))
+    assert lm.way == LIKE_LM_EVAL
+
+
+def test_a_task_file_is_scored_item_by_item(model, tmp_path):
+    docs = [{"context": "ab", "choices": ["c", "dd", "e"], "answer": i % 3} for i in range(6)]
+    path = task_file(tmp_path, docs)
+    tasks = load_tasks(TaskSource(files=(path,)))
+    found = score_tasks(model, tiny_tokenizer(), tasks, limit=5)["mine"]
+    ids = tiny_tokenizer()
+    totals = [total(model, ids, "ab", choice) for choice in docs[0]["choices"]]
+    best = totals.index(max(totals))
+    assert found.metric == "acc"
+    assert found.scores == tuple(float(doc["answer"] == best) for doc in docs[:5])
+    assert sum(found.scores) in (1, 2)
+    other = task_file(tmp_path, [{**docs[0], "context": "xy"}, *docs[1:]])
+    again = score_tasks(model, tiny_tokenizer(), load_tasks(TaskSource(files=(other,))), limit=5)
+    assert again["mine"].items != found.items
+
+
+def test_the_probe_is_a_task(model):
+    tasks = load_tasks(TaskSource(names=("probe",)))
+    found = score_tasks(model, tiny_tokenizer(), tasks)["probe"]
+    assert len(found.scores) == 120
+
+
+def test_the_probe_is_sound():
+    items = [json.loads(line) for line in PROBE_FILE.read_text(encoding="utf-8").splitlines()]
+    assert len(items) == len({item["id"] for item in items}) == 120
+    assert len({(item["context"], *sorted(item["choices"])) for item in items}) == 120
+    for item in items:
+        assert len(set(item["choices"])) == len(item["choices"]) >= 2
+        assert 0 <= item["answer"] < len(item["choices"])
+    # The right answer stands at no place more often than chance would have it by far.
+    four = [item["answer"] for item in items if len(item["choices"]) == 4]
+    assert max(four.count(at) for at in range(4)) < 0.4 * len(four)
+    kinds = {item["kind"] for item in items}
+    assert kinds == {"everyday", "science", "arithmetic", "grammar", "common sense"}
+
+
+def test_code_in_a_task_file_does_not_run(tmp_path):
+    path = tmp_path / "evil.yaml"
+    path.write_text("task: evil\nprocess_docs: !function boom.run\n")
+    (tmp_path / "boom.py").write_text("raise SystemExit('it ran')\n")
+    with pytest.raises(ValueError, match="trust-remote-code"):
+        load_tasks(TaskSource(files=(path,)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "not YAML"), ("- a\n", "expected an lm-eval task file"), (None, "cannot be read")],
+)
+def test_a_bad_task_file_is_named(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_tasks(TaskSource(files=(path,)))
+
+
+def test_an_unknown_task_is_named():
+    with pytest.raises(ValueError, match="no_such_task_anywhere: lm-eval has no such task"):
+        load_tasks(TaskSource(names=("no_such_task_anywhere",)))
+
+
+def task_file(folder, docs):
+    data = folder / f"{abs(hash(str(docs)))}.jsonl"
+    data.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    path = folder / "mine.yaml"
+    path.write_text(TASK.format(name="mine", file=data))
+    return path
+
+
+def total(model, tokenizer, context, choice):
+    ids = tokenizer(context + choice, add_special_tokens=False).input_ids
+    n = len(tokenizer(choice, add_special_tokens=False).input_ids)
+    log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(float(log_probs[at - 1, ids[at]]) for at in range(len(ids) - n, len(ids)))

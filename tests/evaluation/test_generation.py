@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import torch
+
+from gradsift.evaluation.generation import generate
+from tiny import random_instances, tiny_llama, tiny_tokenizer
+
+
+def greedy(model, tokenizer, prompt, n):
+    ids = list(prompt)
+    for _ in range(n):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == tokenizer.eos_token_id:
+            break
+    return tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).strip()
+
+
+def test_answers_are_greedy_and_do_not_depend_on_the_batch():
+    model, tokenizer = tiny_llama(seed=2).eval(), tiny_tokenizer()
+    prompts = [
+        row.input_ids[: 3 + i] for i, row in enumerate(random_instances(6, seed=1, n_prompt=9))
+    ]
+    expected = [greedy(model, tokenizer, prompt, 8) for prompt in prompts]
+    assert len(set(expected)) > 1
+    assert generate(model, tokenizer, prompts, max_new_tokens=8) == expected
+    assert generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=1) == expected
+
+
+def test_an_answer_ends_where_the_model_ends_it():
+    model, tokenizer = tiny_llama(seed=2).eval(), tiny_tokenizer()
+    with torch.no_grad():
+        # Every hidden state points to the end.
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[tokenizer.eos_token_id] = 0
+        model.lm_head.bias = torch.nn.Parameter(torch.zeros(262))
+        model.lm_head.bias[tokenizer.eos_token_id] = 9.0
+    assert generate(model, tokenizer, [[6, 7, 8]], max_new_tokens=8) == [""]
+
+
+def test_the_models_own_settings_of_generation_are_left_out():
+    model, tokenizer = tiny_llama(seed=2).eval(), tiny_tokenizer()
+    prompt = [6, 7, 8, 9]
+    plain = generate(model, tokenizer, [prompt], max_new_tokens=12)
+    model.generation_config.do_sample = True
+    model.generation_config.temperature = 5.0
+    model.generation_config.repetition_penalty = 3.0
+    assert generate(model, tokenizer, [prompt], max_new_tokens=12) == plain

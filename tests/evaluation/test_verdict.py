@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+
+from gradsift.evaluation.metrics import GENERAL, LEARNING
+from gradsift.evaluation.uncertainty import Estimate, Part
+from gradsift.evaluation.verdict import Question, decide
+
+
+def estimate(value, p):
+    return Estimate(value, value - 1, value + 1, p, 100, (3, 3), Part(0.3, 99), Part(0.1, 4))
+
+
+def learning(arm="a", **metrics):
+    found = {name: estimate(*pair) for name, pair in metrics.items()}
+    return Question(LEARNING, arm, "random", "random", found)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "answer"),
+    [
+        ({"bleu": (2, 1e-6), "meteor": (1, 0.5)}, "yes"),
+        # A loss is better when it is lower.
+        ({"loss": (-0.1, 1e-6), "bleu": (0, 1.0)}, "yes"),
+        ({"loss": (0.1, 1e-6), "bleu": (0, 1.0)}, "no"),
+        ({"loss": (0.1, 1e-6), "bleu": (3, 1e-6)}, "mixed"),
+        ({"bleu": (2, 0.3), "meteor": (1, 0.06)}, "cannot tell"),
+        # 0.04 alone would do, but not as the better of two.
+        ({"bleu": (2, 0.04), "meteor": (1, 0.5)}, "cannot tell"),
+        # ROUGE-L is shown, and decides nothing.
+        ({"bleu": (2, 0.4), "rouge_l": (9, 1e-9)}, "cannot tell"),
+    ],
+)
+def test_answers(metrics, answer):
+    (verdict,) = decide([learning(**metrics)])
+    assert verdict.answer == answer
+
+
+def test_more_arms_need_more_evidence():
+    alone = decide([learning(bleu=(2, 0.02))])
+    among = decide([learning(bleu=(2, 0.02)), *(learning(arm, bleu=(0, 0.9)) for arm in "bcd")])
+    assert alone[0].answer == "yes"
+    assert among[0].answer == "cannot tell"
+    assert among[0].adjusted_p["bleu"] == pytest.approx(0.08)
+
+
+def test_other_families_do_not_count():
+    other = Question(LEARNING, "a", "full", "full", {"bleu": estimate(0, 0.9)})
+    assert decide([learning(bleu=(2, 0.04)), other])[0].answer == "yes"
+
+
+def test_forgetting_cannot_be_compared_where_there_was_none():
+    differences = {"accuracy": estimate(0.1, 0.8)}
+    kept = {"accuracy": estimate(-0.2, 0.7)}
+    lost = {"accuracy": estimate(-9, 1e-6)}
+    ask = {
+        name: decide([Question(GENERAL, "a", "full", "full", differences, forgot)])[0]
+        for name, forgot in (("kept", kept), ("lost", lost), ("unknown", None))
+    }
+    assert ask["kept"].answer == "nothing to tell"
+    assert "did not measurably forget" in ask["kept"].sentence
+    assert ask["lost"].answer == ask["unknown"].answer == "cannot tell"
+
+
+def test_a_sentence_has_figures_and_what_would_help():
+    (verdict,) = decide([learning(bleu=(0.5, 0.4))])
+    assert "Did a learn more than random? Cannot tell" in verdict.sentence
+    assert "BLEU +0.50 [-0.50, +1.50] (p 0.400)" in verdict.sentence
+    assert "needed" in verdict.sentence
