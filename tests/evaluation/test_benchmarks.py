@@ -165,5 +165,5 @@ def task_file(folder, docs):
 def total(model, tokenizer, context, choice):
     ids = tokenizer(context + choice, add_special_tokens=False).input_ids
     n = len(tokenizer(choice, add_special_tokens=False).input_ids)
-    log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1).detach()
     return sum(float(log_probs[at - 1, ids[at]]) for at in range(len(ids) - n, len(ids)))
