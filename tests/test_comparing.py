@@ -1,0 +1,309 @@
+"""Training on arms and comparing them, from one captured run of a tiny model."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import gradsift as gs
+from gradsift import compare, train
+from gradsift.stages.listener import Listener
+from test_cli import invoke
+from test_selecting import write_rows
+from tiny import save_tiny
+
+ARMS = ("base", "full:seeds=1", "full-equal-steps:seeds=1", "random", "grads")
+# Fast: answers of a few tokens, no task, one short text.
+QUICK = {"budgets": ("50%",), "seeds": 2, "epochs": 1, "max_new_tokens": 4}
+TRAINING = {"learning_rate": 1e-2, "per_device_train_batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparing")
+    model = str(save_tiny(folder / "model"))
+    write_rows(folder / "data.jsonl", 24)
+    write_rows(folder / "test.jsonl", 9, offset=60)
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    gs.capture(model, gs.load_pool(str(folder / "data.jsonl")), out=folder / "run", sft=TRAINING)
+    return folder
+
+
+def compared(world, **changes):
+    general = (str(world / "text.txt"),)
+    options = {"test": str(world / "test.jsonl"), "arms": ARMS, "general": general, **QUICK}
+    return compare(world / "run", **{**options, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(world):
+    result = compared(world, name="first")
+    return result, json.loads((world / "run" / "first.json").read_text())
+
+
+def without_cost(summary):
+    return {key: value for key, value in summary.items() if key != "cost"}
+
+
+def test_every_arm_is_there_with_rows_steps_and_intervals(finished):
+    _, found = finished
+    arms = found["arms"]
+    assert list(arms) == ["base", "full", "full-equal-steps 50%", "random 50%", "grads 50%"]
+    rows = {label: (arm["n_rows"], arm["n_steps"], arm["n_seeds"]) for label, arm in arms.items()}
+    assert rows["base"] == (0, None, 1)
+    assert rows["full"] == (24, 6, 1)
+    # As many steps as 12 rows make, over all 24.
+    assert rows["full-equal-steps 50%"] == (24, 3, 1)
+    assert rows["random 50%"] == rows["grads 50%"] == (12, 3, 2)
+    for arm in arms.values():
+        assert set(arm["levels"]) == {"loss", "bleu", "meteor", "rouge_l", "chrf", "text_loss"}
+        for level in arm["levels"].values():
+            assert level["low"] <= level["value"] <= level["high"]
+            assert len(level["by_seed"]) == arm["n_seeds"]
+        assert set(arm["by_source"]) == {"book", "forum"}
+        assert sum(source["n"] for source in arm["by_source"].values()) == 9
+    assert arms["full"]["levels"]["loss"]["value"] < arms["base"]["levels"]["loss"]["value"]
+
+
+def test_cost_has_the_preliminary_epoch_where_it_is_needed(finished):
+    _, found = finished
+    cost = found["cost"]
+    assert cost["random 50%"]["capture_tokens"] == cost["full"]["capture_tokens"] == 0
+    assert cost["grads 50%"]["capture_tokens"] == cost["full"]["training_tokens"]
+    assert cost["base"]["training_seconds"] is None
+    assert 0 < cost["grads 50%"]["training_tokens"] < cost["full"]["training_tokens"]
+
+
+def test_every_question_has_an_answer(finished):
+    result, found = finished
+    asked = [(v["question"], v["rival"]) for v in found["verdicts"]]
+    rivals = ("full", "random 50%", "full-equal-steps 50%")
+    assert asked == [(kind, rival) for rival in rivals for kind in ("learning", "general")]
+    text, markdown = result.text(), (result.run / "first.md").read_text()
+    for verdict in found["verdicts"]:
+        assert verdict["arm"] == "grads 50%"
+        assert f"* {verdict['sentence']}" in text
+        assert verdict["sentence"].replace("<", "&lt;") in markdown
+    assert markdown.startswith("| arm | seeds |")
+
+
+def test_answers_are_kept(world, finished):
+    files = list((world / "run" / "arms").glob("grads_50pct-0-*/answers.jsonl"))
+    lines = [json.loads(line) for line in files[0].read_text().splitlines()]
+    rows = [json.loads(line) for line in (world / "test.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [row["id"] for row in rows]
+    assert [line["reference"] for line in lines] == [row["response"] for row in rows]
+
+
+def test_again_nothing_is_trained(world, finished):
+    _, found = finished
+    lines = []
+    again = compared(world, name="first", listener=Listener(note=lines.append))
+    assert any("7 models, 7 of them done" in line for line in lines)
+    assert not any("training 0" in line for line in lines)
+    assert again.summary()["arms"] == found["arms"]
+
+
+class Killed(BaseException):
+    """As a kill would be: nothing catches it."""
+
+
+def test_killed_anywhere_and_resumed_the_comparison_is_the_same(world, finished, tmp_path):
+    _, expected = finished
+    run = tmp_path / "run"
+    copy_without_arms(world / "run", run)
+    # After so many calls of the listener: in trainings, in examinations, between arms.
+    moments = iter((2, 5, 9, 14, 3))
+    countdown = {"left": next(moments)}
+
+    def tick(*_):
+        countdown["left"] -= 1
+        if countdown["left"] == 0:
+            raise Killed
+
+    options = {
+        "test": str(world / "test.jsonl"),
+        "arms": ARMS,
+        "general": (str(world / "text.txt"),),
+        "save_steps": 1,
+        **QUICK,
+    }
+    n_killed = 0
+    while True:
+        try:
+            result = compare(run, **options, listener=Listener(note=tick, progress=tick))
+            break
+        except Killed:
+            n_killed += 1
+            countdown["left"] = next(moments, -1)
+    assert n_killed == 5
+    found = without_cost(json.loads(json.dumps(result.summary())))
+    for part in ("arms", "verdicts", "n_items"):
+        assert found[part] == expected[part]
+
+
+def copy_without_arms(source, target):
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("arms", "first.*"))
+
+
+def test_what_another_process_does_is_waited_for(world, finished, tmp_path):
+    run = tmp_path / "run"
+    copy_without_arms(world / "run", run)
+    only = {"arms": ("base",), "general": (), "epochs": 1, "max_new_tokens": 4}
+    lines = []
+    compare(run, test=str(world / "test.jsonl"), **only)
+    (folder,) = (run / "arms").glob("base-0-*")
+    lock = run / "arms" / "locks" / folder.name.rpartition("-")[2]
+    (folder / "scores.json").rename(tmp_path / "scores.json")
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(lock), str(tmp_path), str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout.readline() == "has it\n"
+    compare(run, test=str(world / "test.jsonl"), **only, listener=Listener(note=lines.append))
+    assert other.wait() == 0
+    assert any("with another process" in line for line in lines)
+    assert not any(line.startswith("1/1") for line in lines)
+
+
+# Holds the lock of an arm, and then ends its work.
+OTHER = """
+import sys, time
+from pathlib import Path
+from filelock import FileLock
+
+lock, done, folder = sys.argv[1:]
+with FileLock(lock):
+    print("has it", flush=True)
+    time.sleep(8)
+    (Path(done) / "scores.json").rename(Path(folder) / "scores.json")
+"""
+
+
+def test_equal_subsets_are_trained_once(world, finished):
+    lines = []
+    compared(
+        world,
+        name="twice",
+        arms=("base", "grads@50%", "grads@12:seeds=1"),
+        listener=Listener(note=lines.append),
+    )
+    assert any("3 models, 3 of them done" in line for line in lines)
+
+
+def test_other_questions_are_another_exam(world, finished):
+    result = compared(world, name="short", arms=("base",), max_new_tokens=2)
+    assert result.made_with["exam"]["max_new_tokens"] == 2
+    assert len(list((world / "run" / "arms").glob("base-0-*"))) == 2
+
+
+def test_a_dry_run_trains_nothing(capsys, world, tmp_path):
+    run = tmp_path / "run"
+    copy_without_arms(world / "run", run)
+    code, out, err = invoke(
+        capsys, "compare", run, "--test", world / "test.jsonl", "--general", world / "text.txt",
+        "--seeds", 2, "--epochs", 1, "--dry-run", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    estimate = json.loads(out)["estimate"]
+    assert (estimate["n_models"], estimate["n_done"]) == (9, 0)
+    assert estimate["training_seconds"] > 0
+    assert not (run / "arms").exists()
+
+
+def test_the_command_line_compares_and_prints_json(capsys, world, finished):
+    _, expected = finished
+    code, out, err = invoke(
+        capsys, "compare", world / "run", "--test", world / "test.jsonl",
+        "--arms", "base, full:seeds=1,full-equal-steps:seeds=1,random,grads",
+        "--general", world / "text.txt", "--seeds", 2, "--epochs", 1, "--max-new-tokens", 4,
+        "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["verdicts"] == expected["verdicts"]
+
+
+def test_train_keeps_weights_and_rows(capsys, world):
+    arguments = ("--arm", "grads", "--budget", "50%", "--epochs", 2, "--json")
+    code, out, err = invoke(capsys, "train", world / "run", *arguments)
+    assert code == 0, err
+    found = json.loads(out)
+    folder = Path(found["folder"])
+    assert (found["n_rows"], found["n_steps"]) == (12, 6)
+    trained = load_file(folder / "model.safetensors")
+    before = load_file(world / "model" / "model.safetensors")
+    assert any(not torch.equal(trained[name], before[name]) for name in before)
+    rows = json.loads((folder / "gradsift.json").read_text())["rows"]
+    chosen = gs.select(world / "run", budget="50%").selection.ids
+    assert sorted(rows) == sorted(chosen)
+    assert not list(folder.parent.glob("checkpoints"))
+    code, out, err = invoke(capsys, "train", world / "run", *arguments)
+    assert code == 0
+    assert "nothing to do" in err
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(world, tmp_path):
+    options = {"arm": "full", "epochs": 2, "save_steps": 3}
+    whole = train(world / "run", out=tmp_path / "whole", **options)
+    calls = {"n": 0}
+
+    def stop(*_):
+        calls["n"] += 1
+        if calls["n"] == 8:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(world / "run", out=tmp_path / "twice", listener=Listener(progress=stop), **options)
+    twice = train(world / "run", out=tmp_path / "twice", **options)
+    assert twice.n_tokens == whole.n_tokens
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "twice"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_adapters_are_saved_as_adapters_and_examined_merged(world, tmp_path):
+    lora = {"r": 4, "lora_alpha": 64}
+    options = {"epochs": 1, "lora": lora}
+    result = train(world / "run", arm="full", out=tmp_path / "adapter", **options)
+    assert (result.folder / "adapter_model.safetensors").exists()
+    found = compared(world, name="lora", arms=("base", "full:seeds=1"), **options)
+    levels = {label: found.board.level(label, "loss").value for label in ("base", "full")}
+    assert levels["full"] < levels["base"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ("grad",)}, "arm 'grad': expected base, full"),
+        ({"arms": ("full@50%",)}, "full has no budget"),
+        ({"arms": ("base:alpha=0",)}, "base selects nothing"),
+        ({"arms": ("grads:alpha",)}, "no key=value"),
+        ({"arms": ("grads:alpha=-1",)}, "alpha"),
+        ({"arms": ("grads:nonsense=1",)}, "nonsense"),
+        ({"arms": ("grads:seeds=0",)}, "seeds is 0"),
+        ({"arms": ("grads@auto",)}, "auto"),
+        ({"arms": ("grads",), "budgets": ()}, "no budget is given"),
+        ({"arms": ("ogs-static",)}, "--anchor"),
+        ({"seeds": 0}, "--seeds is 0"),
+        ({"test": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"general": ("nowhere.txt",)}, "nowhere.txt"),
+        ({"general": ("nowhere.yaml",)}, "nowhere.yaml"),
+        ({"name": "../x"}, "--name"),
+        ({"sft": {"num_train_epochs": 3}}, "num_train_epochs"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_is_trained(world, changes, message):
+    lines = []
+    with pytest.raises(ValueError, match=message):
+        compared(world, **changes, listener=Listener(note=lines.append))
+    assert not any("training 0" in line for line in lines)
+
+
+def test_test_rows_in_the_pool_are_told(world):
+    result = compared(world, test=str(world / "data.jsonl"), arms=("base",), name="leak")
+    assert "24 of 24 test rows stand word for word in the pool" in result.notes[0]
