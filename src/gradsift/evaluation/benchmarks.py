@@ -8,6 +8,7 @@ import io
 import logging
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,30 @@ def score_tasks(
     assert results is not None
     way = lm.way or "generated"
     return {name: _scores(name, items, way) for name, items in results["samples"].items()}
+
+
+def questions(task: Any, limit: int | None) -> list[object]:
+    """Return what a task asks, wherever its file and its data lie.
+
+    Args:
+        task: One of lm-eval's task objects.
+        limit: Items, the first ones; None for all.
+
+    Returns:
+        Number of examples shown, and of each item text, target and choices.
+    """
+    choices = (
+        getattr(task, "doc_to_choice", None) if task.OUTPUT_TYPE == "multiple_choice" else None
+    )
+    docs = list(islice(task.eval_docs, limit))
+    return [
+        task.get_config("num_fewshot"),
+        task.OUTPUT_TYPE,
+        [
+            [task.doc_to_text(doc), task.doc_to_target(doc), choices(doc) if choices else None]
+            for doc in docs
+        ],
+    ]
 
 
 def _task_file(path: Path, trust_code: bool) -> str:

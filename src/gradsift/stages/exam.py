@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gradsift.data.instances import Instance, build_instances
 from gradsift.data.pool import Pool
 from gradsift.data.rendering import IGNORED
-from gradsift.evaluation.benchmarks import TaskSource, load_tasks, score_tasks
+from gradsift.evaluation.benchmarks import TaskSource, load_tasks, questions, score_tasks
 from gradsift.evaluation.generation import generate
 from gradsift.evaluation.likelihood import response_losses, window_losses, windows_of
-from gradsift.evaluation.probe import PROBE, PROBE_FILE
+from gradsift.evaluation.probe import PROBE
 from gradsift.evaluation.synonyms import Synonyms, find_synonyms
 from gradsift.evaluation.text import score_texts
 from gradsift.stages.capture import CaptureSettings
@@ -141,7 +141,7 @@ def make_exam(
         windows={path.stem: _windows(path, tokenizer) for path in texts},
         synonyms=find_synonyms(listener.note),
     )
-    return _identified(exam, [*files, *([PROBE_FILE] if PROBE in names else [])], names)
+    return _identified(exam)
 
 
 def take_exam(
@@ -230,22 +230,19 @@ def _windows(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     return windows_of(text, tokenizer)
 
 
-def _identified(exam: Exam, files: Sequence[Path], names: Sequence[str]) -> Exam:
+def _identified(exam: Exam) -> Exam:
     digest = hashlib.sha256()
     for item in exam.instances:
         digest.update(json.dumps([item.input_ids, item.labels]).encode())
     for name, windows in sorted(exam.windows.items()):
         digest.update(json.dumps([name, windows]).encode())
-    for path in files:
-        digest.update(path.read_bytes())
-    for name, task in sorted((exam.tasks or {"tasks": {}})["tasks"].items()):
-        # Of a task file the data it names, too.
-        docs = [str(doc) for doc in task.eval_docs][: exam.limit]
-        digest.update(json.dumps([name, docs]).encode())
+    tasks = {} if exam.tasks is None else exam.tasks["tasks"]
+    for name, task in sorted(tasks.items()):
+        digest.update(json.dumps([name, *questions(task, exam.limit)], default=str).encode())
     identity = {
         "version": EXAM_VERSION,
         "content": f"sha256 {digest.hexdigest()[:16]}",
-        "tasks": list(names),
+        "tasks": sorted(tasks),
         "limit": exam.limit,
         "max_new_tokens": exam.max_new_tokens,
         "synonyms": exam.synonyms.name,
