@@ -1,9 +1,10 @@
 """Did subsets learn more and forget less, and did they beat random? Three domains, two regimes.
 
-`domain_data.py` prepares the rows. `regimes` trains the full arm alone with several learning rates and
-numbers of epochs; the two regimes below were chosen from that table before any other arm was looked
+`domain_data.py` prepares the rows. `regimes` trains the full arm alone with several learning rates
+and numbers of epochs; the regimes below were chosen from that table before any other arm was looked
 at. `run` captures a domain and compares arms in one regime; it resumes, also from the item-by-item
-scores that RESULTS holds already, and several processes may share a domain. `table` writes README's.
+scores that RESULTS holds already, and several processes may share a domain. `table` prints what
+README shows.
 
 Usage:
     python experiments/learn_and_forget.py regimes OUT --results RESULTS --domain medicine
@@ -84,9 +85,8 @@ def try_regimes(arguments):
     for epochs in arguments.epochs:
         for rate in arguments.rates:
             name = f"{arguments.domain}-full-{rate:g}-{epochs:g}"
-            compared(
-                arguments, {"learning_rate": rate, "epochs": epochs}, ("base", "full:seeds=1"), name
-            )
+            regime = {"learning_rate": rate, "epochs": epochs}
+            compared(arguments, regime, ("base", "full:seeds=1"), name)
 
 
 def run_part(arguments):

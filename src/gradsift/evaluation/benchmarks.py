@@ -146,15 +146,17 @@ def questions(task: Any, limit: int | None) -> list[object]:
     Returns:
         Number of examples shown, and of each item text, target and choices.
     """
-    choices = (
-        getattr(task, "doc_to_choice", None) if task.OUTPUT_TYPE == "multiple_choice" else None
-    )
+    has_choices = task.OUTPUT_TYPE == "multiple_choice"
     docs = list(islice(task.eval_docs, limit))
     return [
         task.get_config("num_fewshot"),
         task.OUTPUT_TYPE,
         [
-            [task.doc_to_text(doc), task.doc_to_target(doc), choices(doc) if choices else None]
+            [
+                task.doc_to_text(doc),
+                task.doc_to_target(doc),
+                task.doc_to_choice(doc) if has_choices else None,
+            ]
             for doc in docs
         ],
     ]
