@@ -416,12 +416,15 @@ def demo(
     rows: Annotated[int, typer.Option(min=20, help="Rows drawn from the pool.")] = 160,
     budget: Annotated[str, typer.Option(help="As for select.")] = "50%",
     seed: Annotated[int, typer.Option(help="Of the sample and the training.")] = 0,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Train on the subset and its rivals: 15 minutes.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Run the whole job on Python's own documentation and a small model; no hub is needed."""
     from gradsift.demo import run_demo
 
-    _print(run_demo(out, rows, budget, seed, _listener()), json_)
+    _print(run_demo(out, rows, budget, seed, _listener(), comparing=compare), json_)
 
 
 def main() -> None:

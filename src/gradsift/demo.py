@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
@@ -15,11 +16,19 @@ from gradsift.selecting import select
 from gradsift.stages.listener import Listener
 from gradsift.stages.select import DECISIONS, SelectResult
 
+if TYPE_CHECKING:
+    from gradsift.stages.comparison_text import Comparison
+
 POOL_FILE = "stdlib-docs.jsonl"
+HELD_OUT_FILE = "held-out.jsonl"
+HELD_OUT_ROWS = 40
 MAX_LENGTH = 160
 # Each checkpoint of the demo model is 1.6 GB.
 SAVE_STEPS = 10
 SHOWN = 3
+# One training of each arm: what fits into a quarter of an hour on two cores.
+COMPARED = ("base", "full", "random", "grads")
+COMPARISON = {"seeds": 1, "epochs": 1, "max_new_tokens": 40, "sft": {"learning_rate": 1e-4}}
 
 
 @dataclass(frozen=True)
@@ -30,15 +39,20 @@ class DemoResult:
         selected: The selection.
         kept: A few kept rows: (id, answer, reason).
         rejected: A few rejected ones.
+        comparison: What models learnt from it and from its rivals, if that was asked for.
     """
 
     selected: SelectResult
     kept: list[tuple[str, str, str]]
     rejected: list[tuple[str, str, str]]
+    comparison: Comparison | None = None
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
-        return {**self.selected.summary(), "kept": self.kept, "rejected": self.rejected}
+        shown = {"kept": self.kept, "rejected": self.rejected}
+        if self.comparison is not None:
+            shown["comparison"] = self.comparison.summary()
+        return {**self.selected.summary(), **shown}
 
     def text(self) -> str:
         """Return what a person wants to know."""
@@ -48,6 +62,8 @@ class DemoResult:
             lines += ["", f"A few rows that were {title}:"]
             for row_id, answer, reason in rows:
                 lines += [f"  {row_id}: {_short(answer)}", f"      {reason}"]
+        if self.comparison is not None:
+            lines += ["", self.comparison.text()]
         example = self.rejected[0][0] if self.rejected else self.kept[0][0]
         lines += [
             "",
@@ -55,13 +71,23 @@ class DemoResult:
             f"  gradsift select {run} --budget 5%",
             f"  gradsift select {run} --budget 50% --strategy random",
             f"  gradsift explain {run} {example}",
+            "Does it train a better model? In a quarter of an hour:",
+            f"  gradsift demo --compare --out {run}",
             "With your own file:",
             "  gradsift run FILE --model MODEL --budget 50% --out runs/mine",
         ]
         return "\n".join(lines)
 
 
-def run_demo(out: Path, n_rows: int, budget: str, seed: int, listener: Listener) -> DemoResult:
+def run_demo(
+    out: Path,
+    n_rows: int,
+    budget: str,
+    seed: int,
+    listener: Listener,
+    *,
+    comparing: bool = False,
+) -> DemoResult:
     """Sample the demo pool, capture with the demo model, select, and pick rows to show.
 
     Args:
@@ -70,12 +96,14 @@ def run_demo(out: Path, n_rows: int, budget: str, seed: int, listener: Listener)
         budget: Of the selection.
         seed: Of the sample and the training.
         listener: Is told what happens.
+        comparing: Whether to train on the subset and on its rivals, too.
 
     Returns:
         What to show.
     """
     data = out / POOL_FILE
-    in_all = write_demo_pool(data, n_rows, seed)
+    held_out = out / HELD_OUT_FILE
+    in_all = write_demo_pool(data, n_rows, seed, held_out=held_out, n_held_out=HELD_OUT_ROWS)
     listener.note(f"demo pool: {n_rows} of {in_all} documented names of Python's standard library")
     pool = load_pool(str(data))
     store = capture(
@@ -99,7 +127,21 @@ def run_demo(out: Path, n_rows: int, budget: str, seed: int, listener: Listener)
         ids = rows[::step][:SHOWN]
         return [(row["instance_id"], answers[row["instance_id"]], row["reason"]) for row in ids]
 
-    return DemoResult(selected, few("selected"), few("rejected"))
+    comparison = None
+    if comparing:
+        # Heavy, and only needed here.
+        from gradsift.comparing import compare
+
+        comparison = compare(
+            store,
+            test=str(held_out),
+            arms=COMPARED,
+            budgets=(budget,),
+            seed=seed,
+            listener=listener,
+            **COMPARISON,
+        )
+    return DemoResult(selected, few("selected"), few("rejected"), comparison)
 
 
 def _short(text: str) -> str:

@@ -67,13 +67,17 @@ def demo_rows() -> list[dict[str, str]]:
     ]
 
 
-def write_demo_pool(path: Path, n_rows: int, seed: int) -> int:
+def write_demo_pool(
+    path: Path, n_rows: int, seed: int, *, held_out: Path | None = None, n_held_out: int = 0
+) -> int:
     """Write a sample of the demo pool as JSONL.
 
     Args:
         path: The file.
         n_rows: Rows of the sample.
         seed: Of the sample.
+        held_out: A file for other rows, whose answers do not stand in the sample.
+        n_held_out: Rows of it.
 
     Returns:
         Rows of the whole pool.
@@ -90,11 +94,20 @@ def write_demo_pool(path: Path, n_rows: int, seed: int) -> int:
         raise ValueError(
             f"{n_rows} rows were asked for; this Python's documentation has {len(rows)}."
         )
-    sample = random.Random(seed).sample(rows, n_rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in sample)
-    path.write_text(text, encoding="utf-8")
+    rng = random.Random(seed)
+    sample = rng.sample(rows, n_rows)
+    _write(path, sample)
+    if held_out is not None:
+        answers = {row["answer"] for row in sample}
+        others = [row for row in rows if row["answer"] not in answers]
+        _write(held_out, rng.sample(others, min(n_held_out, len(others))))
     return len(rows)
+
+
+def _write(path: Path, rows: list[dict[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
 
 
 def _import(name: str) -> ModuleType | None:

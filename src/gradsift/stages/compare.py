@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gradsift.data.pool import Pool
+from gradsift.report.plots import plots_of
 from gradsift.stages.arms import Arm, rows_of
 from gradsift.stages.captured import Captured
 from gradsift.stages.comparison import Scoreboard, verdicts_of
@@ -150,5 +151,13 @@ def _forecast(jobs: Sequence[Job], bench: Bench, captured: Captured) -> Forecast
 def _written(result: Comparison, folder: Path, name: str) -> Comparison:
     write_json(folder / f"{name}.json", result.summary())
     table = folder / f"{name}.md"
-    write_atomically(table, lambda path: path.write_text(result.markdown(), encoding="utf-8"))
-    return replace(result, written=(folder / f"{name}.json", table))
+    written = [folder / f"{name}.json", table]
+    _write_text(table, result.markdown())
+    for plot, svg in plots_of(result.summary()).items():
+        written.append(folder / f"{name}-{plot}.svg")
+        _write_text(written[-1], svg)
+    return replace(result, written=tuple(written))
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
