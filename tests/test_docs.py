@@ -9,7 +9,20 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("run", "capture", "select", "explain", "agreement", "check", "demo")
+COMMANDS = (
+    "run",
+    "capture",
+    "select",
+    "explain",
+    "strategies",
+    "stability",
+    "losses",
+    "agreement",
+    "check",
+    "train",
+    "compare",
+    "demo",
+)
 
 
 LOOP_OF_ONES_OWN = """
@@ -84,11 +97,13 @@ def test_the_commands_of_the_readme_work(tmp_path, monkeypatch):
     model = save_tiny("model")
     rows = [{"prompt": f"what is {i}?", "response": f"it is {i * i}"} for i in range(10)]
     Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"prompt": f"what is {i}?", "response": f"{i}"} for i in range(20, 24)]
+    Path("held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     commands = [
-        line.partition("#")[0].replace(" 5%", " 30%")
+        line.partition("#")[0].replace(" 5%", " 30%").replace("--seeds 3", "--seeds 1")
         for line in re.findall(r"^gradsift .*$", readme, flags=re.MULTILINE)
     ]
-    assert len(commands) == 9
+    assert len(commands) == 11
     for command in commands:
         words = command.replace("HuggingFaceTB/SmolLM2-135M-Instruct", model).split()
         words = ["line:2" if word == "ROW_ID" else word for word in words]
