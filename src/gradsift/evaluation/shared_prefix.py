@@ -22,6 +22,8 @@ from gradsift.evaluation.padding import padded_left
 
 TOKENS_IN_A_BATCH = 2048
 MOST_CONTINUATIONS = 8
+# The shortest row of a batch has at least this share of the longest one's tokens.
+LEAST_SHARE = 0.8
 TOLERANCE_NATS = 2e-3
 LIKE_LM_EVAL = "as lm-eval does it"
 
@@ -33,11 +35,6 @@ Answer = tuple[float, bool]
 class _Item:
     context: tuple[int, ...]
     requests: list[int]
-    longest: int
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.context) + self.longest
 
 
 class SharedPrefixLM(HFLM):
@@ -88,13 +85,11 @@ class SharedPrefixLM(HFLM):
     def _shared(self, requests: list[Request]) -> list[Answer]:
         answers: list[Answer | None] = [None] * len(requests)
         n_done = 0
-        for batch in _batches(_items(requests)):
+        for batch in _batches(_items(requests), requests):
             at = [i for item in batch for i in item.requests]
             continuations = [requests[i][2] for i in at]
             owner = [b for b, item in enumerate(batch) for _ in item.requests]
-            scored = self._score(
-                [item.context for item in batch], continuations, torch.tensor(owner)
-            )
+            scored = self._score([item.context for item in batch], continuations, owner)
             for i, answer in zip(at, scored, strict=True):
                 answers[i] = answer
                 # As lm-eval does, for those who give it a cache.
@@ -109,7 +104,7 @@ class SharedPrefixLM(HFLM):
         self,
         contexts: Sequence[Sequence[int]],
         continuations: Sequence[Sequence[int]],
-        owner_R: torch.Tensor,
+        owners: Sequence[int],
     ) -> list[Answer]:
         ids_BT, mask_BT = (part.to(self.device) for part in padded_left(contexts, 0))
         positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
@@ -121,36 +116,38 @@ class SharedPrefixLM(HFLM):
             use_cache=True,
             logits_to_keep=1,
         )
-        owner_R = owner_R.to(self.device)
-        first_R1V = read.logits[owner_R, -1:]
-        longest = max(len(tokens) for tokens in continuations)
-        targets_RC = torch.zeros(len(continuations), longest, dtype=torch.long)
-        for at, tokens in enumerate(continuations):
-            targets_RC[at, : len(tokens)] = torch.tensor(list(tokens))
-        targets_RC = targets_RC.to(self.device)
-        logits_RCV = first_R1V
-        if longest > 1:
-            cache = copy.deepcopy(read.past_key_values)
-            cache.batch_select_indices(owner_R)
-            steps_C = torch.arange(longest - 1, device=self.device)
-            # Padding after a continuation is seen by nothing that is looked at.
-            mask_RX = torch.cat([mask_BT[owner_R], torch.ones_like(targets_RC[:, 1:])], dim=1)
-            rest = self.model(
-                input_ids=targets_RC[:, :-1],
-                attention_mask=mask_RX,
-                position_ids=positions_BT[owner_R, -1:] + 1 + steps_C,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits_RCV = torch.cat([first_R1V, rest.logits], dim=1)
-        log_probs_RC = -F.cross_entropy(
-            logits_RCV.float().flatten(0, 1), targets_RC.flatten(), reduction="none"
-        ).view_as(targets_RC)
-        greedy_RC = logits_RCV.argmax(-1) == targets_RC
-        return [
-            (float(log_probs_RC[at, : len(tokens)].sum()), bool(greedy_RC[at, : len(tokens)].all()))
-            for at, tokens in enumerate(continuations)
-        ]
+        answers: list[Answer] = [(0.0, False)] * len(continuations)
+        for some in _of_like_length(continuations):
+            owner_R = torch.tensor([owners[at] for at in some], device=self.device)
+            longest = max(len(continuations[at]) for at in some)
+            targets_RC = torch.zeros(len(some), longest, dtype=torch.long)
+            for row, at in enumerate(some):
+                targets_RC[row, : len(continuations[at])] = torch.tensor(list(continuations[at]))
+            targets_RC = targets_RC.to(self.device)
+            logits_RCV = read.logits[owner_R, -1:]
+            if longest > 1:
+                cache = copy.deepcopy(read.past_key_values)
+                cache.batch_select_indices(owner_R)
+                steps_C = torch.arange(longest - 1, device=self.device)
+                # Padding after a continuation is seen by nothing that is looked at.
+                mask_RX = torch.cat([mask_BT[owner_R], torch.ones_like(targets_RC[:, 1:])], dim=1)
+                rest = self.model(
+                    input_ids=targets_RC[:, :-1],
+                    attention_mask=mask_RX,
+                    position_ids=positions_BT[owner_R, -1:] + 1 + steps_C,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                logits_RCV = torch.cat([logits_RCV, rest.logits], dim=1)
+            for row, at in enumerate(some):
+                answers[at] = _answer(logits_RCV[row], targets_RC[row, : len(continuations[at])])
+        return answers
+
+
+def _answer(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> Answer:
+    logits_CV = logits_CV[: len(targets_C)]
+    total = -F.cross_entropy(logits_CV.float(), targets_C, reduction="sum")
+    return float(total), bool((logits_CV.argmax(-1) == targets_C).all())
 
 
 def _items(requests: Sequence[Request]) -> list[_Item]:
@@ -161,19 +158,36 @@ def _items(requests: Sequence[Request]) -> list[_Item]:
     for context, indices in by_context.items():
         indices.sort(key=lambda i: len(requests[i][2]))
         for start in range(0, len(indices), MOST_CONTINUATIONS):
-            some = indices[start : start + MOST_CONTINUATIONS]
-            items.append(_Item(context, some, max(len(requests[i][2]) for i in some)))
-    return sorted(items, key=lambda item: (-item.n_tokens, item.context, item.requests))
+            items.append(_Item(context, indices[start : start + MOST_CONTINUATIONS]))
+    # The largest first: if memory does not suffice, it shows at once.
+    return sorted(items, key=lambda item: (-len(item.context), item.context, item.requests))
 
 
-def _batches(items: Sequence[_Item]) -> list[list[_Item]]:
+def _batches(items: Sequence[_Item], requests: Sequence[Request]) -> list[list[_Item]]:
     batches: list[list[_Item]] = []
     room = 0
     for item in items:
-        size = len(item.context) + item.longest * len(item.requests)
-        if not batches or size > room:
+        size = len(item.context) + sum(len(requests[i][2]) for i in item.requests)
+        if (
+            not batches
+            or size > room
+            or len(item.context) < LEAST_SHARE * len(batches[-1][0].context)
+        ):
             batches.append([])
             room = TOKENS_IN_A_BATCH
         batches[-1].append(item)
         room -= size
     return batches
+
+
+def _of_like_length(continuations: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return their positions, in groups that need little padding."""
+    order = sorted(range(len(continuations)), key=lambda at: (-len(continuations[at]), at))
+    groups: list[list[int]] = []
+    for at in order:
+        # The last token of a continuation is never read.
+        n_read = len(continuations[at]) - 1
+        if not groups or n_read < LEAST_SHARE * (len(continuations[groups[-1][0]]) - 1):
+            groups.append([])
+        groups[-1].append(at)
+    return groups

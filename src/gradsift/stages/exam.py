@@ -163,13 +163,14 @@ def take_exam(
     """
     started = time.perf_counter()
     losses = response_losses(model, exam.instances)
-    answers = generate(
-        model,
-        tokenizer,
-        exam.prompts,
-        max_new_tokens=exam.max_new_tokens,
-        on_progress=lambda n: listener.progress(n, len(exam.prompts), n, len(exam.prompts)),
-    ) if exam.prompts else []  # fmt: skip
+    n_prompts, longest = len(exam.prompts), exam.max_new_tokens
+
+    def tell(n: int) -> None:
+        listener.progress(n, n_prompts, n * longest, n_prompts * longest)
+
+    answers = []
+    if exam.prompts:
+        answers = generate(model, tokenizer, exam.prompts, max_new_tokens=longest, on_progress=tell)
     scores: dict[str, Any] = {
         "rows": {"source": list(exam.sources), "loss": _rounded(losses)},
         "tasks": {},
