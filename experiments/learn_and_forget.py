@@ -22,7 +22,7 @@ from gradsift.progress import stderr_listener
 TASKS = ("arc_easy", "blimp", "lambada", "piqa", "sciq")
 MAX_LENGTH = 256
 REGIMES = {
-    "best": {"learning_rate": 1e-4, "epochs": 1},
+    "best": {"learning_rate": 2e-4, "epochs": 2},
     "harsh": {"learning_rate": 5e-4, "epochs": 2},
 }
 PARTS = {
@@ -69,6 +69,7 @@ def main():
     run = commands.add_parser("run")
     run.add_argument("--regime", choices=REGIMES, required=True)
     run.add_argument("--part", choices=PARTS, default="main")
+    run.add_argument("--seeds", type=int, default=3, help="of the arms that name no number")
     run.set_defaults(act=run_part)
     for command in (regimes, run):
         command.add_argument("out", type=Path, help="folder that domain_data.py filled")
@@ -91,10 +92,11 @@ def try_regimes(arguments):
 
 def run_part(arguments):
     name = f"{arguments.domain}-{arguments.regime}-{arguments.part}"
-    compared(arguments, REGIMES[arguments.regime], PARTS[arguments.part], name)
+    regime, arms = REGIMES[arguments.regime], PARTS[arguments.part]
+    compared(arguments, regime, arms, name, arguments.seeds)
 
 
-def compared(arguments, regime, arms, name):
+def compared(arguments, regime, arms, name, seeds=1):
     rows, run = arguments.out / "data" / arguments.domain, arguments.out / "runs" / arguments.domain
     general = arguments.out / "data" / "general"
     listener = stderr_listener()
@@ -111,7 +113,7 @@ def compared(arguments, regime, arms, name):
         run,
         test=str(rows / "test.jsonl"),
         arms=arms,
-        seeds=3,
+        seeds=seeds,
         general=[*(str(general / f"{task}.yaml") for task in TASKS), str(general / "text.txt")],
         epochs=regime["epochs"],
         sft={"learning_rate": regime["learning_rate"]},

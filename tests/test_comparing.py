@@ -307,3 +307,39 @@ def test_a_mistake_is_found_before_anything_is_trained(world, changes, message):
 def test_test_rows_in_the_pool_are_told(world):
     result = compared(world, test=str(world / "data.jsonl"), arms=("base",), name="leak")
     assert "24 of 24 test rows stand word for word in the pool" in result.notes[0]
+
+
+TASK = """
+task: mine
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: FILE
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{context}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+target_delimiter: ""
+metric_list:
+  - metric: acc
+"""
+
+
+def task_file(folder, docs):
+    (folder / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    (folder / "mine.yaml").write_text(TASK.replace("FILE", str(folder / "docs.jsonl")))
+    return folder / "mine.yaml"
+
+
+def test_an_exam_is_known_by_what_it_asks_not_by_where_its_files_lie(world, tmp_path):
+    found = []
+    for at, question in (("here", "ab"), ("there", "ab"), ("other", "xy")):
+        folder = tmp_path / at
+        folder.mkdir()
+        docs = [{"context": question, "choices": ["c", "d"], "answer": 0}]
+        task = task_file(folder, docs)
+        test = shutil.copy(world / "test.jsonl", folder)
+        result = compared(world, test=str(test), arms=("base",), general=(str(task),), name=at)
+        found.append(result.made_with["exam"]["content"])
+    assert found[0] == found[1] != found[2]

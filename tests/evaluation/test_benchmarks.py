@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 import torch
@@ -167,3 +168,26 @@ def total(model, tokenizer, context, choice):
     n = len(tokenizer(choice, add_special_tokens=False).input_ids)
     log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1).detach()
     return sum(float(log_probs[at - 1, ids[at]]) for at in range(len(ids) - n, len(ids)))
+
+
+def test_batches_hold_every_request_once_with_little_padding():
+    rng = random.Random(0)
+    lengths = [(rng.randint(1, 80), rng.randint(1, 60)) for _ in range(150)]
+    requests = [
+        (None, [at] + [7] * (n_context - 1), [9] * rng.randint(1, n_longest))
+        for at, (n_context, n_longest) in enumerate(lengths)
+        for _ in range(4)
+    ]
+    batches = shared_prefix._batches(shared_prefix._items(requests), requests)
+    held = [i for batch in batches for item in batch for i in item.requests]
+    assert sorted(held) == list(range(len(requests)))
+    read = padded = 0
+    for batch in batches:
+        contexts = [len(item.context) for item in batch]
+        tokens = [requests[i][2] for item in batch for i in item.requests]
+        groups = shared_prefix._of_like_length(tokens)
+        assert sorted(at for group in groups for at in group) == list(range(len(tokens)))
+        read += sum(contexts) + sum(len(one) - 1 for one in tokens)
+        padded += max(contexts) * len(contexts)
+        padded += sum((len(tokens[group[0]]) - 1) * len(group) for group in groups)
+    assert padded < 1.15 * read
