@@ -288,7 +288,8 @@ def _identity(
         digest.update(json.dumps([item.input_ids, item.labels]).encode())
     training = {
         "rows": f"sha256 {digest.hexdigest()[:16]}",
-        "epochs": settings.epochs,
+        # 2 and 2.0 are the same training.
+        "epochs": float(settings.epochs),
         "max_steps": settings.max_steps,
         "sft": dict(settings.sft),
         "lora": None if settings.lora is None else dict(settings.lora),
