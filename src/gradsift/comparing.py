@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gradsift.stages.captured import Captured
     from gradsift.stages.compare import Forecast
     from gradsift.stages.comparison_text import Comparison
+    from gradsift.stages.jobs import ArmTraining
 
 DEFAULT_ARMS = ("base", "full", "full-equal-steps", "random", "grads")
 
@@ -97,7 +98,6 @@ def train(
         ValueError: If a setting does not fit, or rows or model changed since the capture.
     """
     from gradsift.stages.arms import parse_arms
-    from gradsift.stages.jobs import ArmTraining
     from gradsift.stages.train import train_arm
     from gradsift.training.model import without_progress_bars
 
@@ -107,14 +107,7 @@ def train(
     files = {"anchor": anchor, "target": target, "keep": keep, "drop": drop}
     with without_progress_bars():
         captured = _captured(run, parsed, settings, files, listener)
-        training = ArmTraining(
-            epochs,
-            {**captured.settings.sft, **(sft or {})},
-            _lora(lora, captured),
-            captured.selection.seed,
-            save_steps,
-            keep_models=True,
-        )
+        training = _training(captured, epochs, sft, lora, save_steps, keep_models=True)
         folder, n_rows, done = train_arm(
             captured, parsed[0], training, None if out is None else Path(out), listener
         )
@@ -186,21 +179,13 @@ def compare(
     from gradsift.stages.arms import parse_arms
     from gradsift.stages.compare import compare_arms
     from gradsift.stages.exam import ExamSettings
-    from gradsift.stages.jobs import ArmTraining
     from gradsift.training.model import without_progress_bars
 
     parsed = parse_arms(arms, budgets, seeds)
     files = {"anchor": anchor, "target": target, "keep": keep, "drop": drop}
     with without_progress_bars():
         captured = _captured(run, parsed, settings, files, listener)
-        training = ArmTraining(
-            epochs,
-            {**captured.settings.sft, **(sft or {})},
-            _lora(lora, captured),
-            captured.selection.seed,
-            save_steps,
-            keep_models,
-        )
+        training = _training(captured, epochs, sft, lora, save_steps, keep_models=keep_models)
         return compare_arms(
             captured,
             load_rows(open_run(captured.store)[1], test),
@@ -231,6 +216,22 @@ def _captured(
         listener.note("an arm needs a further pass over all rows, forward only")
         losses(store.folder, listener)
     return Captured(store, load_rows(config), source, capture, selection, files_of(**files))
+
+
+def _training(
+    captured: Captured,
+    epochs: float,
+    sft: Mapping[str, Any] | None,
+    lora: bool | Mapping[str, Any] | None,
+    save_steps: int | None,
+    *,
+    keep_models: bool,
+) -> ArmTraining:
+    from gradsift.stages.jobs import ArmTraining
+
+    settings = {**captured.settings.sft, **(sft or {})}
+    seed = captured.selection.seed
+    return ArmTraining(epochs, settings, _lora(lora, captured), seed, save_steps, keep_models)
 
 
 def _lora(wanted: bool | Mapping[str, Any] | None, captured: Captured) -> Mapping[str, Any] | None:

@@ -184,6 +184,35 @@ def estimate_capture(
     return estimate
 
 
+def tokenized(
+    pool: Pool,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    settings: CaptureSettings,
+) -> Instances:
+    """Tokenize a pool as a capture does.
+
+    Args:
+        pool: The rows.
+        tokenizer: Of the model.
+        config: Of the model.
+        settings: Of the capture.
+
+    Returns:
+        The instances, and what became of the other rows.
+
+    Raises:
+        ValueError: If the tokenizer does not belong to the model.
+    """
+    return build_instances(
+        [(row.instance_id, row.example) for row in pool.rows if row.example is not None],
+        tokenizer,
+        max_length=settings.max_length,
+        truncation=settings.truncation,
+        vocab_size=config.get_text_config().vocab_size,
+    )
+
+
 def _tokenize(
     pool: Pool,
     tokenizer: PreTrainedTokenizerBase,
@@ -191,13 +220,7 @@ def _tokenize(
     settings: CaptureSettings,
     listener: Listener,
 ) -> Instances:
-    instances = build_instances(
-        [(row.instance_id, row.example) for row in pool.rows if row.example is not None],
-        tokenizer,
-        max_length=settings.max_length,
-        truncation=settings.truncation,
-        vocab_size=config.get_text_config().vocab_size,
-    )
+    instances = tokenized(pool, tokenizer, config, settings)
     _require_instances(pool, instances)
     for line in _notes(instances):
         listener.note(line)

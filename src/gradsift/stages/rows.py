@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from gradsift.data.instances import Instance, build_instances
+from gradsift.data.instances import Instance
 from gradsift.data.pool import Pool
-from gradsift.stages.capture import CaptureSettings
+from gradsift.stages.capture import CaptureSettings, tokenized
 from gradsift.store.reader import GradientStore
 from gradsift.training.model import ModelSource, load_config, model_fingerprint
 
@@ -43,13 +43,7 @@ def instances_of(
             f"{store.folder}: was captured with model {expected}, {source.name} is {fingerprint}. "
             "Put the old one back, or capture again."
         )
-    instances = build_instances(
-        [(row.instance_id, row.example) for row in pool.rows if row.example is not None],
-        tokenizer,
-        max_length=settings.max_length,
-        truncation=settings.truncation,
-        vocab_size=config.get_text_config().vocab_size,
-    ).items
+    instances = tokenized(pool, tokenizer, config, settings).items
     if {item.instance_id for item in instances} != set(store.instance_ids):
         raise ValueError(
             f"{pool.source.name}: its rows are not those that {store.folder} was captured from. "
