@@ -271,7 +271,10 @@ def test_adapters_are_saved_as_adapters_and_examined_merged(world, tmp_path):
     options = {"epochs": 1, "lora": lora}
     result = train(world / "run", arm="full", out=tmp_path / "adapter", **options)
     assert (result.folder / "adapter_model.safetensors").exists()
-    found = compared(world, name="lora", arms=("base", "full:seeds=1"), **options)
+    lines = []
+    arms, listener = ("base", "full:seeds=1"), Listener(note=lines.append)
+    found = compared(world, name="lora", arms=arms, listener=listener, **options)
+    assert any("2/2 full" in line and "left if this process" in line for line in lines)
     levels = {label: found.board.level(label, "loss").value for label in ("base", "full")}
     assert levels["full"] < levels["base"]
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from gradsift.data.pool import Pool
 from gradsift.report.plots import plots_of
 from gradsift.stages.arms import Arm, rows_of
+from gradsift.stages.bench import Bench, is_done, run_jobs
 from gradsift.stages.captured import Captured
 from gradsift.stages.comparison import Scoreboard, verdicts_of
 from gradsift.stages.comparison_text import CaptureCost, Comparison
 from gradsift.stages.exam import ExamSettings, make_exam, overlap_with
-from gradsift.stages.jobs import ArmTraining, Bench, Job, is_done, jobs_of, run_jobs
+from gradsift.stages.jobs import ArmTraining, Job, jobs_of
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.stages.rows import instances_of
 from gradsift.store.files import write_atomically, write_json
@@ -97,8 +98,10 @@ def compare_arms(
     identity = {key: store.manifest.identity[key] for key in ("model", "dtype", "tokenizer")}
     identity["exam"] = exam.identity
     jobs = jobs_of(arms, rows, instances, training, identity)
-    bench = Bench(store.folder, captured.source, tokenizer, exam, training)
-    forecast = _forecast(jobs, bench, captured)
+    bench = Bench(
+        store.folder, captured.source, tokenizer, exam, training, _tokens_per_second(captured)
+    )
+    forecast = _forecast(jobs, bench)
     listener.note(forecast.text())
     if dry_run:
         return forecast
@@ -136,14 +139,18 @@ def _notes(pool: Pool, test: Pool) -> tuple[str, ...]:
     )
 
 
-def _forecast(jobs: Sequence[Job], bench: Bench, captured: Captured) -> Forecast:
+def _tokens_per_second(captured: Captured) -> float | None:
+    estimate = captured.store.manifest.about.get("estimate") or {}
+    if not estimate.get("full_sft_seconds"):
+        return None
+    # It says what three epochs over the pool take, without recording.
+    return 3 * estimate["n_tokens"] / estimate["full_sft_seconds"]
+
+
+def _forecast(jobs: Sequence[Job], bench: Bench) -> Forecast:
     to_do = {job.key: job for job in jobs if not is_done(job, bench)}
     n_tokens = sum(job.n_tokens for job in to_do.values())
-    estimate = captured.store.manifest.about.get("estimate") or {}
-    seconds = None
-    if estimate.get("n_tokens"):
-        # It says what three epochs over the pool take, without recording.
-        seconds = n_tokens * estimate["full_sft_seconds"] / (3 * estimate["n_tokens"])
+    seconds = None if bench.tokens_per_second is None else n_tokens / bench.tokens_per_second
     keys = {job.key for job in jobs}
     return Forecast(len(keys), len(keys) - len(to_do), n_tokens, seconds)
 

@@ -114,7 +114,7 @@ class Comparison:
     def text(self) -> str:
         """Return what a person wants to know."""
         lines = [str(self.run), "", *_aligned(self.main_table()), ""]
-        lines += [*_aligned(self.forgetting_table()), ""] if BASE in self.board.arms else []
+        lines += [*_aligned(self.forgetting_table()), ""] if self._tells_of_forgetting else []
         lines += [f"* {verdict.sentence}" for verdict in self.verdicts]
         lines += ["", *self._small_print(), *(f"note: {note}" for note in self.notes)]
         lines += [f"written: {path}" for path in self.written]
@@ -123,11 +123,16 @@ class Comparison:
     def markdown(self) -> str:
         """Return the same as Markdown."""
         parts = [_markdown(self.main_table())]
-        if BASE in self.board.arms:
+        if self._tells_of_forgetting:
             parts.append(_markdown(self.forgetting_table()))
         parts.append("\n".join(f"* {_escaped(verdict.sentence)}" for verdict in self.verdicts))
         parts.append("\n".join([*self._small_print(), *map(_escaped, self.notes)]))
         return "\n\n".join(parts) + "\n"
+
+    @property
+    def _tells_of_forgetting(self) -> bool:
+        general = any(METRICS[name].kind == GENERAL for name in self.board.metrics)
+        return general and BASE in self.board.arms and len(self.board.arms) > 1
 
     def main_table(self) -> Table:
         """Return the arms with rows, steps, domain metrics and cost."""

@@ -1,32 +1,20 @@
-"""Train and examine every arm; what was done once is not done again."""
+"""Arms → jobs: what is to be trained, and what makes two trainings the same."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
-from transformers import PreTrainedTokenizerBase
 
 from gradsift.data.instances import Instance
 from gradsift.stages.arms import FULL_STEPS, Arm
-from gradsift.stages.comparison import Trained
-from gradsift.stages.exam import Exam, take_exam
-from gradsift.stages.listener import SILENT, Listener
-from gradsift.store.files import write_json
-from gradsift.training.finetune import fine_tune, steps_of
-from gradsift.training.model import ModelSource, best_device, load_model
+from gradsift.stages.listener import Listener
+from gradsift.training.finetune import steps_of
 from gradsift.training.sft_settings import SFTSettings
 
 ARMS = "arms"
-SCORES = "scores.json"
-ANSWERS = "answers.jsonl"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 
@@ -94,25 +82,6 @@ class Job:
         return round(share * in_all)
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What all jobs share.
-
-    Attributes:
-        folder: The run folder.
-        source: The model they start from.
-        tokenizer: Its tokenizer.
-        exam: What is asked.
-        training: How is trained.
-    """
-
-    folder: Path
-    source: ModelSource
-    tokenizer: PreTrainedTokenizerBase
-    exam: Exam
-    training: ArmTraining
-
-
 def jobs_of(
     arms: Sequence[Arm],
     rows: Callable[[Arm, int], list[str]],
@@ -154,117 +123,6 @@ def jobs_of(
                 )
             jobs.append(Job(arm, seed, chosen, settings, _identity(identity, chosen, settings)))
     return jobs
-
-
-def run_jobs(jobs: Sequence[Job], bench: Bench, listener: Listener = SILENT) -> list[Trained]:
-    """Do what is not done yet; several processes on one run folder share the work.
-
-    Args:
-        jobs: All of the comparison.
-        bench: What they share.
-        listener: Is told what happens.
-
-    Returns:
-        What each gave, in order.
-
-    Raises:
-        ValueError: If a setting does not fit.
-    """
-    waiting = list(range(len(jobs)))
-    found: dict[int, dict[str, Any]] = {}
-    patient = False
-    while waiting:
-        postponed = []
-        for at in waiting:
-            known = _known(jobs[at], bench)
-            if known is None:
-                known = _locked(jobs[at], f"{at + 1}/{len(jobs)}", bench, patient, listener)
-            if known is None:
-                postponed.append(at)
-            else:
-                found[at] = known
-        if postponed and not patient:
-            listener.note(f"{len(postponed)} arms are with another process: waiting for them")
-        # What others do is waited for, and done here if they die.
-        waiting, patient = postponed, True
-    return [
-        Trained(job.arm, job.seed, len(job.instances), found[at]["training"], found[at]["scores"])
-        for at, job in enumerate(jobs)
-    ]
-
-
-def _locked(
-    job: Job, number: str, bench: Bench, patient: bool, listener: Listener
-) -> dict[str, Any] | None:
-    locks = bench.folder / ARMS / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(locks / job.key, timeout=-1 if patient else 0):
-            # Another process may have ended it meanwhile.
-            return _known(job, bench) or _do(job, number, bench, listener)
-    except Timeout:
-        return None
-
-
-def _do(job: Job, number: str, bench: Bench, listener: Listener) -> dict[str, Any]:
-    folder = bench.folder / ARMS / job.folder_name
-    listener.note(f"{number} {job.arm.label}, training {job.seed}: {len(job.instances)} rows")
-    model, training = load_model(bench.source), None
-    if job.settings is not None:
-        tuned = fine_tune(
-            model,
-            bench.tokenizer,
-            job.instances,
-            job.settings,
-            folder / CHECKPOINTS,
-            save_steps=bench.training.save_steps,
-            save_to=folder / MODEL if bench.training.keep_models else None,
-            on_progress=progress_of(job, listener),
-        )
-        model = tuned.model
-        training = {
-            "n_steps": tuned.training.n_steps,
-            "n_instances": tuned.training.n_instances,
-            "n_tokens": tuned.training.n_tokens,
-            "seconds": tuned.training.seconds,
-            "loss_curve": tuned.training.loss_curve,
-        }
-    scores, answers = take_exam(
-        model.eval().to(best_device()), bench.tokenizer, bench.exam, listener
-    )
-    ids = [bench.exam.instances[i].instance_id for i in bench.exam.asked]
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        {"id": i, "answer": answer, "reference": reference}
-        for i, answer, reference in zip(ids, answers, bench.exam.references, strict=True)
-    ]
-    (folder / ANSWERS).write_text(
-        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
-    )
-    result = {
-        "identity": job.identity,
-        "arm": job.arm.label,
-        "seed": job.seed,
-        "n_rows": len(job.instances),
-        "training": training,
-        "scores": scores,
-    }
-    write_json(folder / SCORES, result)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return result
-
-
-def is_done(job: Job, bench: Bench) -> bool:
-    """Return whether a job was done already."""
-    return _known(job, bench) is not None
-
-
-def _known(job: Job, bench: Bench) -> dict[str, Any] | None:
-    for path in sorted((bench.folder / ARMS).glob(f"*-{job.key}/{SCORES}")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if result["identity"] == json.loads(json.dumps(job.identity)):
-            return result
-    return None
 
 
 def progress_of(job: Job, listener: Listener) -> Callable[[int, int], None]:

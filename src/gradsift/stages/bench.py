@@ -1,0 +1,179 @@
+"""Train and examine every job; what was done once is not done again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from transformers import PreTrainedTokenizerBase
+
+from gradsift.stages.comparison import Trained
+from gradsift.stages.exam import Exam, take_exam
+from gradsift.stages.jobs import ARMS, CHECKPOINTS, MODEL, ArmTraining, Job, progress_of
+from gradsift.stages.listener import SILENT, Listener
+from gradsift.store.files import write_json
+from gradsift.training.estimate import duration
+from gradsift.training.finetune import fine_tune
+from gradsift.training.model import ModelSource, best_device, load_model
+
+SCORES = "scores.json"
+ANSWERS = "answers.jsonl"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all jobs share.
+
+    Attributes:
+        folder: The run folder.
+        source: The model they start from.
+        tokenizer: Its tokenizer.
+        exam: What is asked.
+        training: How is trained.
+        tokens_per_second: Trained, as the capture's estimate found it; None if it is not known.
+    """
+
+    folder: Path
+    source: ModelSource
+    tokenizer: PreTrainedTokenizerBase
+    exam: Exam
+    training: ArmTraining
+    tokens_per_second: float | None = None
+
+
+def run_jobs(jobs: Sequence[Job], bench: Bench, listener: Listener = SILENT) -> list[Trained]:
+    """Do what is not done yet; several processes on one run folder share the work.
+
+    Args:
+        jobs: All of the comparison.
+        bench: What they share.
+        listener: Is told what happens.
+
+    Returns:
+        What each gave, in order.
+
+    Raises:
+        ValueError: If a setting does not fit.
+    """
+    waiting = list(range(len(jobs)))
+    found: dict[int, dict[str, Any]] = {}
+    patient = False
+    while waiting:
+        postponed = []
+        for at in waiting:
+            known = _known(jobs[at], bench)
+            if known is None:
+                left = _time_left([jobs[i] for i in waiting if i not in found], found, bench)
+                number = f"{at + 1}/{len(jobs)}"
+                known = _locked(jobs[at], number, left, bench, patient, listener)
+            if known is None:
+                postponed.append(at)
+            else:
+                found[at] = known
+        if postponed and not patient:
+            listener.note(f"{len(postponed)} arms are with another process: waiting for them")
+        # What others do is waited for, and done here if they die.
+        waiting, patient = postponed, True
+    return [
+        Trained(job.arm, job.seed, len(job.instances), found[at]["training"], found[at]["scores"])
+        for at, job in enumerate(jobs)
+    ]
+
+
+def _time_left(jobs: Sequence[Job], found: Mapping[int, Mapping[str, Any]], bench: Bench) -> str:
+    """Return how long jobs take, by what those done took; nothing before one was examined."""
+    if not found:
+        return ""
+    examining = sum(one["scores"]["seconds"] for one in found.values()) / len(found)
+    trained = [one["training"] for one in found.values() if one["training"] is not None]
+    speed = bench.tokens_per_second
+    if trained:
+        speed = sum(one["n_tokens"] for one in trained) / sum(one["seconds"] for one in trained)
+    if not speed:
+        return ""
+    to_do = {job.key: job.n_tokens for job in jobs}
+    seconds = sum(to_do.values()) / speed + examining * len(to_do)
+    return f"; about {duration(seconds)} left if this process does it all"
+
+
+def _locked(
+    job: Job, number: str, left: str, bench: Bench, patient: bool, listener: Listener
+) -> dict[str, Any] | None:
+    locks = bench.folder / ARMS / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(locks / job.key, timeout=-1 if patient else 0):
+            # Another process may have ended it meanwhile.
+            known = _known(job, bench)
+            if known is None:
+                what = f"{job.arm.label}, training {job.seed}: {len(job.instances)} rows"
+                listener.note(f"{number} {what}{left}")
+                known = _do(job, bench, listener)
+            return known
+    except Timeout:
+        return None
+
+
+def _do(job: Job, bench: Bench, listener: Listener) -> dict[str, Any]:
+    folder = bench.folder / ARMS / job.folder_name
+    model, training = load_model(bench.source), None
+    if job.settings is not None:
+        tuned = fine_tune(
+            model,
+            bench.tokenizer,
+            job.instances,
+            job.settings,
+            folder / CHECKPOINTS,
+            save_steps=bench.training.save_steps,
+            save_to=folder / MODEL if bench.training.keep_models else None,
+            on_progress=progress_of(job, listener),
+        )
+        model = tuned.model
+        training = {
+            "n_steps": tuned.training.n_steps,
+            "n_instances": tuned.training.n_instances,
+            "n_tokens": tuned.training.n_tokens,
+            "seconds": tuned.training.seconds,
+            "loss_curve": tuned.training.loss_curve,
+        }
+    scores, answers = take_exam(
+        model.eval().to(best_device()), bench.tokenizer, bench.exam, listener
+    )
+    ids = [bench.exam.instances[i].instance_id for i in bench.exam.asked]
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"id": i, "answer": answer, "reference": reference}
+        for i, answer, reference in zip(ids, answers, bench.exam.references, strict=True)
+    ]
+    (folder / ANSWERS).write_text(
+        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
+    )
+    result = {
+        "identity": job.identity,
+        "arm": job.arm.label,
+        "seed": job.seed,
+        "n_rows": len(job.instances),
+        "training": training,
+        "scores": scores,
+    }
+    write_json(folder / SCORES, result)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return result
+
+
+def is_done(job: Job, bench: Bench) -> bool:
+    """Return whether a job was done already."""
+    return _known(job, bench) is not None
+
+
+def _known(job: Job, bench: Bench) -> dict[str, Any] | None:
+    for path in sorted((bench.folder / ARMS).glob(f"*-{job.key}/{SCORES}")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["identity"] == json.loads(json.dumps(job.identity)):
+            return result
+    return None
