@@ -32,28 +32,34 @@ def main():
         seconds = time.perf_counter() - started
         moments = []
         while len(moments) < arguments.kills:
-            # Starting takes a while; what is killed before it does nothing.
             process = subprocess.Popen(
                 command(killed, options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-            wait = rng.uniform(0.3, 0.8) * seconds / (1 + len(moments) / 2)
-            try:
-                process.wait(timeout=wait)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                done = len(list(killed.glob("arms/*/scores.json")))
-                inside = len(list(killed.glob("arms/*/checkpoints/*/whole.json")))
-                moments.append((round(wait, 1), done, inside))
-                continue
-            break
+            # Starting takes a while; then somewhere within the next arm or two.
+            wanted = n_done(killed) + rng.randint(0, 1)
+            while process.poll() is None and (n_done(killed) < wanted or not at_work(killed)):
+                time.sleep(0.1)
+            time.sleep(rng.uniform(0, 4))
+            if process.poll() is not None:
+                break
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            moments.append((n_done(killed), at_work(killed)))
         subprocess.run(command(killed, options), check=True, capture_output=True)
         found, expected = (what_it_says(copy) for copy in (killed, whole))
-    for wait, done, inside in moments:
-        print(f"killed after {wait} s: {done} arms done, {inside} checkpoints of one in training")
+    for done, inside in moments:
+        print(f"killed: {done} models done, {inside} checkpoints of one in training")
     same = {key: found[key] == expected[key] for key in expected}
     print(f"{len(moments)} kills, {seconds:.0f} s uninterrupted; the same: {same}")
     sys.exit(not all(same.values()))
+
+
+def n_done(run):
+    return len(list(run.glob("arms/*/scores.json")))
+
+
+def at_work(run):
+    return len(list(run.glob("arms/*/checkpoints/*/whole.json")))
 
 
 def command(run, options):

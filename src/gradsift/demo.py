@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 POOL_FILE = "stdlib-docs.jsonl"
 HELD_OUT_FILE = "held-out.jsonl"
-HELD_OUT_ROWS = 40
+HELD_OUT_ROWS = 32
 MAX_LENGTH = 160
 # Each checkpoint of the demo model is 1.6 GB.
 SAVE_STEPS = 10
 SHOWN = 3
 # One training of each arm: what fits into a quarter of an hour on two cores.
 COMPARED = ("base", "full", "random", "grads")
-COMPARISON = {"seeds": 1, "epochs": 1, "max_new_tokens": 40, "sft": {"learning_rate": 1e-4}}
+COMPARISON = {"seeds": 1, "epochs": 1, "max_new_tokens": 32, "sft": {"learning_rate": 1e-4}}
 
 
 @dataclass(frozen=True)
