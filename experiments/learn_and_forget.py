@@ -3,12 +3,13 @@
 `domain_data.py` prepares the rows. `regimes` trains the full arm alone with several learning rates
 and numbers of epochs; the regimes below were chosen from that table before any other arm was looked
 at. `run` captures a domain and compares arms in one regime; it resumes, also from the item-by-item
-scores that RESULTS holds already, and several processes may share a domain. `table` prints what
-README shows.
+scores that RESULTS holds already, and several processes may share a domain. `selections` says what
+the ablations select, without training. `table` prints what README shows.
 
 Usage:
     python experiments/learn_and_forget.py regimes OUT --results RESULTS --domain medicine
     python experiments/learn_and_forget.py run OUT --results RESULTS --domain law --regime best
+    python experiments/learn_and_forget.py selections OUT --results RESULTS --domain medicine
     python experiments/learn_and_forget.py table --results RESULTS
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import gradsift as gs
 from gradsift.progress import stderr_listener
+from gradsift.stages.arms import parse_arms
 
 TASKS = ("arc_easy", "blimp", "lambada", "piqa", "sciq")
 MAX_LENGTH = 256
@@ -71,12 +73,14 @@ def main():
     run.add_argument("--part", choices=PARTS, default="main")
     run.add_argument("--seeds", type=int, default=3, help="of the arms that name no number")
     run.set_defaults(act=run_part)
-    for command in (regimes, run):
+    selections = commands.add_parser("selections")
+    selections.set_defaults(act=tell_of_selections)
+    for command in (regimes, run, selections):
         command.add_argument("out", type=Path, help="folder that domain_data.py filled")
         command.add_argument("--domain", required=True)
     table = commands.add_parser("table")
     table.set_defaults(act=print_table)
-    for command in (regimes, run, table):
+    for command in (regimes, run, selections, table):
         command.add_argument("--results", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.act(arguments)
@@ -152,9 +156,70 @@ def lay_down(run, cells):
     cells.write_text("\n".join(lines) + "\n")
 
 
+def tell_of_selections(arguments):
+    """What each ablation selects, and which of the paper's four failures is warned of."""
+    run, rows = arguments.out / "runs" / arguments.domain, []
+    store, usual = gs.read_store(run), None
+    for arm in parse_arms(PARTS["ablations"], (), 1):
+        settings = dict(arm.settings)
+        if arm.name == "base" or settings.get("side") == "grounded":
+            continue
+        if "layers" in settings:
+            settings["layers"] = (settings["layers"],)
+        name = f"ablation-{len(rows)}"
+        found = gs.select(store, budget="50%", strategy=arm.name, name=name, **settings)
+        chosen, audit = set(found.selection.ids), found.selection.audit
+        usual = chosen if arm.label == "grads 50%" else usual
+        rows.append(
+            {
+                "arm": arm.label,
+                "shared_with_default": None if usual is None else len(chosen & usual) / len(chosen),
+                **vars(found.selection.losses["subset"]),
+                "mean_loss": audit.loss[1],
+                "duplicate_share": audit.duplicate_share[1],
+                "warnings": list(found.warnings),
+            }
+        )
+        print(rows[-1])
+    (arguments.results / f"{arguments.domain}-selections.json").write_text(
+        json.dumps(rows, indent=1) + "\n"
+    )
+
+
 def print_table(arguments):
-    for path in sorted(arguments.results.glob("*-main.md")):
-        print(f"### {path.stem}\n\n{path.read_text()}")
+    print(evidence(arguments.results))
+
+
+def evidence(results):
+    """What README shows: one table for each domain and regime, and the answers to the questions."""
+    parts = []
+    for path in sorted(results.glob("*-main.json")):
+        found = json.loads(path.read_text())
+        domain, regime, _ = path.stem.split("-")
+        training = found["made_with"]["training"]
+        how = f"{training['epochs']:g} epochs at {training['sft']['learning_rate']:g}"
+        head = "| | seeds | loss | BLEU | METEOR | accuracy forgotten | text loss forgotten |"
+        lines = [f"**{domain}**, {how} ({regime})", "", head, "| --- " * 7 + "|"]
+        for label, arm in found["arms"].items():
+            levels, forgotten = arm["levels"], arm["forgotten"]
+            cells = [ends(levels["loss"], 3), ends(levels["bleu"], 1), ends(levels["meteor"], 1)]
+            cells += [ends(forgotten.get("accuracy"), 1), ends(forgotten.get("text_loss"), 3)]
+            lines.append(f"| {label} | {arm['n_seeds']} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+        asked = {"learning": "learnt more than", "general": "forgot less than"}
+        parts.append(
+            "\n".join(
+                f"* {v['arm']} {asked[v['question']]} {v['rival']}: {v['answer']}"
+                for v in found["verdicts"]
+            )
+        )
+    return "\n\n".join(parts)
+
+
+def ends(found, digits):
+    if found is None:
+        return ""
+    return f"{found['value']:.{digits}f} ± {found['high'] - found['value']:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -88,6 +88,23 @@ def test_every_module_is_in_the_architecture():
             assert path.name in text, path
 
 
+def test_the_evidence_in_the_readme_is_the_experiments_own():
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "experiments/learn_and_forget.py"),
+            "table",
+            "--results",
+            str(ROOT / "experiments/results/learn_and_forget"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip()
+    assert done.stdout.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_commands_of_the_readme_work(tmp_path, monkeypatch):
     """With a tiny model in place of the hub's, and a file of ten rows."""
     from tiny import save_tiny

@@ -1,0 +1,24 @@
+"""The demo with a tiny model in place of the embedded one."""
+
+import json
+
+from gradsift.demo import HELD_OUT_FILE, HELD_OUT_ROWS, POOL_FILE, run_demo
+from gradsift.stages.listener import SILENT
+from gradsift.training import model
+from tiny import save_tiny
+
+
+def test_the_demo_compares_on_rows_that_it_held_out(tmp_path, monkeypatch):
+    tiny = save_tiny(tmp_path / "model")
+    monkeypatch.setattr(model, "demo_model_path", lambda tell=None: tiny)
+    found = run_demo(tmp_path / "run", 20, "50%", 0, SILENT, comparing=True)
+    summary = json.loads(json.dumps(found.summary()))["comparison"]
+    assert list(summary["arms"]) == ["base", "full", "random 50%", "grads 50%"]
+    assert summary["notes"] == []
+    assert "Did grads 50% learn more than random 50%?" in found.text()
+    pool, held_out = (
+        [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
+        for name in (POOL_FILE, HELD_OUT_FILE)
+    )
+    assert (len(pool), len(held_out)) == (20, HELD_OUT_ROWS)
+    assert not {row["answer"] for row in pool} & {row["answer"] for row in held_out}
