@@ -2,7 +2,8 @@
 
 import json
 
-from gradsift.demo import HELD_OUT_FILE, HELD_OUT_ROWS, POOL_FILE, run_demo
+from gradsift import demo
+from gradsift.demo import HELD_OUT_FILE, POOL_FILE, run_demo
 from gradsift.stages.listener import SILENT
 from gradsift.training import model
 from tiny import save_tiny
@@ -11,6 +12,8 @@ from tiny import save_tiny
 def test_the_demo_compares_on_rows_that_it_held_out(tmp_path, monkeypatch):
     tiny = save_tiny(tmp_path / "model")
     monkeypatch.setattr(model, "demo_model_path", lambda tell=None: tiny)
+    monkeypatch.setattr(demo, "HELD_OUT_ROWS", 6)
+    monkeypatch.setitem(demo.COMPARISON, "limit", 6)
     found = run_demo(tmp_path / "run", 20, "50%", 0, SILENT, comparing=True)
     summary = json.loads(json.dumps(found.summary()))["comparison"]
     assert list(summary["arms"]) == ["base", "full", "random 50%", "grads 50%"]
@@ -20,5 +23,5 @@ def test_the_demo_compares_on_rows_that_it_held_out(tmp_path, monkeypatch):
         [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
         for name in (POOL_FILE, HELD_OUT_FILE)
     )
-    assert (len(pool), len(held_out)) == (20, HELD_OUT_ROWS)
+    assert (len(pool), len(held_out)) == (20, 6)
     assert not {row["answer"] for row in pool} & {row["answer"] for row in held_out}
