@@ -138,6 +138,16 @@ def test_code_in_a_task_file_does_not_run(tmp_path):
         load_tasks(TaskSource(files=(path,)))
 
 
+@pytest.mark.parametrize("head", ["include: other.yaml", "task:\n  - include: other.yaml"])
+def test_code_behind_an_include_does_not_run(tmp_path, head):
+    path = tmp_path / "innocent.yaml"
+    path.write_text(head + "\n" + ("" if head.startswith("task") else "task: innocent\n"))
+    (tmp_path / "other.yaml").write_text("process_docs: !function boom.run\n")
+    (tmp_path / "boom.py").write_text("raise SystemExit('it ran')\n")
+    with pytest.raises(ValueError, match="includes another file"):
+        load_tasks(TaskSource(files=(path,)))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("a: [", "not YAML"), ("- a\n", "expected an lm-eval task file"), (None, "cannot be read")],

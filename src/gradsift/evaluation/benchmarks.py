@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import io
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -56,12 +56,10 @@ class TaskSource:
     Attributes:
         names: Of lm-eval's own tasks and groups, and "probe", which is ours.
         files: Task files of one's own.
-        limit: Items of each task, the first ones; None for all.
     """
 
     names: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
-    limit: int | None = None
 
 
 def load_tasks(source: TaskSource, *, trust_code: bool = False) -> dict[str, Any]:
@@ -105,7 +103,6 @@ def score_tasks(
     tasks: dict[str, Any],
     *,
     limit: int | None = None,
-    on_progress: Callable[[int], None] = lambda n: None,
 ) -> dict[str, TaskScores]:
     """Evaluate a model at tasks, zero-shot unless a task says otherwise.
 
@@ -114,7 +111,6 @@ def score_tasks(
         tokenizer: Its tokenizer.
         tasks: From `load_tasks`.
         limit: Items of each task, the first ones; None for all.
-        on_progress: Called with the number of requests answered.
 
     Returns:
         Scores by task; a group is its tasks.
@@ -128,7 +124,6 @@ def score_tasks(
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     with _quiet():
         lm = SharedPrefixLM(pretrained=model, tokenizer=tokenizer, batch_size=ROWS_IN_A_BATCH)
-        lm.on_progress = on_progress
         # Intervals come later, from all arms together.
         results = evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
     assert results is not None
@@ -182,7 +177,18 @@ def _task_file(path: Path, trust_code: bool) -> str:
         raise ValueError(f"--general {path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or "task" not in content:
         raise ValueError(f"--general {path}: expected an lm-eval task file, with a `task:` line.")
+    if _has_key(content, "include"):
+        raise ValueError(
+            f"--general {path}: includes another file, which may name Python code that would run. "
+            "Write its lines into this one, or read it and give --trust-remote-code."
+        )
     return str(path)
+
+
+def _has_key(value: object, key: str) -> bool:
+    if isinstance(value, dict):
+        return key in value or any(_has_key(one, key) for one in value.values())
+    return isinstance(value, list) and any(_has_key(one, key) for one in value)
 
 
 def _scores(task: str, samples: Sequence[dict], way: str) -> TaskScores:

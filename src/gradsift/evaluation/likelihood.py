@@ -5,7 +5,7 @@ Shapes: B rows, T positions, K of them from the first label on, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +22,18 @@ WINDOW_TOKENS = 512
 def response_losses(
     model: PreTrainedModel,
     instances: Sequence[Instance],
-    *,
-    on_progress: Callable[[int], None] = lambda n: None,
 ) -> list[float]:
     """Compute the instance loss of held-out rows.
 
     Args:
         model: In evaluation mode.
         instances: At least one.
-        on_progress: Called with the number of rows done.
 
     Returns:
         Mean negative log-likelihood of each row's response tokens, in nats.
     """
     rows = [(item.input_ids, item.labels) for item in instances]
-    sums = summed_losses(model, rows, on_progress=on_progress)
+    sums = summed_losses(model, rows)
     return [total / item.n_response_tokens for total, item in zip(sums, instances, strict=True)]
 
 
@@ -66,21 +63,18 @@ def windows_of(
 def window_losses(
     model: PreTrainedModel,
     windows: Sequence[Sequence[int]],
-    *,
-    on_progress: Callable[[int], None] = lambda n: None,
 ) -> list[float]:
     """Compute the loss of each window, every token but its first predicted from those before it.
 
     Args:
         model: In evaluation mode.
         windows: From `windows_of`.
-        on_progress: Called with the number of windows done.
 
     Returns:
         Mean negative log-likelihood for each token, in nats; perplexity is exp of their mean.
     """
     rows = [(list(window), list(window)) for window in windows]
-    sums = summed_losses(model, rows, on_progress=on_progress)
+    sums = summed_losses(model, rows)
     return [total / (len(window) - 1) for total, window in zip(sums, windows, strict=True)]
 
 
@@ -88,15 +82,12 @@ def window_losses(
 def summed_losses(
     model: PreTrainedModel,
     rows: Sequence[tuple[Sequence[int], Sequence[int]]],
-    *,
-    on_progress: Callable[[int], None] = lambda n: None,
 ) -> list[float]:
     """Sum the negative log-likelihoods of the labelled tokens of each row.
 
     Args:
         model: In evaluation mode.
         rows: Tokens and labels of each.
-        on_progress: Called with the number of rows done.
 
     Returns:
         Nats, in order.
@@ -112,7 +103,6 @@ def summed_losses(
         losses = _batch_losses(model, [rows[i] for i in batch], padded=exact)
         for i, total in zip(batch, losses, strict=True):
             sums[i] = total
-        on_progress(start)
     return sums
 
 

@@ -10,7 +10,7 @@ Shapes: B contexts, R continuations, C their tokens, T context tokens, V vocabul
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,11 +45,9 @@ class SharedPrefixLM(HFLM):
 
     Attributes:
         way: How requests are scored, for the record; None before the first ones.
-        on_progress: Called with the number of requests answered.
     """
 
     way: str | None = None
-    on_progress: Callable[[int], None] = staticmethod(lambda n: None)
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -84,7 +82,6 @@ class SharedPrefixLM(HFLM):
 
     def _shared(self, requests: list[Request]) -> list[Answer]:
         answers: list[Answer | None] = [None] * len(requests)
-        n_done = 0
         for batch in _batches(_items(requests), requests):
             at = [i for item in batch for i in item.requests]
             continuations = [requests[i][2] for i in at]
@@ -95,8 +92,6 @@ class SharedPrefixLM(HFLM):
                 # As lm-eval does, for those who give it a cache.
                 if requests[i][0] is not None:
                     self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
-            n_done += len(at)
-            self.on_progress(n_done)
         return answers
 
     @torch.no_grad()

@@ -188,11 +188,12 @@ def _sum(parts: Sequence[Part]) -> Part:
 
 
 def _t(df: float) -> float:
-    return float(stats.t.ppf(0.5 + LEVEL / 2, df)) if math.isfinite(df) else 1.96
+    # With infinite degrees of freedom scipy gives the normal distribution's.
+    return float(stats.t.ppf(0.5 + LEVEL / 2, df))
 
 
 def _p(value: float, total: Part) -> float:
     if total.variance == 0:
         return 1.0 if value == 0 else 0.0
     z = abs(value) / math.sqrt(total.variance)
-    return float(2 * (stats.t.sf(z, total.df) if math.isfinite(total.df) else stats.norm.sf(z)))
+    return float(2 * stats.t.sf(z, total.df))

@@ -77,11 +77,6 @@ class Exam:
     synonyms: Synonyms
     identity: dict[str, object] = field(default_factory=dict)
 
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of the held-out rows."""
-        return sum(len(item.input_ids) for item in self.instances)
-
 
 def make_exam(
     test: Pool,
@@ -128,7 +123,9 @@ def make_exam(
     names = [name for name in settings.general if not name.endswith((".yaml", ".yml", ".txt"))]
     files = [Path(name) for name in settings.general if name.endswith((".yaml", ".yml"))]
     texts = [Path(name) for name in settings.general if name.endswith(".txt")]
-    source = TaskSource(tuple(names), tuple(files), settings.limit)
+    if len({path.stem for path in texts}) < len(texts):
+        raise ValueError("--general: two text files have the same name; give each its own.")
+    source = TaskSource(tuple(names), tuple(files))
     exam = Exam(
         instances=built.items,
         sources=[sources[item.instance_id] for item in built.items],
