@@ -105,8 +105,9 @@ def test_the_evidence_in_the_readme_is_the_experiments_own():
     assert done.stdout.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_commands_of_the_readme_work(tmp_path, monkeypatch):
+def test_the_commands_of_the_readme_work(tmp_path, monkeypatch, capsys):
     """With a tiny model in place of the hub's, and a file of ten rows."""
+    from test_cli import invoke
     from tiny import save_tiny
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -126,11 +127,10 @@ def test_the_commands_of_the_readme_work(tmp_path, monkeypatch):
             command += " --limit 5 --max-new-tokens 4"
         words = command.replace("HuggingFaceTB/SmolLM2-135M-Instruct", model).split()
         words = ["line:2" if word == "ROW_ID" else word for word in words]
-        done = subprocess.run(
-            [sys.executable, "-m", *words], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, (command, done.stderr)
-        assert done.stdout
+        # In this process: loading the libraries eleven times would be most of the time.
+        code, out, err = invoke(capsys, *words[1:])
+        assert code == 0, (command, err)
+        assert out
     snippet, loop = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     snippet = snippet.replace("HuggingFaceTB/SmolLM2-135M-Instruct", model)
     code = snippet + LOOP_OF_ONES_OWN.replace("MODEL", model) + loop
