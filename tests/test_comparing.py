@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -298,6 +299,19 @@ def test_adapters_are_saved_as_adapters_and_examined_merged(world, tmp_path):
         ({"general": ("nowhere.yaml",)}, "nowhere.yaml"),
         ({"name": "../x"}, "--name"),
         ({"sft": {"num_train_epochs": 3}}, "num_train_epochs"),
+        ({"arms": ()}, "--arms names none"),
+        ({"arms": ("base:seeds=2",)}, "not trained, so it has no seeds"),
+        ({"arms": ("grads:strategy=random",)}, "the name of the arm"),
+        ({"arms": ("grads:alpha=[",)}, "no value in YAML"),
+        ({"arms": ("grads@50%:seeds=1", "grads@50%:seeds=2")}, "twice, with other seeds"),
+        ({"strategy": "random"}, "the names of the arms"),
+        ({"name": "manifest"}, "manifest.json is there and is no comparison"),
+        ({"epochs": 0}, "--epochs is 0"),
+        ({"epochs": float("inf")}, "--epochs is inf"),
+        ({"save_steps": 0}, "--save-steps is 0"),
+        ({"limit": 0}, "--limit is 0"),
+        ({"max_new_tokens": -1}, "--max-new-tokens is -1"),
+        ({"lora": {"zz": 2}}, "zz"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_trained(world, changes, message):
@@ -310,6 +324,158 @@ def test_a_mistake_is_found_before_anything_is_trained(world, changes, message):
 def test_test_rows_in_the_pool_are_told(world):
     result = compared(world, test=str(world / "data.jsonl"), arms=("base",), name="leak")
     assert "24 of 24 test rows stand word for word in the pool" in result.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arm": "full", "budget": "5%"}, "has no budget"),
+        ({"arm": "grads@5%", "budget": "50%"}, "names its budget"),
+        ({"arm": "grads"}, "add --budget 50%"),
+        ({"arm": "grads@50%:seeds=3"}, "trained once"),
+        ({"arm": "base"}, "nothing to train"),
+    ],
+)
+def test_one_arm_is_trained_once(world, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(world / "run", **options)
+
+
+def test_a_setting_of_all_arms_is_one_of_the_selection(capsys, world):
+    for key in ("budget", "nonsense"):
+        code, _, err = invoke(capsys, "train", world / "run", "--set", f"{key}=5%")
+        assert code == 2
+        assert f"--set {key}: expected one of strategy, side" in err
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(world, tmp_path):
+    other = Path(shutil.copytree(world / "model", tmp_path / "model"))
+    before = (other / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="holds something else"):
+        train(world / "run", arm="full", epochs=1, out=other)
+    assert (other / "model.safetensors").read_bytes() == before
+
+
+def test_a_process_that_dies_while_it_saves_leaves_nothing_in_the_way(world, tmp_path, monkeypatch):
+    options = {"arm": "full", "epochs": 1, "out": tmp_path / "out"}
+    with monkeypatch.context() as patched:
+        patched.setattr("gradsift.stages.train.write_json", die)
+        with pytest.raises(Killed):
+            train(world / "run", **options)
+    assert not (tmp_path / "out").exists()
+    assert (train(world / "run", **options).folder / "model.safetensors").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def die(*_):
+    raise Killed
+
+
+def test_two_processes_do_not_train_one_arm_twice(world, tmp_path):
+    options = {"arm": "full", "epochs": 1, "out": tmp_path / "out", "seed": 5}
+    started, lines = threading.Event(), []
+
+    def first():
+        train(world / "run", **options, listener=Listener(progress=lambda *_: started.set()))
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert started.wait(60)
+    train(world / "run", **options, listener=Listener(note=lines.append))
+    thread.join()
+    assert lines[0] == "another process trains this arm: waiting for it"
+    assert "nothing to do" in lines[-1]
+
+
+def test_rows_that_changed_since_the_capture_are_not_trained_on(world, tmp_path):
+    run, data = tmp_path / "run", tmp_path / "data.jsonl"
+    shutil.copy(world / "data.jsonl", data)
+    gs.capture(str(world / "model"), gs.load_pool(str(data)), out=run, sft=TRAINING)
+    lines = data.read_text().splitlines()
+    changed = json.loads(lines[0])
+    assert "id" in changed
+    changed["response"] += " and more"
+    data.write_text("\n".join([json.dumps(changed), *lines[1:]]) + "\n")
+    with pytest.raises(ValueError, match=r"not those that .* was captured from"):
+        train(run, arm="full", epochs=1)
+
+
+def test_weights_that_were_not_kept_are_made_when_they_are_wanted(world, tmp_path):
+    run = tmp_path / "run"
+    copy_without_arms(world / "run", run)
+    options = {"arms": ("full:seeds=1",), "general": (), "epochs": 1, "max_new_tokens": 4}
+    compare(run, test=str(world / "test.jsonl"), **options)
+    assert not list((run / "arms").glob("*/model"))
+    compare(run, test=str(world / "test.jsonl"), keep_models=True, **options)
+    assert len(list((run / "arms").glob("full-0-*/model/model.safetensors"))) == 1
+
+
+def test_sizes_said_in_other_words_are_compared_and_others_are_noted(world, finished):
+    as_large = compared(world, name="words", arms=("base", "random@12", "grads@50%"))
+    asked = {(v.question.arm, v.question.rival) for v in as_large.verdicts}
+    assert asked == {("grads 50%", "random 12")}
+    other = compared(world, name="other", arms=("base", "random@50%", "grads@5:seeds=1"))
+    assert not other.verdicts
+    assert any("grads 5: no random arm is as large" in note for note in other.notes)
+
+
+def test_arms_that_are_the_same_models_are_noted(world, finished):
+    arms = ("random@50%", "random@50%:alpha=0")
+    result = compared(world, name="alike", arms=arms)
+    assert "random 50% and random:alpha=0 50% are the same rows, trained alike" in result.notes
+    assert len(result.board.arms) == 2
+
+
+def test_an_arm_may_draw_with_a_seed_of_its_own(world, finished):
+    lines = []
+    arms = ("random@50%:seeds=1", "random@50%:seed=7:seeds=1")
+    compared(world, name="draws", arms=arms, listener=Listener(note=lines.append))
+    assert any(line.startswith("2 models") for line in lines)
+
+
+def test_few_items_are_noted_and_one_has_no_interval(world, tmp_path):
+    test = tmp_path / "one.jsonl"
+    test.write_text((world / "test.jsonl").read_text().splitlines(keepends=True)[0])
+    arms = ("base", "full:seeds=1", "random@50%:seeds=1", "grads@50%:seeds=1")
+    result = compared(world, name="one", test=str(test), arms=arms)
+    assert any("few items (1 of rows" in note for note in result.notes)
+    learning = [v for v in result.verdicts if v.question.kind == "learning"]
+    assert {v.answer for v in learning} <= {"cannot tell", "nothing to tell"}
+    found = json.loads((world / "run" / "one.json").read_text(), parse_constant=pytest.fail)
+    assert found["arms"]["full"]["levels"]["loss"]["low"] is None
+    assert "± ?" in result.text()
+
+
+def test_plots_of_an_earlier_comparison_of_that_name_do_not_stay(world, finished):
+    compared(world, name="plots", arms=("base", "random:seeds=1", "grads:seeds=1"))
+    assert (world / "run" / "plots-budget.svg").exists()
+    compared(world, name="plots", arms=("base", "full:seeds=1"))
+    assert not (world / "run" / "plots-budget.svg").exists()
+
+
+def test_a_training_that_diverged_is_named(world):
+    with pytest.raises(ValueError, match=r"full, training 0: .* diverged. Lower learning_rate"):
+        compared(world, name="wild", arms=("full:seeds=1",), sft={"learning_rate": 1e9})
+
+
+def test_held_out_rows_that_are_written_otherwise_are_named(world, tmp_path):
+    run = tmp_path / "run"
+    pool = gs.load_pool(
+        str(world / "data.jsonl"), prompt_column="prompt", response_column="response"
+    )
+    gs.capture(str(world / "model"), pool, out=run, sft=TRAINING)
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"instruction": "a", "output": "b"}\n')
+    with pytest.raises(ValueError, match=r"--test .*other.jsonl: .* read as the run's rows"):
+        compare(run, test=other, arms="base")
+
+
+def test_one_thing_needs_no_list(world, finished):
+    found = compare(
+        world / "run", test=world / "test.jsonl", arms="base", general=world / "text.txt",
+        budgets="50%", max_new_tokens=4, dry_run=True,
+    )  # fmt: skip
+    assert (found.n_models, found.n_done) == (1, 1)
 
 
 TASK = """

@@ -277,7 +277,9 @@ def train(
     arm: Annotated[
         str, typer.Option(help="full, full-equal-steps or a strategy, as for compare.")
     ] = "grads",
-    budget: Budget = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Of the arm: 50%, 500 (rows) or 20000tok (tokens).")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the model (default: in the run folder).")
     ] = None,
@@ -297,14 +299,14 @@ def train(
     from gradsift.comparing import train as train_arm
 
     given = _said(locals())
-    settings = given.pop("set_", {})
+    settings = _selection(given)
     _print(train_arm(run_folder, listener=_listener(), **given, **settings), json_)
 
 
 @app.command()
 def compare(
     run_folder: RunFolder,
-    test: Annotated[str, typer.Option(help="Held-out rows, in any format that DATA may have.")],
+    test: Annotated[str, typer.Option(help="Held-out rows, written as those of DATA are.")],
     arms: Annotated[
         str,
         typer.Option(
@@ -352,7 +354,7 @@ def compare(
     from gradsift.comparing import compare as compare_arms
 
     given = {**_said(locals()), "dry_run": dry_run}
-    settings = given.pop("set_", {})
+    settings = _selection(given)
     for key in ("arms", "budgets", "general"):
         given[key] = [part.strip() for part in given[key].split(",") if part.strip()]
     _print(compare_arms(run_folder, listener=_listener(), **given, **settings), json_)
@@ -471,6 +473,18 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     if given.get("quota"):
         given["quota"] = _quotas(given["quota"])
     return {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
+
+
+def _selection(given: dict[str, Any]) -> dict[str, Any]:
+    # Takes what --set says out of the arguments.
+    from gradsift.selection.settings import Settings
+
+    settings = given.pop("set_", {})
+    for key in settings:
+        if key not in Settings.model_fields or key in given:
+            known = ", ".join(name for name in Settings.model_fields if name not in given)
+            raise ValueError(f"--set {key}: expected one of {known}.")
+    return settings
 
 
 def _said(arguments: dict[str, Any]) -> dict[str, Any]:

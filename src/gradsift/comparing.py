@@ -15,6 +15,7 @@ from gradsift.stages.listener import SILENT, Listener
 from gradsift.store.reader import GradientStore
 
 if TYPE_CHECKING:
+    from gradsift.data.pool import Pool
     from gradsift.stages.arms import Arm
     from gradsift.stages.captured import Captured
     from gradsift.stages.compare import Forecast
@@ -97,31 +98,29 @@ def train(
     Raises:
         ValueError: If a setting does not fit, or rows or model changed since the capture.
     """
-    from gradsift.stages.arms import parse_arms
+    from gradsift.stages.arms import parse_arm
     from gradsift.stages.train import train_arm
     from gradsift.training.model import without_progress_bars
 
-    parsed = parse_arms([arm], [] if budget is None else [budget], 1)
-    if len(parsed) != 1 or not parsed[0].is_trained:
-        raise ValueError(f"arm {arm!r}: there is nothing to train.")
+    parsed = parse_arm(arm, budget)
     files = {"anchor": anchor, "target": target, "keep": keep, "drop": drop}
     with without_progress_bars():
-        captured = _captured(run, parsed, settings, files, listener)
+        captured = _captured(run, [parsed], settings, files, listener)
         training = _training(captured, epochs, sft, lora, save_steps, keep_models=True)
         folder, n_rows, done = train_arm(
-            captured, parsed[0], training, None if out is None else Path(out), listener
+            captured, parsed, training, None if out is None else Path(out), listener
         )
-    return TrainResult(folder, parsed[0].label, n_rows, done.n_steps, done.n_tokens, done.seconds)
+    return TrainResult(folder, parsed.label, n_rows, done.n_steps, done.n_tokens, done.seconds)
 
 
 def compare(
     run: str | Path | GradientStore,
     *,
-    test: str,
-    arms: Sequence[str] = DEFAULT_ARMS,
-    budgets: Sequence[str | int | float] = ("50%",),
+    test: str | Path,
+    arms: str | Sequence[str] = DEFAULT_ARMS,
+    budgets: str | int | float | Sequence[str | int | float] = ("50%",),
     seeds: int = 3,
-    general: Sequence[str] = ("probe",),
+    general: str | Path | Sequence[str | Path] = ("probe",),
     limit: int | None = None,
     epochs: float = 3,
     sft: Mapping[str, Any] | None = None,
@@ -181,21 +180,40 @@ def compare(
     from gradsift.stages.exam import ExamSettings
     from gradsift.training.model import without_progress_bars
 
-    parsed = parse_arms(arms, budgets, seeds)
+    parsed = parse_arms(_several(arms), _several(budgets), seeds)
+    asked = ExamSettings(
+        tuple(map(str, _several(general))), limit, max_new_tokens, trust_remote_code
+    )
     files = {"anchor": anchor, "target": target, "keep": keep, "drop": drop}
     with without_progress_bars():
         captured = _captured(run, parsed, settings, files, listener)
         training = _training(captured, epochs, sft, lora, save_steps, keep_models=keep_models)
         return compare_arms(
             captured,
-            load_rows(open_run(captured.store)[1], test),
+            _held_out(captured, test),
             parsed,
             training,
-            ExamSettings(tuple(general), limit, max_new_tokens, trust_remote_code),
+            asked,
             name=name,
             dry_run=dry_run,
             listener=listener,
         )
+
+
+def _several(given: Any) -> Sequence[Any]:
+    # One thing may be given without a list around it.
+    return [given] if isinstance(given, str | Path | int | float) else given
+
+
+def _held_out(captured: Captured, test: str | Path) -> Pool:
+    config = open_run(captured.store)[1]
+    try:
+        return load_rows(config, str(test))
+    except ValueError as error:
+        columns = [config.prompt_column, config.response_column, config.format]
+        like = ", ".join(name for name in columns if name is not None)
+        more = f" Held-out rows are read as the run's rows are ({like})." if like else ""
+        raise ValueError(f"--test {test}: {error}{more}") from None
 
 
 def _captured(
@@ -208,6 +226,8 @@ def _captured(
     from gradsift.stages.arms import needs_of
     from gradsift.stages.captured import Captured
 
+    if "strategy" in settings:
+        raise ValueError("settings: strategy is said by the names of the arms.")
     selection = validated_settings(dict(settings))
     needs = needs_of(selection, arms)
     store, config = open_run(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class CaptureResult:
         """Return what a person wants to know."""
         return (
             f"{self.store.manifest.n_instances} instances recorded in {self.store.folder}\n"
-            f"next: gradsift select {self.store.folder} --budget 50%"
+            f"next: gradsift select {shlex.quote(str(self.store.folder))} --budget 50%"
         )
 
 
@@ -123,7 +124,7 @@ def capture(
     """
     config = validated(
         {
-            "data": pool.source.name,
+            **pool.read_as,
             "model": str(model),
             "out": str(out),
             "revision": revision,

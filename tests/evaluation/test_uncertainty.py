@@ -109,10 +109,12 @@ def test_holm():
 @pytest.mark.parametrize(
     ("items", "seeds", "expected"),
     [
-        # To see 1.0 with 80 % power takes a variance of (1 / 2.8016)² = 0.12741.
-        (0.25, None, "about 97 more test rows needed"),
-        (0.05, 0.2, "about 5 more seeds needed"),
-        (0.15, 0.11, "about 762 more test rows needed"),
+        # With 99 degrees of freedom 80 % power takes a variance of (1 / (1.984 + 0.845))² = 0.1249.
+        (0.25, None, "about 101 more test rows needed"),
+        # Here with 6.2: (1 / (2.425 + 0.903))² = 0.0903, of which 0.04 is left for seeds.
+        (0.05, 0.2, "about 12 more seeds needed"),
+        (0.15, 0.11, "about 2 times as many test rows and seeds needed"),
+        (0.15, 0.05, "about 108 more test rows needed"),
         (0.25, 0.25, "about 4 times as many test rows and seeds needed"),
         (100.0, None, "more than 20 times as many test rows and seeds needed"),
     ],
@@ -121,6 +123,46 @@ def test_what_would_be_needed(items, seeds, expected):
     part = None if seeds is None else Part(seeds, 4)
     found = Estimate(1.0, -1, 3, 0.3, 100, (3, 3), Part(items, 99), part)
     assert needed(found) == expected
+
+
+def test_what_would_be_needed_is_more_where_p_is_adjusted():
+    # Alone it would be clear: 2.2 standard errors. Of ten, it is not.
+    found = Estimate(2.2, 0.2, 4.2, 0.03, 100, (1, 1), Part(1.0, 99), None)
+    alone, adjusted = needed(found), needed(found, 0.3)
+    more = [int(text.split()[1]) for text in (alone, adjusted)]
+    assert 0 < more[0] < more[1]
+
+
+def test_few_items_are_not_certain_because_they_agree():
+    weights = resampling_weights({"a": 5}, 200, 0)
+    a, b = runs([np.full(5, 2.0)], weights), runs([np.full(5, 1.0)], weights)
+    found = estimate_difference(a, b, n_items=5)
+    # All five favour one arm: 2 · 0.5⁵, as in a sign test.
+    assert found.p == pytest.approx(2 * 0.5**5)
+    assert found.low < 0 < 1 < found.high
+    weights = resampling_weights({"a": 1}, 200, 0)
+    a, b = runs([np.array([2.0])], weights), runs([np.array([1.0])], weights)
+    found = estimate_difference(a, b, n_items=1)
+    assert (found.low, found.high, found.p) == (-np.inf, np.inf, 1)
+    assert "more than one item" in needed(found)
+
+
+def test_one_item_in_each_set_has_no_spread_either():
+    weights = resampling_weights({"a": 1, "b": 1}, 200, 0)
+    a, b = (
+        [replicate(METRICS["accuracy"], {"a": x, "b": x}, weights)]
+        for x in (np.ones((1, 1)), np.zeros((1, 1)))
+    )
+    assert estimate_difference(a, b, n_items=2, smallest_set=1).p == 1
+
+
+def test_resampling_few_items_understates_their_spread():
+    rng = np.random.default_rng(0)
+    items = rng.normal(0, 1, 4)
+    found = estimate_difference(
+        runs([items], resampling_weights({"a": 4}, 20000, 0)), [], n_items=4
+    )
+    assert found.items.variance == pytest.approx(np.var(items, ddof=1) / 4, rel=0.03)
 
 
 def test_nothing_helps_where_there_is_no_difference():

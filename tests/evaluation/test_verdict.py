@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from gradsift.evaluation.metrics import GENERAL, LEARNING
@@ -50,16 +51,35 @@ def test_other_families_do_not_count():
 
 
 def test_forgetting_cannot_be_compared_where_there_was_none():
-    differences = {"accuracy": estimate(0.1, 0.8)}
     kept = {"accuracy": estimate(-0.2, 0.7)}
     lost = {"accuracy": estimate(-9, 1e-6)}
-    ask = {
-        name: decide([Question(GENERAL, "a", "full", "full", differences, forgot)])[0]
-        for name, forgot in (("kept", kept), ("lost", lost), ("unknown", None))
-    }
-    assert ask["kept"].answer == "nothing to tell"
-    assert "did not measurably forget" in ask["kept"].sentence
-    assert ask["lost"].answer == ask["unknown"].answer == "cannot tell"
+
+    def answer(p, mine, theirs):
+        differences = {"accuracy": estimate(-2, p)}
+        return decide([Question(GENERAL, "a", "full", "full", differences, mine, theirs)])[0]
+
+    assert "full did not measurably forget" in answer(0.8, lost, kept).sentence
+    assert answer(0.8, lost, kept).answer == "nothing to tell"
+    assert answer(0.8, lost, lost).answer == answer(0.8, None, None).answer == "cannot tell"
+    # Clearly worse than a rival that improved, but nothing is lost.
+    assert answer(1e-6, kept, kept).answer == "nothing to tell"
+    assert "neither measurably forgot" in answer(1e-6, kept, kept).sentence
+    assert answer(1e-6, lost, kept).answer == answer(1e-6, None, None).answer == "no"
+
+
+def test_models_that_answer_everything_alike_need_no_more_rows():
+    same = Estimate(0.0, 0.0, 0.0, 1.0, 100, (1, 1), Part(0.0, 99), None)
+    (verdict,) = decide([Question(LEARNING, "a", "random", "random", {"bleu": same})])
+    assert verdict.answer == "nothing to tell"
+    assert "both answered everything alike" in verdict.sentence
+    assert "needed" not in verdict.sentence
+
+
+def test_a_single_item_has_no_interval():
+    one = Estimate(2.0, -np.inf, np.inf, 1.0, 1, (1, 1), Part(np.inf, 1), None)
+    (verdict,) = decide([Question(LEARNING, "a", "random", "random", {"bleu": one})])
+    assert verdict.answer == "cannot tell"
+    assert "BLEU +2.00 [no interval] (p 1.000); for BLEU more than one item" in verdict.sentence
 
 
 def test_a_sentence_has_figures_and_what_would_help():

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gradsift.data.containers import fingerprint, read_rows
@@ -59,6 +59,7 @@ class Pool:
         columns: Names of fields where they differ from the usual.
         sha256: Of the source's content.
         rows: In the source's order.
+        read_as: What `load_pool` was told, to read the same rows again.
     """
 
     source: Source
@@ -67,6 +68,7 @@ class Pool:
     columns: Columns
     sha256: str
     rows: tuple[PoolRow, ...]
+    read_as: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def dropped_by_reason(self) -> Counter[str]:
@@ -125,6 +127,18 @@ def load_pool(
     Raises:
         ValueError: If the source cannot be read, its format is not recognised, or no row is usable.
     """
+    read_as = {
+        "data": data,
+        "format": row_format,
+        "id_column": id_column,
+        "prompt_column": prompt_column,
+        "response_column": response_column,
+        "system_column": system_column,
+        "source_column": source_column,
+        "dataset_info": dataset_info,
+        "split": split,
+        "train_on": train_on,
+    }
     columns = Columns(prompt=prompt_column, response=response_column, system=system_column)
     if (prompt_column is None) != (response_column is None):
         raise ValueError("--prompt-column and --response-column belong together; one is missing.")
@@ -163,7 +177,7 @@ def load_pool(
     )
     rows.announce(readable)
     pool_rows = tuple(rows.add(raw) for raw in raw_rows)
-    pool = Pool(source, row_format, detected, columns, fingerprint(source), pool_rows)
+    pool = Pool(source, row_format, detected, columns, fingerprint(source), pool_rows, read_as)
     _require_usable(pool)
     return pool
 

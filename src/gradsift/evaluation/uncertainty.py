@@ -18,6 +18,7 @@ from scipy import stats
 from gradsift.evaluation.metrics import Replicated
 
 LEVEL = 0.95
+SIGNIFICANT = 0.05
 POWER = 0.8
 
 
@@ -40,7 +41,7 @@ class Estimate:
 
     Attributes:
         value: The estimate.
-        low: End of the 95 % interval.
+        low: End of the 95 % interval; infinite where there is nothing to judge the spread by.
         high: Its other end.
         p: Two-sided, against a value of zero.
         n_items: Test items.
@@ -65,15 +66,20 @@ def estimate_difference(
     b: Sequence[Replicated],
     *,
     n_items: int,
+    smallest_set: int | None = None,
     seed_variance: float | None = None,
     trained: tuple[bool, bool] = (True, True),
 ) -> Estimate:
     """Estimate how much larger a metric is in arm a than in arm b.
 
+    Where all items differ by the same amount, resampling them shows no spread. The chance that so
+    many items all favour one arm (sign test) takes its place.
+
     Args:
         a: One for each seed.
         b: One for each seed; empty for the level of a alone.
         n_items: Test items, over all sets.
+        smallest_set: Items of the smallest set that the metric is a mean over; None for n_items.
         seed_variance: Between the trainings of an arm, for an arm that was trained once; from the
             arms that were trained more often. None if there are none.
         trained: Whether each arm is trained at all (base is not: it has no luck of seeds).
@@ -83,7 +89,8 @@ def estimate_difference(
     """
     value = _mean_value(a) - (_mean_value(b) if b else 0.0)
     replicates_B = _mean_values(a) - (_mean_values(b) if b else 0.0)
-    items = Part(float(np.var(replicates_B, ddof=1)), max(n_items - 1, 1))
+    n = n_items if smallest_set is None else smallest_set
+    items = Part(_item_variance(value, replicates_B, n, paired=bool(b)), max(n_items - 1, 1))
     of_seeds = [
         _seed_part(arm, seed_variance)
         for arm, is_trained in zip((a, b), trained, strict=True)
@@ -92,7 +99,7 @@ def estimate_difference(
     known = [part for part in of_seeds if part is not None]
     seeds = _sum(known) if known else None
     total = _sum([items, *known])
-    half = _t(total.df) * math.sqrt(total.variance)
+    half = _quantile(0.5 + LEVEL / 2, total.df) * math.sqrt(total.variance)
     return Estimate(
         value, value - half, value + half, _p(value, total), n_items, (len(a), len(b)), items, seeds
     )
@@ -132,21 +139,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def needed(estimate: Estimate, *, most: float = 20.0) -> str:
+def needed(estimate: Estimate, adjusted_p: float | None = None, *, most: float = 20.0) -> str:
     """Say how much more would be needed to tell a difference of this size from none.
 
-    With the usual power of 80 % at the 5 % level, the variance by items falling with their number
-    and that by seeds with theirs.
+    With the usual power of 80 % at what the adjustment for several arms and metrics leaves of the
+    5 % level, the variance by items falling with their number and that by seeds with theirs.
 
     Args:
         estimate: That cannot be told from zero.
+        adjusted_p: Its p-value, adjusted; None if it is not.
         most: Times as many rows or seeds, beyond which it is not worth saying how many.
 
     Returns:
         A phrase.
     """
-    wanted = (abs(estimate.value) / (stats.norm.ppf(0.5 + LEVEL / 2) + stats.norm.ppf(POWER))) ** 2
     items = estimate.items.variance
+    if math.isinf(items):
+        return "more than one item of each set needed"
+    level = SIGNIFICANT
+    if adjusted_p is not None and 0 < estimate.p < adjusted_p:
+        level *= estimate.p / adjusted_p
+    df = _sum([part for part in (estimate.items, estimate.seeds) if part is not None]).df
+    quantiles = _quantile(1 - level / 2, df) + _quantile(POWER, df)
+    wanted = (abs(estimate.value) / quantiles) ** 2
     seeds = 0.0 if estimate.seeds is None else estimate.seeds.variance
     phrases = []
     if wanted > seeds and items / (wanted - seeds) <= most:
@@ -183,13 +198,25 @@ def _seed_part(arm: Sequence[Replicated], if_single: float | None) -> Part | Non
 
 def _sum(parts: Sequence[Part]) -> Part:
     variance = sum(part.variance for part in parts)
+    if math.isinf(variance):
+        return Part(variance, 1)
     spread = sum(part.variance**2 / part.df for part in parts)
     return Part(variance, variance**2 / spread if spread > 0 else math.inf)
 
 
-def _t(df: float) -> float:
+def _item_variance(value: float, replicates_B: np.ndarray, n: int, *, paired: bool) -> float:
+    if n < 2:
+        return math.inf
+    # Resampling n items spreads like n - 1 of them.
+    variance = float(np.var(replicates_B, ddof=1)) * n / (n - 1)
+    if not paired or variance > 1e-18 * value**2 or value == 0:
+        return variance
+    return (value / _quantile(1 - 0.5**n, n - 1)) ** 2
+
+
+def _quantile(share: float, df: float) -> float:
     # With infinite degrees of freedom scipy gives the normal distribution's.
-    return float(stats.t.ppf(0.5 + LEVEL / 2, df))
+    return float(stats.t.ppf(share, df))
 
 
 def _p(value: float, total: Part) -> float:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from gradsift.evaluation.metrics import DECIDING, GENERAL, LEARNING, METRICS, Metric
-from gradsift.evaluation.uncertainty import Estimate, holm, needed
-
-SIGNIFICANT = 0.05
+from gradsift.evaluation.uncertainty import SIGNIFICANT, Estimate, holm, needed
 
 YES = "yes"
 NO = "no"
@@ -28,7 +27,8 @@ class Question:
         family: What the rivals of this and other questions have in common; p-values are adjusted
             for all questions of one kind and family.
         differences: By metric, arm minus rival.
-        rival_forgot: By metric, rival minus base, for GENERAL if there is a base arm.
+        arm_forgot: By metric, arm minus base, for GENERAL if there is a base arm.
+        rival_forgot: By metric, rival minus base, likewise.
     """
 
     kind: str
@@ -36,6 +36,7 @@ class Question:
     rival: str
     family: str
     differences: dict[str, Estimate]
+    arm_forgot: dict[str, Estimate] | None = None
     rival_forgot: dict[str, Estimate] | None = None
 
     @property
@@ -64,7 +65,8 @@ class Verdict:
 def decide(questions: Sequence[Question]) -> list[Verdict]:
     """Answer questions, with p-values adjusted for the number of arms and metrics (Holm).
 
-    An arm is better where at least one deciding metric says so and none says the opposite.
+    An arm is better where at least one deciding metric says so and none says the opposite. Where
+    neither arm measurably forgot anything, a difference between them is not forgetting.
 
     Args:
         questions: Of any kind.
@@ -89,21 +91,34 @@ def decide(questions: Sequence[Question]) -> list[Verdict]:
 def _decide(question: Question, adjusted: dict[str, float]) -> Verdict:
     clear = {name for name in question.deciding if adjusted[name] < SIGNIFICANT}
     better = {name for name in clear if _is_better(name, question.differences[name].value)}
-    if better and clear - better:
+    nothing = _nothing_to_tell(question, any_clear=bool(clear))
+    if nothing is not None:
+        answer = NOTHING_TO_TELL
+    elif better and clear - better:
         answer = MIXED
     elif better:
         answer = YES
     elif clear:
         answer = NO
-    elif question.kind == GENERAL and _rival_kept_all(question):
-        answer = NOTHING_TO_TELL
     else:
         answer = CANNOT_TELL
-    return Verdict(question, answer, _sentence(question, answer, adjusted), adjusted)
+    return Verdict(question, answer, _sentence(question, answer, adjusted, nothing), adjusted)
 
 
-def _rival_kept_all(question: Question) -> bool:
-    forgot = question.rival_forgot
+def _nothing_to_tell(question: Question, *, any_clear: bool) -> str | None:
+    """Return why there is nothing to compare, or None."""
+    found = [question.differences[name] for name in question.deciding]
+    if found and all(one.value == 0 and one.items.variance == 0 for one in found):
+        return "both answered everything alike"
+    if question.kind == GENERAL:
+        if _kept_all(question, question.arm_forgot) and _kept_all(question, question.rival_forgot):
+            return "neither measurably forgot anything here"
+        if not any_clear and _kept_all(question, question.rival_forgot):
+            return f"{question.rival} did not measurably forget here"
+    return None
+
+
+def _kept_all(question: Question, forgot: dict[str, Estimate] | None) -> bool:
     return forgot is not None and not any(
         found.p < SIGNIFICANT and not _is_better(name, found.value)
         for name, found in forgot.items()
@@ -111,7 +126,9 @@ def _rival_kept_all(question: Question) -> bool:
     )
 
 
-def _sentence(question: Question, answer: str, adjusted: dict[str, float]) -> str:
+def _sentence(
+    question: Question, answer: str, adjusted: dict[str, float], nothing: str | None
+) -> str:
     verb = "learn more" if question.kind == LEARNING else "forget less"
     asked = f"Did {question.arm} {verb} than {question.rival}?"
     figures = "; ".join(
@@ -126,12 +143,13 @@ def _sentence(question: Question, answer: str, adjusted: dict[str, float]) -> st
         NO: "No, it did worse" if question.kind == LEARNING else "No, it forgot more",
         MIXED: "In one respect more, in another less",
         CANNOT_TELL: "Cannot tell at this size",
-        NOTHING_TO_TELL: f"Nothing to tell: {question.rival} did not measurably forget here",
+        NOTHING_TO_TELL: f"Nothing to tell: {nothing}",
     }
     more = ""
     if answer == CANNOT_TELL:
         nearest = min(question.deciding, key=lambda name: question.differences[name].p)
-        more = f"; for {METRICS[nearest].label} {needed(question.differences[nearest])}"
+        wanted = needed(question.differences[nearest], adjusted[nearest])
+        more = f"; for {METRICS[nearest].label} {wanted}"
     return f"{asked} {words[answer]}: {figures}{more}."
 
 
@@ -141,7 +159,8 @@ def _is_better(name: str, difference: float) -> bool:
 
 def _figure(metric: Metric, found: Estimate) -> str:
     d = metric.digits
-    return f"{found.value:+.{d}f} [{found.low:+.{d}f}, {found.high:+.{d}f}]"
+    interval = f"[{found.low:+.{d}f}, {found.high:+.{d}f}]"
+    return f"{found.value:+.{d}f} {interval if isfinite(found.high) else '[no interval]'}"
 
 
 def _p(value: float) -> str:

@@ -10,6 +10,7 @@ import altair as alt
 from gradsift.evaluation.metrics import GENERAL, LEARNING, METRICS
 
 BASE = "base"
+PLOTS = ("learning-forgetting", "budget")
 # Of several metrics of one kind, the first that was measured is drawn.
 LEARNT = ("meteor", "loss")
 FORGOTTEN = ("accuracy", "text_loss")
@@ -28,7 +29,7 @@ def plots_of(summary: Mapping[str, Any]) -> dict[str, str]:
     # Written by vl-convert, which altair finds by itself.
     import vl_convert
 
-    charts = {"learning-forgetting": _plane(summary), "budget": _by_budget(summary)}
+    charts = dict(zip(PLOTS, (_plane(summary), _by_budget(summary)), strict=True))
     return {
         name: vl_convert.vegalite_to_svg(chart.to_dict())
         for name, chart in charts.items()
@@ -101,5 +102,6 @@ def _by_budget(summary: Mapping[str, Any]) -> alt.HConcatChart | None:
     return alt.hconcat(*panels)
 
 
-def _ends(name: str, found: Mapping[str, float]) -> dict[str, float]:
+def _ends(name: str, found: Mapping[str, float | None]) -> dict[str, float | None]:
+    # Where there is no interval, no line is drawn.
     return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}

@@ -32,6 +32,10 @@ _HOW = (
 )
 
 
+# Settings of a selection that an arm says in another way.
+_NOT_SETTINGS = {"strategy": "the name of the arm", "budget": "@BUDGET"}
+
+
 @dataclass(frozen=True)
 class Arm:
     """One line of a comparison.
@@ -67,6 +71,32 @@ class Arm:
         return self.name in STRATEGIES
 
 
+def parse_arm(text: str, budget: str | int | float | None) -> Arm:
+    """Read the one arm that is trained once.
+
+    Args:
+        text: As for `parse_arms`.
+        budget: Of the arm, unless it has none, or names one.
+
+    Returns:
+        The arm.
+
+    Raises:
+        ValueError: If it is not known, or there is nothing to train.
+    """
+    text = text.strip()
+    head, *pairs = text.split(":")
+    if any(pair.startswith("seeds=") for pair in pairs):
+        raise ValueError(f"arm {text!r}: it is trained once; give --seed for another training.")
+    if budget is not None and (head in (BASE, FULL) or "@" in head):
+        has = "names its budget" if "@" in head else "has no budget"
+        raise ValueError(f"arm {text!r}: it {has}, so leave out --budget {budget}.")
+    (arm,) = _parse(text, [] if budget is None else [budget], 1, "--budget")
+    if not arm.is_trained:
+        raise ValueError(f"arm {text!r}: there is nothing to train.")
+    return arm
+
+
 def parse_arms(
     texts: Sequence[str], budgets: Sequence[str | int | float], n_seeds: int
 ) -> list[Arm]:
@@ -85,14 +115,17 @@ def parse_arms(
     """
     if n_seeds < 1:
         raise ValueError(f"--seeds is {n_seeds}, expected at least 1.")
+    if not texts:
+        raise ValueError(f"--arms names none; {_HOW}.")
     arms: dict[str, Arm] = {}
     for text in texts:
-        for arm in _parse(text.strip(), budgets, n_seeds):
-            arms.setdefault(arm.label, arm)
+        for arm in _parse(text.strip(), budgets, n_seeds, "--budgets"):
+            if arms.setdefault(arm.label, arm).n_seeds != arm.n_seeds:
+                raise ValueError(f"arm {text!r}: {arm.label} is there twice, with other seeds.")
     return list(arms.values())
 
 
-def _parse(text: str, budgets: Sequence[str | int | float], n_seeds: int) -> list[Arm]:
+def _parse(text: str, budgets: Sequence[str | int | float], n_seeds: int, option: str) -> list[Arm]:
     head, *pairs = text.split(":")
     name, at, own_budget = head.partition("@")
     if name not in (BASE, FULL, FULL_STEPS, *STRATEGIES):
@@ -102,7 +135,13 @@ def _parse(text: str, budgets: Sequence[str | int | float], n_seeds: int) -> lis
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"arm {text!r}: {pair!r} is no key=value; {_HOW}.")
-        settings[key] = yaml.safe_load(value)
+        if key in _NOT_SETTINGS:
+            raise ValueError(f"arm {text!r}: {key} is said by {_NOT_SETTINGS[key]}.")
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"arm {text!r}: {value!r} is no value in YAML.") from None
+    has_seeds = "seeds" in settings
     seeds = settings.pop("seeds", n_seeds)
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise ValueError(f"arm {text!r}: seeds is {seeds!r}, expected a number from 1.")
@@ -113,12 +152,12 @@ def _parse(text: str, budgets: Sequence[str | int | float], n_seeds: int) -> lis
     if name in (BASE, FULL):
         if at:
             raise ValueError(f"arm {text!r}: {name} has no budget.")
+        if name == BASE and has_seeds:
+            raise ValueError(f"arm {text!r}: {name} is not trained, so it has no seeds.")
         return [Arm(text, name, None, {}, 1 if name == BASE else seeds)]
     wanted = [own_budget] if at else budgets
     if not wanted:
-        raise ValueError(
-            f"arm {text!r}: no budget is given: add --budgets 50% or write {name}@50%."
-        )
+        raise ValueError(f"arm {text!r}: no budget is given: add {option} 50% or write {name}@50%.")
     parsed = [parse_budget(budget) for budget in wanted]
     if any(budget.kind == "auto" for budget in parsed):
         raise ValueError(f"arm {text!r}: budget auto differs from arm to arm: give a number.")
@@ -151,7 +190,8 @@ def rows_of(
     def rows(arm: Arm, seed: int) -> list[str]:
         if arm.budget is None:
             return list(store.instance_ids)
-        chosen = settings[arm.label].model_copy(update={"seed": base.seed + seed})
+        own = settings[arm.label]
+        chosen = own.model_copy(update={"seed": own.seed + seed})
         return [
             pool.ids[i] for i in sorted(choose_rows(pool, arm.budget, chosen, context).tolist())
         ]

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from transformers import PreTrainedTokenizerBase
 
 from gradsift.stages.comparison import Trained
 from gradsift.stages.exam import Exam, take_exam
-from gradsift.stages.jobs import ARMS, CHECKPOINTS, MODEL, ArmTraining, Job, progress_of
+from gradsift.stages.jobs import (
+    ARMS,
+    CHECKPOINTS,
+    MODEL,
+    ArmTraining,
+    Job,
+    lock_of,
+    progress_of,
+)
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.store.files import write_json
 from gradsift.training.estimate import duration
@@ -104,10 +113,8 @@ def _time_left(jobs: Sequence[Job], found: Mapping[int, Mapping[str, Any]], benc
 def _locked(
     job: Job, number: str, left: str, bench: Bench, patient: bool, listener: Listener
 ) -> dict[str, Any] | None:
-    locks = bench.folder / ARMS / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(locks / job.key, timeout=-1 if patient else 0):
+        with lock_of(job, bench.folder).acquire(timeout=-1 if patient else 0):
             # Another process may have ended it meanwhile.
             known = _known(job, bench)
             if known is None:
@@ -144,6 +151,7 @@ def _do(job: Job, bench: Bench, listener: Listener) -> dict[str, Any]:
     scores, answers = take_exam(
         model.eval().to(best_device()), bench.tokenizer, bench.exam, listener
     )
+    _require_finite(scores, job)
     ids = [bench.exam.instances[i].instance_id for i in bench.exam.asked]
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -166,13 +174,25 @@ def _do(job: Job, bench: Bench, listener: Listener) -> dict[str, Any]:
     return result
 
 
+def _require_finite(scores: Mapping[str, Any], job: Job) -> None:
+    losses = [*scores["rows"]["loss"], *(x for t in scores["texts"].values() for x in t["loss"])]
+    if not all(map(math.isfinite, losses)):
+        raise ValueError(
+            f"{job.arm.label}, training {job.seed}: its held-out loss is not a finite number; the "
+            "training diverged. Lower learning_rate, or leave the arm out; what is done is kept."
+        )
+
+
 def is_done(job: Job, bench: Bench) -> bool:
     """Return whether a job was done already."""
     return _known(job, bench) is not None
 
 
 def _known(job: Job, bench: Bench) -> dict[str, Any] | None:
+    wants_model = bench.training.keep_models and job.settings is not None
     for path in sorted((bench.folder / ARMS).glob(f"*-{job.key}/{SCORES}")):
+        if wants_model and not (path.parent / MODEL).exists():
+            continue
         result = json.loads(path.read_text(encoding="utf-8"))
         if result["identity"] == json.loads(json.dumps(job.identity)):
             return result

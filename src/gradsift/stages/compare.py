@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gradsift.data.pool import Pool
-from gradsift.report.plots import plots_of
+from gradsift.report.plots import PLOTS, plots_of
 from gradsift.stages.arms import Arm, rows_of
 from gradsift.stages.bench import Bench, is_done, run_jobs
 from gradsift.stages.captured import Captured
-from gradsift.stages.comparison import Scoreboard, verdicts_of
+from gradsift.stages.comparison import Scoreboard, caveats_of, verdicts_of
 from gradsift.stages.comparison_text import CaptureCost, Comparison
 from gradsift.stages.exam import ExamSettings, make_exam, overlap_with
 from gradsift.stages.jobs import ArmTraining, Job, jobs_of
@@ -89,15 +90,16 @@ def compare_arms(
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         raise ValueError(f"--name is {name!r}, expected letters, digits, '-', '_' and '.'.")
     store, tokenizer = captured.store, load_tokenizer(captured.source)
+    _require_free(store.folder / f"{name}.json")
     instances = instances_of(store, captured.pool, captured.source, tokenizer, captured.settings)
     rows = rows_of(store, captured.selection, captured.files, arms)
     exam = make_exam(test, tokenizer, captured.settings, exam_settings, listener)
-    notes = _notes(captured.pool, test)
-    for note in notes:
-        listener.note(note)
     identity = {key: store.manifest.identity[key] for key in ("model", "dtype", "tokenizer")}
     identity["exam"] = exam.identity
     jobs = jobs_of(arms, rows, instances, training, identity)
+    notes = [*_overlap(captured.pool, test), *_equal_arms(jobs)]
+    for note in notes:
+        listener.note(note)
     bench = Bench(
         store.folder, captured.source, tokenizer, exam, training, _tokens_per_second(captured)
     )
@@ -124,19 +126,45 @@ def compare_arms(
             "exam": exam.identity,
             "versions": about["versions"],
         },
-        notes=notes,
+        notes=(*notes, *caveats_of(board)),
     )
     return _written(result, store.folder, name)
 
 
-def _notes(pool: Pool, test: Pool) -> tuple[str, ...]:
+def _require_free(path: Path) -> None:
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "verdicts" not in found:
+        raise ValueError(f"--name: {path} is there and is no comparison; give another name.")
+
+
+def _overlap(pool: Pool, test: Pool) -> list[str]:
     n = overlap_with(pool, test)
     if not n:
-        return ()
-    return (
+        return []
+    return [
         f"{n} of {len(test.rows)} test rows stand word for word in the pool: what was learnt by "
-        "heart counts as learnt",
-    )
+        "heart counts as learnt"
+    ]
+
+
+def _equal_arms(jobs: Sequence[Job]) -> list[str]:
+    # Such as by a setting that their strategy ignores.
+    keys: dict[str, list[str]] = {}
+    for job in jobs:
+        keys.setdefault(job.arm.label, []).append(job.key)
+    equal: dict[tuple[str, ...], list[str]] = {}
+    for label, of_arm in keys.items():
+        equal.setdefault(tuple(of_arm), []).append(label)
+    return [
+        f"{' and '.join(labels)} are the same rows, trained alike"
+        for labels in equal.values()
+        if len(labels) > 1
+    ]
 
 
 def _tokens_per_second(captured: Captured) -> float | None:
@@ -160,9 +188,15 @@ def _written(result: Comparison, folder: Path, name: str) -> Comparison:
     table = folder / f"{name}.md"
     written = [folder / f"{name}.json", table]
     _write_text(table, result.markdown())
-    for plot, svg in plots_of(result.summary()).items():
-        written.append(folder / f"{name}-{plot}.svg")
-        _write_text(written[-1], svg)
+    plots = plots_of(result.summary())
+    for plot in PLOTS:
+        path = folder / f"{name}-{plot}.svg"
+        if plot in plots:
+            written.append(path)
+            _write_text(path, plots[plot])
+        else:
+            # Of an earlier comparison of this name, with other arms.
+            path.unlink(missing_ok=True)
     return replace(result, written=tuple(written))
 
 

@@ -29,6 +29,8 @@ from gradsift.stages.arms import BASE, FULL, FULL_STEPS, RANDOM, Arm
 N_RESAMPLINGS = 1000
 # Strategies that look at no gradient, so that no preliminary epoch belongs to their cost.
 WITHOUT_CAPTURE = (RANDOM, "longest")
+# Items of a set from which on a bootstrap's interval is worth its name.
+ENOUGH_ITEMS = 20
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class Scoreboard:
             self.runs(label, metric),
             [] if rival is None else self.runs(rival, metric),
             n_items=sum(len(items) for items in strata.values()),
+            smallest_set=min(len(items) for items in strata.values()),
             seed_variance=spread,
             trained=(self._is_trained(label), rival is not None and self._is_trained(rival)),
         )
@@ -167,13 +170,36 @@ def questions_of(board: Scoreboard) -> list[Question]:
                 (
                     other
                     for other, theirs in arms.items()
-                    if theirs.name == name and theirs.budget in (None, arm.budget)
+                    if theirs.name == name and _is_as_large(board, label, arm, other, theirs)
                 ),
                 None,
             )
             if rival is not None:
                 found += [_question(board, kind, label, rival, name) for kind in DECIDING]
     return [question for question in found if question.deciding]
+
+
+def caveats_of(board: Scoreboard) -> list[str]:
+    """Say what a reader of the verdicts ought to know.
+
+    Args:
+        board: All arms.
+
+    Returns:
+        Sentences.
+    """
+    few = [f"{size} of {name}" for name, size in board.sizes.items() if size < ENOUGH_ITEMS]
+    found = []
+    if few:
+        found.append(f"few items ({', '.join(few)}): intervals from so few are rough")
+    arms = {label: models[0].arm for label, models in board.arms.items()}
+    randoms = [label for label, arm in arms.items() if arm.name == RANDOM]
+    for label, arm in arms.items():
+        if not arm.is_strategy or arm.name == RANDOM or not randoms:
+            continue
+        if not any(_is_as_large(board, label, arm, one, arms[one]) for one in randoms):
+            found.append(f"{label}: no random arm is as large, so nothing says whether it beat one")
+    return found
 
 
 def verdicts_of(board: Scoreboard) -> list[Verdict]:
@@ -206,13 +232,30 @@ def forgetting_of(board: Scoreboard, label: str) -> dict[str, Estimate]:
     return found
 
 
+def _is_as_large(board: Scoreboard, label: str, arm: Arm, other: str, theirs: Arm) -> bool:
+    if theirs.budget in (None, arm.budget):
+        return True
+    # The same size may be said in other words: 50 % of 24 rows, or 12.
+    mine, its = board.arms[label][0], board.arms[other][0]
+    if theirs.name == FULL_STEPS:
+        return _n_steps(mine) == _n_steps(its)
+    return mine.n_rows == its.n_rows
+
+
+def _n_steps(model: Trained) -> int | None:
+    return None if model.training is None else model.training["n_steps"]
+
+
 def _question(board: Scoreboard, kind: str, label: str, rival: str, family: str) -> Question:
     metrics = [name for name in board.metrics if METRICS[name].kind == kind]
-    forgot = None
-    if kind == GENERAL and BASE in board.arms and rival != BASE:
-        forgot = {name: board.difference(rival, BASE, name) for name in metrics}
     differences = {name: board.difference(label, rival, name) for name in metrics}
-    return Question(kind, label, rival, family, differences, forgot)
+    forgot = {}
+    if kind == GENERAL and BASE in board.arms:
+        forgot = {
+            key: {name: board.difference(one, BASE, name) for name in metrics}
+            for key, one in (("arm_forgot", label), ("rival_forgot", rival))
+        }
+    return Question(kind, label, rival, family, differences, **forgot)
 
 
 def _strata(scores: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from gradsift.evaluation.metrics import GENERAL, LEARNING, METRICS
-from gradsift.evaluation.uncertainty import Estimate
-from gradsift.evaluation.verdict import SIGNIFICANT, Verdict
+from gradsift.evaluation.uncertainty import SIGNIFICANT, Estimate
+from gradsift.evaluation.verdict import Verdict
 from gradsift.stages.arms import BASE, FULL
 from gradsift.stages.comparison import (
     WITHOUT_CAPTURE,
@@ -191,8 +192,9 @@ class Comparison:
             asked += f", {n} items of {n_tasks} general tasks"
         return [
             f"{asked}; ± and [ ] are 95 % intervals over items and seeds (items only, where an arm "
-            "was trained once and no other twice); p-values are adjusted for the number of arms "
-            "and metrics (Holm).",
+            "was trained once and no other twice), each for itself; p-values are adjusted for the "
+            "number of arms and metrics (Holm), so one may be above 0.05 beside an interval "
+            "without 0. ±? means one item, hence no interval.",
             "minutes: training, and the preliminary epoch where an arm needs it. forgotten: base "
             "less arm (of losses: arm less base), above 0 is forgotten.",
         ]
@@ -232,18 +234,28 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 
 
 def _estimate(found: Estimate) -> dict[str, Any]:
-    names = ("value", "low", "high", "p", "n_items")
-    return {**{name: getattr(found, name) for name in names}, "n_seeds": list(found.n_seeds)}
+    # JSON knows no infinity: where there is no interval, its ends are null.
+    ends = {end: getattr(found, end) for end in ("low", "high")}
+    return {
+        "value": found.value,
+        **{end: value if math.isfinite(value) else None for end, value in ends.items()},
+        "p": found.p,
+        "n_items": found.n_items,
+        "n_seeds": list(found.n_seeds),
+    }
 
 
 def _level(name: str, found: Estimate) -> str:
-    digits = METRICS[name].digits
-    return f"{found.value:.{digits}f} ± {found.high - found.value:.{digits}f}"
+    return f"{found.value:.{METRICS[name].digits}f} ± {_half_width(name, found)}"
 
 
 def _signed(name: str, found: Estimate) -> str:
-    digits = METRICS[name].digits
-    return f"{found.value:+.{digits}f} ± {found.high - found.value:.{digits}f}"
+    return f"{found.value:+.{METRICS[name].digits}f} ± {_half_width(name, found)}"
+
+
+def _half_width(name: str, found: Estimate) -> str:
+    half = found.high - found.value
+    return f"{half:.{METRICS[name].digits}f}" if math.isfinite(half) else "?"
 
 
 def _arrow(name: str) -> str:

@@ -46,6 +46,16 @@ class ExamSettings:
     max_new_tokens: int | None = None
     trust_code: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that ask nothing.
+
+        Raises:
+            ValueError: For one below 1.
+        """
+        for option, value in (("limit", self.limit), ("max-new-tokens", self.max_new_tokens)):
+            if value is not None and value < 1:
+                raise ValueError(f"--{option} is {value}, expected at least 1.")
+
 
 @dataclass(frozen=True)
 class Exam:

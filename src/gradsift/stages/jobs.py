@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock
 
 from gradsift.data.instances import Instance
 from gradsift.stages.arms import FULL_STEPS, Arm
 from gradsift.stages.listener import Listener
 from gradsift.training.finetune import steps_of
-from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.sft_settings import SFTSettings, lora_config
 
 ARMS = "arms"
 CHECKPOINTS = "checkpoints"
@@ -38,6 +42,18 @@ class ArmTraining:
     seed: int = 0
     save_steps: int | None = None
     keep_models: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained.
+
+        Raises:
+            ValueError: For epochs that are no number above 0, or checkpoints before the first step.
+        """
+        if not 0 < self.epochs < math.inf:
+            raise ValueError(f"--epochs is {self.epochs}, expected a number above 0.")
+        if self.save_steps is not None and self.save_steps < 1:
+            raise ValueError(f"--save-steps is {self.save_steps}, expected at least 1.")
+        lora_config(SFTSettings(self.sft, self.lora, self.seed))
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,21 @@ def jobs_of(
                 )
             jobs.append(Job(arm, seed, chosen, settings, _identity(identity, chosen, settings)))
     return jobs
+
+
+def lock_of(job: Job, folder: Path) -> FileLock:
+    """Return the lock of whoever trains a job, so that processes do not train it twice.
+
+    Args:
+        job: Which one.
+        folder: The run folder.
+
+    Returns:
+        The lock, not taken.
+    """
+    locks = folder / ARMS / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / job.key)
 
 
 def progress_of(job: Job, listener: Listener) -> Callable[[int, int], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from gradsift.data.pool import Pool
@@ -46,7 +47,7 @@ class LossesResult:
         return (
             f"{self.n_instances} instances have their losses in {self.run}/{LOSSES_FOLDER} "
             f"({self.n_computed} computed now)\n"
-            f"next: gradsift select {self.run} --budget 50% --strategy ifd-loss"
+            f"next: gradsift select {shlex.quote(str(self.run))} --budget 50% --strategy ifd-loss"
         )
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from gradsift.data.instances import Instance
 from gradsift.data.pool import Pool
 from gradsift.stages.capture import CaptureSettings, tokenized
+from gradsift.store.pool_table import read_pool_table
 from gradsift.store.reader import GradientStore
 from gradsift.training.model import ModelSource, load_config, model_fingerprint
 
@@ -44,7 +45,11 @@ def instances_of(
             "Put the old one back, or capture again."
         )
     instances = tokenized(pool, tokenizer, config, settings).items
-    if {item.instance_id for item in instances} != set(store.instance_ids):
+    table = read_pool_table(store.folder).select(["instance_id", "content_hash"])
+    captured = dict(zip(*table.to_pydict().values(), strict=True))
+    # Ids of the user's own do not change with the text.
+    same = all(row.content_hash == captured.get(row.instance_id) for row in pool.rows)
+    if not same or {item.instance_id for item in instances} != set(store.instance_ids):
         raise ValueError(
             f"{pool.source.name}: its rows are not those that {store.folder} was captured from. "
             "Put the old file back, or capture again."

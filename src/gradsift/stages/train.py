@@ -7,9 +7,21 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from filelock import Timeout
+from transformers import PreTrainedTokenizerBase
+
 from gradsift.stages.arms import Arm, rows_of
 from gradsift.stages.captured import Captured
-from gradsift.stages.jobs import ARMS, CHECKPOINTS, MODEL, ArmTraining, jobs_of, progress_of
+from gradsift.stages.jobs import (
+    ARMS,
+    CHECKPOINTS,
+    MODEL,
+    ArmTraining,
+    Job,
+    jobs_of,
+    lock_of,
+    progress_of,
+)
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.stages.rows import instances_of
 from gradsift.store.files import write_json
@@ -48,13 +60,35 @@ def train_arm(
     identity = {key: store.manifest.identity[key] for key in ("model", "dtype", "tokenizer")}
     (job,) = jobs_of([arm], rows, instances, training, identity)
     folder = store.folder / ARMS / job.folder_name / MODEL if out is None else out
-    done = _done(folder, job.identity)
-    if done is not None:
-        listener.note(f"{folder}: this arm is trained; nothing to do")
-        return folder, len(job.instances), done
+    lock = lock_of(job, store.folder)
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        listener.note("another process trains this arm: waiting for it")
+        held = lock.acquire()
+    with held:
+        done = _done(folder, job.identity)
+        if done is None:
+            done = _train(captured, job, training, folder, tokenizer, listener)
+        else:
+            listener.note(f"{folder}: this arm is trained; nothing to do")
+    return folder, len(job.instances), done
+
+
+def _train(
+    captured: Captured,
+    job: Job,
+    training: ArmTraining,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    listener: Listener,
+) -> PlainTraining:
     assert job.settings is not None
     listener.note(f"{job.arm.label}: {len(job.instances)} rows, {job.n_tokens} tokens to train on")
-    work = store.folder / ARMS / job.folder_name / CHECKPOINTS
+    work = captured.store.folder / ARMS / job.folder_name / CHECKPOINTS
+    # Beside the folder, and renamed when it is whole: what dies on the way leaves nothing there.
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
     tuned = fine_tune(
         load_model(captured.source),
         tokenizer,
@@ -62,23 +96,23 @@ def train_arm(
         job.settings,
         work,
         save_steps=training.save_steps,
-        save_to=folder,
+        save_to=unfinished,
         on_progress=progress_of(job, listener),
     )
-    # Written last: a folder with it is whole.
     ids = [item.instance_id for item in job.instances]
     write_json(
-        folder / DONE,
-        {"identity": job.identity, "arm": arm.label, "rows": ids, **asdict(tuned.training)},
+        unfinished / DONE,
+        {"identity": job.identity, "arm": job.arm.label, "rows": ids, **asdict(tuned.training)},
     )
+    unfinished.replace(folder)
     shutil.rmtree(work, ignore_errors=True)
-    return folder, len(job.instances), tuned.training
+    return tuned.training
 
 
 def _done(folder: Path, identity: dict[str, object]) -> PlainTraining | None:
     path = folder / DONE
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()) and folder.name != MODEL:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} holds something else: give another --out.")
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
