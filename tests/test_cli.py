@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from gradsift import cli
+from gradsift.cli.main import main
 from tiny import save_tiny
 
 BROKEN = '{"prompt": "broken", "response": \n'
@@ -20,7 +20,7 @@ def invoke(capsys, *arguments):
     """Run the command line in this process; return exit code, stdout and stderr."""
     sys_argv, sys.argv = sys.argv, ["gradsift", *map(str, arguments)]
     try:
-        cli.main()
+        main()
         code = 0
     except SystemExit as stop:
         code = stop.code or 0
@@ -297,7 +297,7 @@ class Absent:
         if name.split(".")[0] in ("torch", "transformers", "trl", "peft", "datasets"):
             raise ModuleNotFoundError(f"No module named {name!r}")
 sys.meta_path.insert(0, Absent())
-from gradsift.cli import main
+from gradsift.cli.main import main
 main()
 """
     select = ["select", world / "run", "--budget", "4"]

@@ -437,10 +437,11 @@ def test_few_items_are_noted_and_one_has_no_interval(world, tmp_path):
     test = tmp_path / "one.jsonl"
     test.write_text((world / "test.jsonl").read_text().splitlines(keepends=True)[0])
     arms = ("base", "full:seeds=1", "random@50%:seeds=1", "grads@50%:seeds=1")
-    result = compared(world, name="one", test=str(test), arms=arms)
+    result = compared(world, name="one", test=str(test), arms=arms, general=("probe",), limit=1)
     assert any("few items (1 of rows" in note for note in result.notes)
     learning = [v for v in result.verdicts if v.question.kind == "learning"]
     assert {v.answer for v in learning} <= {"cannot tell", "nothing to tell"}
+    assert result.board.level("full", "accuracy").high == float("inf")
     found = json.loads((world / "run" / "one.json").read_text(), parse_constant=pytest.fail)
     assert found["arms"]["full"]["levels"]["loss"]["low"] is None
     assert "± ?" in result.text()

@@ -9,20 +9,6 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = (
-    "run",
-    "capture",
-    "select",
-    "explain",
-    "strategies",
-    "stability",
-    "losses",
-    "agreement",
-    "check",
-    "train",
-    "compare",
-    "demo",
-)
 
 
 LOOP_OF_ONES_OWN = """
@@ -39,13 +25,13 @@ batches = [
 
 
 def command_line_reference() -> str:
-    from gradsift.cli import app
+    from gradsift.cli.main import COMMANDS, app
 
     parts = [
         "# Command line\n",
         "Written from `--help` by `python tests/test_docs.py`; a test compares the two.\n",
     ]
-    for command in ((), *((name,) for name in COMMANDS)):
+    for command in ((), *((function.__name__,) for function in COMMANDS)):
         shown = CliRunner().invoke(
             app, [*command, "--help"], env={"COLUMNS": "100"}, prog_name="gradsift"
         )

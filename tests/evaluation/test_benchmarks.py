@@ -12,7 +12,7 @@ from gradsift.evaluation import shared_prefix
 from gradsift.evaluation.benchmarks import TaskSource, load_tasks, score_tasks
 from gradsift.evaluation.probe import PROBE_FILE
 from gradsift.evaluation.shared_prefix import LIKE_LM_EVAL, SharedPrefixLM
-from tiny import tiny_llama, tiny_tokenizer
+from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 TASK = """
 task: {name}
@@ -40,7 +40,13 @@ def model():
     return tiny_llama(seed=4).eval()
 
 
-def test_shared_prefixes_change_nothing(model):
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_shared_prefixes_change_nothing(make):
+    model = make(seed=4).eval()
+    # Large enough for positions to matter.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
     tokenizer = tiny_tokenizer()
     contexts = [[6], [7, 8, 9], list(range(10, 40)), [5, 6, 7, 8]]
     continuations = [[9], [10, 11, 12], [13, 14], list(range(50, 75)), [9]]
@@ -48,6 +54,8 @@ def test_shared_prefixes_change_nothing(model):
     # One whose likeliest next token is what is asked for.
     best = int(model(torch.tensor([[7, 8, 9]])).logits[0, -1].argmax())
     requests.append((None, [7, 8, 9], [best]))
+    # Here only the first token is.
+    requests.append((None, [7, 8, 9], [best, (best + 1) % 200]))
     ours = SharedPrefixLM(pretrained=model, tokenizer=tokenizer, batch_size=3)
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3)
     found = ours._loglikelihood_tokens(requests)
@@ -55,7 +63,7 @@ def test_shared_prefixes_change_nothing(model):
     assert ours.way == "shared prefixes"
     assert [f for f, _ in found] == pytest.approx([e for e, _ in expected], abs=1e-3)
     assert [g for _, g in found] == [g for _, g in expected]
-    assert any(g for _, g in found)
+    assert [g for _, g in found[-2:]] == [True, False]
 
 
 def test_batches_change_nothing(model, monkeypatch):
@@ -103,11 +111,31 @@ def test_a_task_file_is_scored_item_by_item(model, tmp_path):
     totals = [total(model, ids, "ab", choice) for choice in docs[0]["choices"]]
     best = totals.index(max(totals))
     assert found.metric == "acc"
+    # Nothing is shown first.
+    assert [task.get_config("num_fewshot") for task in tasks["tasks"].values()] == [0]
     assert found.scores == tuple(float(doc["answer"] == best) for doc in docs[:5])
     assert sum(found.scores) in (1, 2)
     other = task_file(tmp_path, [{**docs[0], "context": "xy"}, *docs[1:]])
     again = score_tasks(model, tiny_tokenizer(), load_tasks(TaskSource(files=(other,))), limit=5)
     assert again["mine"].items != found.items
+
+
+FILTERS = """
+filter_list:
+  - name: first
+    filter:
+      - function: take_first
+  - name: again
+    filter:
+      - function: take_first
+"""
+
+
+def test_of_several_filters_of_a_task_the_first_counts(model, tmp_path):
+    path = task_file(tmp_path, [{"context": "ab", "choices": ["c", "d"], "answer": 0}] * 3)
+    path.write_text(path.read_text() + FILTERS)
+    found = score_tasks(model, tiny_tokenizer(), load_tasks(TaskSource(files=(path,))))
+    assert len(found["mine"].scores) == 3
 
 
 def test_the_probe_is_a_task(model):
@@ -130,9 +158,13 @@ def test_the_probe_is_sound():
     assert kinds == {"everyday", "science", "arithmetic", "grammar", "common sense"}
 
 
-def test_code_in_a_task_file_does_not_run(tmp_path):
+@pytest.mark.parametrize(
+    "line",
+    ["process_docs: !function boom.run", "unsafe_code: true", "custom_dataset: boom.run"],
+)
+def test_code_in_a_task_file_does_not_run(tmp_path, line):
     path = tmp_path / "evil.yaml"
-    path.write_text("task: evil\nprocess_docs: !function boom.run\n")
+    path.write_text(f"task: evil\n{line}\n")
     (tmp_path / "boom.py").write_text("raise SystemExit('it ran')\n")
     with pytest.raises(ValueError, match="trust-remote-code"):
         load_tasks(TaskSource(files=(path,)))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from gradsift.evaluation.generation import generate
+from gradsift.evaluation.generation import end_tokens, generate
 from tiny import random_instances, tiny_llama, tiny_tokenizer
 
 
@@ -34,7 +34,24 @@ def test_an_answer_ends_where_the_model_ends_it():
         model.lm_head.weight[tokenizer.eos_token_id] = 0
         model.lm_head.bias = torch.nn.Parameter(torch.zeros(262))
         model.lm_head.bias[tokenizer.eos_token_id] = 9.0
+    lengths, own = [], model.generate
+
+    def watched(**arguments):
+        found = own(**arguments)
+        lengths.append(found.shape[1])
+        return found
+
+    model.generate = watched
     assert generate(model, tokenizer, [[6, 7, 8]], max_new_tokens=8) == [""]
+    assert lengths == [4]
+
+
+def test_what_model_and_tokenizer_end_with_ends_an_answer():
+    model, tokenizer = tiny_llama(seed=2), tiny_tokenizer()
+    model.generation_config.eos_token_id = None
+    assert end_tokens(model, tokenizer) == [tokenizer.eos_token_id]
+    model.generation_config.eos_token_id = [200, 201]
+    assert end_tokens(model, tokenizer) == [tokenizer.eos_token_id, 200, 201]
 
 
 def test_the_models_own_settings_of_generation_are_left_out():

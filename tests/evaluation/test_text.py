@@ -81,6 +81,9 @@ def test_meteor_counts_synonyms():
 def test_rouge_l_is_the_longest_common_subsequence():
     found = score_texts(["a b c d"], ["a c d e"], WITHOUT)
     assert found.rouge_l == [pytest.approx(0.75)]
+    assert score_texts(["it helps"], ["it helped"], WITHOUT).rouge_l == [1.0]
+    # Precision 1, recall 1/2.
+    assert score_texts(["a b"], ["a b c d"], WITHOUT).rouge_l == [pytest.approx(2 / 3)]
 
 
 def test_doing_without_wordnet_is_said(monkeypatch):

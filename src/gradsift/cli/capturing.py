@@ -1,0 +1,196 @@
+"""Commands that need the model: run, capture, losses, check, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gradsift.cli.arguments import given_settings, said
+from gradsift.cli.options import (
+    Adjust,
+    Alpha,
+    Anchor,
+    Beta,
+    Budget,
+    Config,
+    Data,
+    DatasetInfo,
+    Drop,
+    DryRun,
+    Dtype,
+    Format,
+    Gamma,
+    IdColumn,
+    Json,
+    Keep,
+    Layers,
+    Lora,
+    MaxLength,
+    Model,
+    Name,
+    Near,
+    Out,
+    Preliminary,
+    PromptColumn,
+    Quota,
+    Recording,
+    RemoteCode,
+    ResponseColumn,
+    Revision,
+    RunFolder,
+    SaveSteps,
+    Seed,
+    Sft,
+    Side,
+    Signal,
+    SketchRank,
+    SourceColumn,
+    Split,
+    Statistics,
+    Strategy,
+    SystemColumn,
+    Target,
+    TrainOn,
+    Truncation,
+    Weights,
+    When,
+)
+from gradsift.cli.output import progress, show
+
+
+def run(
+    data: Data = None,
+    model: Model = None,
+    budget: Budget = None,
+    out: Out = None,
+    config: Config = None,
+    format: Format = None,
+    id_column: IdColumn = None,
+    prompt_column: PromptColumn = None,
+    response_column: ResponseColumn = None,
+    system_column: SystemColumn = None,
+    source_column: SourceColumn = None,
+    dataset_info: DatasetInfo = None,
+    split: Split = None,
+    train_on: TrainOn = None,
+    max_length: MaxLength = None,
+    truncation: Truncation = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    trust_remote_code: RemoteCode = None,
+    lora: Lora = None,
+    sft: Sft = None,
+    save_steps: SaveSteps = None,
+    sketch_rank: SketchRank = None,
+    signal: Signal = None,
+    when: When = None,
+    preliminary: Preliminary = None,
+    recording: Recording = None,
+    seed: Seed = None,
+    strategy: Strategy = None,
+    side: Side = None,
+    layers: Layers = None,
+    signal_statistics: Statistics = None,
+    adjust: Adjust = None,
+    alpha: Alpha = None,
+    beta: Beta = None,
+    gamma: Gamma = None,
+    near_threshold: Near = None,
+    quota: Quota = None,
+    keep: Keep = None,
+    drop: Drop = None,
+    anchor: Anchor = None,
+    target: Target = None,
+    weights: Weights = None,
+    name: Name = None,
+    dry_run: DryRun = False,
+    json_: Json = False,
+) -> None:
+    """Capture and select: from an SFT file to a smaller one. Run again to resume."""
+    _run(given_settings(locals()), config, select=True, dry_run=dry_run, as_json=json_)
+
+
+def capture(
+    data: Data = None,
+    model: Model = None,
+    out: Out = None,
+    config: Config = None,
+    format: Format = None,
+    id_column: IdColumn = None,
+    prompt_column: PromptColumn = None,
+    response_column: ResponseColumn = None,
+    system_column: SystemColumn = None,
+    source_column: SourceColumn = None,
+    dataset_info: DatasetInfo = None,
+    split: Split = None,
+    train_on: TrainOn = None,
+    max_length: MaxLength = None,
+    truncation: Truncation = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    trust_remote_code: RemoteCode = None,
+    lora: Lora = None,
+    sft: Sft = None,
+    save_steps: SaveSteps = None,
+    sketch_rank: SketchRank = None,
+    signal: Signal = None,
+    when: When = None,
+    preliminary: Preliminary = None,
+    recording: Recording = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    json_: Json = False,
+) -> None:
+    """Run the preliminary epoch and record every row's gradient. Run again to resume."""
+    _run(given_settings(locals()), config, select=False, dry_run=dry_run, as_json=json_)
+
+
+def losses(run_folder: RunFolder, json_: Json = False) -> None:
+    """Make the further, forward-only pass that some strategies need. Run again to resume."""
+    from gradsift.run import losses as compute
+
+    show(compute(run_folder, progress()), json_)
+
+
+def check(
+    model: Annotated[str, typer.Argument(help='Hub id, folder with safetensors, or "demo".')],
+    revision: Revision = None,
+    dtype: Dtype = None,
+    trust_remote_code: RemoteCode = None,
+    lora: Lora = None,
+    sft: Sft = None,
+    recording: Recording = None,
+    json_: Json = False,
+) -> None:
+    """Say whether recording is exact on a model: two rows against autograd."""
+    from gradsift.run import check as check_model
+
+    show(check_model(**said(locals())), json_)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    rows: Annotated[int, typer.Option(min=20, help="Rows drawn from the pool.")] = 160,
+    budget: Annotated[str, typer.Option(help="As for select.")] = "50%",
+    seed: Annotated[int, typer.Option(help="Of the sample and the training.")] = 0,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Train on the subset and its rivals: 15 minutes.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Run the whole job on Python's own documentation and a small model; no hub is needed."""
+    from gradsift.demo import run_demo
+
+    show(run_demo(out, rows, budget, seed, progress(), comparing=compare), json_)
+
+
+def _run(
+    given: dict[str, Any], config: Path | None, *, select: bool, dry_run: bool, as_json: bool
+) -> None:
+    from gradsift.config import resolve
+    from gradsift.run import run_stages
+
+    settings = resolve(given, config)
+    show(run_stages(settings, progress(), selecting=select, dry_run=dry_run), as_json)
