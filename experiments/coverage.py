@@ -25,6 +25,8 @@ CASES = [
     {"n_items": 120, "n_seeds": (5, 5), "seed_sd": 0.1},
     {"n_items": 120, "n_seeds": (3, 1), "seed_sd": 0.1},
     {"n_items": 1000, "n_seeds": (3, 3), "seed_sd": 0.05},
+    {"n_items": 8, "n_seeds": (3, 3), "seed_sd": 0.05},
+    {"n_items": 8, "n_seeds": (1, 1), "seed_sd": 0.0},
 ]
 DIFFERENCE, ITEM_SD, NOISE_SD = 0.2, 1.0, 0.7
 

@@ -3,8 +3,9 @@
 `domain_data.py` prepares the rows. `regimes` trains the full arm alone with several learning rates
 and numbers of epochs; the regimes below were chosen from that table before any other arm was looked
 at. `run` captures a domain and compares arms in one regime; it resumes, also from the item-by-item
-scores that RESULTS holds already, and several processes may share a domain. `selections` says what
-the ablations select, without training. `table` prints what README shows.
+scores that RESULTS holds already, and several processes may share a domain. With --done-only it
+trains nothing, compares what is there, and notes which trainings are missing. `selections` says
+what the ablations select, without training. `table` prints what README shows of a part.
 
 Usage:
     python experiments/learn_and_forget.py regimes OUT --results RESULTS --domain medicine
@@ -72,6 +73,7 @@ def main():
     run.add_argument("--regime", choices=REGIMES, required=True)
     run.add_argument("--part", choices=PARTS, default="main")
     run.add_argument("--seeds", type=int, default=3, help="of the arms that name no number")
+    run.add_argument("--done-only", action="store_true")
     run.set_defaults(act=run_part)
     selections = commands.add_parser("selections")
     selections.set_defaults(act=tell_of_selections)
@@ -79,6 +81,7 @@ def main():
         command.add_argument("out", type=Path, help="folder that domain_data.py filled")
         command.add_argument("--domain", required=True)
     table = commands.add_parser("table")
+    table.add_argument("--part", choices=PARTS, default="main")
     table.set_defaults(act=print_table)
     for command in (regimes, run, selections, table):
         command.add_argument("--results", type=Path, required=True)
@@ -96,11 +99,36 @@ def try_regimes(arguments):
 
 def run_part(arguments):
     name = f"{arguments.domain}-{arguments.regime}-{arguments.part}"
-    regime, arms = REGIMES[arguments.regime], PARTS[arguments.part]
-    compared(arguments, regime, arms, name, arguments.seeds)
+    regime, arms, missing = REGIMES[arguments.regime], PARTS[arguments.part], []
+    if arguments.done_only:
+        arms, missing = done(arguments, regime, arms)
+    compared(arguments, regime, arms, name, arguments.seeds, missing)
 
 
-def compared(arguments, regime, arms, name, seeds=1):
+def done(arguments, regime, arms):
+    """Return the arms that were trained, each with so many seeds, and what is missing."""
+    run = arguments.out / "runs" / arguments.domain
+    take_up(arguments.results / f"{arguments.domain}-cells.jsonl", run)
+    wanted = {"learning_rate": regime["learning_rate"], "epochs": regime["epochs"]}
+    there = set()
+    for path in (run / "arms").glob("*/scores.json"):
+        cell = json.loads(path.read_text())
+        training = cell["identity"]["training"]
+        how = training and {**training["sft"], "epochs": training["epochs"]}
+        if how is None or {key: how.get(key) for key in wanted} == wanted:
+            there.add((cell["arm"], cell["seed"]))
+    found, missing = [], []
+    for arm in parse_arms(arms, (), arguments.seeds):
+        n = next(n for n in range(arm.n_seeds + 1) if (arm.label, n) not in there)
+        text = arm.text.partition(":seeds=")[0]
+        if n:
+            found.append(text if arm.name == "base" else f"{text}:seeds={n}")
+        if n < arm.n_seeds:
+            missing.append(f"{arm.label} ({n} of {arm.n_seeds})")
+    return tuple(found), missing
+
+
+def compared(arguments, regime, arms, name, seeds=1, missing=()):
     rows, run = arguments.out / "data" / arguments.domain, arguments.out / "runs" / arguments.domain
     general = arguments.out / "data" / "general"
     listener = stderr_listener()
@@ -126,7 +154,7 @@ def compared(arguments, regime, arms, name, seeds=1):
     )
     print(result.text())
     arguments.results.mkdir(parents=True, exist_ok=True)
-    summary = {**result.summary(), "run": arguments.domain}
+    summary = {**result.summary(), "run": arguments.domain, "missing": list(missing)}
     summary["made_with"] |= {"data": "train.jsonl", "test": "test.jsonl"}
     (arguments.results / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
     (arguments.results / f"{name}.md").write_text(result.markdown())
@@ -187,13 +215,13 @@ def tell_of_selections(arguments):
 
 
 def print_table(arguments):
-    print(evidence(arguments.results))
+    print(evidence(arguments.results, arguments.part))
 
 
-def evidence(results):
-    """What README shows: one table for each domain and regime, and the answers to the questions."""
+def evidence(results, part="main"):
+    """One table for each domain and regime, and the answers to the questions."""
     parts = []
-    for path in sorted(results.glob("*-main.json")):
+    for path in sorted(results.glob(f"*-{part}.json")):
         found = json.loads(path.read_text())
         domain, regime, _ = path.stem.split("-")
         training = found["made_with"]["training"]
@@ -213,6 +241,8 @@ def evidence(results):
                 for v in found["verdicts"]
             )
         )
+        if found["missing"]:
+            parts.append(f"Trainings that are missing: {', '.join(found['missing'])}.")
     return "\n\n".join(parts)
 
 

@@ -153,7 +153,9 @@ def test_one_item_in_each_set_has_no_spread_either():
         [replicate(METRICS["accuracy"], {"a": x, "b": x}, weights)]
         for x in (np.ones((1, 1)), np.zeros((1, 1)))
     )
-    assert estimate_difference(a, b, n_items=2, smallest_set=1).p == 1
+    found = estimate_difference(a, b, n_items=2, smallest_set=1)
+    # In per cent.
+    assert (found.value, found.p) == (100, 1)
 
 
 def test_resampling_few_items_understates_their_spread():
