@@ -119,7 +119,7 @@ def done(arguments, regime, arms):
             there.add((cell["arm"], cell["seed"]))
     found, missing = [], []
     for arm in parse_arms(arms, (), arguments.seeds):
-        n = next(n for n in range(arm.n_seeds + 1) if (arm.label, n) not in there)
+        n = next((n for n in range(arm.n_seeds) if (arm.label, n) not in there), arm.n_seeds)
         text = arm.text.partition(":seeds=")[0]
         if n:
             found.append(text if arm.name == "base" else f"{text}:seeds={n}")

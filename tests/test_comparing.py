@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 
 import gradsift as gs
@@ -365,6 +366,11 @@ def test_a_process_that_dies_while_it_saves_leaves_nothing_in_the_way(world, tmp
     assert not (tmp_path / "out").exists()
     assert (train(world / "run", **options).folder / "model.safetensors").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    # A link to an empty folder elsewhere is as good.
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    train(world / "run", **{**options, "out": tmp_path / "link"})
+    assert (tmp_path / "elsewhere" / "model.safetensors").exists()
 
 
 def die(*_):
@@ -383,7 +389,7 @@ def test_two_processes_do_not_train_one_arm_twice(world, tmp_path):
     assert started.wait(60)
     train(world / "run", **options, listener=Listener(note=lines.append))
     thread.join()
-    assert lines[0] == "another process trains this arm: waiting for it"
+    assert lines[0].startswith("another process trains this arm")
     assert "nothing to do" in lines[-1]
 
 
@@ -406,6 +412,19 @@ def test_weights_that_were_not_kept_are_made_when_they_are_wanted(world, tmp_pat
     options = {"arms": ("full:seeds=1",), "general": (), "epochs": 1, "max_new_tokens": 4}
     compare(run, test=str(world / "test.jsonl"), **options)
     assert not list((run / "arms").glob("*/model"))
+    compare(run, test=str(world / "test.jsonl"), keep_models=True, **options)
+    assert len(list((run / "arms").glob("full-0-*/model/model.safetensors"))) == 1
+
+
+def test_weights_that_were_half_written_are_not_taken_for_kept(world, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    copy_without_arms(world / "run", run)
+    options = {"arms": ("full:seeds=1",), "general": (), "epochs": 1, "max_new_tokens": 4}
+    compare(run, test=str(world / "test.jsonl"), **options)
+    with monkeypatch.context() as patched:
+        patched.setattr("gradsift.store.files.sync_folder", die)
+        with pytest.raises(Killed):
+            compare(run, test=str(world / "test.jsonl"), keep_models=True, **options)
     compare(run, test=str(world / "test.jsonl"), keep_models=True, **options)
     assert len(list((run / "arms").glob("full-0-*/model/model.safetensors"))) == 1
 
@@ -469,6 +488,43 @@ def test_held_out_rows_that_are_written_otherwise_are_named(world, tmp_path):
     other.write_text('{"instruction": "a", "output": "b"}\n')
     with pytest.raises(ValueError, match=r"--test .*other.jsonl: .* read as the run's rows"):
         compare(run, test=other, arms="base")
+
+
+def test_held_out_rows_need_no_ids_and_may_be_a_split_or_a_pool(world, tmp_path):
+    run, data = tmp_path / "run", tmp_path / "data"
+    rows = [json.loads(line) for line in (world / "data.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["uid"] = row.pop("id")
+    split = Dataset.from_list(rows)
+    DatasetDict(
+        {"train": split, "test": split.select(range(3)).remove_columns("uid")}
+    ).save_to_disk(str(data))
+    pool = gs.load_pool(data, id_column="uid", split="train")
+    gs.capture(str(world / "model"), pool, out=run, sft=TRAINING)
+    options = {"arms": "base", "general": (), "max_new_tokens": 4}
+    found = compare(run, test=data, test_split="test", **options)
+    again = compare(run, test=gs.load_pool(data, split="test"), **options)
+    assert found.board.sizes == again.board.sizes == {"rows": 3, "answers": 3}
+    with pytest.raises(ValueError, match="has the splits"):
+        compare(run, test=data, **options)
+
+
+def test_a_budget_of_tokens_is_not_called_equal_steps(world, finished):
+    arms = ("full-equal-steps@300tok", "longest@300tok")
+    one_by_one = {"per_device_train_batch_size": 1}
+    result = compared(world, name="tokens", arms=arms, seeds=1, sft=one_by_one)
+    steps = {label: models[0].training["n_steps"] for label, models in result.board.arms.items()}
+    assert steps["full-equal-steps 300tok"] != steps["longest 300tok"]
+    assert not result.verdicts
+    assert any("no full-equal-steps arm has as many steps" in note for note in result.notes)
+
+
+def test_settings_of_several_words_are_taken_for_all_arms_too(capsys, world):
+    code, _, err = invoke(
+        capsys, "compare", world / "run", "--test", world / "test.jsonl", "--general", "",
+        "--set", "layers=embedding", "--set", "adjust=step+response_length", "--dry-run", "--json",
+    )  # fmt: skip
+    assert code == 0, err
 
 
 def test_one_thing_needs_no_list(world, finished):

@@ -116,7 +116,8 @@ def train(
 def compare(
     run: str | Path | GradientStore,
     *,
-    test: str | Path,
+    test: str | Path | Pool,
+    test_split: str | None = None,
     arms: str | Sequence[str] = DEFAULT_ARMS,
     budgets: str | int | float | Sequence[str | int | float] = ("50%",),
     seeds: int = 3,
@@ -145,7 +146,8 @@ def compare(
 
     Args:
         run: A run folder of `capture`, or its store.
-        test: Held-out rows, in any format that `load_pool` reads.
+        test: Held-out rows, read as the run's own rows are; or a pool from `load_pool`.
+        test_split: Of held-out rows that come in several splits.
         arms: base, full, full-equal-steps (full data, as many steps as a subset), random, or any
             strategy; NAME@BUDGET:key=value gives one a budget, settings or seeds of its own.
         budgets: Of the arms that name none.
@@ -190,7 +192,7 @@ def compare(
         training = _training(captured, epochs, sft, lora, save_steps, keep_models=keep_models)
         return compare_arms(
             captured,
-            _held_out(captured, test),
+            _held_out(captured, test, test_split),
             parsed,
             training,
             asked,
@@ -205,10 +207,12 @@ def _several(given: Any) -> Sequence[Any]:
     return [given] if isinstance(given, str | Path | int | float) else given
 
 
-def _held_out(captured: Captured, test: str | Path) -> Pool:
+def _held_out(captured: Captured, test: str | Path | Pool, split: str | None) -> Pool:
+    if not isinstance(test, str | Path):
+        return test
     config = open_run(captured.store)[1]
     try:
-        return load_rows(config, str(test))
+        return load_rows(config, str(test), split)
     except ValueError as error:
         columns = [config.prompt_column, config.response_column, config.format]
         like = ", ".join(name for name in columns if name is not None)

@@ -124,6 +124,7 @@ def capture(
     """
     config = validated(
         {
+            "data": pool.source.name,
             **pool.read_as,
             "model": str(model),
             "out": str(out),
@@ -283,12 +284,13 @@ def _select_with_losses(
     )
 
 
-def load_rows(config: RunConfig, data: str | None = None) -> Pool:
+def load_rows(config: RunConfig, data: str | None = None, split: str | None = None) -> Pool:
     """Load the rows of a run, or others that are written like them.
 
     Args:
         config: Of the run.
-        data: Other rows; None for the run's own.
+        data: Other rows, perhaps without ids and sources; None for the run's own.
+        split: Of the other rows, if they come in several.
 
     Returns:
         The rows.
@@ -306,8 +308,9 @@ def load_rows(config: RunConfig, data: str | None = None) -> Pool:
         system_column=config.system_column,
         source_column=config.source_column,
         dataset_info=config.dataset_info if is_name else None,
-        split=config.split if data is None else None,
+        split=config.split if data is None else split,
         train_on=config.train_on,
+        labels_needed=data is None,
     )
 
 

@@ -9,8 +9,9 @@ from gradsift.evaluation.uncertainty import (
     Part,
     estimate_difference,
     holm,
+    holm_multipliers,
     needed,
-    pooled_seed_variance,
+    pooled_seed_spread,
 )
 
 N = 200
@@ -69,7 +70,7 @@ def test_seeds_count():
     a = runs([items + 1.0, items + 1.2, items + 0.8], weights)
     b = runs([items, items + 0.2, items - 0.2], weights)
     found = estimate_difference(a, b, n_items=N)
-    # Welch: standard error √(0.04/3 + 0.04/3), 4 degrees of freedom, t = 2.776.
+    # Welch: standard error √(0.04/3 + 0.04/3), 4 degrees of freedom, t = 2.776. Items have none.
     assert found.value == pytest.approx(1.0)
     assert found.high - found.value == pytest.approx(2.776 * np.sqrt(0.08 / 3), rel=1e-3)
     assert found.seeds.df == pytest.approx(4)
@@ -80,17 +81,35 @@ def test_an_arm_trained_once_borrows_the_luck_of_the_others():
     items = np.zeros(N)
     several = runs([items, items + 0.2, items - 0.2], weights)
     once = runs([items + 1], weights)
-    spread = pooled_seed_variance([several, once])
-    assert spread == pytest.approx(0.04)
-    with_it = estimate_difference(once, several, n_items=N, seed_variance=spread)
+    spread = pooled_seed_spread([several, once])
+    assert (spread.variance, spread.df) == (pytest.approx(0.04), 2)
+    with_it = estimate_difference(once, several, n_items=N, seed_spread=spread)
+    # One estimate of what one training is worth, used for both arms: known no better for that.
     assert with_it.seeds.variance == pytest.approx(0.04 + 0.04 / 3)
+    assert with_it.seeds.df == 2
+    assert estimate_difference(once, once, n_items=N, seed_spread=spread).seeds.df == 2
     # The untrained model has no luck.
-    base = estimate_difference(
-        several, once, n_items=N, seed_variance=spread, trained=(True, False)
-    )
+    base = estimate_difference(several, once, n_items=N, seed_spread=spread, trained=(True, False))
     assert base.seeds.variance == pytest.approx(0.04 / 3)
-    assert pooled_seed_variance([once]) is None
+    assert pooled_seed_spread([once]) is None
     assert estimate_difference(once, once, n_items=N).seeds is None
+
+
+@pytest.mark.parametrize("n_seeds", [(1, 1, 2), (2, 1), (1, 1, 3)])
+def test_intervals_that_borrow_hold_the_true_difference(n_seeds):
+    rng = np.random.default_rng(1)
+    held, n_trials = 0, 300
+    for trial in range(n_trials):
+        weights = resampling_weights({"a": 200}, 100, trial)
+        difficulty = rng.normal(0, 1, 200)
+        arms = [
+            runs(difficulty + rng.normal(0, 0.3, (n, 1)) + rng.normal(0, 0.5, (n, 200)), weights)
+            for n in n_seeds
+        ]
+        spread = pooled_seed_spread(arms)
+        found = estimate_difference(*arms[:2], n_items=200, seed_spread=spread)
+        held += found.low <= 0 <= found.high
+    assert held / n_trials >= 0.92
 
 
 def test_no_difference_at_all_is_no_finding():
@@ -104,6 +123,7 @@ def test_holm():
     assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
     assert holm([0.5, 0.6]) == [1.0, 1.0]
     assert holm([]) == []
+    assert holm_multipliers([0.04, 0.01, 0.02]) == [1, 3, 2]
 
 
 @pytest.mark.parametrize(
@@ -111,11 +131,13 @@ def test_holm():
     [
         # With 99 degrees of freedom 80 % power takes a variance of (1 / (1.984 + 0.845))² = 0.1249.
         (0.25, None, "about 101 more test rows needed"),
-        # Here with 6.2: (1 / (2.425 + 0.903))² = 0.0903, of which 0.04 is left for seeds.
-        (0.05, 0.2, "about 12 more seeds needed"),
-        (0.15, 0.11, "about 2 times as many test rows and seeds needed"),
-        (0.15, 0.05, "about 108 more test rows needed"),
-        (0.25, 0.25, "about 4 times as many test rows and seeds needed"),
+        # Items take 0.05 · 2.829² = 0.400 of 1; three trainings of each 0.2 · (2.776 + 0.941)² =
+        # 2.763, so n of each 8.290 / n, which is 0.6 for 13.8.
+        (0.05, 0.2, "about 14 trainings of each arm needed"),
+        (0.15, 0.11, "about 3 times as many test rows and seeds needed"),
+        # 1 - 0.05 · 13.816 = 0.309 is left for items, which take 1.200 with 100.
+        (0.15, 0.05, "about 289 more test rows needed"),
+        (0.25, 0.25, "about 5 times as many test rows and seeds needed"),
         (100.0, None, "more than 20 times as many test rows and seeds needed"),
     ],
 )
@@ -128,7 +150,7 @@ def test_what_would_be_needed(items, seeds, expected):
 def test_what_would_be_needed_is_more_where_p_is_adjusted():
     # Alone it would be clear: 2.2 standard errors. Of ten, it is not.
     found = Estimate(2.2, 0.2, 4.2, 0.03, 100, (1, 1), Part(1.0, 99), None)
-    alone, adjusted = needed(found), needed(found, 0.3)
+    alone, adjusted = needed(found), needed(found, 10)
     more = [int(text.split()[1]) for text in (alone, adjusted)]
     assert 0 < more[0] < more[1]
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -65,6 +67,22 @@ def test_forgetting_cannot_be_compared_where_there_was_none():
     assert answer(1e-6, kept, kept).answer == "nothing to tell"
     assert "neither measurably forgot" in answer(1e-6, kept, kept).sentence
     assert answer(1e-6, lost, kept).answer == answer(1e-6, None, None).answer == "no"
+
+
+def test_what_has_no_interval_was_not_kept():
+    one = {"accuracy": Estimate(-9.0, -np.inf, np.inf, 1.0, 1, (1, 1), Part(np.inf, 1), None)}
+    (verdict,) = decide([Question(GENERAL, "a", "full", "full", one, one, one)])
+    assert verdict.answer == "cannot tell"
+
+
+def test_what_is_needed_counts_the_comparisons():
+    found = Estimate(0.5, -1, 2, 0.3, 100, (1, 1), Part(0.3, 99), None)
+    many = [Question(LEARNING, arm, "random", "random", {"bleu": found}) for arm in "abcdefgh"]
+    alone, among = (
+        int(re.search(r"BLEU about (\d+) more", v[0].sentence)[1])
+        for v in (decide(many[:1]), decide(many))
+    )
+    assert among > 1.5 * alone
 
 
 def test_models_that_answer_everything_alike_need_no_more_rows():

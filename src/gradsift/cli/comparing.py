@@ -10,6 +10,7 @@ import typer
 from gradsift.cli.arguments import said, selection_settings
 from gradsift.cli.options import (
     Anchor,
+    ArmSaveSteps,
     ArmSettings,
     Drop,
     DryRun,
@@ -18,7 +19,6 @@ from gradsift.cli.options import (
     Keep,
     Lora,
     RunFolder,
-    SaveSteps,
     Seed,
     Sft,
     Target,
@@ -40,7 +40,7 @@ def train(
     epochs: Epochs = 3,
     sft: Sft = None,
     lora: Lora = None,
-    save_steps: SaveSteps = None,
+    save_steps: ArmSaveSteps = None,
     anchor: Anchor = None,
     target: Target = None,
     keep: Keep = None,
@@ -60,6 +60,9 @@ def train(
 def compare(
     run_folder: RunFolder,
     test: Annotated[str, typer.Option(help="Held-out rows, written as those of DATA are.")],
+    test_split: Annotated[
+        str | None, typer.Option(help="Of held-out rows that come in several splits.")
+    ] = None,
     arms: Annotated[
         str,
         typer.Option(
@@ -92,7 +95,7 @@ def compare(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that a task file names.")
     ] = False,
-    save_steps: SaveSteps = None,
+    save_steps: ArmSaveSteps = None,
     name: Annotated[str | None, typer.Option(help="Of the files (comparison).")] = None,
     anchor: Anchor = None,
     target: Target = None,

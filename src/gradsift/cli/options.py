@@ -144,7 +144,11 @@ Weights = Annotated[
     ),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the selection's folder.")]
-Epochs = Annotated[float, typer.Option(min=0, help="Passes over an arm's rows.")]
+Epochs = Annotated[float, typer.Option(help="Passes over an arm's rows, above 0.")]
+ArmSaveSteps = Annotated[
+    int | None,
+    typer.Option(min=1, help="Optimizer steps between checkpoints (default: about 4 of them)."),
+]
 ArmSettings = Annotated[
     list[str] | None,
     typer.Option(

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from gradsift.data.containers import fingerprint, read_rows
@@ -95,7 +96,7 @@ class Pool:
 
 
 def load_pool(
-    data: str,
+    data: str | Path,
     *,
     row_format: str | None = None,
     id_column: str | None = None,
@@ -103,9 +104,10 @@ def load_pool(
     response_column: str | None = None,
     system_column: str | None = None,
     source_column: str | None = None,
-    dataset_info: str | None = None,
+    dataset_info: str | Path | None = None,
     split: str | None = None,
     train_on: str = "all",
+    labels_needed: bool = True,
 ) -> Pool:
     """Read an SFT source of any known container and row format.
 
@@ -120,6 +122,7 @@ def load_pool(
         dataset_info: LLaMA-Factory's dataset_info.json.
         split: Of a folder or hub dataset that has several.
         train_on: "all" assistant turns, or the "last".
+        labels_needed: Whether fields that are named for id and source have to be there.
 
     Returns:
         The pool; rows that cannot be used are in it with their reason.
@@ -128,17 +131,18 @@ def load_pool(
         ValueError: If the source cannot be read, its format is not recognised, or no row is usable.
     """
     read_as = {
-        "data": data,
+        "data": _absolute(data, is_name=dataset_info is not None),
         "format": row_format,
         "id_column": id_column,
         "prompt_column": prompt_column,
         "response_column": response_column,
         "system_column": system_column,
         "source_column": source_column,
-        "dataset_info": dataset_info,
+        "dataset_info": None if dataset_info is None else _absolute(dataset_info),
         "split": split,
         "train_on": train_on,
     }
+    data = str(data)
     columns = Columns(prompt=prompt_column, response=response_column, system=system_column)
     if (prompt_column is None) != (response_column is None):
         raise ValueError("--prompt-column and --response-column belong together; one is missing.")
@@ -162,7 +166,8 @@ def load_pool(
     if dataset_info is None:
         row_format, columns = settle_format(readable, row_format, columns)
     for kind, column in (("id", id_column), ("source", source_column)):
-        if column is not None and readable and not any(column in r for r in readable):
+        is_missing = readable and not any(column in r for r in readable)
+        if column is not None and is_missing and labels_needed:
             raise ValueError(
                 f"{source.name}: no row has the {kind} field {column!r}; found "
                 f"{sorted(readable[0])}. Name another with --{kind}-column, or leave it out."
@@ -172,7 +177,7 @@ def load_pool(
         columns,
         train_on,
         id_column or "id",
-        id_column is not None,
+        id_column is not None and labels_needed,
         source_column or "source",
     )
     rows.announce(readable)
@@ -180,6 +185,11 @@ def load_pool(
     pool = Pool(source, row_format, detected, columns, fingerprint(source), pool_rows, read_as)
     _require_usable(pool)
     return pool
+
+
+def _absolute(name: str | Path, *, is_name: bool = False) -> str:
+    # So that a later pass finds it from any working directory; a hub id stays as it is.
+    return str(Path(name).resolve()) if not is_name and Path(name).exists() else str(name)
 
 
 class _Rows:

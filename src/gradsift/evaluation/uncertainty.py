@@ -2,8 +2,8 @@
 
 The variance over items comes from a paired bootstrap (the same resampled items for both arms), that
 over seeds from the spread between an arm's trainings: resampling three seeds would understate it by
-a third. The two are added, and the interval is Student's, with the degrees of freedom of Welch and
-Satterthwaite.
+a third. Each has its own Student quantile, and the two half-widths are added in squares. A single
+quantile for the sum (Welch, Satterthwaite) is too small where few trainings happen to agree.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from gradsift.evaluation.metrics import Replicated
 
-LEVEL = 0.95
 SIGNIFICANT = 0.05
 POWER = 0.8
+# Trainings of each arm from which on their own spread is used, not that of all arms together.
+OWN_SPREAD = 3
+SMALLEST_P = 1e-12
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def estimate_difference(
     *,
     n_items: int,
     smallest_set: int | None = None,
-    seed_variance: float | None = None,
+    seed_spread: Part | None = None,
     trained: tuple[bool, bool] = (True, True),
 ) -> Estimate:
     """Estimate how much larger a metric is in arm a than in arm b.
@@ -80,8 +82,8 @@ def estimate_difference(
         b: One for each seed; empty for the level of a alone.
         n_items: Test items, over all sets.
         smallest_set: Items of the smallest set that the metric is a mean over; None for n_items.
-        seed_variance: Between the trainings of an arm, for an arm that was trained once; from the
-            arms that were trained more often. None if there are none.
+        seed_spread: Between the trainings of an arm, over all arms that were trained more than
+            once, for a comparison with an arm that was trained once. None if there are none.
         trained: Whether each arm is trained at all (base is not: it has no luck of seeds).
 
     Returns:
@@ -91,34 +93,31 @@ def estimate_difference(
     replicates_B = _mean_values(a) - (_mean_values(b) if b else 0.0)
     n = n_items if smallest_set is None else smallest_set
     items = Part(_item_variance(value, replicates_B, n, paired=bool(b)), max(n_items - 1, 1))
-    of_seeds = [
-        _seed_part(arm, seed_variance)
-        for arm, is_trained in zip((a, b), trained, strict=True)
-        if arm and is_trained
-    ]
-    known = [part for part in of_seeds if part is not None]
-    seeds = _sum(known) if known else None
-    total = _sum([items, *known])
-    half = _quantile(0.5 + LEVEL / 2, total.df) * math.sqrt(total.variance)
-    return Estimate(
-        value, value - half, value + half, _p(value, total), n_items, (len(a), len(b)), items, seeds
+    seeds = _seed_part(
+        [arm for arm, is_trained in zip((a, b), trained, strict=True) if arm and is_trained],
+        seed_spread,
     )
+    half, n_seeds = _half_width(SIGNIFICANT, items, seeds), (len(a), len(b))
+    p = _p(value, items, seeds)
+    return Estimate(value, value - half, value + half, p, n_items, n_seeds, items, seeds)
 
 
-def pooled_seed_variance(arms: Sequence[Sequence[Replicated]]) -> float | None:
+def pooled_seed_spread(arms: Sequence[Sequence[Replicated]]) -> Part | None:
     """Return the variance between trainings of the same arm, over the arms trained more than once.
 
     Args:
         arms: Each with one entry for each seed.
 
     Returns:
-        The variance, or None if no arm was trained more than once.
+        The variance of one training, with the degrees of freedom that all those arms give; None if
+        no arm was trained more than once.
     """
     several = [[run.value for run in arm] for arm in arms if len(arm) > 1]
     if not several:
         return None
     squares = sum(float(np.var(values, ddof=1)) * (len(values) - 1) for values in several)
-    return squares / sum(len(values) - 1 for values in several)
+    df = sum(len(values) - 1 for values in several)
+    return Part(squares / df, df)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -130,16 +129,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Returns:
         Adjusted, in order.
     """
-    order = np.argsort(p_values, kind="stable")
     adjusted = np.empty(len(p_values))
-    highest = 0.0
-    for rank, at in enumerate(order):
-        highest = max(highest, (len(p_values) - rank) * p_values[at])
+    highest, multipliers = 0.0, holm_multipliers(p_values)
+    for at in np.argsort(p_values, kind="stable"):
+        highest = max(highest, multipliers[at] * p_values[at])
         adjusted[at] = min(1.0, highest)
     return adjusted.tolist()
 
 
-def needed(estimate: Estimate, adjusted_p: float | None = None, *, most: float = 20.0) -> str:
+def holm_multipliers(p_values: Sequence[float]) -> list[int]:
+    """Return by what Holm multiplies each p-value: the number of those that are not smaller.
+
+    Args:
+        p_values: Of one family.
+
+    Returns:
+        Multipliers, in order.
+    """
+    ranks = np.empty(len(p_values), int)
+    ranks[np.argsort(p_values, kind="stable")] = np.arange(len(p_values))
+    return (len(p_values) - ranks).tolist()
+
+
+def needed(estimate: Estimate, n_tests: int = 1, *, most: float = 20.0) -> str:
     """Say how much more would be needed to tell a difference of this size from none.
 
     With the usual power of 80 % at what the adjustment for several arms and metrics leaves of the
@@ -147,29 +159,26 @@ def needed(estimate: Estimate, adjusted_p: float | None = None, *, most: float =
 
     Args:
         estimate: That cannot be told from zero.
-        adjusted_p: Its p-value, adjusted; None if it is not.
+        n_tests: By what its p-value was multiplied for the number of arms and metrics.
         most: Times as many rows or seeds, beyond which it is not worth saying how many.
 
     Returns:
         A phrase.
     """
-    items = estimate.items.variance
-    if math.isinf(items):
+    if math.isinf(estimate.items.variance):
         return "more than one item of each set needed"
-    level = SIGNIFICANT
-    if adjusted_p is not None and 0 < estimate.p < adjusted_p:
-        level *= estimate.p / adjusted_p
-    df = _sum([part for part in (estimate.items, estimate.seeds) if part is not None]).df
-    quantiles = _quantile(1 - level / 2, df) + _quantile(POWER, df)
-    wanted = (abs(estimate.value) / quantiles) ** 2
-    seeds = 0.0 if estimate.seeds is None else estimate.seeds.variance
+    wanted = estimate.value**2
+    items, seeds = (
+        _needed_square(part, SIGNIFICANT / n_tests) for part in (estimate.items, estimate.seeds)
+    )
     phrases = []
     if wanted > seeds and items / (wanted - seeds) <= most:
         n = math.ceil(estimate.n_items * items / (wanted - seeds))
         phrases.append(f"{n - estimate.n_items} more test rows")
     if seeds > 0 and wanted > items and seeds / (wanted - items) <= most:
-        n = math.ceil(max(estimate.n_seeds) * seeds / (wanted - items))
-        phrases.append(f"{n - max(estimate.n_seeds)} more seeds")
+        of_one = seeds / sum(1 / n for n in estimate.n_seeds if n)
+        n = math.ceil(2 * of_one / (wanted - items))
+        phrases.append(f"{n} trainings of each arm")
     if phrases:
         return "about " + " or ".join(phrases) + " needed"
     times = (items + seeds) / wanted if wanted > 0 else math.inf
@@ -186,20 +195,34 @@ def _mean_values(arm: Sequence[Replicated]) -> np.ndarray:
     return np.mean([run.values_B for run in arm], axis=0)
 
 
-def _seed_part(arm: Sequence[Replicated], if_single: float | None) -> Part | None:
-    n = len(arm)
-    if n > 1:
+def _needed_square(part: Part | None, level: float) -> float:
+    if part is None:
+        return 0.0
+    quantiles = _quantile(1 - level / 2, part.df) + _quantile(POWER, part.df)
+    return quantiles**2 * part.variance
+
+
+def _seed_part(arms: Sequence[Sequence[Replicated]], spread: Part | None) -> Part | None:
+    if not arms:
+        return None
+    if all(len(arm) >= OWN_SPREAD for arm in arms):
         # What trainings of one arm answer differently, item by item, is in the variance over items
         # as well, so intervals are rather too wide; taking it off made them too narrow.
-        return Part(float(np.var([run.value for run in arm], ddof=1)) / n, n - 1)
-    # Borrowed from other arms, so hardly better known than there.
-    return None if if_single is None else Part(if_single, 2)
+        return _sum(
+            [
+                Part(float(np.var([run.value for run in arm], ddof=1)) / len(arm), len(arm) - 1)
+                for arm in arms
+            ]
+        )
+    if spread is None:
+        return None
+    # One estimate for all arms, which is known no better for being used twice.
+    return Part(spread.variance * sum(1 / len(arm) for arm in arms), spread.df)
 
 
 def _sum(parts: Sequence[Part]) -> Part:
+    # Welch and Satterthwaite.
     variance = sum(part.variance for part in parts)
-    if math.isinf(variance):
-        return Part(variance, 1)
     spread = sum(part.variance**2 / part.df for part in parts)
     return Part(variance, variance**2 / spread if spread > 0 else math.inf)
 
@@ -219,8 +242,24 @@ def _quantile(share: float, df: float) -> float:
     return float(stats.t.ppf(share, df))
 
 
-def _p(value: float, total: Part) -> float:
-    if total.variance == 0:
-        return 1.0 if value == 0 else 0.0
-    z = abs(value) / math.sqrt(total.variance)
-    return float(2 * stats.t.sf(z, total.df))
+def _half_width(level: float, items: Part, seeds: Part | None) -> float:
+    parts = [part for part in (items, seeds) if part is not None and part.variance > 0]
+    squares = (_quantile(1 - level / 2, part.df) ** 2 * part.variance for part in parts)
+    return math.sqrt(sum(squares))
+
+
+def _p(value: float, items: Part, seeds: Part | None) -> float:
+    """Return the level at which the interval ends at zero.
+
+    Returns:
+        The p-value, not below SMALLEST_P.
+    """
+
+    def beyond(level: float) -> float:
+        return abs(value) - _half_width(level, items, seeds)
+
+    if value == 0 or math.isinf(items.variance):
+        return 1.0
+    if beyond(SMALLEST_P) >= 0:
+        return SMALLEST_P
+    return float(optimize.brentq(beyond, SMALLEST_P, 1.0))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from gradsift.evaluation.metrics import DECIDING, GENERAL, LEARNING, METRICS, Metric
-from gradsift.evaluation.uncertainty import SIGNIFICANT, Estimate, holm, needed
+from gradsift.evaluation.uncertainty import SIGNIFICANT, Estimate, holm, holm_multipliers, needed
 
 YES = "yes"
 NO = "no"
@@ -75,6 +75,7 @@ def decide(questions: Sequence[Question]) -> list[Verdict]:
         Verdicts, in order.
     """
     adjusted: list[dict[str, float]] = [{} for _ in questions]
+    n_tests: list[dict[str, int]] = [{} for _ in questions]
     for which in dict.fromkeys((question.kind, question.family) for question in questions):
         family = [
             (at, name)
@@ -82,13 +83,15 @@ def decide(questions: Sequence[Question]) -> list[Verdict]:
             if (question.kind, question.family) == which
             for name in question.deciding
         ]
-        p_values = holm([questions[at].differences[name].p for at, name in family])
-        for (at, name), p in zip(family, p_values, strict=True):
-            adjusted[at][name] = p
-    return [_decide(question, p) for question, p in zip(questions, adjusted, strict=True)]
+        p_values = [questions[at].differences[name].p for at, name in family]
+        for (at, name), p, n in zip(
+            family, holm(p_values), holm_multipliers(p_values), strict=True
+        ):
+            adjusted[at][name], n_tests[at][name] = p, n
+    return [_decide(*one) for one in zip(questions, adjusted, n_tests, strict=True)]
 
 
-def _decide(question: Question, adjusted: dict[str, float]) -> Verdict:
+def _decide(question: Question, adjusted: dict[str, float], n_tests: dict[str, int]) -> Verdict:
     clear = {name for name in question.deciding if adjusted[name] < SIGNIFICANT}
     better = {name for name in clear if _is_better(name, question.differences[name].value)}
     nothing = _nothing_to_tell(question, any_clear=bool(clear))
@@ -102,7 +105,8 @@ def _decide(question: Question, adjusted: dict[str, float]) -> Verdict:
         answer = NO
     else:
         answer = CANNOT_TELL
-    return Verdict(question, answer, _sentence(question, answer, adjusted, nothing), adjusted)
+    sentence = _sentence(question, answer, adjusted, n_tests, nothing)
+    return Verdict(question, answer, sentence, adjusted)
 
 
 def _nothing_to_tell(question: Question, *, any_clear: bool) -> str | None:
@@ -119,15 +123,22 @@ def _nothing_to_tell(question: Question, *, any_clear: bool) -> str | None:
 
 
 def _kept_all(question: Question, forgot: dict[str, Estimate] | None) -> bool:
-    return forgot is not None and not any(
+    if forgot is None:
+        return False
+    deciding = {name: forgot[name] for name in question.deciding}
+    # What has no interval was not measured, so it cannot have been kept.
+    return all(isfinite(found.high) for found in deciding.values()) and not any(
         found.p < SIGNIFICANT and not _is_better(name, found.value)
-        for name, found in forgot.items()
-        if name in question.deciding
+        for name, found in deciding.items()
     )
 
 
 def _sentence(
-    question: Question, answer: str, adjusted: dict[str, float], nothing: str | None
+    question: Question,
+    answer: str,
+    adjusted: dict[str, float],
+    n_tests: dict[str, int],
+    nothing: str | None,
 ) -> str:
     verb = "learn more" if question.kind == LEARNING else "forget less"
     asked = f"Did {question.arm} {verb} than {question.rival}?"
@@ -148,7 +159,7 @@ def _sentence(
     more = ""
     if answer == CANNOT_TELL:
         nearest = min(question.deciding, key=lambda name: question.differences[name].p)
-        wanted = needed(question.differences[nearest], adjusted[nearest])
+        wanted = needed(question.differences[nearest], n_tests[nearest])
         more = f"; for {METRICS[nearest].label} {wanted}"
     return f"{asked} {words[answer]}: {figures}{more}."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -53,6 +54,11 @@ class Settings(BaseModel):
         extra = {Need.LOSSES} if self.side == "grounded" else set()
         return frozenset({*STRATEGIES[self.strategy].needs, *extra})
 
+    @field_validator("layers", "signal_statistics", "adjust", mode="before")
+    @classmethod
+    def _several_in_words(cls, value: object) -> object:
+        return tuple(re.split(r"[+, ]+", value)) if isinstance(value, str) else value
+
     @field_validator("strategy")
     @classmethod
     def _known_strategy(cls, name: str) -> str:
@@ -63,7 +69,7 @@ class Settings(BaseModel):
     @field_validator("adjust", mode="before")
     @classmethod
     def _none_is_nothing(cls, names: object) -> object:
-        return () if names in ("none", ["none"], ("none",)) else names
+        return () if names in (["none"], ("none",)) else names
 
     @field_validator("signal_statistics")
     @classmethod

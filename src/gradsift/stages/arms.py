@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -222,11 +221,6 @@ def needs_of(base: Settings, arms: Sequence[Arm]) -> set[Need]:
 def _settings(base: Settings, arm: Arm) -> Settings:
     strategy = arm.name if arm.is_strategy else RANDOM
     values = {**base.model_dump(), **arm.settings, "strategy": strategy}
-    if "layers" in arm.settings and isinstance(arm.settings["layers"], str):
-        values["layers"] = re.split(r"[+ ]", arm.settings["layers"])
-    for key in ("adjust", "signal_statistics"):
-        if isinstance(values[key], str) and values[key] != "none":
-            values[key] = re.split(r"[+ ]", values[key])
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from gradsift.stages.jobs import (
     progress_of,
 )
 from gradsift.stages.listener import SILENT, Listener
-from gradsift.store.files import write_json
+from gradsift.store.files import whole_folder, write_json
 from gradsift.training.estimate import duration
 from gradsift.training.finetune import fine_tune
 from gradsift.training.model import ModelSource, best_device, load_model
@@ -114,7 +115,7 @@ def _locked(
     job: Job, number: str, left: str, bench: Bench, patient: bool, listener: Listener
 ) -> dict[str, Any] | None:
     try:
-        with lock_of(job, bench.folder).acquire(timeout=-1 if patient else 0):
+        with lock_of(job.key, bench.folder).acquire(timeout=-1 if patient else 0):
             # Another process may have ended it meanwhile.
             known = _known(job, bench)
             if known is None:
@@ -130,16 +131,18 @@ def _do(job: Job, bench: Bench, listener: Listener) -> dict[str, Any]:
     folder = bench.folder / ARMS / job.folder_name
     model, training = load_model(bench.source), None
     if job.settings is not None:
-        tuned = fine_tune(
-            model,
-            bench.tokenizer,
-            job.instances,
-            job.settings,
-            folder / CHECKPOINTS,
-            save_steps=bench.training.save_steps,
-            save_to=folder / MODEL if bench.training.keep_models else None,
-            on_progress=progress_of(job, listener),
-        )
+        kept = whole_folder(folder / MODEL) if bench.training.keep_models else nullcontext()
+        with kept as save_to:
+            tuned = fine_tune(
+                model,
+                bench.tokenizer,
+                job.instances,
+                job.settings,
+                folder / CHECKPOINTS,
+                save_steps=bench.training.save_steps,
+                save_to=save_to,
+                on_progress=progress_of(job, listener),
+            )
         model = tuned.model
         training = {
             "n_steps": tuned.training.n_steps,

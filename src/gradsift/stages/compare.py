@@ -90,7 +90,7 @@ def compare_arms(
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         raise ValueError(f"--name is {name!r}, expected letters, digits, '-', '_' and '.'.")
     store, tokenizer = captured.store, load_tokenizer(captured.source)
-    _require_free(store.folder / f"{name}.json")
+    _require_free(store.folder, name)
     instances = instances_of(store, captured.pool, captured.source, tokenizer, captured.settings)
     rows = rows_of(store, captured.selection, captured.files, arms)
     exam = make_exam(test, tokenizer, captured.settings, exam_settings, listener)
@@ -131,15 +131,18 @@ def compare_arms(
     return _written(result, store.folder, name)
 
 
-def _require_free(path: Path) -> None:
-    if not path.exists():
-        return
+def _require_free(folder: Path, name: str) -> None:
+    summary = folder / f"{name}.json"
+    others = [folder / f"{name}.md", *(folder / f"{name}-{plot}.svg" for plot in PLOTS)]
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
     except ValueError:
         found = None
-    if not isinstance(found, dict) or "verdicts" not in found:
-        raise ValueError(f"--name: {path} is there and is no comparison; give another name.")
+    if isinstance(found, dict) and "verdicts" in found:
+        return
+    for path in (summary, *others):
+        if path.exists():
+            raise ValueError(f"--name: {path} is there and is no comparison; give another name.")
 
 
 def _overlap(pool: Pool, test: Pool) -> list[str]:

@@ -21,7 +21,7 @@ from gradsift.evaluation.metrics import (
 from gradsift.evaluation.uncertainty import (
     Estimate,
     estimate_difference,
-    pooled_seed_variance,
+    pooled_seed_spread,
 )
 from gradsift.evaluation.verdict import Question, Verdict, decide
 from gradsift.stages.arms import BASE, FULL, FULL_STEPS, RANDOM, Arm
@@ -136,14 +136,14 @@ class Scoreboard:
         return {source: (float(np.mean(values)), n) for source, (values, n) in found.items()}
 
     def _estimate(self, label: str, rival: str | None, metric: str) -> Estimate:
-        spread = pooled_seed_variance([self.runs(name, metric) for name in self.arms])
+        spread = pooled_seed_spread([self.runs(name, metric) for name in self.arms])
         strata = self._strata[id(self.arms[label][0])][metric]
         return estimate_difference(
             self.runs(label, metric),
             [] if rival is None else self.runs(rival, metric),
             n_items=sum(len(items) for items in strata.values()),
             smallest_set=min(len(items) for items in strata.values()),
-            seed_variance=spread,
+            seed_spread=spread,
             trained=(self._is_trained(label), rival is not None and self._is_trained(rival)),
         )
 
@@ -193,12 +193,13 @@ def caveats_of(board: Scoreboard) -> list[str]:
     if few:
         found.append(f"few items ({', '.join(few)}): intervals from so few are rough")
     arms = {label: models[0].arm for label, models in board.arms.items()}
-    randoms = [label for label, arm in arms.items() if arm.name == RANDOM]
-    for label, arm in arms.items():
-        if not arm.is_strategy or arm.name == RANDOM or not randoms:
-            continue
-        if not any(_is_as_large(board, label, arm, one, arms[one]) for one in randoms):
-            found.append(f"{label}: no random arm is as large, so nothing says whether it beat one")
+    for name, what in ((RANDOM, "is as large"), (FULL_STEPS, "has as many steps")):
+        rivals = [label for label, arm in arms.items() if arm.name == name]
+        for label, arm in arms.items():
+            if not arm.is_strategy or arm.name == RANDOM or not rivals:
+                continue
+            if not any(_is_as_large(board, label, arm, one, arms[one]) for one in rivals):
+                found.append(f"{label}: no {name} arm {what}, so it is not compared with one")
     return found
 
 
@@ -233,13 +234,12 @@ def forgetting_of(board: Scoreboard, label: str) -> dict[str, Estimate]:
 
 
 def _is_as_large(board: Scoreboard, label: str, arm: Arm, other: str, theirs: Arm) -> bool:
-    if theirs.budget in (None, arm.budget):
-        return True
-    # The same size may be said in other words: 50 % of 24 rows, or 12.
     mine, its = board.arms[label][0], board.arms[other][0]
     if theirs.name == FULL_STEPS:
+        # For a budget of tokens it has as many steps as a random subset, which may be others.
         return _n_steps(mine) == _n_steps(its)
-    return mine.n_rows == its.n_rows
+    # The same size may be said in other words: 50 % of 24 rows, or 12.
+    return theirs.budget in (None, arm.budget) or mine.n_rows == its.n_rows
 
 
 def _n_steps(model: Trained) -> int | None:

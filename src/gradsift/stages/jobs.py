@@ -141,11 +141,11 @@ def jobs_of(
     return jobs
 
 
-def lock_of(job: Job, folder: Path) -> FileLock:
+def lock_of(key: str, folder: Path) -> FileLock:
     """Return the lock of whoever trains a job, so that processes do not train it twice.
 
     Args:
-        job: Which one.
+        key: Of the job, or whatever else is for one process at a time.
         folder: The run folder.
 
     Returns:
@@ -153,7 +153,7 @@ def lock_of(job: Job, folder: Path) -> FileLock:
     """
     locks = folder / ARMS / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    return FileLock(locks / job.key)
+    return FileLock(locks / key)
 
 
 def progress_of(job: Job, listener: Listener) -> Callable[[int, int], None]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from filelock import Timeout
+from filelock import BaseFileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
 from gradsift.stages.arms import Arm, rows_of
@@ -24,7 +27,7 @@ from gradsift.stages.jobs import (
 )
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.stages.rows import instances_of
-from gradsift.store.files import write_json
+from gradsift.store.files import whole_folder, write_json
 from gradsift.training.finetune import fine_tune
 from gradsift.training.model import load_model, load_tokenizer
 from gradsift.training.plain import PlainTraining
@@ -59,20 +62,31 @@ def train_arm(
     rows = rows_of(store, captured.selection, captured.files, [arm])
     identity = {key: store.manifest.identity[key] for key in ("model", "dtype", "tokenizer")}
     (job,) = jobs_of([arm], rows, instances, training, identity)
-    folder = store.folder / ARMS / job.folder_name / MODEL if out is None else out
-    lock = lock_of(job, store.folder)
-    try:
-        held = lock.acquire(timeout=0)
-    except Timeout:
-        listener.note("another process trains this arm: waiting for it")
-        held = lock.acquire()
-    with held:
+    folder = store.folder / ARMS / job.folder_name / MODEL if out is None else out.resolve()
+    if folder.is_mount():
+        raise ValueError(f"{folder} is a mount point: give a folder inside it as --out.")
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:10]
+    with (
+        _held(lock_of(job.key, store.folder), listener),
+        _held(lock_of(f"out-{digest}", store.folder), listener),
+    ):
         done = _done(folder, job.identity)
         if done is None:
             done = _train(captured, job, training, folder, tokenizer, listener)
         else:
             listener.note(f"{folder}: this arm is trained; nothing to do")
     return folder, len(job.instances), done
+
+
+@contextmanager
+def _held(lock: BaseFileLock, listener: Listener) -> Generator[None, None, None]:
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        listener.note("another process trains this arm, or into this folder: waiting for it")
+        held = lock.acquire()
+    with held:
+        yield
 
 
 def _train(
@@ -86,25 +100,22 @@ def _train(
     assert job.settings is not None
     listener.note(f"{job.arm.label}: {len(job.instances)} rows, {job.n_tokens} tokens to train on")
     work = captured.store.folder / ARMS / job.folder_name / CHECKPOINTS
-    # Beside the folder, and renamed when it is whole: what dies on the way leaves nothing there.
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    tuned = fine_tune(
-        load_model(captured.source),
-        tokenizer,
-        job.instances,
-        job.settings,
-        work,
-        save_steps=training.save_steps,
-        save_to=unfinished,
-        on_progress=progress_of(job, listener),
-    )
     ids = [item.instance_id for item in job.instances]
-    write_json(
-        unfinished / DONE,
-        {"identity": job.identity, "arm": job.arm.label, "rows": ids, **asdict(tuned.training)},
-    )
-    unfinished.replace(folder)
+    with whole_folder(folder) as unfinished:
+        tuned = fine_tune(
+            load_model(captured.source),
+            tokenizer,
+            job.instances,
+            job.settings,
+            work,
+            save_steps=training.save_steps,
+            save_to=unfinished,
+            on_progress=progress_of(job, listener),
+        )
+        write_json(
+            unfinished / DONE,
+            {"identity": job.identity, "arm": job.arm.label, "rows": ids, **asdict(tuned.training)},
+        )
     shutil.rmtree(work, ignore_errors=True)
     return tuned.training
 
