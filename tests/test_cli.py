@@ -375,7 +375,7 @@ def test_the_command_line_wins_over_the_file(capsys, world, tmp_path):
 def test_help_and_select_do_not_import_torch(world, finished, arguments):
     code = (
         "import sys; sys.argv = ['gradsift', *sys.argv[1:]]\n"
-        "from gradsift.cli import main\n"
+        "from gradsift.cli.main import main\n"
         "try:\n    main()\n"
         "except SystemExit:\n    pass\n"
         "assert not {'torch', 'transformers', 'trl', 'datasets'} & sys.modules.keys()"
