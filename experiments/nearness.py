@@ -43,6 +43,8 @@ def main():
 
 
 def mean(gaps):
+    if len(gaps) < 2:
+        return f"{gaps.mean():+.3f}"
     half = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps))
     return f"{gaps.mean():+.3f} ± {half:.3f}"
 
