@@ -45,7 +45,7 @@ PARTS = {
         "grads@50%:seeds=1",
         "loss-low@50%:seeds=1",
         "facility-location@50%:seeds=1",
-        "longest@50%:seeds=1",
+        "k-means@50%:seeds=1",
     ),
     "ablations": (
         "base",
@@ -58,6 +58,8 @@ PARTS = {
         ),
         *(f"grads@50%:layers={layer}:seeds=1" for layer in ("embedding", "lm_head")),
         "grads@50%:adjust=none:seeds=1",
+        # Every topic keeps its share.
+        "k-means@50%:seeds=1",
     ),
 }
 

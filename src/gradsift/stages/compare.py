@@ -115,20 +115,26 @@ def compare_arms(
         verdicts=verdicts_of(board),
         capture=CaptureCost(about["seconds"], sum(len(item.input_ids) for item in instances)),
         made_with={
-            "model": about["model"],
-            "data": captured.pool.source.name,
             "test": test.source.name,
             "arms": [arm.text for arm in arms],
-            "training": {
-                key: value for key, value in asdict(training).items() if key != "keep_models"
-            },
-            "selection": captured.selection.model_dump(mode="json"),
             "exam": exam.identity,
-            "versions": about["versions"],
+            **_made_with(captured, training),
         },
         notes=(*notes, *caveats_of(board)),
     )
     return _written(result, store.folder, name)
+
+
+def _made_with(captured: Captured, training: ArmTraining) -> dict[str, object]:
+    about = captured.store.manifest.about
+    how = {key: value for key, value in asdict(training).items() if key != "keep_models"}
+    return {
+        "model": about["model"],
+        "data": captured.pool.source.name,
+        "training": how,
+        "selection": captured.selection.model_dump(mode="json"),
+        "versions": about["versions"],
+    }
 
 
 def _require_free(folder: Path, name: str) -> None:
