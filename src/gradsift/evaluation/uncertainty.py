@@ -83,7 +83,7 @@ def estimate_difference(
         n_items: Test items, over all sets.
         smallest_set: Items of the smallest set that the metric is a mean over; None for n_items.
         seed_spread: Between the trainings of an arm, over all arms that were trained more than
-            once, for a comparison with an arm that was trained once. None if there are none.
+            once; used where either arm has fewer than OWN_SPREAD. None if there are none.
         trained: Whether each arm is trained at all (base is not: it has no luck of seeds).
 
     Returns:
