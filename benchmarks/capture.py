@@ -22,7 +22,7 @@ import torch
 from trl import SFTTrainer
 
 from gradsift.data.instances import build_instances
-from gradsift.data.pool import load_pool
+from gradsift.data.loading import load_pool
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import SketchSpec
 from gradsift.training.model import find_model, load_model, load_tokenizer

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import torch
 
 from gradsift.data.instances import build_instances
-from gradsift.data.pool import load_pool
+from gradsift.data.loading import load_pool
 from gradsift.gradients.check import autograd_summaries, compare
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import SketchSpec

@@ -25,7 +25,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from gradsift.data.instances import build_instances
-from gradsift.data.pool import load_pool
+from gradsift.data.loading import load_pool
 from gradsift.gradients.records import SketchSpec
 from gradsift.training.model import find_model, load_model, load_tokenizer
 from gradsift.training.probe import probe_step

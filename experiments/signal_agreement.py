@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from gradsift.data.instances import build_instances
-from gradsift.data.pool import load_pool
+from gradsift.data.loading import load_pool
 from gradsift.gradients.records import SketchSpec
 from gradsift.store.manifest import Manifest, load_manifest
 from gradsift.store.reader import read_store

@@ -10,7 +10,8 @@ from gradsift.version import __version__
 
 if TYPE_CHECKING:
     from gradsift.comparing import compare, train
-    from gradsift.data.pool import Pool, load_pool
+    from gradsift.data.loading import load_pool
+    from gradsift.data.pool import Pool
     from gradsift.run import capture, check, losses
     from gradsift.selecting import select, stability, strategies
     from gradsift.selection.settings import Settings
@@ -25,7 +26,7 @@ _WHERE = {
     "compare": ("gradsift.comparing", "compare"),
     "check": ("gradsift.run", "check"),
     "explain": ("gradsift.stages.explain", "explain_row"),
-    "load_pool": ("gradsift.data.pool", "load_pool"),
+    "load_pool": ("gradsift.data.loading", "load_pool"),
     "record": ("gradsift.stages.record", "record"),
     "read_store": ("gradsift.store.reader", "read_store"),
     "losses": ("gradsift.run", "losses"),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from gradsift.data.source import absolute
 from gradsift.selection.settings import Settings
 
 CONFIG_NAME = "config.yaml"
@@ -83,8 +84,8 @@ class RunConfig(Settings):
         for key in (*paths_too, *(() if self.dataset_info else ("data",))):
             value = getattr(self, key)
             # The embedded model keeps its name beside a folder that is called so too.
-            if value is not None and (key, value) != ("model", "demo") and Path(value).exists():
-                paths[key] = str(Path(value).resolve())
+            if value is not None and (key, value) != ("model", "demo"):
+                paths[key] = absolute(value)
         return self.model_copy(update=paths)
 
     def selection_settings(self) -> Settings:

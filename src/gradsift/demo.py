@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 
 from gradsift.data.demo_pool import write_demo_pool
-from gradsift.data.pool import load_pool
+from gradsift.data.loading import load_pool
 from gradsift.run import capture
 from gradsift.selecting import select
 from gradsift.stages.listener import Listener

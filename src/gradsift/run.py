@@ -15,7 +15,8 @@ from gradsift.config import (
     save,
     validated,
 )
-from gradsift.data.pool import Pool, load_pool
+from gradsift.data.loading import load_pool
+from gradsift.data.pool import Pool
 from gradsift.selection.budget import Budget, parse_budget
 from gradsift.selection.strategies.task import Need
 from gradsift.stages.listener import SILENT, Listener

@@ -5,7 +5,7 @@ import yaml
 
 from gradsift.data.formats import Columns
 from gradsift.data.llamafactory import read_dataset_info
-from gradsift.data.pool import load_pool
+from gradsift.data.loading import load_pool
 from gradsift.data.stanzas import write_stanzas
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]

@@ -63,6 +63,15 @@ class Source:
         return Path(self.name)
 
 
+def absolute(name: str | Path) -> str:
+    """Return a name that is found from any working directory.
+
+    Args:
+        name: A path; what does not exist (a hub id) stays as it is.
+    """
+    return str(Path(name).resolve()) if Path(name).exists() else str(name)
+
+
 def find_source(name: str, split: str | None) -> Source:
     """Tell what kind of source a name is.
 
