@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsift.config import validated_settings
-from gradsift.run import load_rows, losses, model_and_settings, open_run
+from gradsift.opening import load_rows, model_and_settings, open_run
+from gradsift.run import losses
 from gradsift.selecting import files_of
 from gradsift.selection.strategies.task import Need
 from gradsift.stages.listener import SILENT, Listener

@@ -8,18 +8,20 @@ import random
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from accelerate.utils import gather_object
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from gradsift.data.instances import NOTES, Instance, Instances, build_instances
+from gradsift.data.instances import NOTES, Instance, Instances
 from gradsift.data.pool import Pool
 from gradsift.gradients.records import SketchSpec
+from gradsift.stages.capture_settings import CaptureSettings
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
+from gradsift.stages.rows import tokenized
 from gradsift.store.manifest import Manifest, load_manifest, require_same_identity
 from gradsift.store.pool_table import write_pool_table
 from gradsift.store.reader import GradientStore, read_store
@@ -42,56 +44,6 @@ CHECKPOINTS = "checkpoints"
 # These change how a capture is done, not what it records.
 NOT_IDENTITY = ("save_steps", "recording")
 STACK = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "pyarrow")
-
-
-@dataclass(frozen=True)
-class CaptureSettings:
-    """What determines a capture, besides the pool.
-
-    Attributes:
-        max_length: Tokens after which an instance is truncated.
-        truncation: keep_start, keep_end, or drop.
-        sft: The user's settings for trl's SFTConfig.
-        lora: Settings for peft's LoraConfig; None trains all parameters.
-        seed: Of the data order and everything drawn.
-        sketch_rank: A gradient sketch has this number squared entries.
-        signal: full records both layers; head the LM head only, which needs no backward pass.
-        when: during the preliminary epoch, or after it, in a scoring pass.
-        preliminary: Fraction of the pool that the preliminary epoch trains on; 0 trains nothing.
-        recording: A way of recording, or auto.
-        save_steps: Optimizer updates between two parts of the store; None makes about eight.
-    """
-
-    max_length: int = 1024
-    truncation: str = "keep_start"
-    sft: Mapping[str, object] = field(default_factory=dict)
-    lora: Mapping[str, object] | None = None
-    seed: int = 0
-    sketch_rank: int = 16
-    signal: str = "full"
-    when: str = "during"
-    preliminary: float = 1.0
-    recording: str = "auto"
-    save_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be.
-
-        Raises:
-            ValueError: If signal, when and preliminary do not fit together.
-        """
-        if self.when == "during" and self.signal == "head":
-            raise ValueError("signal head is recorded without backward: it needs when: after.")
-        if self.when == "during" and self.preliminary < 1:
-            raise ValueError(
-                f"preliminary is {self.preliminary}: the rest of the pool is not seen during such "
-                "an epoch. Use when: after."
-            )
-
-    @property
-    def backward(self) -> bool:
-        """Whether recording needs a backward pass."""
-        return self.signal == "full"
 
 
 def capture_pool(
@@ -182,35 +134,6 @@ def estimate_capture(
         epoch = _epoch(source, tokenizer, instances, settings, Path(nowhere))
         estimate, _ = _check_and_estimate(epoch, instances, settings, listener)
     return estimate
-
-
-def tokenized(
-    pool: Pool,
-    tokenizer: PreTrainedTokenizerBase,
-    config: PretrainedConfig,
-    settings: CaptureSettings,
-) -> Instances:
-    """Tokenize a pool as a capture does.
-
-    Args:
-        pool: The rows.
-        tokenizer: Of the model.
-        config: Of the model.
-        settings: Of the capture.
-
-    Returns:
-        The instances, and what became of the other rows.
-
-    Raises:
-        ValueError: If the tokenizer does not belong to the model.
-    """
-    return build_instances(
-        [(row.instance_id, row.example) for row in pool.rows if row.example is not None],
-        tokenizer,
-        max_length=settings.max_length,
-        truncation=settings.truncation,
-        vocab_size=config.get_text_config().vocab_size,
-    )
 
 
 def _tokenize(

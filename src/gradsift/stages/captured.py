@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gradsift.data.pool import Pool
 from gradsift.selection.settings import Settings
-from gradsift.stages.capture import CaptureSettings
+from gradsift.stages.capture_settings import CaptureSettings
 from gradsift.stages.select import Files
 from gradsift.store.reader import GradientStore
 from gradsift.training.model import ModelSource

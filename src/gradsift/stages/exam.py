@@ -21,7 +21,7 @@ from gradsift.evaluation.likelihood import response_losses, window_losses, windo
 from gradsift.evaluation.probe import PROBE
 from gradsift.evaluation.synonyms import Synonyms, find_synonyms
 from gradsift.evaluation.text import score_texts
-from gradsift.stages.capture import CaptureSettings
+from gradsift.stages.capture_settings import CaptureSettings
 from gradsift.stages.listener import SILENT, Listener
 
 MOST_NEW_TOKENS = 256

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from gradsift.data.pool import Pool
-from gradsift.stages.capture import CaptureSettings
+from gradsift.stages.capture_settings import CaptureSettings
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.stages.rows import instances_of
 from gradsift.store.loss_table import (

@@ -1,17 +1,46 @@
-"""Run folder + pool → the very instances that were captured, for passes after the capture."""
+"""Pool → instances, as a capture tokenizes them; and, after it, the very ones that it captured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from gradsift.data.instances import Instance
+from gradsift.data.instances import Instance, Instances, build_instances
 from gradsift.data.pool import Pool
-from gradsift.stages.capture import CaptureSettings, tokenized
+from gradsift.stages.capture_settings import CaptureSettings
 from gradsift.store.pool_table import read_pool_table
 from gradsift.store.reader import GradientStore
 from gradsift.training.model import ModelSource, load_config, model_fingerprint
+
+
+def tokenized(
+    pool: Pool,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    settings: CaptureSettings,
+) -> Instances:
+    """Tokenize a pool as a capture does.
+
+    Args:
+        pool: The rows.
+        tokenizer: Of the model.
+        config: Of the model.
+        settings: Of the capture.
+
+    Returns:
+        The instances, and what became of the other rows.
+
+    Raises:
+        ValueError: If the tokenizer does not belong to the model.
+    """
+    return build_instances(
+        [(row.instance_id, row.example) for row in pool.rows if row.example is not None],
+        tokenizer,
+        max_length=settings.max_length,
+        truncation=settings.truncation,
+        vocab_size=config.get_text_config().vocab_size,
+    )
 
 
 def instances_of(
