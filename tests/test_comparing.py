@@ -360,7 +360,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(world, tmp_path):
 def test_a_process_that_dies_while_it_saves_leaves_nothing_in_the_way(world, tmp_path, monkeypatch):
     options = {"arm": "full", "epochs": 1, "out": tmp_path / "out"}
     with monkeypatch.context() as patched:
-        patched.setattr("gradsift.stages.train.write_json", die)
+        patched.setattr("gradsift.stages.kept.write_json", die)
         with pytest.raises(Killed):
             train(world / "run", **options)
     assert not (tmp_path / "out").exists()
@@ -427,6 +427,52 @@ def test_weights_that_were_half_written_are_not_taken_for_kept(world, tmp_path, 
             compare(run, test=str(world / "test.jsonl"), keep_models=True, **options)
     compare(run, test=str(world / "test.jsonl"), keep_models=True, **options)
     assert len(list((run / "arms").glob("full-0-*/model/model.safetensors"))) == 1
+
+
+def names_and_bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def never_train(*args, **kwargs):
+    pytest.fail("it was trained before")
+
+
+@pytest.mark.parametrize("lora", [False, {"r": 2}])
+def test_kept_weights_are_asked_other_questions_without_training_again(
+    world, tmp_path, monkeypatch, lora
+):
+    run = tmp_path / "run"
+    copy_without_arms(world / "run", run)
+    options = {"arms": ("full:seeds=1",), "epochs": 1, "lora": lora}
+    options["test"] = str(world / "test.jsonl")
+    first = compare(run, general=(), max_new_tokens=4, keep_models=True, **options)
+    with monkeypatch.context() as patched:
+        patched.setattr("gradsift.stages.kept.fine_tune", never_train)
+        second = compare(run, general=("probe",), max_new_tokens=5, limit=3, **options)
+        trained = train(run, arm="full", epochs=1, lora=lora)
+        assert trained.folder.parent.parent == run.resolve() / "arms"
+        assert list(trained.folder.glob("*.safetensors"))
+        with pytest.raises(pytest.fail.Exception):
+            train(run, arm="full", epochs=2, lora=lora)
+        elsewhere = train(run, arm="full", epochs=1, lora=lora, out=tmp_path / "model")
+        assert names_and_bytes(elsewhere.folder) == names_and_bytes(trained.folder)
+    (one,), (two,) = first.board.arms["full"], second.board.arms["full"]
+    assert one.scores["rows"] == two.scores["rows"]
+    assert one.training == two.training
+    assert len(list((run / "arms").glob("*/model"))) == 1
+    for path in trained.folder.glob("*.safetensors"):
+        path.unlink()
+    compare(run, general=(), max_new_tokens=6, keep_models=True, **options)
+    assert len(list((run / "arms").glob("*/model/*.safetensors"))) == 1
+
+
+def test_what_train_kept_is_compared_without_training_again(world, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    copy_without_arms(world / "run", run)
+    train(run, arm="grads", budget="50%", epochs=1)
+    options = {"arms": ("grads@50%:seeds=1",), "general": (), "epochs": 1, "max_new_tokens": 4}
+    monkeypatch.setattr("gradsift.stages.kept.fine_tune", never_train)
+    assert compare(run, test=str(world / "test.jsonl"), **options).board.arms
 
 
 def test_sizes_said_in_other_words_are_compared_and_others_are_noted(world, finished):

@@ -160,7 +160,8 @@ def compare(
         sft: Settings for trl's SFTConfig, over those of the capture.
         lora: Whether adapters are trained, or their settings; None for what the capture did.
         max_new_tokens: Of an answer; None for the longest reference, at most 256.
-        keep_models: Whether the trained weights stay in the run folder.
+        keep_models: Whether the trained weights stay in the run folder; they are found again
+            when something else is asked.
         trust_remote_code: Whether code that a task file names may run.
         save_steps: Optimizer updates between two checkpoints.
         name: Of the comparison's files; None for "comparison".

@@ -90,7 +90,10 @@ def compare(
         int | None, typer.Option(min=1, help="Of an answer (the longest reference, at most 256).")
     ] = None,
     keep_models: Annotated[
-        bool, typer.Option("--keep-models", help="Keep the weights of every arm.")
+        bool,
+        typer.Option(
+            "--keep-models", help="Keep the weights of every arm, to ask them more later."
+        ),
     ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that a task file names.")

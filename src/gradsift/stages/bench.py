@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,12 @@ from gradsift.stages.jobs import (
     ArmTraining,
     Job,
     lock_of,
-    progress_of,
 )
+from gradsift.stages.kept import find_kept, load_kept, train_job
 from gradsift.stages.listener import SILENT, Listener
-from gradsift.store.files import whole_folder, write_json
+from gradsift.store.files import write_json
 from gradsift.training.estimate import duration
-from gradsift.training.finetune import fine_tune
+from gradsift.training.finetune import FineTuned
 from gradsift.training.model import ModelSource, best_device, load_model
 
 SCORES = "scores.json"
@@ -129,20 +128,10 @@ def _locked(
 
 def _do(job: Job, bench: Bench, listener: Listener) -> dict[str, Any]:
     folder = bench.folder / ARMS / job.folder_name
-    model, training = load_model(bench.source), None
-    if job.settings is not None:
-        kept = whole_folder(folder / MODEL) if bench.training.keep_models else nullcontext()
-        with kept as save_to:
-            tuned = fine_tune(
-                model,
-                bench.tokenizer,
-                job.instances,
-                job.settings,
-                folder / CHECKPOINTS,
-                save_steps=bench.training.save_steps,
-                save_to=save_to,
-                on_progress=progress_of(job, listener),
-            )
+    if job.settings is None:
+        model, training = load_model(bench.source), None
+    else:
+        tuned = _tuned(job, bench, listener)
         model = tuned.model
         training = {
             "n_steps": tuned.training.n_steps,
@@ -177,6 +166,23 @@ def _do(job: Job, bench: Bench, listener: Listener) -> dict[str, Any]:
     return result
 
 
+def _tuned(job: Job, bench: Bench, listener: Listener) -> FineTuned:
+    kept = find_kept(job, bench.folder)
+    if kept is not None:
+        listener.note(f"trained before, weights in {kept}: only examined")
+        return load_kept(job, kept, bench.source)
+    folder = bench.folder / ARMS / job.folder_name / MODEL
+    return train_job(
+        job,
+        bench.source,
+        bench.tokenizer,
+        bench.folder,
+        keep_in=folder if bench.training.keep_models else None,
+        save_steps=bench.training.save_steps,
+        listener=listener,
+    )
+
+
 def _require_finite(scores: Mapping[str, Any], job: Job) -> None:
     losses = [*scores["rows"]["loss"], *(x for t in scores["texts"].values() for x in t["loss"])]
     if not all(map(math.isfinite, losses)):
@@ -193,9 +199,9 @@ def is_done(job: Job, bench: Bench) -> bool:
 
 def _known(job: Job, bench: Bench) -> dict[str, Any] | None:
     wants_model = bench.training.keep_models and job.settings is not None
+    if wants_model and find_kept(job, bench.folder) is None:
+        return None
     for path in sorted((bench.folder / ARMS).glob(f"*-{job.key}/{SCORES}")):
-        if wants_model and not (path.parent / MODEL).exists():
-            continue
         result = json.loads(path.read_text(encoding="utf-8"))
         if result["identity"] == json.loads(json.dumps(job.identity)):
             return result

@@ -87,6 +87,11 @@ class Job:
         return self.folder_name.rpartition("-")[2]
 
     @property
+    def trained_as(self) -> dict[str, object]:
+        """What determines the weights: everything but the exam."""
+        return {key: value for key, value in self.identity.items() if key != "exam"}
+
+    @property
     def n_tokens(self) -> int:
         """Tokens trained on, without padding; for a number of steps about."""
         if self.settings is None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from filelock import BaseFileLock, Timeout
@@ -23,16 +21,13 @@ from gradsift.stages.jobs import (
     Job,
     jobs_of,
     lock_of,
-    progress_of,
 )
+from gradsift.stages.kept import MADE_WITH, find_kept, read_made_with, train_job, training_of
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.stages.rows import instances_of
-from gradsift.store.files import whole_folder, write_json
-from gradsift.training.finetune import fine_tune
-from gradsift.training.model import load_model, load_tokenizer
+from gradsift.store.files import whole_folder
+from gradsift.training.model import load_tokenizer
 from gradsift.training.plain import PlainTraining
-
-DONE = "gradsift.json"
 
 
 def train_arm(
@@ -62,7 +57,9 @@ def train_arm(
     rows = rows_of(store, captured.selection, captured.files, [arm])
     identity = {key: store.manifest.identity[key] for key in ("model", "dtype", "tokenizer")}
     (job,) = jobs_of([arm], rows, instances, training, identity)
-    folder = store.folder / ARMS / job.folder_name / MODEL if out is None else out.resolve()
+    own = store.folder / ARMS / job.folder_name / MODEL
+    kept = find_kept(job, store.folder)
+    folder = (kept or own) if out is None else out.resolve()
     if folder.is_mount():
         raise ValueError(f"{folder} is a mount point: give a folder inside it as --out.")
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:10]
@@ -97,41 +94,36 @@ def _train(
     tokenizer: PreTrainedTokenizerBase,
     listener: Listener,
 ) -> PlainTraining:
-    assert job.settings is not None
+    run = captured.store.folder
+    kept = find_kept(job, run)
+    if kept is not None:
+        listener.note(f"trained before, weights in {kept}: copied")
+        with whole_folder(folder) as unfinished:
+            shutil.copytree(kept, unfinished, dirs_exist_ok=True)
+        return training_of(read_made_with(folder))
     listener.note(f"{job.arm.label}: {len(job.instances)} rows, {job.n_tokens} tokens to train on")
-    work = captured.store.folder / ARMS / job.folder_name / CHECKPOINTS
-    ids = [item.instance_id for item in job.instances]
-    with whole_folder(folder) as unfinished:
-        tuned = fine_tune(
-            load_model(captured.source),
-            tokenizer,
-            job.instances,
-            job.settings,
-            work,
-            save_steps=training.save_steps,
-            save_to=unfinished,
-            on_progress=progress_of(job, listener),
-        )
-        write_json(
-            unfinished / DONE,
-            {"identity": job.identity, "arm": job.arm.label, "rows": ids, **asdict(tuned.training)},
-        )
-    shutil.rmtree(work, ignore_errors=True)
+    tuned = train_job(
+        job,
+        captured.source,
+        tokenizer,
+        run,
+        keep_in=folder,
+        save_steps=training.save_steps,
+        listener=listener,
+    )
+    shutil.rmtree(run / ARMS / job.folder_name / CHECKPOINTS, ignore_errors=True)
     return tuned.training
 
 
 def _done(folder: Path, identity: dict[str, object]) -> PlainTraining | None:
-    path = folder / DONE
-    if not path.exists():
+    if not (folder / MADE_WITH).exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} holds something else: give another --out.")
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_made_with(folder)
     if found["identity"] != identity:
         raise ValueError(
             f"{folder} holds a model that was trained otherwise ({found['arm']}): give another "
             "--out."
         )
-    curve = tuple((step, loss) for step, loss in found["loss_curve"])
-    names = ("n_steps", "n_instances", "n_tokens", "seconds", "resumed_at_step")
-    return PlainTraining(curve, **{name: found[name] for name in names})
+    return training_of(found)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.data.instances import Instance
+from gradsift.training.model import ModelSource, load_model
 from gradsift.training.plain import PlainTraining, train_plainly
 from gradsift.training.sft import RecordingSFTTrainer
 from gradsift.training.sft_settings import SFTSettings, sft_config
@@ -71,12 +73,37 @@ def fine_tune(
     if save_to is not None:
         trainer.save_model(str(save_to))
         tokenizer.save_pretrained(str(save_to))
-    trained = trainer.model
-    if hasattr(trained, "merge_and_unload"):
-        trained = trained.merge_and_unload()
+    return FineTuned(_ready(trainer.model), training)
+
+
+def load_fine_tuned(folder: Path, source: ModelSource, settings: SFTSettings) -> PreTrainedModel:
+    """Load what `fine_tune` saved.
+
+    Args:
+        folder: With the weights.
+        source: The model they started from.
+        settings: How they were trained.
+
+    Returns:
+        The model as `fine_tune` returned it.
+
+    Raises:
+        ValueError: If the weights cannot be loaded.
+    """
+    if settings.lora is None:
+        # Revision and name belong to the model it started from.
+        return _ready(
+            load_model(replace(source, name=str(folder), path=str(folder), revision=None))
+        )
+    return _ready(PeftModel.from_pretrained(load_model(source), str(folder)))
+
+
+def _ready(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
     # Training switched it off; generation is slow without.
-    trained.config.get_text_config().use_cache = True
-    return FineTuned(trained.eval(), training)
+    model.config.get_text_config().use_cache = True
+    return model.eval()
 
 
 def steps_of(n_instances: int, epochs: float, settings: SFTSettings) -> int:
