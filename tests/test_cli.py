@@ -1,6 +1,7 @@
 """The whole way through the command line, on a tiny model: from a file to a smaller file."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 import yaml
 
 from gradsift.cli.main import main
+from gradsift.run import CaptureResult
+from gradsift.store.reader import read_store
 from tiny import save_tiny
 
 BROKEN = '{"prompt": "broken", "response": \n'
@@ -65,6 +68,14 @@ def finished(world):
 
 def selected_lines(run, name):
     return (run / "selections" / name / "selected.jsonl").read_text().splitlines(keepends=True)
+
+
+def test_the_next_command_can_be_pasted(world, finished, tmp_path, capsys):
+    spaced = tmp_path / "a folder; $HOME"
+    shutil.copytree(world / "run", spaced)
+    command = CaptureResult(read_store(spaced)).text().partition("next: gradsift ")[2]
+    code, _, err = invoke(capsys, *shlex.split(command))
+    assert code == 0, err
 
 
 def test_run_accounts_for_every_row(world, finished):
@@ -298,6 +309,8 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}")
 sys.meta_path.insert(0, Absent())
 from gradsift.cli.main import main
+from gradsift.run import CaptureResult
+from gradsift.store.reader import read_store
 main()
 """
     select = ["select", world / "run", "--budget", "4"]

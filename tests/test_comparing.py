@@ -393,6 +393,36 @@ def test_two_processes_do_not_train_one_arm_twice(world, tmp_path):
     assert "nothing to do" in lines[-1]
 
 
+def test_two_arms_into_one_folder_at_once_leave_one_of_them_whole(world, tmp_path):
+    options = {"epochs": 1, "out": tmp_path / "out", "seed": 6}
+    started, errors = threading.Event(), []
+
+    def first():
+        quiet = Listener(progress=lambda *_: started.set())
+        train(world / "run", arm="full", **options, listener=quiet)
+
+    def second():
+        try:
+            train(world / "run", arm="random", budget="50%", **options)
+        except ValueError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert started.wait(60)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert "trained otherwise (full)" in errors[0]
+    assert json.loads((tmp_path / "out" / "gradsift.json").read_text())["arm"] == "full"
+
+
+def test_a_mount_point_is_not_replaced_by_a_folder(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(ValueError, match="is a mount point"):
+        train(world / "run", arm="full", epochs=1, out=tmp_path)
+
+
 def test_rows_that_changed_since_the_capture_are_not_trained_on(world, tmp_path):
     run, data = tmp_path / "run", tmp_path / "data.jsonl"
     shutil.copy(world / "data.jsonl", data)
