@@ -1,6 +1,7 @@
 """Training on arms and comparing them, from one captured run of a tiny model."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def test_what_another_process_does_is_waited_for(world, finished, tmp_path):
     lines = []
     compare(run, test=str(world / "test.jsonl"), **only)
     (folder,) = (run / "arms").glob("base-0-*")
-    lock = run / "arms" / "locks" / folder.name.rpartition("-")[2]
+    (lock,) = (run / "arms" / "locks").iterdir()
     (folder / "scores.json").rename(tmp_path / "scores.json")
     other = subprocess.Popen(
         [sys.executable, "-c", OTHER, str(lock), str(tmp_path), str(folder)],
@@ -467,33 +468,92 @@ def never_train(*args, **kwargs):
     pytest.fail("it was trained before")
 
 
-@pytest.mark.parametrize("lora", [False, {"r": 2}])
+@pytest.mark.parametrize(
+    "how", [{}, {"lora": {"r": 2}}, {"sft": {"bf16": True}}], ids=["full", "lora", "mixed"]
+)
 def test_kept_weights_are_asked_other_questions_without_training_again(
-    world, tmp_path, monkeypatch, lora
+    world, tmp_path, monkeypatch, how
 ):
     run = tmp_path / "run"
     copy_without_arms(world / "run", run)
-    options = {"arms": ("full:seeds=1",), "epochs": 1, "lora": lora}
+    options = {"arms": ("full:seeds=1",), "epochs": 1, **how}
     options["test"] = str(world / "test.jsonl")
     first = compare(run, general=(), max_new_tokens=4, keep_models=True, **options)
     with monkeypatch.context() as patched:
         patched.setattr("gradsift.stages.kept.fine_tune", never_train)
         second = compare(run, general=("probe",), max_new_tokens=5, limit=3, **options)
-        trained = train(run, arm="full", epochs=1, lora=lora)
+        trained = train(run, arm="full", epochs=1, **how)
         assert trained.folder.parent.parent == run.resolve() / "arms"
         assert list(trained.folder.glob("*.safetensors"))
         with pytest.raises(pytest.fail.Exception):
-            train(run, arm="full", epochs=2, lora=lora)
-        elsewhere = train(run, arm="full", epochs=1, lora=lora, out=tmp_path / "model")
+            train(run, arm="full", epochs=2, **how)
+        elsewhere = train(run, arm="full", epochs=1, **how, out=tmp_path / "model")
         assert names_and_bytes(elsewhere.folder) == names_and_bytes(trained.folder)
     (one,), (two,) = first.board.arms["full"], second.board.arms["full"]
     assert one.scores["rows"] == two.scores["rows"]
     assert one.training == two.training
     assert len(list((run / "arms").glob("*/model"))) == 1
-    for path in trained.folder.glob("*.safetensors"):
-        path.unlink()
-    compare(run, general=(), max_new_tokens=6, keep_models=True, **options)
-    assert len(list((run / "arms").glob("*/model/*.safetensors"))) == 1
+
+
+DAMAGES = {
+    "removed": lambda folder: (folder / "model.safetensors").unlink(),
+    "cut": lambda folder: os.truncate(folder / "model.safetensors", 1000),
+    "unnamed": lambda folder: (folder / "gradsift.json").unlink(),
+    "empty": lambda folder: (folder / "gradsift.json").write_text("{}"),
+    "torn": lambda folder: (folder / "gradsift.json").write_text('{"identity": '),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_kept_weights_that_were_damaged_are_trained_again(world, tmp_path, name):
+    run = tmp_path / "run"
+    copy_without_arms(world / "run", run)
+    options = {"arms": ("full:seeds=1",), "epochs": 1, "general": (), "max_new_tokens": 4}
+    options["test"] = str(world / "test.jsonl")
+    compare(run, keep_models=True, **options)
+    (folder,) = (run / "arms").glob("*/model")
+    whole = names_and_bytes(folder)
+    DAMAGES[name](folder)
+    lines = []
+    compare(run, **{**options, "max_new_tokens": 5}, listener=Listener(note=lines.append))
+    assert not any("only examined" in line for line in lines)
+    compare(run, keep_models=True, **options)
+    again = names_and_bytes(folder)
+    assert again["model.safetensors"] == whole["model.safetensors"]
+    DAMAGES[name](folder)
+    other = train(run, arm="full", epochs=1).folder
+    assert names_and_bytes(other)["model.safetensors"] == whole["model.safetensors"]
+
+
+def test_a_forecast_knows_which_models_are_only_examined(world, tmp_path):
+    run = tmp_path / "run"
+    copy_without_arms(world / "run", run)
+    options = {"arms": ("full:seeds=1",), "epochs": 1, "general": ()}
+    options["test"] = str(world / "test.jsonl")
+    compare(run, keep_models=True, max_new_tokens=4, **options)
+    found = compare(run, max_new_tokens=5, dry_run=True, **options)
+    assert (found.n_models, found.n_done, found.n_tokens) == (1, 0, 0)
+
+
+def test_adapters_on_base_weights_changed_at_random_are_not_loaded_again(world, tmp_path):
+    run = tmp_path / "run"
+    copy_without_arms(world / "run", run)
+    lora = {"init_lora_weights": "pissa_niter_4", "r": 2}
+    options = {"arms": ("full:seeds=1",), "epochs": 1, "general": (), "lora": lora}
+    options["test"] = str(world / "test.jsonl")
+    first = compare(run, keep_models=True, max_new_tokens=4, **options)
+    second = compare(run, max_new_tokens=5, **options)
+    (one,), (two,) = first.board.arms["full"], second.board.arms["full"]
+    assert one.scores["rows"] == two.scores["rows"]
+
+
+def test_a_dtype_that_is_not_the_captures_is_refused(world, tmp_path):
+    run = tmp_path / "run"
+    copy_without_arms(world / "run", run)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("dtype: float32", "dtype: bfloat16"))
+    with pytest.raises(ValueError, match="captured in float32"):
+        train(run, arm="full", epochs=1)
 
 
 def test_what_train_kept_is_compared_without_training_again(world, tmp_path, monkeypatch):
@@ -552,6 +612,8 @@ def test_plots_of_an_earlier_comparison_of_that_name_do_not_stay(world, finished
 def test_a_training_that_diverged_is_named(world):
     with pytest.raises(ValueError, match=r"full, training 0: .* diverged. Lower learning_rate"):
         compared(world, name="wild", arms=("full:seeds=1",), sft={"learning_rate": 1e9})
+    with pytest.raises(ValueError, match=r"full, training 0: .* diverged. Lower learning_rate"):
+        train(world / "run", arm="full", sft={"learning_rate": 1e30})
 
 
 def test_held_out_rows_that_are_written_otherwise_are_named(world, tmp_path):

@@ -18,12 +18,17 @@ from gradsift.stages.exam import Exam, take_exam
 from gradsift.stages.jobs import (
     ARMS,
     CHECKPOINTS,
-    MODEL,
     ArmTraining,
     Job,
     lock_of,
 )
-from gradsift.stages.kept import find_kept, load_kept, train_job
+from gradsift.stages.kept import (
+    find_kept,
+    find_loadable,
+    load_kept,
+    own_folder,
+    train_job,
+)
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.store.files import write_json
 from gradsift.training.estimate import duration
@@ -105,7 +110,7 @@ def _time_left(jobs: Sequence[Job], found: Mapping[int, Mapping[str, Any]], benc
         speed = sum(one["n_tokens"] for one in trained) / sum(one["seconds"] for one in trained)
     if not speed:
         return ""
-    to_do = {job.key: job.n_tokens for job in jobs}
+    to_do = {job.key: tokens_to_train(job, bench) for job in jobs}
     seconds = sum(to_do.values()) / speed + examining * len(to_do)
     return f"; about {duration(seconds)} left if this process does it all"
 
@@ -114,7 +119,7 @@ def _locked(
     job: Job, number: str, left: str, bench: Bench, patient: bool, listener: Listener
 ) -> dict[str, Any] | None:
     try:
-        with lock_of(job.key, bench.folder).acquire(timeout=-1 if patient else 0):
+        with lock_of(job.training_key, bench.folder).acquire(timeout=-1 if patient else 0):
             # Another process may have ended it meanwhile.
             known = _known(job, bench)
             if known is None:
@@ -167,17 +172,16 @@ def _do(job: Job, bench: Bench, listener: Listener) -> dict[str, Any]:
 
 
 def _tuned(job: Job, bench: Bench, listener: Listener) -> FineTuned:
-    kept = find_kept(job, bench.folder)
+    kept = find_loadable(job, bench.folder)
     if kept is not None:
         listener.note(f"trained before, weights in {kept}: only examined")
         return load_kept(job, kept, bench.source)
-    folder = bench.folder / ARMS / job.folder_name / MODEL
     return train_job(
         job,
         bench.source,
         bench.tokenizer,
         bench.folder,
-        keep_in=folder if bench.training.keep_models else None,
+        keep_in=own_folder(job, bench.folder) if bench.training.keep_models else None,
         save_steps=bench.training.save_steps,
         listener=listener,
     )
@@ -190,6 +194,21 @@ def _require_finite(scores: Mapping[str, Any], job: Job) -> None:
             f"{job.arm.label}, training {job.seed}: its held-out loss is not a finite number; the "
             "training diverged. Lower learning_rate, or leave the arm out; what is done is kept."
         )
+
+
+def tokens_to_train(job: Job, bench: Bench) -> int:
+    """Return how many tokens a job that is not done has to train on.
+
+    Args:
+        job: Of the comparison.
+        bench: With weights that were kept, perhaps.
+
+    Returns:
+        Their number; 0 where it is only to be examined.
+    """
+    if job.settings is None or find_loadable(job, bench.folder) is not None:
+        return 0
+    return job.n_tokens
 
 
 def is_done(job: Job, bench: Bench) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from gradsift.data.pool import Pool
 from gradsift.report.plots import PLOTS, plots_of
 from gradsift.stages.arms import Arm, rows_of
-from gradsift.stages.bench import Bench, is_done, run_jobs
+from gradsift.stages.bench import Bench, is_done, run_jobs, tokens_to_train
 from gradsift.stages.captured import Captured
 from gradsift.stages.comparison import Scoreboard, caveats_of, verdicts_of
 from gradsift.stages.comparison_text import CaptureCost, Comparison
@@ -186,7 +186,7 @@ def _tokens_per_second(captured: Captured) -> float | None:
 
 def _forecast(jobs: Sequence[Job], bench: Bench) -> Forecast:
     to_do = {job.key: job for job in jobs if not is_done(job, bench)}
-    n_tokens = sum(job.n_tokens for job in to_do.values())
+    n_tokens = sum(tokens_to_train(job, bench) for job in to_do.values())
     seconds = None if bench.tokens_per_second is None else n_tokens / bench.tokens_per_second
     keys = {job.key for job in jobs}
     return Forecast(len(keys), len(keys) - len(to_do), n_tokens, seconds)

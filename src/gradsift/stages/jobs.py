@@ -77,14 +77,18 @@ class Job:
     @property
     def folder_name(self) -> str:
         """Readable, and different for whatever differs; equal jobs of two arms share it."""
-        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
         name = re.sub(r"[^\w.=-]+", "_", self.arm.label.replace("%", "pct"))
-        return f"{name}-{self.seed}-{digest[:10]}"
+        return f"{name}-{self.seed}-{self.key}"
 
     @property
     def key(self) -> str:
         """The part of the folder's name that equal jobs have in common."""
-        return self.folder_name.rpartition("-")[2]
+        return _digest(self.identity)
+
+    @property
+    def training_key(self) -> str:
+        """Equal for jobs that train the same, whatever they are asked then."""
+        return _digest(self.trained_as)
 
     @property
     def trained_as(self) -> dict[str, object]:
@@ -150,7 +154,7 @@ def lock_of(key: str, folder: Path) -> FileLock:
     """Return the lock of whoever trains a job, so that processes do not train it twice.
 
     Args:
-        key: Of the job, or whatever else is for one process at a time.
+        key: Of the job's training, or whatever else is for one process at a time.
         folder: The run folder.
 
     Returns:
@@ -172,6 +176,10 @@ def progress_of(job: Job, listener: Listener) -> Callable[[int, int], None]:
         listener.progress(min(done, n_rows), n_rows, min(tokens, n_tokens), n_tokens)
 
     return tell
+
+
+def _digest(identity: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _identity(

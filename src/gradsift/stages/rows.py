@@ -73,6 +73,12 @@ def instances_of(
             f"{store.folder}: was captured with model {expected}, {source.name} is {fingerprint}. "
             "Put the old one back, or capture again."
         )
+    dtype = store.manifest.identity["dtype"]
+    if source.dtype != dtype:
+        raise ValueError(
+            f"{store.folder}: was captured in {dtype}, its config.yaml now says {source.dtype}. "
+            "Put the old dtype back, or capture again."
+        )
     instances = tokenized(pool, tokenizer, config, settings).items
     table = read_pool_table(store.folder).select(["instance_id", "content_hash"])
     captured = dict(zip(*table.to_pydict().values(), strict=True))

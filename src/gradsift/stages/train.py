@@ -16,13 +16,19 @@ from gradsift.stages.captured import Captured
 from gradsift.stages.jobs import (
     ARMS,
     CHECKPOINTS,
-    MODEL,
     ArmTraining,
     Job,
     jobs_of,
     lock_of,
 )
-from gradsift.stages.kept import MADE_WITH, find_kept, read_made_with, train_job, training_of
+from gradsift.stages.kept import (
+    find_kept,
+    is_kept_in,
+    own_folder,
+    read_made_with,
+    train_job,
+    training_in,
+)
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.stages.rows import instances_of
 from gradsift.store.files import whole_folder
@@ -57,21 +63,22 @@ def train_arm(
     rows = rows_of(store, captured.selection, captured.files, [arm])
     identity = {key: store.manifest.identity[key] for key in ("model", "dtype", "tokenizer")}
     (job,) = jobs_of([arm], rows, instances, training, identity)
-    own = store.folder / ARMS / job.folder_name / MODEL
-    kept = find_kept(job, store.folder)
-    folder = (kept or own) if out is None else out.resolve()
+    own = own_folder(job, store.folder)
+    folder = (find_kept(job, store.folder) or own) if out is None else out.resolve()
     if folder.is_mount():
         raise ValueError(f"{folder} is a mount point: give a folder inside it as --out.")
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:10]
     with (
-        _held(lock_of(job.key, store.folder), listener),
+        _held(lock_of(job.training_key, store.folder), listener),
         _held(lock_of(f"out-{digest}", store.folder), listener),
     ):
-        done = _done(folder, job.identity)
-        if done is None:
-            done = _train(captured, job, training, folder, tokenizer, listener)
-        else:
+        if is_kept_in(folder, job):
             listener.note(f"{folder}: this arm is trained; nothing to do")
+            done = training_in(folder)
+        else:
+            if folder != own:
+                _require_empty(folder)
+            done = _train(captured, job, training, folder, tokenizer, listener)
     return folder, len(job.instances), done
 
 
@@ -100,7 +107,7 @@ def _train(
         listener.note(f"trained before, weights in {kept}: copied")
         with whole_folder(folder) as unfinished:
             shutil.copytree(kept, unfinished, dirs_exist_ok=True)
-        return training_of(read_made_with(folder))
+        return training_in(folder)
     listener.note(f"{job.arm.label}: {len(job.instances)} rows, {job.n_tokens} tokens to train on")
     tuned = train_job(
         job,
@@ -115,15 +122,12 @@ def _train(
     return tuned.training
 
 
-def _done(folder: Path, identity: dict[str, object]) -> PlainTraining | None:
-    if not (folder / MADE_WITH).exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} holds something else: give another --out.")
-        return None
-    found = read_made_with(folder)
-    if found["identity"] != identity:
+def _require_empty(folder: Path) -> None:
+    made_with = read_made_with(folder)
+    if made_with is not None:
         raise ValueError(
-            f"{folder} holds a model that was trained otherwise ({found['arm']}): give another "
-            "--out."
+            f"{folder} holds a model that was trained otherwise ({made_with['arm']}), or not all "
+            "of its files: give another --out, or remove it."
         )
-    return training_of(found)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something else: give another --out.")

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.data.instances import Instance
@@ -41,6 +43,7 @@ def fine_tune(
     *,
     save_steps: int | None = None,
     save_to: Path | None = None,
+    label: str,
     on_progress: Callable[[int, int], None],
 ) -> FineTuned:
     """Train on instances, from where an earlier sitting stopped.
@@ -55,10 +58,14 @@ def fine_tune(
         save_steps: Optimizer updates between two checkpoints; None makes about four.
         save_to: Folder for the weights as safetensors (adapters only, for LoRA) and the tokenizer;
             None saves nothing.
+        label: What the training is called in errors.
         on_progress: Called after each micro-batch with instances and tokens done so far.
 
     Returns:
         The model and what was done.
+
+    Raises:
+        ValueError: If the training diverged.
     """
     # Before the trainer: making a configuration resets what accelerate knows.
     n_steps = settings.max_steps or steps_of(len(instances), settings.epochs, settings)
@@ -70,6 +77,7 @@ def fine_tune(
         steps_between=save_steps or -(-n_steps // N_CHECKPOINTS),
         on_progress=on_progress,
     )
+    _require_finite(label, trainer.model, training)
     if save_to is not None:
         trainer.save_model(str(save_to))
         tokenizer.save_pretrained(str(save_to))
@@ -90,20 +98,41 @@ def load_fine_tuned(folder: Path, source: ModelSource, settings: SFTSettings) ->
     Raises:
         ValueError: If the weights cannot be loaded.
     """
-    if settings.lora is None:
-        # Revision and name belong to the model it started from.
-        return _ready(
-            load_model(replace(source, name=str(folder), path=str(folder), revision=None))
-        )
-    return _ready(PeftModel.from_pretrained(load_model(source), str(folder)))
+    try:
+        if settings.lora is None:
+            place = str(folder)
+            return _ready(load_model(replace(source, name=place, path=place, revision=None)))
+        return _ready(PeftModel.from_pretrained(load_model(source), str(folder)))
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{folder}: the weights that were kept there cannot be loaded ({first_line}). Remove "
+            "that folder to train again."
+        ) from error
 
 
 def _ready(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    # Mixed precision belongs to the training: untrained and loaded models are examined without it.
+    # accelerate leaves its wrapper on, and taking it off takes transformers' own off, too.
+    plain_forward = vars(model).pop("_original_forward", None)
+    if plain_forward is not None:
+        model.forward = plain_forward
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     # Training switched it off; generation is slow without.
     model.config.get_text_config().use_cache = True
     return model.eval()
+
+
+def _require_finite(label: str, model: torch.nn.Module, training: PlainTraining) -> None:
+    losses = (loss for _, loss in training.loss_curve)
+    if not all(map(math.isfinite, losses)) or not all(
+        bool(torch.isfinite(weight).all()) for weight in model.parameters()
+    ):
+        raise ValueError(
+            f"{label}: loss or weights are not finite numbers; the training diverged. Lower "
+            "learning_rate, or leave the arm out; what is done is kept."
+        )
 
 
 def steps_of(n_instances: int, epochs: float, settings: SFTSettings) -> int:
