@@ -52,7 +52,7 @@ def fill(folder):
 
 def test_what_is_written_is_read(tmp_path):
     fill(tmp_path)
-    store = read_store(tmp_path)
+    store = read_store(str(tmp_path))
     assert store.instance_ids == ("r1", "r2", "r3", "r4")
     np.testing.assert_array_equal(store.loss, [1.5, 2.5, 3.5, 4.5])
     np.testing.assert_array_equal(store.error_norm, [1.25, 2.25, 3.25, 4.25])

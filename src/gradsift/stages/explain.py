@@ -54,7 +54,7 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain_row(folder: Path, row_id: str, name: str | None = None) -> Explanation:
+def explain_row(folder: str | Path, row_id: str, name: str | None = None) -> Explanation:
     """Collect what is known about one row.
 
     Args:

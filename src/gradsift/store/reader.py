@@ -74,7 +74,7 @@ class GradientStore:
         return _as_matrix(rows[column])
 
 
-def read_store(folder: Path) -> GradientStore:
+def read_store(folder: str | Path) -> GradientStore:
     """Read a complete store.
 
     Args:
@@ -86,6 +86,7 @@ def read_store(folder: Path) -> GradientStore:
     Raises:
         ValueError: If there is none, it is not complete, or a part is missing or was changed.
     """
+    folder = Path(folder)
     manifest = load_manifest(folder)
     if manifest is None:
         raise ValueError(
