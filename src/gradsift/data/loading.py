@@ -11,7 +11,7 @@ from gradsift.data.detection import settle_format
 from gradsift.data.formats import ROW_FORMATS, Columns
 from gradsift.data.llamafactory import read_dataset_info
 from gradsift.data.pool import Pool, place
-from gradsift.data.pool_rows import pool_rows_of
+from gradsift.data.pool_rows import Reading, pool_rows_of
 from gradsift.data.source import RawRow, Source, absolute, find_source
 
 TRAIN_ON = ("all", "last")
@@ -80,15 +80,15 @@ def load_pool(
     if labels_needed:
         _require_field(source, readable, "id", id_column)
         _require_field(source, readable, "source", source_column)
-    rows = pool_rows_of(
-        raw_rows,
-        row_format=row_format,
-        columns=columns,
-        train_on=train_on,
+    how = Reading(
+        row_format,
+        columns,
+        train_on,
         id_column=id_column or "id",
         id_required=id_column is not None and labels_needed,
         source_column=source_column or "source",
     )
+    rows = pool_rows_of(raw_rows, how)
     pool = Pool(source, row_format, detected, columns, fingerprint(source), rows, read_as)
     _require_usable(pool)
     return pool

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gradsift.data.example import Example, RowError
@@ -15,31 +15,38 @@ from gradsift.data.pool import PoolRow, place
 from gradsift.data.source import RawRow
 
 
-def pool_rows_of(
-    raw_rows: Sequence[RawRow],
-    *,
-    row_format: str,
-    columns: Columns,
-    train_on: str,
-    id_column: str,
-    id_required: bool,
-    source_column: str,
-) -> tuple[PoolRow, ...]:
-    """Read what every row says.
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read.
 
-    Args:
-        raw_rows: As they lie in their source.
-        row_format: Their format, a key of ROW_FORMATS.
+    Attributes:
+        row_format: A key of ROW_FORMATS.
         columns: Names of their fields.
         train_on: "all" assistant turns, or the "last".
         id_column: Field with a row's own id.
         id_required: Whether a row without one is dropped.
         source_column: Field that says where a row comes from.
+    """
+
+    row_format: str
+    columns: Columns
+    train_on: str
+    id_column: str
+    id_required: bool
+    source_column: str
+
+
+def pool_rows_of(raw_rows: Sequence[RawRow], how: Reading) -> tuple[PoolRow, ...]:
+    """Read what every row says.
+
+    Args:
+        raw_rows: As they lie in their source.
+        how: They are read.
 
     Returns:
         As many rows, in the same order; those that cannot be used with their reason.
     """
-    rows = _Rows(row_format, columns, train_on, id_column, id_required, source_column)
+    rows = _Rows(how)
     rows.announce(raw.record for raw in raw_rows if raw.record is not None)
     return tuple(rows.add(raw) for raw in raw_rows)
 
@@ -47,31 +54,21 @@ def pool_rows_of(
 class _Rows:
     """Turns raw rows into pool rows, knowing the ids of the file and those given so far."""
 
-    def __init__(
-        self,
-        row_format: str,
-        columns: Columns,
-        train_on: str,
-        id_column: str,
-        id_required: bool,
-        source_column: str,
-    ):
-        self._row_format, self._columns, self._train_on = row_format, columns, train_on
-        self._id_column, self._id_required = id_column, id_required
-        self._source_column = source_column
+    def __init__(self, how: Reading):
+        self._how = how
         self._ids_in_file: Counter[str] = Counter()
         self._given: set[str] = set()
         self._place_of: dict[str, str] = {}
         self._copies: Counter[str] = Counter()
 
     def announce(self, records: Iterable[Mapping[str, Any]]) -> None:
-        ids = (_text_of(record, self._id_column) for record in records)
+        ids = (_text_of(record, self._how.id_column) for record in records)
         self._ids_in_file.update(own_id for own_id in ids if own_id is not None)
 
     def add(self, raw: RawRow) -> PoolRow:
         where = place(raw.index, raw.line)
         row = PoolRow(raw.index, raw.line, "", raw.start, raw.end, None, None, None, None)
-        own_id = None if raw.record is None else _text_of(raw.record, self._id_column)
+        own_id = None if raw.record is None else _text_of(raw.record, self._how.id_column)
         try:
             example, content_hash = self._example(raw, own_id)
         except RowError as error:
@@ -80,7 +77,7 @@ class _Rows:
         else:
             instance_id = self._hash_id(content_hash) if own_id is None else own_id
             self._place_of[instance_id] = where
-            source = _text_of(raw.record, self._source_column)
+            source = _text_of(raw.record, self._how.source_column)
             row = replace(row, example=example, content_hash=content_hash, source=source)
         self._given.add(instance_id)
         return replace(row, instance_id=instance_id)
@@ -88,11 +85,13 @@ class _Rows:
     def _example(self, raw: RawRow, own_id: str | None) -> tuple[Example, str]:
         if raw.error is not None:
             raise RowError(*raw.error)
-        example = parse_record(raw.record, self._row_format, self._columns, self._train_on)
+        example = parse_record(
+            raw.record, self._how.row_format, self._how.columns, self._how.train_on
+        )
         content_hash = _content_hash(example)
-        if own_id is None and self._id_required:
+        if own_id is None and self._how.id_required:
             raise RowError(
-                "missing_field", f"no text or whole number in id field {self._id_column!r}"
+                "missing_field", f"no text or whole number in id field {self._how.id_column!r}"
             )
         if own_id is not None and own_id in self._place_of:
             raise RowError(
