@@ -206,6 +206,29 @@ def test_other_questions_are_another_exam(world, finished):
     assert len(list((world / "run" / "arms").glob("base-0-*"))) == 2
 
 
+def test_an_estimate_counts_what_is_asked(world, tmp_path):
+    run = tmp_path / "run"
+    copy_without_arms(world / "run", run)
+
+    def tokens(test, **options):
+        options = {"arms": ("full:seeds=1",), "epochs": 1, "general": (), **options}
+        found = compare(run, test=str(test), dry_run=True, **options)
+        speed = found.n_tokens / found.training_seconds
+        return found.examining_seconds * 3 * speed
+
+    rows = (world / "test.jsonl").read_text().splitlines(keepends=True)
+    half = tmp_path / "half.jsonl"
+    half.write_text("".join(rows[: len(rows) // 2]))
+    asked = tokens(world / "test.jsonl", max_new_tokens=4)
+    longer = tokens(world / "test.jsonl", max_new_tokens=7)
+    assert longer - asked == pytest.approx(2 * 3 * len(rows))
+    assert 0.3 * asked < tokens(half, max_new_tokens=4) < 0.7 * asked
+    probed = [tokens(half, max_new_tokens=4, general=("probe",), limit=n) for n in (10, 20, 40)]
+    assert probed[2] - probed[1] == pytest.approx(2 * (probed[1] - probed[0]), rel=0.3)
+    # No question of the probe is shorter than that in this tokenizer.
+    assert probed[1] - probed[0] > 10 * 10
+
+
 def test_a_dry_run_trains_nothing(capsys, world, tmp_path):
     run = tmp_path / "run"
     copy_without_arms(world / "run", run)
@@ -217,6 +240,7 @@ def test_a_dry_run_trains_nothing(capsys, world, tmp_path):
     estimate = json.loads(out)["estimate"]
     assert (estimate["n_models"], estimate["n_done"]) == (9, 0)
     assert estimate["training_seconds"] > 0
+    assert estimate["examining_seconds"] > 0
     assert not (run / "arms").exists()
 
 

@@ -34,13 +34,15 @@ class Forecast:
         n_models: To train and examine.
         n_done: Of them done already.
         n_tokens: To train on.
-        training_seconds: At the speed that the capture's estimate found.
+        training_seconds: At the speed that the capture's estimate found; None if it found none.
+        examining_seconds: From the same speed, as a forward pass takes a third of a training step.
     """
 
     n_models: int
     n_done: int
     n_tokens: int
     training_seconds: float | None
+    examining_seconds: float | None
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
@@ -48,12 +50,13 @@ class Forecast:
 
     def text(self) -> str:
         """Return what a person wants to know."""
-        took = self.training_seconds
+        training, examining = self.training_seconds, self.examining_seconds
+        times = ""
+        if training is not None and examining is not None:
+            times = f": about {duration(training)} of training, {duration(examining)} of examining"
         return (
             f"{self.n_models} models, {self.n_done} of them done; "
-            f"{self.n_tokens} tokens to train on"
-            + ("" if took is None else f", about {duration(took)} at the capture's speed")
-            + "; each is then examined"
+            f"{self.n_tokens} tokens to train on{times}"
         )
 
 
@@ -187,9 +190,10 @@ def _tokens_per_second(captured: Captured) -> float | None:
 def _forecast(jobs: Sequence[Job], bench: Bench) -> Forecast:
     to_do = {job.key: job for job in jobs if not is_done(job, bench)}
     n_tokens = sum(tokens_to_train(job, bench) for job in to_do.values())
-    seconds = None if bench.tokens_per_second is None else n_tokens / bench.tokens_per_second
-    keys = {job.key for job in jobs}
-    return Forecast(len(keys), len(keys) - len(to_do), n_tokens, seconds)
+    keys, speed = {job.key for job in jobs}, bench.tokens_per_second
+    training = None if speed is None else n_tokens / speed
+    examining = None if speed is None else len(to_do) * bench.exam.n_tokens / (3 * speed)
+    return Forecast(len(keys), len(keys) - len(to_do), n_tokens, training, examining)
 
 
 def _written(result: Comparison, folder: Path, name: str) -> Comparison:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class Exam:
         limit: Items of each.
         windows: Of general text, by file name.
         synonyms: For METEOR.
+        n_tokens: To be read for all of it, about; an answer's tokens, written one by one, count
+            twice.
         identity: What determines a model's scores.
     """
 
@@ -85,6 +87,7 @@ class Exam:
     limit: int | None
     windows: dict[str, list[list[int]]]
     synonyms: Synonyms
+    n_tokens: int = 0
     identity: dict[str, object] = field(default_factory=dict)
 
 
@@ -148,7 +151,7 @@ def make_exam(
         windows={path.stem: _windows(path, tokenizer) for path in texts},
         synonyms=find_synonyms(listener.note),
     )
-    return _identified(exam)
+    return _identified(exam, tokenizer)
 
 
 def take_exam(
@@ -238,15 +241,20 @@ def _windows(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     return windows_of(text, tokenizer)
 
 
-def _identified(exam: Exam) -> Exam:
+def _identified(exam: Exam, tokenizer: PreTrainedTokenizerBase) -> Exam:
     digest = hashlib.sha256()
+    n_tokens = sum(len(item.input_ids) for item in exam.instances)
+    n_tokens += sum(len(prompt) + 2 * exam.max_new_tokens for prompt in exam.prompts)
+    n_tokens += sum(len(window) for windows in exam.windows.values() for window in windows)
     for item in exam.instances:
         digest.update(json.dumps([item.input_ids, item.labels]).encode())
     for name, windows in sorted(exam.windows.items()):
         digest.update(json.dumps([name, windows]).encode())
     tasks = {} if exam.tasks is None else exam.tasks["tasks"]
     for name, task in sorted(tasks.items()):
-        digest.update(json.dumps([name, *questions(task, exam.limit)], default=str).encode())
+        asked = json.dumps([name, *questions(task, exam.limit)], default=str)
+        digest.update(asked.encode())
+        n_tokens += (1 + (task.get_config("num_fewshot") or 0)) * _n_tokens(asked, tokenizer)
     identity = {
         "version": EXAM_VERSION,
         "content": f"sha256 {digest.hexdigest()[:16]}",
@@ -255,7 +263,7 @@ def _identified(exam: Exam) -> Exam:
         "max_new_tokens": exam.max_new_tokens,
         "synonyms": exam.synonyms.name,
     }
-    return Exam(**{**vars(exam), "identity": identity})
+    return replace(exam, n_tokens=n_tokens, identity=identity)
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
