@@ -198,6 +198,33 @@ def test_the_estimate_counts_and_leaves_the_model_alone(tmp_path):
         assert torch.equal(weight, before[name])
 
 
+@pytest.mark.parametrize("lora", [None, {"r": 2}])
+def test_the_estimate_counts_the_optimizers_state(tmp_path, monkeypatch, lora):
+    monkeypatch.setattr("gradsift.training.estimate._peak_bytes", lambda device: 1000)
+    epoch = PreliminaryEpoch(
+        tiny_llama(),
+        tiny_tokenizer(),
+        make_instances(),
+        SFTSettings({}, lora, 0),
+        SketchSpec(4, 0),
+        tmp_path,
+    )
+    counts = [len(instance.input_ids) for instance in make_instances()]
+    plan = Plan(counts, counts, epoch.n_steps, 0, scoring=False, backward=True)
+    estimate = estimate_cost(epoch.trainer, epoch.recorder, plan, seed=0)
+    trained = [p for p in epoch.trainer.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    state = [optimizer.state[p][name] for p in trained for name in ("exp_avg", "exp_avg_sq")]
+    assert estimate.least_bytes == 1000 + sum(moment.nbytes for moment in state)
+    untrained = Plan(counts, [], 0, 0, scoring=True, backward=True)
+    epoch.trainer.model.zero_grad()
+    found = estimate_cost(epoch.trainer, epoch.recorder, untrained, seed=0)
+    assert found.least_bytes == 1000
+
+
 def test_nothing_is_left_in_the_work_folder(tmp_path):
     capture(tmp_path)
     assert {path.name for path in Path(tmp_path).iterdir()} == {

@@ -31,7 +31,9 @@ class Estimate:
         n_tokens: All their tokens, without padding.
         capture_seconds: Training and recording.
         full_sft_seconds: Three plain epochs of the same training, without recording.
-        peak_bytes: The process's peak memory so far (on an accelerator: the device's).
+        least_bytes: The process's peak memory so far (on an accelerator: the device's) and AdamW's
+            two moments, which the first update allocates. Longer batches than the timed one and
+            checkpoints take more.
         tokens_per_second: Tokens of the pool, over the capture.
     """
 
@@ -39,13 +41,13 @@ class Estimate:
     n_tokens: int
     capture_seconds: float
     full_sft_seconds: float
-    peak_bytes: int
+    least_bytes: int
     tokens_per_second: float
 
     def sentence(self) -> str:
         """Return the estimate as one line."""
         return (
-            f"about {duration(self.capture_seconds)}, {self.peak_bytes / 1e9:.1f} GB; "
+            f"about {duration(self.capture_seconds)}, at least {self.least_bytes / 1e9:.1f} GB; "
             f"full SFT for 3 epochs about {duration(self.full_sft_seconds)}"
         )
 
@@ -100,7 +102,9 @@ def estimate_cost(
         plain, recording = _plain_and_recording(trainer, rows, recorder, plan)
     n_timed = sum(len(trainer.train_dataset[i]["input_ids"]) for i in rows)
     n_timed *= trainer.args.world_size
-    n_parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    n_parameters = sum(p.numel() for p in trained)
+    moments = sum(2 * p.nbytes for p in trained) if plan.n_steps else 0
     update = _update_seconds(n_parameters, trainer.args.device)
     n_pool, n_trained = sum(plan.pool_counts), sum(plan.trained_counts)
     seconds = plan.n_steps * update
@@ -120,7 +124,7 @@ def estimate_cost(
         n_tokens=n_pool,
         capture_seconds=seconds,
         full_sft_seconds=3 * (plain * n_pool / n_timed + pool_steps * update),
-        peak_bytes=_peak_bytes(trainer.args.device),
+        least_bytes=_peak_bytes(trainer.args.device) + moments,
         tokens_per_second=n_pool / seconds,
     )
 
