@@ -241,9 +241,11 @@ def evidence(results, part="main"):
             lines.append(f"| {label} | {arm['n_seeds']} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
         asked = {"learning": "learnt more than", "general": "forgot less than"}
+        opposite = {"learning": "no, it learnt less", "general": "no, it forgot more"}
         parts.append(
             "\n".join(
-                f"* {v['arm']} {asked[v['question']]} {v['rival']}: {v['answer']}"
+                f"* {v['arm']} {asked[v['question']]} {v['rival']}: "
+                f"{opposite[v['question']] if v['answer'] == 'no' else v['answer']}"
                 for v in found["verdicts"]
             )
         )
