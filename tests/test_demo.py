@@ -1,6 +1,7 @@
 """The demo with a tiny model in place of the embedded one."""
 
 import json
+from dataclasses import replace
 
 from gradsift import demo
 from gradsift.demo import HELD_OUT_FILE, POOL_FILE, run_demo
@@ -15,6 +16,8 @@ def test_the_demo_compares_on_rows_that_it_held_out(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "HELD_OUT_ROWS", 6)
     monkeypatch.setitem(demo.COMPARISON, "limit", 6)
     found = run_demo(tmp_path / "run", 20, "50%", 0, SILENT, comparing=True)
+    assert "demo --compare" not in found.text()
+    assert "demo --compare" in replace(found, comparison=None).text()
     summary = json.loads(json.dumps(found.summary()))["comparison"]
     assert list(summary["arms"]) == ["base", "full", "random 50%", "grads 50%"]
     # Six rows are few; of anything else there is nothing to note.

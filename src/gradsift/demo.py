@@ -71,8 +71,13 @@ class DemoResult:
             f"  gradsift select {run} --budget 5%",
             f"  gradsift select {run} --budget 50% --strategy random",
             f"  gradsift explain {run} {example}",
-            "Does it train a better model? In a quarter of an hour:",
-            f"  gradsift demo --compare --out {run}",
+        ]
+        if self.comparison is None:
+            lines += [
+                "Does it train a better model? In a quarter of an hour:",
+                f"  gradsift demo --compare --out {run}",
+            ]
+        lines += [
             "With your own file:",
             "  gradsift run FILE --model MODEL --budget 50% --out runs/mine",
         ]

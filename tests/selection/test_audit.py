@@ -40,6 +40,18 @@ def test_a_source_that_chance_might_have_missed_is_not_missing():
     assert Mix({"a": (50, 10), "b": (50, 0)}).missing == ["b"]
 
 
+def test_a_share_shrinks_only_where_chance_hardly_does_that():
+    assert set(Mix({"a": (417, 27), "b": (183, 3)}).shrunk) == {"b"}
+    assert Mix({"a": (417, 25), "b": (183, 5)}).shrunk == {}
+    assert Mix({"a": (90, 30), "b": (10, 1)}).shrunk == {}
+    assert Mix({"a": (5, 5), "b": (5, 5)}).shrunk == {}
+    # As often as said, of random subsets.
+    rng, pool = np.random.default_rng(0), np.repeat([0, 1], [420, 180])
+    drawn = [int(rng.permutation(pool)[:60].sum()) for _ in range(2000)]
+    warned = np.mean([bool(Mix({"a": (420, 60 - b), "b": (180, b)}).shrunk) for b in drawn])
+    assert warned < 0.02
+
+
 def test_repeats_are_counted_once_each_and_only_within_the_subset():
     pool = make_pool()
     pool = replace(pool, features_ND=np.random.default_rng(0).normal(size=(N, 40)))
@@ -76,6 +88,12 @@ def test_a_selection_without_faults_has_no_warnings():
         ({"length_correlation": -0.6}, FINE, None, r"mostly shortness \(rank correlation -0.60"),
         ({"length_correlation": 0.6}, FINE, None, r"mostly length \(rank correlation \+0.60"),
         ({"sources": Mix({"a": (9, 9), "b": (9, 0)})}, FINE, None, "source 'b' has vanished"),
+        (
+            {"sources": Mix({"a": (417, 27), "b": (183, 3)})},
+            FINE,
+            None,
+            "source 'b' has shrunk from 30 % of the pool to 10 % of the subset",
+        ),
     ],
 )
 def test_warnings(change, extraction, cut, message):

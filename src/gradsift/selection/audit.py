@@ -5,6 +5,7 @@ Shapes: N instances of the pool, S rows of a subset.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ HIGH_LOSS_WARNING = 1.5
 _HIGH_LOSS_SHARE = 0.1
 # A source has vanished if none of its rows is kept where this many would be by chance.
 _EXPECTED_ROWS = 3.0
+# It has shrunk below half of its share if chance would do that once in a hundred times.
+_STANDARD_DEVIATIONS = 2.33
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,19 @@ class Mix:
             for value, (a, b) in self.counts.items()
             if b == 0 and a * subset / pool >= _EXPECTED_ROWS
         ]
+
+    @property
+    def shrunk(self) -> dict[str, tuple[float, float]]:
+        """Values whose share fell below half, more than by chance: share of pool, of subset."""
+        pool, subset = (sum(pair[side] for pair in self.counts.values()) for side in (0, 1))
+        found = {}
+        for value, (a, b) in self.counts.items():
+            share, kept = a / pool, b / subset
+            # Of a random subset, drawn without putting back.
+            deviation = math.sqrt(share * (1 - share) / subset * (pool - subset) / max(1, pool - 1))
+            if b and kept < share / 2 and share - kept > _STANDARD_DEVIATIONS * deviation:
+                found[value] = (share, kept)
+        return found
 
 
 @dataclass(frozen=True)
@@ -197,6 +213,12 @@ def warnings(
         if mix is not None and mix.missing:
             lines.append(
                 f"{name} {', '.join(map(repr, mix.missing[:5]))} has vanished: no row of it is kept"
+            )
+        for value, (share, kept) in list(({} if mix is None else mix.shrunk).items())[:5]:
+            lines.append(
+                f"{name} {value!r} has shrunk from {100 * share:.0f} % of the pool to "
+                f"{100 * kept:.0f} % of the subset"
+                + ("; --quota limits the others" if name == "source" else "")
             )
     return lines
 

@@ -85,6 +85,7 @@ def _mix_summary(mix: Mix) -> dict[str, object]:
         "counts": {value: {"pool": a, "subset": b} for value, (a, b) in mix.counts.items()},
         "distance": mix.distance,
         "missing": mix.missing,
+        "shrunk": list(mix.shrunk),
     }
 
 
