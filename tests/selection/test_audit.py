@@ -92,7 +92,7 @@ def test_a_selection_without_faults_has_no_warnings():
             {"sources": Mix({"a": (417, 27), "b": (183, 3)})},
             FINE,
             None,
-            "source 'b' has shrunk from 30 % of the pool to 10 % of the subset",
+            r"source 'b' has shrunk from 30 % of the pool to 10 % of the subset; --quota '\*=5%'",
         ),
     ],
 )

@@ -44,6 +44,12 @@ class Mix:
         return 0.5 * sum(abs(a / pool - b / subset) for a, b in self.counts.values())
 
     @property
+    def kept(self) -> float:
+        """Rows of the subset, in percent of the pool's."""
+        pool, subset = (sum(pair[side] for pair in self.counts.values()) for side in (0, 1))
+        return 100 * subset / pool
+
+    @property
     def missing(self) -> list[str]:
         """Values of the pool that the subset has not, although chance would have brought some."""
         pool, subset = (sum(pair[side] for pair in self.counts.values()) for side in (0, 1))
@@ -218,7 +224,7 @@ def warnings(
             lines.append(
                 f"{name} {value!r} has shrunk from {100 * share:.0f} % of the pool to "
                 f"{100 * kept:.0f} % of the subset"
-                + ("; --quota limits the others" if name == "source" else "")
+                + (f"; --quota '*={mix.kept:.3g}%' keeps it" if name == "source" else "")
             )
     return lines
 
