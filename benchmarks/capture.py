@@ -24,7 +24,7 @@ from trl import SFTTrainer
 from gradsift.data.instances import build_instances
 from gradsift.data.loading import load_pool
 from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import SketchSpec
+from gradsift.gradients.sketch import SketchSpec
 from gradsift.training.model import find_model, load_model, load_tokenizer
 from gradsift.training.probe import probe_step
 from gradsift.training.scoring import forward_records
@@ -67,10 +67,12 @@ def step_of(name, trainer):
         loss = SFTTrainer.compute_loss if name == PLAIN else ours
         trainer.compute_loss = MethodType(loss, trainer)
         if name == "scoring":
-            forward_records(trainer, batch, recorder)
+            forward_records(trainer, batch, recorder).read()
         else:
             listens = name not in (PLAIN, "fused, not recording")
-            probe_step(trainer, batch, recorder if listens else None)
+            records = probe_step(trainer, batch, recorder if listens else None)
+            if records is not None:
+                records.read()
 
     return step
 

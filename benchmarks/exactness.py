@@ -16,7 +16,7 @@ from gradsift.data.instances import build_instances
 from gradsift.data.loading import load_pool
 from gradsift.gradients.check import autograd_summaries, compare
 from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import SketchSpec
+from gradsift.gradients.sketch import SketchSpec
 from gradsift.terms import LAYERS
 from gradsift.training.model import find_model, load_model, load_tokenizer
 from gradsift.training.sft import RecordingSFTTrainer
@@ -45,11 +45,11 @@ def trainer_for(source, tokenizer, instances, options):
 
 
 def record(trainer):
-    records = []
+    seen = []
     with Recorder(track(trainer.model, trainer.fused), SketchSpec()) as recorder:
-        trainer.record_with(recorder, records.extend)
+        trainer.record_with(recorder, seen.append)
         trainer.train()
-    return {record.index: record for record in records}
+    return {record.index: record for records in seen for record in records.read()}
 
 
 def worst(records, truths):

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from gradsift.data.instances import build_instances
 from gradsift.data.loading import load_pool
-from gradsift.gradients.records import SketchSpec
+from gradsift.gradients.sketch import SketchSpec
 from gradsift.training.model import find_model, load_model, load_tokenizer
 from gradsift.training.probe import probe_step
 from gradsift.training.self_check import recorder_for
@@ -86,7 +86,7 @@ def gradsift(source, tokenizer, items, frozen=False):
     recorder = recorder_for(trainer, "fused", SketchSpec())
 
     def step(rows):
-        records = probe_step(trainer, rows, recorder)
+        records = probe_step(trainer, rows, recorder).read()
         return [[float(r.embedding.values_S[5]), float(r.lm_head.values_S[5])] for r in records]
 
     return step

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from gradsift.data.instances import build_instances
 from gradsift.data.loading import load_pool
-from gradsift.gradients.records import SketchSpec
+from gradsift.gradients.sketch import SketchSpec
 from gradsift.store.manifest import Manifest, load_manifest
 from gradsift.store.reader import read_store
 from gradsift.store.writer import StoreWriter
@@ -26,7 +26,7 @@ from gradsift.training.model import find_model, load_model, load_tokenizer
 from gradsift.training.scoring import score
 from gradsift.training.sft_settings import SFTSettings
 
-SKETCH = SketchSpec(16, 0)
+SKETCH = SketchSpec(1024, 0)
 WINDOW = 101  # Rows of the sliding window whose median is taken off as drift.
 
 
@@ -88,7 +88,7 @@ class Job:
 
     def writer(self, name, width, layers=LAYERS):
         manifest = Manifest({"name": name}, {}, len(self.instances), layers)
-        size = SKETCH.rank**2
+        size = SKETCH.size
         return StoreWriter(self.out / name, manifest, content_width=width, sketch_size=size)
 
     def tell(self, n_rows, n_tokens):

@@ -8,6 +8,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The models are tiny: more threads only wait for each other, and the workers share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Triton's kernels run on the CPU, where Triton is installed; it must know before it is imported.
+os.environ["TRITON_INTERPRET"] = "1"
 
 # The first example of a test may load a library; a time limit would make the tests flaky.
 settings.register_profile("no deadline", deadline=None)

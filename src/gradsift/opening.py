@@ -92,7 +92,7 @@ def model_and_settings(
         config.sft,
         config.lora_settings(),
         config.seed,
-        config.sketch_rank,
+        config.sketch_size,
         config.resolved_signal(),
         config.resolved_when(),
         config.preliminary,

@@ -76,7 +76,7 @@ def capture(
     sft: Mapping[str, Any] | None = None,
     lora: Mapping[str, Any] | None = None,
     seed: int = 0,
-    sketch_rank: int = 16,
+    sketch_size: int = 1024,
     signal: str | None = None,
     when: str | None = None,
     preliminary: float = 1.0,
@@ -100,7 +100,7 @@ def capture(
         sft: Settings for trl's SFTConfig.
         lora: Settings for peft's LoraConfig; None trains all parameters.
         seed: Of the data order and everything drawn.
-        sketch_rank: A gradient sketch has this number squared entries.
+        sketch_size: Numbers of a gradient sketch, a power of two up to 2,048.
         signal: full (both layers) or head (no backward pass); None: head when scoring.
         when: during the preliminary epoch, or after it in a scoring pass; None: after if `signal`
             or `preliminary` ask for it.
@@ -129,7 +129,7 @@ def capture(
             "sft": dict(sft or {}),
             "lora": False if lora is None else lora,
             "seed": seed,
-            "sketch_rank": sketch_rank,
+            "sketch_size": sketch_size,
             "signal": signal,
             "when": when,
             "preliminary": preliminary,

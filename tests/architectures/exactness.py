@@ -17,7 +17,8 @@ import torch
 
 from architectures.zoo import CAUSAL_TYPES, VOCABULARY, CannotBuild, build
 from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import SketchSpec
+from gradsift.gradients.sketch import SketchSpec
+from gradsift.gradients.tokens import ResponseTokens
 from gradsift.terms import STATISTICS
 from gradsift.training.self_check import PATHS
 from gradsift.training.sft import summed_loss
@@ -53,18 +54,20 @@ def worst_error(model, path):
     model.zero_grad(set_to_none=True)
     fused = add_fused_head(model) if path.startswith("fused") else None
     recorder = Recorder(
-        track(model, fused), SketchSpec(2, 0), intercept=path.endswith("intercepted")
+        track(model, fused), SketchSpec(4, 0), intercept=path.endswith("intercepted")
     )
     try:
         with recorder:
             recorder.begin(range(3), 0, ids_BT, labels_BT, mask_BT)
             inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
             if fused is not None:
-                loss = -model(**inputs, fused_labels=labels_BT)["log_probs"].sum()
+                loss = -model(**inputs, response_tokens=ResponseTokens.packed(labels_BT, mask_BT))[
+                    "log_probs"
+                ].sum()
             else:
                 loss = summed_loss(model(**inputs).logits, labels_BT)
             (loss / 7).backward()
-            records = recorder.finish()
+            records = recorder.finish().read()
     finally:
         if fused is not None:
             del model.forward  # The class's own is found again.

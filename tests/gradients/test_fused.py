@@ -1,19 +1,23 @@
-"""The fused head against autograd on logits that are at hand: values, gradients, summaries."""
+"""The fused head as training calls it: values, gradients through autograd, what it tells."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gradsift.gradients import head as head_module
+from gradients.ways import WAYS, way
 from gradsift.gradients.fused import FusedHead
-from gradsift.gradients.head import HeadTransform
-from gradsift.gradients.statistics import Projection, dense_summary
+from gradsift.gradients.sketch import TensorSketch
+from gradsift.gradients.statistics import dense_summary
+from gradsift.gradients.tokens import ResponseTokens
+from gradsift.gradients.transform import HeadTransform
 
 V, D, B, T = 30, 4, 3, 6
 LABELS = torch.tensor(
     [[-100, 3, 29, 0, -100, 7], [-100] * T, [5, 1, -100, -100, 2, -100]]
 )  # The second row has no response, the first token of the third has nothing before it.
+TOKENS = ResponseTokens.packed(LABELS)
+SKETCH = TensorSketch.seeded(V, D, size=8, seed=0, device=torch.device("cpu"))
 
 
 def make(bias=True, dtype=torch.float64):
@@ -27,76 +31,93 @@ def make(bias=True, dtype=torch.float64):
 
 
 def reference(head, hidden, transform):
+    """Log-likelihoods of the response tokens, in their order."""
     logits = transform.forward(F.linear(hidden, head.weight, head.bias))[:, :-1]
-    return -F.cross_entropy(logits.transpose(1, 2), LABELS[:, 1:], reduction="none")
+    losses = F.cross_entropy(logits.transpose(1, 2), LABELS[:, 1:], reduction="none")
+    return -losses[LABELS[:, 1:] != -100]
 
 
-def listen(fused, projection):
-    heard = []
-    fused.projection = projection
-    fused.listener = lambda hidden, rows, log_probs: heard.append((hidden, rows, log_probs))
-    return heard
+def fused_head(transform, name="blockwise", listening=True):
+    fused, heard = FusedHead(transform), []
+    fused.arithmetic = WAYS[name]
+    if listening:
+        fused.sketch = SKETCH
+        fused.listener = lambda hidden, rows, log_probs: heard.append((hidden, rows, log_probs))
+    return fused, heard
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(head_module, "BLOCK_ROWS", 7)
-
-
-@pytest.mark.parametrize("keep_bytes", [0, 2**40])
 @pytest.mark.parametrize("listening", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("transform", [HeadTransform(), HeadTransform(0.5, 3.0)])
-def test_values_and_gradients(monkeypatch, transform, bias, listening, keep_bytes):
-    monkeypatch.setattr(head_module, "KEEP_LOGITS_BYTES", keep_bytes)
+@pytest.mark.parametrize("name", ["blockwise", "blockwise, twice", "batched", "batched, narrow"])
+def test_values_and_gradients(name, transform, bias, listening):
     head, hidden = make(bias)
     inputs = [hidden, *head.parameters()]
     want = reference(head, hidden, transform)
     want_gradients = torch.autograd.grad(-2.5 * want.sum(), inputs)
-    fused = FusedHead(transform)
-    if listening:
-        listen(fused, Projection.seeded(V, D, rank=2, seed=0, device=torch.device("cpu")))
-    got = fused(hidden, head, LABELS)
+    fused, _ = fused_head(transform, name, listening)
+    got = fused(hidden, head, TOKENS)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
     got_gradients = torch.autograd.grad(-2.5 * got.sum(), inputs)
     for got_one, want_one in zip(got_gradients, want_gradients, strict=True):
         torch.testing.assert_close(got_one, want_one, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["triton", "triton, narrow"])
+def test_values_and_gradients_by_kernels(name, dtype):
+    way(name, dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    head, hidden = make(dtype=dtype)
+    inputs = [hidden, *head.parameters()]
+    want = reference(head.double(), hidden.double(), HeadTransform(0.5, 3.0))
+    want_gradients = torch.autograd.grad(-2.5 * want.sum(), inputs)
+    head.to(dtype)
+    fused, _ = fused_head(HeadTransform(0.5, 3.0), name)
+    got = fused(hidden, head, TOKENS)
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+    got_gradients = torch.autograd.grad(-2.5 * got.sum(), [hidden, *head.parameters()])
+    for got_one, want_one in zip(got_gradients, want_gradients, strict=True):
+        assert got_one.dtype == dtype
+        off = (got_one.double() - want_one.double()).norm() / want_one.double().norm()
+        assert off < tolerance
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("differentiated", [True, False])
 def test_rows_are_summarised(differentiated, frozen):
     head, hidden = make()
-    projection = Projection.seeded(V, D, rank=2, seed=0, device=torch.device("cpu"))
-    fused = FusedHead(HeadTransform(2.0))
-    heard = listen(fused, projection)
+    fused, heard = fused_head(HeadTransform(2.0))
     with torch.set_grad_enabled(differentiated):
         head.requires_grad_(not frozen)
-        fused(hidden, head, LABELS)
+        fused(hidden, head, TOKENS)
     head.requires_grad_(True)
     ((_, rows, log_probs),) = heard
-    assert rows[1] is None
     assert log_probs.requires_grad == differentiated
-    for i in (0, 2):
-        loss = -reference(head, hidden, fused.transform)[i].sum() / (LABELS[i, 1:] >= 0).sum()
+    assert rows.n_tokens_B.tolist() == [4, 0, 2]
+    for i, tokens in ((0, slice(0, 4)), (2, slice(4, 6))):
+        loss = -reference(head, hidden, fused.transform)[tokens].mean()
         (gradient,) = torch.autograd.grad(loss, [head.weight])
-        want = dense_summary(gradient, projection)
-        assert rows[i].n_response_tokens == int((LABELS[i, 1:] >= 0).sum())
-        torch.testing.assert_close(rows[i].loss, loss.detach())
-        torch.testing.assert_close(rows[i].summary.values_S, want.values_S, rtol=1e-10, atol=1e-14)
-        torch.testing.assert_close(rows[i].summary.sketch_K2, want.sketch_K2)
+        want = dense_summary(gradient, SKETCH)
+        torch.testing.assert_close(rows.loss_B[i], loss.detach())
+        got = rows.summaries.values_BS[i]
+        torch.testing.assert_close(got, want.values_S, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(rows.summaries.sketch_BK[i], want.sketch_K)
 
 
-def test_unequal_token_weights_are_refused():
+def test_unequal_token_weights_give_no_numbers():
+    """They cannot be served, and waiting for the device to say so would slow every step."""
     head, hidden = make()
-    log_probs = FusedHead(HeadTransform())(hidden, head, LABELS)
-    with pytest.raises(ValueError, match="weighs response tokens between"):
-        (log_probs * torch.arange(T - 1)).sum().backward()
+    log_probs = fused_head(HeadTransform())[0](hidden, head, TOKENS)
+    (log_probs * torch.arange(6)).sum().backward()
+    assert hidden.grad[0, 0].isnan().all()
+    assert head.weight.grad.isnan().all()
 
 
 def test_a_batch_without_responses_has_zero_gradients():
     head, hidden = make()
-    FusedHead(HeadTransform())(hidden, head, torch.full((B, T), -100)).sum().backward()
+    tokens = ResponseTokens.packed(torch.full((B, T), -100))
+    fused_head(HeadTransform())[0](hidden, head, tokens).sum().backward()
     assert not hidden.grad.any()
     assert not head.weight.grad.any()
 
@@ -104,7 +125,7 @@ def test_a_batch_without_responses_has_zero_gradients():
 def test_in_autocast_the_product_is_bfloat16_and_the_sums_are_not():
     head, hidden = make(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = FusedHead(HeadTransform())(hidden, head, LABELS)
+        got = fused_head(HeadTransform())[0](hidden, head, TOKENS)
         want = reference(head, hidden, HeadTransform())
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, want.float(), rtol=2e-2, atol=2e-2)

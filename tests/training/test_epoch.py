@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradsift.gradients.records import SketchSpec
+from gradsift.gradients.sketch import SketchSpec
 from gradsift.store.manifest import Manifest
 from gradsift.store.reader import read_store
 from gradsift.store.writer import PARTS_FOLDER, StoreWriter
@@ -36,7 +36,7 @@ def capture(folder, *, model=None, wait_seconds=0.0, stop_after=None):
         tiny_tokenizer(),
         make_instances(),
         SFTSettings(sft, None, 0),
-        SketchSpec(4, 0),
+        SketchSpec(16, 0),
         folder / "checkpoints",
     )
     writer = StoreWriter(folder, Manifest({}, {}, N), content_width=32, sketch_size=16)
@@ -135,7 +135,7 @@ def test_another_order_of_rows_is_refused(tmp_path):
         tiny_tokenizer(),
         instances[1:] + instances[:1],
         SFTSettings({"per_device_train_batch_size": 2, "learning_rate": 1e-2}, None, 0),
-        SketchSpec(4, 0),
+        SketchSpec(16, 0),
         tmp_path / "checkpoints",
     )
     writer = StoreWriter(tmp_path, Manifest({}, {}, N), content_width=32, sketch_size=16)
@@ -182,7 +182,7 @@ def test_the_estimate_counts_and_leaves_the_model_alone(tmp_path):
         tiny_tokenizer(),
         make_instances(),
         SFTSettings({}, None, 0),
-        SketchSpec(4, 0),
+        SketchSpec(16, 0),
         tmp_path,
     )
     before = {name: weight.clone() for name, weight in epoch.trainer.model.state_dict().items()}
@@ -206,7 +206,7 @@ def test_the_estimate_counts_the_optimizers_state(tmp_path, monkeypatch, lora):
         tiny_tokenizer(),
         make_instances(),
         SFTSettings({}, lora, 0),
-        SketchSpec(4, 0),
+        SketchSpec(16, 0),
         tmp_path,
     )
     counts = [len(instance.input_ids) for instance in make_instances()]

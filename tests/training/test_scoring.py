@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradsift.gradients.records import SketchSpec
+from gradsift.gradients.sketch import SketchSpec
 from gradsift.store.manifest import Manifest
 from gradsift.store.reader import read_store
 from gradsift.store.writer import StoreWriter
@@ -29,7 +29,7 @@ def scored(folder, *, model=None, path="auto", backward=False, stop_after=None, 
         tiny_tokenizer(),
         list(trained) or make_instances(),
         SFTSettings({"per_device_train_batch_size": 4, "learning_rate": 1e-2}, None, 0),
-        SketchSpec(4, 0),
+        SketchSpec(16, 0),
         folder / "checkpoints",
     )
     epoch.check(wanted=path, backward=backward)

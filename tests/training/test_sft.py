@@ -11,11 +11,11 @@ from trl import SFTConfig, SFTTrainer
 
 from gradsift.data.instances import Instance
 from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import SketchSpec
+from gradsift.gradients.sketch import SketchSpec
 from gradsift.terms import STATISTICS
 from gradsift.training.probe import probe_step
 from gradsift.training.self_check import PATHS, first_exact_path, recorder_for, self_check
-from gradsift.training.sft import RecordingSFTTrainer, as_dataset
+from gradsift.training.sft import TOKENS, RecordingSFTTrainer, as_dataset
 from gradsift.training.sft_settings import SFTSettings
 from gradsift.training.tracking import track
 from oracle import gradients_of, relative_error, statistics_of
@@ -47,11 +47,11 @@ def trainer_for(tmp_path, *, model=None, lora=None, seed=0, instances=INSTANCES,
 
 
 def record_epoch(trainer, path="fused"):
-    records = []
-    with recorder_for(trainer, path, SketchSpec(4, 0)) as recorder:
-        trainer.record_with(recorder, records.extend)
+    seen = []
+    with recorder_for(trainer, path, SketchSpec(16, 0)) as recorder:
+        trainer.record_with(recorder, seen.append)
         trainer.train()
-    return {record.index: record for record in records}
+    return {record.index: record for records in seen for record in records.read()}
 
 
 def assert_rows_match(records, truth_model, tolerance):
@@ -206,7 +206,7 @@ def test_the_weights_do_move(tmp_path):
 def test_a_step_is_freed_without_the_garbage_collector(tmp_path, path):
     """A graph that waits for it holds all activations: gigabytes on a real model."""
     trainer = trainer_for(tmp_path)
-    recorder = recorder_for(trainer, path, SketchSpec(4, 0))
+    recorder = recorder_for(trainer, path, SketchSpec(16, 0))
     alive = []
 
     def remember(module, inputs, output):
@@ -230,7 +230,7 @@ def test_step_counts_updates_made_before(tmp_path):
 
 def test_hooks_are_gone_after_an_error(tmp_path):
     model = tiny_llama()
-    with pytest.raises(RuntimeError, match="stop"), Recorder(track(model), SketchSpec(4, 0)):
+    with pytest.raises(RuntimeError, match="stop"), Recorder(track(model), SketchSpec(16, 0)):
         raise RuntimeError("stop")
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -239,7 +239,7 @@ LENGTHS = [len(instance.input_ids) for instance in INSTANCES]
 
 
 def check(trainer, path="fused"):
-    return self_check(trainer, recorder_for(trainer, path, SketchSpec(4, 0)), LENGTHS)
+    return self_check(trainer, recorder_for(trainer, path, SketchSpec(16, 0)), LENGTHS)
 
 
 def test_the_self_check_passes_and_leaves_no_trace(tmp_path):
@@ -277,7 +277,7 @@ def test_the_self_check_refuses_a_scaled_embedding(tmp_path, path, factor):
 
 def test_a_scaled_embedding_is_intercepted(tmp_path):
     trainer = trainer_for(tmp_path, model=scaled_embedding(3))
-    _, result = first_exact_path(trainer, SketchSpec(4, 0), LENGTHS)
+    _, result = first_exact_path(trainer, SketchSpec(16, 0), LENGTHS)
     assert result.path == "fused-intercepted"
     assert result.worst_relative_error < 1e-5
     assert list(result.tried) == ["fused"]
@@ -305,7 +305,7 @@ def test_logits_that_are_changed_in_an_unknown_way_are_refused_on_every_path(tmp
         )
     )
     with pytest.raises(ValueError, match="no way of recording is exact") as caught:
-        first_exact_path(trainer, SketchSpec(4, 0), LENGTHS)
+        first_exact_path(trainer, SketchSpec(16, 0), LENGTHS)
     for path in PATHS:
         assert f"[{path}]" in str(caught.value)
 
@@ -325,18 +325,22 @@ def test_a_model_that_bypasses_its_head_is_refused_by_name(tmp_path):
 
 
 def test_a_loss_that_weighs_tokens_unequally_is_refused(tmp_path):
-    for path, message in (("fused", "weighs response tokens between"), ("hooked", "not the mean")):
+    for path, message in (
+        ("fused", "weighs the response tokens of one row unequally"),
+        ("hooked", "not the mean"),
+    ):
         trainer = trainer_for(tmp_path, learning_rate=0.0)
 
         def weighted(model, inputs, num_items_in_batch=None, path=path):
             if path == "fused":
-                log_probs = model(**inputs, fused_labels=inputs["labels"])["log_probs"]
+                tokens = {"response_tokens": inputs[TOKENS]}
+                log_probs = model(input_ids=inputs["input_ids"], **tokens)["log_probs"]
             else:
                 logits = model(input_ids=inputs["input_ids"]).logits[:, :-1]
                 log_probs = -torch.nn.functional.cross_entropy(
                     logits.transpose(1, 2), inputs["labels"][:, 1:], reduction="none"
                 )
-            return (log_probs * torch.arange(log_probs.shape[1])).sum()
+            return (log_probs * torch.arange(log_probs.shape[-1])).sum()
 
         trainer.compute_loss = weighted
         with pytest.raises(ValueError, match=message):

@@ -58,8 +58,8 @@ Sft = Annotated[
 SaveSteps = Annotated[
     int | None, typer.Option(help="Optimizer steps between checkpoints (default: about 8).")
 ]
-SketchRank = Annotated[
-    int | None, typer.Option(help="Gradient sketches have this number squared entries (16).")
+SketchSize = Annotated[
+    int | None, typer.Option(help="Numbers of a gradient sketch, a power of two (1024).")
 ]
 Signal = Annotated[
     str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gradsift.gradients.fused import IGNORED_LABEL
 from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import Record, RecordingPath, TrackedModel
+from gradsift.gradients.records import Record, RecordingPath, Records, TrackedModel
 from gradsift.gradients.statistics import GradientSummary, dense_summary
+from gradsift.gradients.tokens import IGNORED_LABEL
 from gradsift.terms import LAYERS, STATISTICS
+
+# The same pass twice: only the size of the loss, and so rounding, differs.
+SAME_LOSS_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class CheckResult:
         worst_relative_error: The largest over rows, layers and statistics.
         tolerance: What was allowed.
         path: How the recording was done.
+        arithmetic: How the head's sums were computed.
+        dtype: The lowest precision among the watched tensors.
         errors: The worst relative error of each layer and statistic, as "layer statistic".
         tried: Why other ways were not taken, by their name.
     """
@@ -34,16 +40,18 @@ class CheckResult:
     worst_relative_error: float | None
     tolerance: float | None
     path: RecordingPath
+    arithmetic: str
+    dtype: str
     errors: dict[str, float] = field(default_factory=dict)
     tried: dict[str, str] = field(default_factory=dict)
 
     def sentence(self) -> str:
         """Return the outcome as one line."""
         if self.n_rows == 0:
-            return f"not made: the parameters are sharded; {self.path}"
+            return f"not made: the parameters are sharded; {self.path}, {self.arithmetic}"
         return (
             f"{self.n_rows} rows equal autograd within {self.worst_relative_error:.1e} "
-            f"(allowed {self.tolerance:.0e}), {self.path}"
+            f"(allowed {self.tolerance:.0e} in {self.dtype}), {self.path}, {self.arithmetic}"
         )
 
 
@@ -53,8 +61,11 @@ def recorded_layers(record: Record) -> tuple[str, ...]:
 
 
 def tolerance_for(dtype: torch.dtype) -> float:
-    """Return the relative error that rounding alone may cause in a forward and backward pass."""
-    return {torch.float64: 1e-8, torch.float32: 1e-3}.get(dtype, 0.1)
+    """Return the relative error that rounding alone may cause in a forward and backward pass.
+
+    Many a float64 model computes its norms in float32 (Llama does).
+    """
+    return {torch.float64: 1e-6, torch.float32: 1e-3}.get(dtype, 0.1)
 
 
 def autograd_summaries(
@@ -69,7 +80,7 @@ def autograd_summaries(
 
     Args:
         model: The tracked modules.
-        recorder: Supplies the projections of the sketches.
+        recorder: Supplies the sketches.
         input_ids_T: The row's tokens, without padding.
         labels_T: The same where a token belongs to the response, else -100.
 
@@ -84,10 +95,9 @@ def autograd_summaries(
             logits_TV[:-1].to(dtype), labels_T[1:], ignore_index=IGNORED_LABEL, reduction="mean"
         )
         gradients = torch.autograd.grad(loss, weights)
-    projections = (recorder.projection("embedding"), recorder.projection("lm_head"))
     return {
-        layer: dense_summary(gradient, projection)
-        for layer, gradient, projection in zip(LAYERS, gradients, projections, strict=True)
+        layer: dense_summary(gradient, recorder.sketch(layer))
+        for layer, gradient in zip(LAYERS, gradients, strict=True)
     }
 
 
@@ -95,7 +105,8 @@ def compare(record: Record, truth: dict[str, GradientSummary]) -> dict[tuple[str
     """Return the relative error of each (layer, statistic), the sketch included.
 
     A statistic near zero is measured against a companion of the same unit: `mean` against
-    `mean_abs`, `max` and `min` against the larger of the two, the sketch against its length.
+    `mean_abs`, `max` and `min` against the larger of the two, the sketch against the norm of the
+    gradient.
 
     Args:
         record: What was recorded.
@@ -110,10 +121,13 @@ def compare(record: Record, truth: dict[str, GradientSummary]) -> dict[tuple[str
         got_S, want_S = got.values_S.double().cpu(), want.values_S.double().cpu()
         largest = want_S[:2].abs().max()
         scale_S = torch.stack([largest, largest, want_S[3], want_S[3], want_S[4], want_S[5]])
-        error_S = (got_S - want_S).abs() / scale_S
-        sketch = (got.sketch_K2 - want.sketch_K2).norm() / want.sketch_K2.norm()
-        for name, error in zip((*STATISTICS, "sketch"), (*error_S, sketch), strict=True):
-            errors[layer, name] = float(error) if torch.isfinite(error) else float("inf")
+        off_S = (got_S - want_S).abs()
+        sketch_off = (got.sketch_K - want.sketch_K).norm().double()
+        off, scale = torch.cat([off_S, sketch_off[None]]), torch.cat([scale_S, want_S[5:]])
+        # No gradient at all (a head of zeros lets none through) is matched by none.
+        error = torch.where(off == 0, 0, off / scale)
+        for name, value in zip((*STATISTICS, "sketch"), error.tolist(), strict=True):
+            errors[layer, name] = value if math.isfinite(value) else float("inf")
     return errors
 
 
@@ -136,12 +150,42 @@ def require_match(record: Record, truth: dict[str, GradientSummary], tolerance: 
     if worst <= tolerance:
         return worst
     got, want = (float(s.values_S[5]) for s in (getattr(record, layer), truth[layer]))
+    ratio = got / want if want else float("inf")
     raise ValueError(
         f"self-check failed: the recorded {layer} gradient of a row is not what autograd gives for "
         f"that row alone. Worst at `{name}`: relative error {worst:.2g}, allowed {tolerance:.0e}; "
-        f"l2_norm recorded {got:.6g}, autograd {want:.6g}, ratio {got / want:.6g}. "
-        f"{_likely_cause(layer, got / want)} Nothing was recorded."
+        f"l2_norm recorded {got:.6g}, autograd {want:.6g}, ratio {ratio:.6g}. "
+        f"{_likely_cause(layer, ratio)} Nothing was recorded."
     )
+
+
+def require_same_loss(seen: Records, plain: Records) -> None:
+    """Refuse a training loop whose loss is more than that of its response tokens.
+
+    Args:
+        seen: What a backward pass of the loop brought.
+        plain: What the negative log-likelihood of the response tokens of the same micro-batch
+            brings, with the same random numbers.
+
+    Raises:
+        ValueError: If the two differ by more than rounding.
+    """
+    tolerance = SAME_LOSS_TOLERANCE.get(plain.dtype, tolerance_for(plain.dtype))
+    for got, want in zip(seen.read(), plain.read(), strict=True):
+        if not want.finite:
+            continue
+        summaries = {layer: getattr(want, layer) for layer in recorded_layers(want)}
+        errors = compare(got, summaries)
+        (layer, name), worst = max(errors.items(), key=lambda item: item[1])
+        if worst > tolerance:
+            raise ValueError(
+                f"the loop's loss is more than the mean negative log-likelihood of the response "
+                f"tokens: without the rest, `{name}` of a row's {layer} gradient differs by "
+                f"{worst:.2g} (allowed {tolerance:.0e}). Auxiliary losses (a mixture of experts "
+                "has one: output_router_logits=False), terms on hidden states or on prompt tokens, "
+                "and a forward pass with random parts of its own do this. Record a loop without "
+                "them, or capture the pool with `gradsift capture`."
+            )
 
 
 def _likely_cause(layer: str, ratio: float) -> str:

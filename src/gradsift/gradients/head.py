@@ -1,159 +1,300 @@
-"""The backprops of the LM head in closed form, from the last hidden state: no backward pass.
+"""The LM head of a micro-batch: loss, backprops, training's gradients and each row's own sums.
 
-For one instance with n response tokens and loss `l = -1/n Σ_t log p_t(y_t)` the gradient with
-respect to the logits is `(softmax − one-hot) / n`. Where logits are scaled or soft-capped after
-the projection, the chain rule multiplies it. Shapes as in statistics.py.
+A training step needs three products with the head's weight: logits, the gradient of the hidden
+states, the gradient of the weight. What a row's own gradient looks like is read off on the way,
+in the forward pass, when the logits are at hand: softmax minus one-hot takes their place. Nothing
+here waits for the device or loops over rows, tokens or the vocabulary, other than in chunks of
+bounded size.
+
+Shapes: N laid-out tokens, D width, V vocabulary, B instances, K numbers of a sketch; n, r for those
+of one chunk or block. Everything is of the sum of the tokens' losses until it is divided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
-from gradsift.gradients.statistics import BLOCK_ROWS
-
-# Up to this size the logits of one instance are kept between the two sweeps over the vocabulary.
-KEEP_LOGITS_BYTES = 256 * 2**20
+from gradsift.gradients.arithmetic import Arithmetic, Chunk
+from gradsift.gradients.plain_torch import target_columns
+from gradsift.gradients.sketch import TensorSketch
+from gradsift.gradients.statistics import (
+    GradientSummaries,
+    at_least_float32,
+    combined_sums,
+    scaled_sums,
+)
+from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.gradients.transform import HeadTransform
 
 
 @dataclass(frozen=True)
-class HeadTransform:
-    """What a model does to the head's output before the softmax: `cap · tanh(scale · z / cap)`."""
-
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """Return the logits for the head's raw output `z` (any shape)."""
-        z = z if self.scale == 1 else z * self.scale
-        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
-
-    def derivative(self, logits: torch.Tensor) -> torch.Tensor | float:
-        """Return d logits / d z, given the logits themselves."""
-        if self.softcap is None:
-            return self.scale
-        return self.scale * (1 - (logits / self.softcap).square())
-
-
-class HeadBackprops:
-    """Loss and backprops of the LM head for the response tokens of one instance.
+class HeadRows:
+    """What the LM head says of each row of a micro-batch; all on the device.
 
     Attributes:
-        n_rows: V, rows of the head's weight.
-        log_probs_T: Log-likelihood of each response token, in nats.
-        loss: Mean negative log-likelihood over the response tokens, in nats (a 0-d tensor).
-        error_norm: Mean over the response tokens of ‖softmax − one-hot‖₂, which is EL2N (arXiv
-            2107.07075) with tokens for classes; None until `blocks` has been run through.
+        loss_B: Instance loss, mean over the response tokens, in nats; NaN without one.
+        error_norm_B: Mean over the response tokens of ‖softmax − one-hot‖₂, which is EL2N (arXiv
+            2107.07075) with tokens for classes.
+        n_tokens_B: Response tokens.
+        summaries: Of the gradient of the instance loss at the head's weight.
     """
 
-    def __init__(
-        self,
-        x_TD: torch.Tensor,
-        weight_VD: torch.Tensor,
-        bias_V: torch.Tensor | None,
-        targets_T: torch.Tensor,
-        transform: HeadTransform,
-    ):
-        """Sweep over the vocabulary once, for the normaliser of the softmax.
+    loss_B: torch.Tensor
+    error_norm_B: torch.Tensor
+    n_tokens_B: torch.Tensor
+    summaries: GradientSummaries
+
+
+@dataclass(frozen=True)
+class HeadPass:
+    """What one pass over the head gives.
+
+    Attributes:
+        log_probs_N: Log-likelihood of each token, in nats; 0 without a loss. At least float32.
+        rows: What it says of each row; None if nobody asked.
+        gradients: Of −Σ log p with respect to hidden states [N, D], weight [V, D] and bias [V];
+            None where nobody asked.
+    """
+
+    log_probs_N: torch.Tensor
+    rows: HeadRows | None
+    gradients: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+
+
+class HeadProduct:
+    """The head's outputs as its product with hidden states, a block of the vocabulary at a time."""
+
+    def __init__(self, x_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None):
+        """Nothing is multiplied yet.
 
         Args:
-            x_TD: Last hidden state at the positions that predict a response token. Its dtype is
-                that of the product with the weight; what follows is in at least float32.
+            x_ND: Input of the head at the laid-out tokens; its dtype is that of the product.
             weight_VD: Weight of the head.
             bias_V: Bias of the head, or None.
-            targets_T: The response tokens.
-            transform: Scale and soft-cap after the projection.
         """
+        self.x_ND = x_ND
+        self.weight_VD = weight_VD.to(x_ND.dtype)
+        self._bias_V = None if bias_V is None else bias_V.to(x_ND.dtype)
+        self.n_columns = len(weight_VD)
 
-        def outputs(start: int) -> torch.Tensor:
-            z_TR = x_TD @ weight_VD[start : start + BLOCK_ROWS].T.to(x_TD.dtype)
-            if bias_V is not None:
-                z_TR = z_TR + bias_V[start : start + BLOCK_ROWS].to(x_TD.dtype)
-            return z_TR
+    def outputs(self, tokens: slice, block: slice) -> torch.Tensor:
+        """Return [n, r], which may be overwritten."""
+        bias_r = None if self._bias_V is None else self._bias_V[block]
+        return F.linear(self.x_ND[tokens], self.weight_VD[block], bias_r)
 
-        n_bytes = x_TD.shape[0] * weight_VD.shape[0] * _at_least_float32(x_TD.dtype).itemsize
-        self._sweep(outputs, weight_VD.shape[0], targets_T, transform, keep=n_bytes)
 
-    @classmethod
-    def from_outputs(
-        cls, z_TV: torch.Tensor, targets_T: torch.Tensor, transform: HeadTransform
-    ) -> HeadBackprops:
-        """Take the head's outputs that a forward pass has computed.
+class HeadOutputs:
+    """The head's outputs as a forward pass has computed them."""
+
+    def __init__(self, x_ND: torch.Tensor, z_NV: torch.Tensor):
+        """Take them.
 
         Args:
-            z_TV: The head's raw outputs at the positions that predict a response token.
-            targets_T: The response tokens.
-            transform: Scale and soft-cap after the projection.
+            x_ND: Input of the head at the laid-out tokens.
+            z_NV: Its raw outputs.
+        """
+        self.x_ND, self._z_NV, self.n_columns = x_ND, z_NV, z_NV.shape[1]
+
+    def outputs(self, tokens: slice, block: slice) -> torch.Tensor:
+        """Return [n, r], which may be overwritten."""
+        return self._z_NV[tokens, block].clone()
+
+
+def head_pass(
+    head: HeadProduct | HeadOutputs,
+    tokens: ResponseTokens,
+    transform: HeadTransform,
+    arithmetic: Arithmetic,
+    *,
+    sketch: TensorSketch | None = None,
+    wanted: tuple[bool, bool, bool] = (False, False, False),
+) -> HeadPass:
+    """Compute the losses of a micro-batch and what is asked for besides.
+
+    Logits have the dtype of the product; what follows has the `operand_dtype` of the arithmetic,
+    sums at least float32.
+
+    Args:
+        head: Gives the head's outputs.
+        tokens: The layout.
+        transform: What the model does to the head's output before the softmax.
+        arithmetic: How to compute it.
+        sketch: Of the weight's gradient; with it each row is summarised.
+        wanted: Whether the gradients of hidden states, weight and bias are (of a product only).
+
+    Returns:
+        Losses, summaries and gradients.
+    """
+    operations = arithmetic.operations()
+    operand = operations.operand_dtype(head.x_ND.dtype)
+    chunks = arithmetic.chunks(tokens.lengths, head.n_columns, head.x_ND.shape[1], operand.itemsize)
+    needs_errors = any(wanted) or sketch is not None
+    totals = _Totals(head, len(chunks), wanted)
+    rows = None if sketch is None else RowSums(tokens, sketch)
+    square_N = torch.zeros_like(head.x_ND[:, 0], dtype=totals.dtype)
+    log_probs = []
+    for chunk in chunks:
+        x_nD, targets_n = head.x_ND[chunk.tokens].to(operand), tokens.targets_N[chunk.tokens]
+        sweep = _Sweep(head, chunk)
+        by_errors = needs_errors and len(sweep.blocks) == 1
+        normaliser_n, picked_n = sweep.first(targets_n, transform, normalise=not by_errors)
+        for block in sweep.blocks if needs_errors else ():
+            errors = operations.errors(
+                sweep.outputs(block), targets_n, block.start, transform, normaliser_n, sketch
+            )
+            normaliser_n = errors.normaliser_n
+            sums_R5, total_rD = operations.row_gradients(
+                errors.delta_nr, x_nD, tokens, chunk, sums=rows is not None, total=wanted[1]
+            )
+            totals.add(chunk.tokens, block, errors.delta_nr, total_rD)
+            square_N[chunk.tokens].add_(errors.square_n)
+            if rows is not None:
+                rows.add(sums_R5, errors.left_nK)
+        if rows is not None:
+            rows.end_chunk()
+        log_probs.append((picked_n - normaliser_n).masked_fill(targets_n == IGNORED_LABEL, 0))
+    log_probs_N = torch.cat(log_probs)
+    said = None if rows is None else rows.result(log_probs_N, square_N, head.x_ND, head.n_columns)
+    return HeadPass(log_probs_N, said, (totals.hidden_ND, totals.weight_VD, totals.bias_V))
+
+
+class _Sweep:
+    """Two sweeps over the vocabulary; the outputs are computed twice where they are not kept."""
+
+    def __init__(self, head: HeadProduct | HeadOutputs, chunk: Chunk):
+        self.blocks = chunk.blocks(head.n_columns)
+        self._head, self._tokens = head, chunk.tokens
+        self._keeps = chunk.keeps_logits or len(self.blocks) == 1
+        self._kept: dict[int, torch.Tensor] = {}
+
+    def first(
+        self, targets_n: torch.Tensor, transform: HeadTransform, *, normalise: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Return the softmax' normalisers, if wanted, and the targets' logits."""
+        log_sums, picked = [], []
+        for block in self.blocks:
+            z_nr = self._head.outputs(self._tokens, block)
+            inside_n, column_n = target_columns(targets_n, block.start, z_nr.shape[1])
+            z_n = at_least_float32(z_nr.gather(1, column_n.unsqueeze(1)).squeeze(1))
+            picked.append(transform.forward(z_n).masked_fill(~inside_n, 0))
+            if normalise:
+                log_sums.append(transform.forward(at_least_float32(z_nr)).logsumexp(1))
+            if self._keeps:
+                self._kept[block.start] = z_nr
+        normaliser_n = torch.stack(log_sums).logsumexp(0) if normalise else None
+        return normaliser_n, torch.stack(picked).sum(0)
+
+    def outputs(self, block: slice) -> torch.Tensor:
+        """Return the outputs of a block in the second sweep, to be overwritten."""
+        if self._keeps:
+            return self._kept.pop(block.start)
+        return self._head.outputs(self._tokens, block)
+
+
+class _Totals:
+    """The gradients that training needs, of the sum of all tokens' losses, as they grow."""
+
+    def __init__(
+        self, head: HeadProduct | HeadOutputs, n_chunks: int, wanted: tuple[bool, bool, bool]
+    ):
+        x_ND = head.x_ND
+        self.dtype = at_least_float32(x_ND[:0]).dtype
+        self._head, self._is_one_chunk = head, n_chunks == 1
+
+        def zeros(wants: bool, *shape: int) -> torch.Tensor | None:
+            return torch.zeros(shape, dtype=self.dtype, device=x_ND.device) if wants else None
+
+        self.hidden_ND = zeros(wanted[0], *x_ND.shape)
+        self.weight_VD = zeros(wanted[1], head.n_columns, x_ND.shape[1])
+        self.bias_V = zeros(wanted[2], head.n_columns)
+
+    def add(
+        self, tokens: slice, block: slice, delta_nr: torch.Tensor, total_rD: torch.Tensor | None
+    ) -> None:
+        """Add a block's part."""
+        if self.hidden_ND is not None:
+            weight_rD = self._head.weight_VD[block].to(delta_nr.dtype)
+            _add_product(self.hidden_ND[tokens], delta_nr, weight_rD)
+        if self.weight_VD is not None:
+            if self._is_one_chunk and len(total_rD) == self._head.n_columns:
+                self.weight_VD = total_rD  # Nothing will be added.
+            else:
+                self.weight_VD[block].add_(total_rD)
+        if self.bias_V is not None:
+            self.bias_V[block].add_(delta_nr.sum(0, dtype=self.bias_V.dtype))
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
+
+
+class RowSums:
+    """What is said of each row, as it grows chunk by chunk and block by block."""
+
+    def __init__(self, tokens: ResponseTokens, sketch: TensorSketch):
+        """Nothing is known yet.
+
+        Args:
+            tokens: The layout.
+            sketch: Of the weight's gradient.
+        """
+        self._tokens, self._sketch = tokens, sketch
+        self._parts: list[torch.Tensor] = []
+        self._left_nK: torch.Tensor | float = 0.0
+        self._sums: list[torch.Tensor] = []
+        self._left: list[torch.Tensor] = []
+
+    def add(self, sums_R5: torch.Tensor, left_nK: torch.Tensor) -> None:
+        """Take a block of a chunk: sums over its gradients, count sketches of its backprops."""
+        self._parts.append(sums_R5)
+        self._left_nK = self._left_nK + left_nK
+
+    def end_chunk(self) -> None:
+        """Put the blocks of a chunk together."""
+        self._sums.append(combined_sums(torch.stack(self._parts)))
+        self._left.append(self._left_nK)
+        self._parts, self._left_nK = [], 0.0
+
+    def result(
+        self,
+        log_probs_N: torch.Tensor,
+        square_N: torch.Tensor,
+        x_ND: torch.Tensor,
+        n_columns: int,
+        scale_B: torch.Tensor | None = None,
+    ) -> HeadRows:
+        """Divide by what turns sums over tokens into means.
+
+        Args:
+            log_probs_N: Of the tokens.
+            square_N: Squared norms of their softmax minus one-hot.
+            x_ND: Input of the head.
+            n_columns: V.
+            scale_B: By how much the backprops were larger than those of the tokens' own losses.
 
         Returns:
-            The same as from the hidden states.
+            What the head says of each row.
         """
-        new = cls.__new__(cls)
-        new._sweep(
-            lambda start: z_TV[:, start : start + BLOCK_ROWS],
-            z_TV.shape[1],
-            targets_T,
-            transform,
-            keep=0,
+        tokens = self._tokens
+        n_tokens_B = tokens.n_tokens_B.double()
+        log_prob_B, error_B = (
+            tokens.sum_rows(values_N.double()) for values_N in (log_probs_N, square_N.sqrt())
         )
-        return new
-
-    def blocks(self) -> Iterator[torch.Tensor]:
-        """Yield the gradient of the loss with respect to the head's output, block by block.
-
-        Yields:
-            delta_TR for consecutive blocks of at most BLOCK_ROWS vocabulary rows.
-        """
-        n_tokens = len(self._targets_T)
-        rows_T = torch.arange(n_tokens, device=self._targets_T.device)
-        square_sum_T = torch.zeros_like(self._log_normaliser_T)
-        for i, start in enumerate(self._starts):
-            logits_TR = self._logits(start) if self._kept is None else self._kept[i]
-            delta_TR = (logits_TR - self._log_normaliser_T.unsqueeze(1)).exp_()
-            inside_T, column_T = self._targets_in(start, logits_TR.shape[1])
-            delta_TR[rows_T, column_T] -= inside_T.to(delta_TR.dtype)
-            square_sum_T += torch.linalg.vector_norm(delta_TR, dim=1).square()
-            yield delta_TR.mul_(self._transform.derivative(logits_TR)).div_(n_tokens)
-        self.error_norm = square_sum_T.sqrt().mean()
-
-    def _sweep(
-        self,
-        outputs: Callable[[int], torch.Tensor],
-        n_rows: int,
-        targets_T: torch.Tensor,
-        transform: HeadTransform,
-        *,
-        keep: int,
-    ) -> None:
-        self._outputs, self._transform, self._targets_T = outputs, transform, targets_T
-        self.n_rows = n_rows
-        self._starts = range(0, n_rows, BLOCK_ROWS)
-        self._kept: list[torch.Tensor] | None = [] if 0 < keep <= KEEP_LOGITS_BYTES else None
-        self.error_norm: torch.Tensor | None = None
-        log_sums, found = [], []
-        for start in self._starts:
-            logits_TR = self._logits(start)
-            if self._kept is not None:
-                self._kept.append(logits_TR)
-            log_sums.append(logits_TR.logsumexp(1))
-            inside_T, column_T = self._targets_in(start, logits_TR.shape[1])
-            found_T = logits_TR.gather(1, column_T.unsqueeze(1)).squeeze(1)
-            found.append(torch.where(inside_T, found_T, 0.0))
-        self._log_normaliser_T = torch.stack(log_sums).logsumexp(0)
-        self.log_probs_T = torch.stack(found).sum(0) - self._log_normaliser_T
-        self.loss = -self.log_probs_T.mean()
-
-    def _logits(self, start: int) -> torch.Tensor:
-        z_TR = self._outputs(start)
-        return self._transform.forward(z_TR.to(_at_least_float32(z_TR.dtype)))
-
-    def _targets_in(self, start: int, n_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        column_T = self._targets_T - start
-        inside_T = (column_T >= 0) & (column_T < n_columns)
-        return inside_T, column_T.clamp(0, n_columns - 1)
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype == torch.float64 else torch.float32
+        factor_B = 1 / n_tokens_B if scale_B is None else 1 / (n_tokens_B * scale_B)
+        left_NK = torch.cat(self._left)
+        right_NK = at_least_float32(self._sketch.columns(at_least_float32(x_ND)))
+        sketch_BK = self._sketch.convolve(left_NK, right_NK, tokens.sum_rows)
+        summaries = GradientSummaries.from_sums(
+            scaled_sums(torch.cat(self._sums), factor_B),
+            n_columns * x_ND.shape[1],
+            sketch_BK * factor_B.unsqueeze(1),
+        )
+        return HeadRows(
+            -log_prob_B / n_tokens_B, error_B / n_tokens_B, tokens.n_tokens_B, summaries
+        )

@@ -20,13 +20,23 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from gradsift.gradients.fused import HeadRow
-from gradsift.gradients.head_part import head_part, transform_between
+from gradsift.gradients.arithmetic import Arithmetic, arithmetics_for
+from gradsift.gradients.fused import product_dtype
+from gradsift.gradients.head import HeadRows
+from gradsift.gradients.head_rows import head_rows
 from gradsift.gradients.intercept import Interception
-from gradsift.gradients.observed import EmbeddingCall, HeadCall, MicroBatch
-from gradsift.gradients.records import Record, RecordingPath, SketchSpec, TrackedModel
-from gradsift.gradients.statistics import Projection, embedding_summary
+from gradsift.gradients.micro_batch import EmbeddingCall, HeadCall, MicroBatch
+from gradsift.gradients.records import Check, RecordingPath, Records, TrackedModel
+from gradsift.gradients.sketch import SketchSpec, TensorSketch
+from gradsift.gradients.statistics import at_least_float32, embedding_summaries
+from gradsift.gradients.tokens import ResponseTokens
+from gradsift.gradients.transform import HeadTransform, transform_between, transform_deviation
 from gradsift.terms import EMBEDDING, LAYERS, LM_HEAD
+
+UNKNOWN_TRANSFORM = (
+    "the model changes the logits after the head in another way than in the first step; recording "
+    "that is not supported."
+)
 
 
 class Recorder:
@@ -36,15 +46,25 @@ class Recorder:
     backward pass (`finish(backward=False)`) the records have the head's part only.
     """
 
-    def __init__(self, model: TrackedModel, sketch: SketchSpec, *, intercept: bool = False):
-        """Draw the projections; nothing is attached yet.
+    def __init__(
+        self,
+        model: TrackedModel,
+        sketch: SketchSpec,
+        *,
+        intercept: bool = False,
+        arithmetic: Arithmetic | None = None,
+    ):
+        """Draw the sketches; nothing is attached yet.
 
         Args:
             model: What to watch.
             sketch: Size and seed of the sketches.
             intercept: Watch the uses of the two weights instead of the modules.
+            arithmetic: How to compute; None takes the fastest one of the device.
         """
         self.model = model
+        weight = model.head.weight
+        self.arithmetic = arithmetic or arithmetics_for(weight.device, weight.dtype)[0]
         self._interception = None
         if intercept:
             self._interception = Interception(
@@ -56,10 +76,11 @@ class Recorder:
             )
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._batch: MicroBatch | None = None
+        self._transform: HeadTransform | None = None
         weights = (model.embedding.weight, model.head.weight)
-        self._projections = {
-            layer: Projection.seeded(
-                *weight.shape, rank=sketch.rank, seed=2 * sketch.seed + i, device=weight.device
+        self._sketches = {
+            layer: TensorSketch.seeded(
+                *weight.shape, size=sketch.size, seed=2 * sketch.seed + i, device=weight.device
             )
             for i, (layer, weight) in enumerate(zip(LAYERS, weights, strict=True))
         }
@@ -82,7 +103,8 @@ class Recorder:
         else:
             self._handles = [self.model.embedding.register_forward_hook(self._on_embedding)]
         if self.model.fused is not None:
-            self.model.fused.projection = self._projections[LM_HEAD]
+            self.model.fused.arithmetic = self.arithmetic
+            self.model.fused.sketch = self._sketches[LM_HEAD]
             self.model.fused.listener = self._on_fused_head
             return self
         if self._interception is None:
@@ -112,9 +134,9 @@ class Recorder:
         self._handles = []
         self._batch = None
 
-    def projection(self, layer: str) -> Projection:
-        """Return the projection of the sketches of one of LAYERS."""
-        return self._projections[layer]
+    def sketch(self, layer: str) -> TensorSketch:
+        """Return the sketch of the gradients of one of LAYERS."""
+        return self._sketches[layer]
 
     def begin(
         self,
@@ -123,6 +145,7 @@ class Recorder:
         input_ids_BT: torch.Tensor,
         labels_BT: torch.Tensor,
         attention_mask_BT: torch.Tensor | None,
+        tokens: ResponseTokens | None = None,
     ) -> None:
         """Announce a micro-batch, before its forward pass.
 
@@ -132,26 +155,29 @@ class Recorder:
             input_ids_BT: The tokens.
             labels_BT: The same where a token belongs to the response, else -100.
             attention_mask_BT: 0 on padding, or None where there is none.
+            tokens: Where the response tokens are, if somebody laid them out already.
         """
         mask_BT = torch.ones_like(input_ids_BT) if attention_mask_BT is None else attention_mask_BT
-        self._batch = MicroBatch(tuple(indices), step, input_ids_BT, labels_BT, mask_BT)
+        tokens = ResponseTokens.of(labels_BT, mask_BT) if tokens is None else tokens
+        self._batch = MicroBatch(tuple(indices), step, input_ids_BT, labels_BT, mask_BT, tokens)
 
     def watched_tensors(self) -> list[torch.Tensor]:
         """Return the tensors of the open micro-batch whose gradients `finish` needs."""
         return [] if self._batch is None else self._batch.awaited
 
-    def finish(self, *, backward: bool = True) -> list[Record]:
+    def finish(self, *, backward: bool = True) -> Records:
         """Turn what the hooks saw into records, after the backward pass of the micro-batch.
+
+        Nothing waits for the device until the records are read.
 
         Args:
             backward: False if there was none: the records then have no embedding part.
 
         Returns:
-            One record for each row that has a response token, in the batch's order.
+            What the rows leave behind.
 
         Raises:
-            ValueError: If a hook was never called, or the loss is not the mean negative
-                log-likelihood of the response tokens.
+            ValueError: If a hook was never called.
         """
         batch, self._batch = self._batch, None
         assert batch is not None, "finish() without begin()"
@@ -159,9 +185,8 @@ class Recorder:
         # graph of the whole step would stay until the garbage collector comes by.
         batch.awaited.clear()
         batch.require_seen(backward=backward)
-        rows = [row for row in range(len(batch.indices)) if batch.response(row).any()]
         with torch.no_grad():
-            return [self._record(batch, row, backward) for row in rows]
+            return self._records(batch, backward)
 
     def _on_embedding(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         self._on_table_use(inputs[0], output, module.padding_idx)
@@ -186,7 +211,7 @@ class Recorder:
             return
         call = HeadCall(x.detach(), z.detach())
         self._batch.head_calls.append(call)
-        self._batch.hidden_BTD = call.x
+        self._batch.hidden_BTD, self._batch.product_dtype = call.x, call.z.dtype
         if torch.is_grad_enabled() and z.requires_grad:
             self._batch.await_gradient(z, call.keep)
 
@@ -194,55 +219,67 @@ class Recorder:
         hidden = getattr(output, "last_hidden_state", None)
         if self._batch is not None and hidden is not None:
             self._batch.hidden_BTD = hidden.detach()
+            # Autocast may be on inside the model only.
+            self._batch.product_dtype = product_dtype(hidden)
 
     def _on_output(self, module: nn.Module, inputs: tuple, output: object) -> None:
         if self._batch is None:
             return
         logits, log_probs = (getattr(output, name, None) for name in ("logits", "log_probs"))
         if torch.is_grad_enabled() and log_probs is not None:
-            self._batch.await_gradient(log_probs, self._batch.keep_token_weights)
+            self._batch.await_gradient(log_probs, self._batch.keep_position_weights)
         if logits is not None and self._batch.head_calls:
-            self._batch.transform = transform_between(
-                self._batch.head_calls[0].z, logits.detach(), self.model.transform
-            )
+            self._see_transform(self._batch, self._batch.head_calls[0].z, logits.detach())
+
+    def _see_transform(
+        self, batch: MicroBatch, z_BTV: torch.Tensor, logits_BTV: torch.Tensor
+    ) -> None:
+        if z_BTV.shape != logits_BTV.shape:
+            return
+        if self._transform is None:  # In the self-check; from then on it only must hold.
+            self._transform = transform_between(z_BTV, logits_BTV, self.model.transform)
+        batch.transform = self._transform
+        deviation = transform_deviation(z_BTV, logits_BTV, self._transform)
+        batch.checks.append(Check(deviation, 1.0, lambda _: UNKNOWN_TRANSFORM))
 
     def _on_fused_head(
-        self, hidden_BTD: torch.Tensor, rows: list[HeadRow], log_probs_BT: torch.Tensor
+        self, hidden_BTD: torch.Tensor, rows: HeadRows, log_probs_N: torch.Tensor
     ) -> None:
         if self._batch is not None:
             self._batch.hidden_BTD, self._batch.rows = hidden_BTD, rows
-            if not log_probs_BT.requires_grad:
+            self._batch.product_dtype = product_dtype(hidden_BTD)
+            if not log_probs_N.requires_grad:
                 return  # A scoring pass, without backward.
-            self._batch.await_gradient(log_probs_BT, self._batch.keep_token_weights)
+            self._batch.await_gradient(log_probs_N, self._batch.keep_token_weights)
 
-    def _record(self, batch: MicroBatch, row: int, backward: bool) -> Record:
-        head, token_weight = head_part(
-            batch, row, self.model, self._projections[LM_HEAD], backward=backward
+    def _records(self, batch: MicroBatch, backward: bool) -> Records:
+        head, weight_B = head_rows(
+            batch, self.model, self._sketches[LM_HEAD], self.arithmetic, backward=backward
         )
-        embedding = None
+        summaries = {LM_HEAD: head.summaries}
+        dtypes = [batch.product_dtype]
         if backward:
-            tokens_T, delta_TD, padding_idx = batch.embedding_backprops(row)
-            embedding = embedding_summary(
-                tokens_T,
-                delta_TD / (head.n_response_tokens * token_weight),
+            tokens_BT, delta_BTD, padding_idx = batch.embedding_backprops()
+            dtypes.append(delta_BTD.dtype)
+            delta_BTD = at_least_float32(delta_BTD)
+            factor_B = 1 / (head.n_tokens_B * weight_B)
+            summaries[EMBEDDING] = embedding_summaries(
+                tokens_BT,
+                delta_BTD * factor_B.to(delta_BTD.dtype)[:, None, None],
                 self.model.embedding.weight.shape[0],
-                self._projections[EMBEDDING],
+                self._sketches[EMBEDDING],
                 padding_idx,
             )
-        mask_T1 = batch.mask_BT[row].unsqueeze(1)
-        hidden_TD = batch.hidden_BTD.reshape(*batch.labels_BT.shape, -1)[row]
-        content_D = (hidden_TD.float() * mask_T1).sum(0) / mask_T1.sum()
-        numbers = [head.loss, head.error_norm, *head.summary.values_S, content_D.sum()]
-        numbers += [] if embedding is None else [*embedding.values_S]
-        finite = bool(torch.stack([number.double() for number in numbers]).isfinite().all())
-        return Record(
-            index=batch.indices[row],
+        mask_BT1 = batch.mask_BT.unsqueeze(2)
+        hidden_BTD = batch.hidden_BTD.reshape(*batch.labels_BT.shape, -1)
+        return Records(
+            indices=batch.indices,
             step=batch.step,
-            loss=float(head.loss),
-            error_norm=float(head.error_norm),
-            n_response_tokens=head.n_response_tokens,
-            embedding=embedding,
-            lm_head=head.summary,
-            content_D=content_D,
-            finite=finite,
+            dtype=min(dtypes, key=lambda dtype: dtype.itemsize),
+            loss_B=head.loss_B,
+            error_norm_B=head.error_norm_B,
+            n_tokens_B=head.n_tokens_B,
+            content_BD=(hidden_BTD.float() * mask_BT1).sum(1) / mask_BT1.sum(1),
+            summaries=summaries,
+            checks=tuple(batch.checks),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,23 +10,16 @@ import torch
 from torch import nn
 
 from gradsift.gradients.fused import FusedHead
-from gradsift.gradients.head import HeadTransform
-from gradsift.gradients.statistics import GradientSummary
+from gradsift.gradients.statistics import GradientSummaries, GradientSummary
+from gradsift.gradients.transform import HeadTransform
+from gradsift.terms import EMBEDDING, LM_HEAD
 
 RecordingPath = Literal["fused", "fused-intercepted", "hooked", "intercepted"]
 
 
 @dataclass(frozen=True)
-class SketchSpec:
-    """Size and seed of the gradient sketches: `rank`² numbers for each layer."""
-
-    rank: int = 16
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class Record:
-    """What one row of one step leaves behind.
+    """What one row of one step leaves behind; on the CPU.
 
     Attributes:
         index: The row's index, as given to `begin`.
@@ -49,6 +43,90 @@ class Record:
     lm_head: GradientSummary
     content_D: torch.Tensor
     finite: bool
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that must hold of a micro-batch, looked at when its records are read.
+
+    Attributes:
+        values: Any shape, on the device; what is not a number passes (the row is not finite).
+        limit: The largest that is allowed.
+        message: Says what is wrong, given the largest value.
+    """
+
+    values: torch.Tensor
+    limit: float
+    message: Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the rows of one micro-batch leave behind; on the device until they are read.
+
+    Attributes:
+        indices: Of the rows, as given to `begin`.
+        step: Optimizer updates made before.
+        dtype: The lowest precision among the watched tensors.
+        loss_B: Float64; this and the next three as in `Record`.
+        error_norm_B: Float64.
+        n_tokens_B: Int64.
+        content_BD: Float32.
+        summaries: By layer.
+        checks: What must hold.
+    """
+
+    indices: tuple[int, ...]
+    step: int
+    dtype: torch.dtype
+    loss_B: torch.Tensor
+    error_norm_B: torch.Tensor
+    n_tokens_B: torch.Tensor
+    content_BD: torch.Tensor
+    summaries: Mapping[str, GradientSummaries]
+    checks: tuple[Check, ...]
+
+    def finite_B(self) -> torch.Tensor:
+        """Return whether all numbers of each row are finite; also true without response tokens."""
+        numbers = [self.loss_B, self.error_norm_B, self.content_BD.sum(1)]
+        for summaries in self.summaries.values():
+            numbers += summaries.values_BS.unbind(1)
+        is_finite_B = torch.stack([number_B.double() for number_B in numbers]).isfinite().all(0)
+        return is_finite_B | (self.n_tokens_B == 0)
+
+    def read(self) -> list[Record]:
+        """Return a record for each row that has a response token; waits for the device.
+
+        Returns:
+            The records, in the batch's order.
+
+        Raises:
+            ValueError: If something does not hold that must.
+        """
+        worst = [check.values.double().nan_to_num(0).abs().max() for check in self.checks]
+        values = torch.stack(worst).tolist() if worst else []
+        for check, value in zip(self.checks, values, strict=True):
+            if value > check.limit:
+                raise ValueError(check.message(value))
+        loss_B, error_B = self.loss_B.tolist(), self.error_norm_B.tolist()
+        n_tokens_B, finite_B = self.n_tokens_B.tolist(), self.finite_B().tolist()
+        content_BD = self.content_BD.cpu()
+        by_layer = {layer: summaries.cpu() for layer, summaries in self.summaries.items()}
+        return [
+            Record(
+                index=index,
+                step=self.step,
+                loss=loss_B[row],
+                error_norm=error_B[row],
+                n_response_tokens=n_tokens_B[row],
+                embedding=by_layer[EMBEDDING][row] if EMBEDDING in by_layer else None,
+                lm_head=by_layer[LM_HEAD][row],
+                content_D=content_BD[row],
+                finite=finite_B[row],
+            )
+            for row, index in enumerate(self.indices)
+            if n_tokens_B[row]
+        ]
 
 
 @dataclass(frozen=True)

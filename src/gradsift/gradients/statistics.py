@@ -1,180 +1,164 @@
-"""Per-sample gradient statistics from activations and backprops, without forming the gradient.
+"""Statistics of per-sample gradients, for a micro-batch at once, and the slow reference.
 
-Shapes: T tokens of one instance, D width, V rows of the weight (vocabulary), R rows in one block,
-U distinct tokens of the instance, K rank of the sketch on one side. A weight gradient is
-`G_VD = delta_TV.T @ x_TD` for a linear layer; for an embedding its row v is the sum of `delta_TD`
-over the positions that hold token v.
+Shapes: B instances, T positions, D width, V rows of the weight (vocabulary), R rows in one block,
+K numbers of a sketch. *Sums* are max, min, Σ, Σ|·| and Σ(·)² over entries of a gradient, float64,
+in this order; sums of parts combine to sums of the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
-BLOCK_ROWS = 2048
+from gradsift.gradients.sketch import TensorSketch
 
-
-@dataclass(frozen=True)
-class Projection:
-    """Two seeded Gaussian matrices whose Kronecker product projects a V×D gradient to K·K numbers.
-
-    `sketch(G) = left.T @ G @ right`; the entries have variance 1/K, so that the inner product of
-    two sketches is an unbiased estimate of the inner product of the two gradients.
-    """
-
-    left_VK: torch.Tensor
-    right_DK: torch.Tensor
-
-    @classmethod
-    def seeded(
-        cls, n_rows: int, width: int, *, rank: int, seed: int, device: torch.device
-    ) -> Projection:
-        """Draw the two matrices on the CPU, so that every device gets the same ones.
-
-        Args:
-            n_rows: V, rows of the weight.
-            width: D, columns of the weight.
-            rank: K; the sketch has K·K entries.
-            seed: Seed of a generator of its own.
-            device: Where the matrices are kept.
-
-        Returns:
-            The projection in float32.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        left = torch.randn(n_rows, rank, generator=generator) / rank**0.5
-        right = torch.randn(width, rank, generator=generator) / rank**0.5
-        return cls(left.to(device), right.to(device))
+REFERENCE_ENTRIES = 2**24
 
 
 @dataclass(frozen=True)
 class GradientSummary:
     """What is kept of one gradient: its statistics over all V·D entries, and its sketch.
 
-    `values_S` (float64) holds terms.STATISTICS in their order; `sketch_K2` is float32.
+    `values_S` (float64) holds terms.STATISTICS in their order; `sketch_K` is float32.
     """
 
     values_S: torch.Tensor
-    sketch_K2: torch.Tensor
+    sketch_K: torch.Tensor
 
 
-def linear_summary(
-    x_TD: torch.Tensor,
-    delta_blocks_TR: Iterable[torch.Tensor],
+@dataclass(frozen=True)
+class GradientSummaries:
+    """The same of the rows of a micro-batch, on the device: `values_BS` and `sketch_BK`."""
+
+    values_BS: torch.Tensor
+    sketch_BK: torch.Tensor
+
+    @classmethod
+    def from_sums(
+        cls, sums_B5: torch.Tensor, n_entries: int, sketch_BK: torch.Tensor
+    ) -> GradientSummaries:
+        """Return the statistics that sums over all entries make."""
+        high_B, low_B, sum_B, abs_B, square_B = sums_B5.unbind(1)
+        mean_B = sum_B / n_entries
+        variance_B = (square_B / n_entries - mean_B.square()).clamp(min=0)
+        values = [high_B, low_B, mean_B, abs_B / n_entries, variance_B.sqrt(), square_B.sqrt()]
+        return cls(torch.stack(values, 1), sketch_BK.float())
+
+    def cpu(self) -> list[GradientSummary]:
+        """Return them one by one, on the CPU; waits for the device."""
+        pairs = zip(self.values_BS.cpu(), self.sketch_BK.cpu(), strict=True)
+        return [GradientSummary(values_S, sketch_K) for values_S, sketch_K in pairs]
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return float64 as it is, anything else as float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def entry_sums(gradient_BRD: torch.Tensor) -> torch.Tensor:
+    """Return the sums of each of B gradients that are at hand, [B, 5]."""
+    if len(gradient_BRD) == 1:  # Reductions to one number use all cores, along a dimension not.
+        high, low = gradient_BRD.aminmax()[::-1]
+        total, absolute = gradient_BRD.sum(), gradient_BRD.abs().sum()
+        sums = [t.double().unsqueeze(0) for t in (high, low, total, absolute)]
+    else:
+        flat_BE = gradient_BRD.flatten(1)
+        low_B, high_B = flat_BE.aminmax(dim=1)
+        sums = [t.double() for t in (high_B, low_B, flat_BE.sum(1), flat_BE.abs().sum(1))]
+    # Row by row: over a whole block, float32 accumulation inside vector_norm is off by up to 5e-4.
+    norm_BR = torch.linalg.vector_norm(gradient_BRD, dim=2).double()
+    return torch.stack([*sums, norm_BR.square().sum(1)], 1)
+
+
+def combined_sums(parts_PB5: torch.Tensor) -> torch.Tensor:
+    """Return the sums of wholes from those of P parts, [B, 5]."""
+    high_B, low_B = parts_PB5[..., 0].amax(0), parts_PB5[..., 1].amin(0)
+    return torch.cat([high_B[:, None], low_B[:, None], parts_PB5[..., 2:].sum(0)], 1)
+
+
+def scaled_sums(sums_B5: torch.Tensor, factor_B: torch.Tensor) -> torch.Tensor:
+    """Return the sums of gradients times a factor each."""
+    high_B, low_B, sum_B, abs_B, square_B = sums_B5.unbind(1)
+    ends_B2 = torch.stack([high_B, low_B], 1) * factor_B.unsqueeze(1)
+    rest = [sum_B * factor_B, abs_B * factor_B.abs(), square_B * factor_B.square()]
+    return torch.stack([ends_B2.amax(1), ends_B2.amin(1), *rest], 1)
+
+
+def embedding_summaries(
+    tokens_BT: torch.Tensor,
+    delta_BTD: torch.Tensor,
     n_rows: int,
-    projection: Projection,
-    use_block: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
-) -> GradientSummary:
-    """Summarise the weight gradient of a linear layer, a block of its rows at a time.
-
-    Args:
-        x_TD: Input of the layer at the tokens of one instance.
-        delta_blocks_TR: Gradient of the loss with respect to the layer's output, in consecutive
-            blocks of output features; each is needed once and never kept.
-        n_rows: V, the number of output features that the blocks must add up to.
-        projection: For the sketch.
-        use_block: Called for each block with its first row, its backprops delta_TR and its
-            gradient_RD: whoever needs the same product (training does) need not repeat it.
-
-    Returns:
-        Statistics over the V·D entries, accumulated in at least float32 within a block and in
-        float64 across blocks.
-    """
-    x_TD = _at_least_float32(x_TD)
-    partial_sums = []
-    left_sum_TK = x_TD.new_zeros(x_TD.shape[0], projection.left_VK.shape[1])
-    start = 0
-    for delta_TR in delta_blocks_TR:
-        delta_TR = delta_TR.to(x_TD.dtype)
-        stop = start + delta_TR.shape[1]
-        gradient_RD = delta_TR.T @ x_TD
-        partial_sums.append(_block_sums(gradient_RD))
-        if use_block is not None:
-            use_block(start, delta_TR, gradient_RD)
-        left_sum_TK.addmm_(delta_TR, projection.left_VK[start:stop].to(x_TD.dtype))
-        start = stop
-    assert start == n_rows, f"blocks cover {start} of {n_rows} rows"
-    sketch_KK = left_sum_TK.T @ (x_TD @ projection.right_DK.to(x_TD.dtype))
-    values_S = _statistics(torch.stack(partial_sums), n_rows * x_TD.shape[1])
-    return GradientSummary(values_S, sketch_KK.flatten().float())
-
-
-def embedding_summary(
-    tokens_T: torch.Tensor,
-    delta_TD: torch.Tensor,
-    n_rows: int,
-    projection: Projection,
+    sketch: TensorSketch,
     padding_idx: int | None = None,
-) -> GradientSummary:
-    """Summarise the gradient of an embedding table; only the rows of used tokens differ from 0.
+) -> GradientSummaries:
+    """Summarise the gradient of an embedding table for each row of a micro-batch.
+
+    Positions are sorted by (row, token); the backprops of a token that repeats within a row add
+    up. Nothing waits for the device: there is room for as many sums as positions.
 
     Args:
-        tokens_T: Token of each position of one instance; its rows are summed where tokens repeat.
-        delta_TD: Gradient of the loss with respect to the embedding's output.
+        tokens_BT: Token of each position.
+        delta_BTD: Gradient of each row's own loss with respect to the embedding's output.
         n_rows: V, rows of the table; the rows of unused tokens count as zeros.
-        projection: For the sketch.
+        sketch: Of the table's gradient.
         padding_idx: The token whose row autograd leaves without a gradient, if the table has one.
 
     Returns:
         Statistics over the V·D entries, in at least float32.
     """
-    delta_TD = _at_least_float32(delta_TD)
+    n_instances, n_positions, width = delta_BTD.shape
+    tokens_N, delta_ND = tokens_BT.flatten(), at_least_float32(delta_BTD.flatten(0, 1))
+    rows_N = torch.arange(n_instances, device=tokens_N.device).repeat_interleave(n_positions)
     if padding_idx is not None:
-        delta_TD = delta_TD * (tokens_T != padding_idx).unsqueeze(1).to(delta_TD.dtype)
-    used_U, position_T = tokens_T.unique(return_inverse=True)
-    gradient_UD = delta_TD.new_zeros(len(used_U), delta_TD.shape[1])
-    gradient_UD.index_add_(0, position_T, delta_TD)
-    sums = _block_sums(gradient_UD)
-    if len(used_U) < n_rows:
-        sums = torch.cat([sums[:1].clamp(min=0), sums[1:2].clamp(max=0), sums[2:]])
-    left_UK = projection.left_VK[used_U].to(delta_TD.dtype)
-    sketch_KK = left_UK.T @ (gradient_UD @ projection.right_DK.to(delta_TD.dtype))
-    values_S = _statistics(sums.unsqueeze(0), n_rows * delta_TD.shape[1])
-    return GradientSummary(values_S, sketch_KK.flatten().float())
+        delta_ND = delta_ND.masked_fill((tokens_N == padding_idx).unsqueeze(1), 0)
+    keys_N, order_N = (rows_N * n_rows + tokens_N).sort()
+    is_first_N = torch.ones_like(keys_N, dtype=torch.bool)
+    is_first_N[1:] = keys_N[1:] != keys_N[:-1]
+    segment_N = is_first_N.cumsum(0) - 1
+    gradient_ND = torch.zeros_like(delta_ND)
+    gradient_ND.index_add_(0, torch.empty_like(order_N).scatter_(0, order_N, segment_N), delta_ND)
+    # Room that is not needed belongs to a row of its own, which is thrown away.
+    row_N = torch.full_like(rows_N, n_instances).scatter_(0, segment_N, keys_N // n_rows)
+
+    def by_row(values_N: torch.Tensor, reduce: str) -> torch.Tensor:
+        start_B = values_N.new_zeros(n_instances + 1)
+        return start_B.scatter_reduce_(0, row_N, values_N, reduce, include_self=False)[:-1]
+
+    low_N, high_N = gradient_ND.aminmax(dim=1)
+    high_B, low_B = by_row(high_N, "amax"), by_row(low_N, "amin")
+    n_used_B = is_first_N.new_zeros(n_instances, dtype=torch.long)
+    n_used_B.index_add_(0, keys_N // n_rows, is_first_N.long())
+    all_used_B = n_used_B >= n_rows
+    high_B = torch.where(all_used_B, high_B, high_B.clamp(min=0))
+    low_B = torch.where(all_used_B, low_B, low_B.clamp(max=0))
+    norm_N = torch.linalg.vector_norm(gradient_ND, dim=1).double()
+    entries = (gradient_ND.sum(1).double(), gradient_ND.abs().sum(1).double(), norm_N.square())
+    sums = [high_B.double(), low_B.double(), *(by_row(values_N, "sum") for values_N in entries)]
+
+    bucket_N, sign_N = sketch.tokens(tokens_N)
+    left_NK = delta_ND.new_zeros(len(tokens_N), sketch.size)
+    left_NK.scatter_(1, bucket_N.unsqueeze(1), sign_N.to(delta_ND.dtype).unsqueeze(1))
+
+    def sum_rows(values_NX: torch.Tensor) -> torch.Tensor:
+        return values_NX.unflatten(0, (n_instances, n_positions)).sum(1)
+
+    sketch_BK = sketch.convolve(left_NK, sketch.columns(delta_ND), sum_rows)
+    return GradientSummaries.from_sums(torch.stack(sums, 1), n_rows * width, sketch_BK)
 
 
-def dense_summary(gradient_VD: torch.Tensor, projection: Projection) -> GradientSummary:
-    """Summarise a gradient that is at hand, in float64: the slow reference of the two above.
+def dense_summary(gradient_VD: torch.Tensor, sketch: TensorSketch) -> GradientSummary:
+    """Summarise a gradient that is at hand, in float64: the slow reference of the others.
 
     Args:
         gradient_VD: The whole gradient, as autograd gives it.
-        projection: For the sketch.
+        sketch: Of it.
 
     Returns:
-        The same summary as the blockwise functions give.
+        The same summary as is recorded.
     """
-    g = gradient_VD.double()
-    values = [g.max(), g.min(), g.mean(), g.abs().mean(), g.std(correction=0), g.norm()]
-    sketch_KK = projection.left_VK.double().T @ g @ projection.right_DK.double()
-    return GradientSummary(torch.stack(values), sketch_KK.flatten().float())
-
-
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _block_sums(gradient_RD: torch.Tensor) -> torch.Tensor:
-    low, high = gradient_RD.aminmax()
-    # Row by row: over a whole block, float32 accumulation inside vector_norm is off by up to 5e-4.
-    l2_norm_R = torch.linalg.vector_norm(gradient_RD, dim=1).double()
-    abs_sum = gradient_RD.abs().sum().double()
-    sums = [gradient_RD.sum().double(), abs_sum, l2_norm_R.norm()]
-    return torch.stack([high.double(), low.double(), *sums])
-
-
-def _statistics(sums_N5: torch.Tensor, n_entries: int) -> torch.Tensor:
-    mean = sums_N5[:, 2].sum() / n_entries
-    square_sum = sums_N5[:, 4].square().sum()
-    variance = (square_sum / n_entries - mean.square()).clamp(min=0)
-    return torch.stack(
-        [
-            sums_N5[:, 0].max(),
-            sums_N5[:, 1].min(),
-            mean,
-            sums_N5[:, 3].sum() / n_entries,
-            variance.sqrt(),
-            square_sum.sqrt(),
-        ]
-    )
+    rows_at_once = max(1, REFERENCE_ENTRIES // gradient_VD.shape[1])
+    parts = [entry_sums(block.double().unsqueeze(0)) for block in gradient_VD.split(rows_at_once)]
+    sums_15 = combined_sums(torch.stack(parts))
+    sketch_1K = sketch.dense(gradient_VD).unsqueeze(0)
+    return GradientSummaries.from_sums(sums_15, gradient_VD.numel(), sketch_1K).cpu()[0]

@@ -128,7 +128,7 @@ def _reference(
             "with the same model (gradsift capture ROWS --model MODEL --preliminary 0 --out RUN)."
         )
     other = read_store(Path(folder).resolve())
-    for key in ("model", "sketch_rank", "seed"):
+    for key in ("model", "sketch_size", "seed"):
         ours, theirs = store.manifest.identity.get(key), other.manifest.identity.get(key)
         if ours != theirs:
             raise ValueError(

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from gradsift.data.instances import NOTES, Instance, Instances
 from gradsift.data.pool import Pool
-from gradsift.gradients.records import SketchSpec
+from gradsift.gradients.sketch import SketchSpec
 from gradsift.stages.capture_settings import CaptureSettings
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
@@ -99,7 +99,7 @@ def capture_pool(
         out,
         Manifest(identity, about, len(instances.items), layers),
         content_width=epoch.content_width,
-        sketch_size=settings.sketch_rank**2,
+        sketch_size=settings.sketch_size,
         rank=args.process_index,
         gather=lambda value: gather_object([value]) if args.world_size > 1 else [value],
     )
@@ -162,7 +162,7 @@ def _epoch(
         tokenizer,
         _trained_on(instances.items, settings),
         SFTSettings(settings.sft, settings.lora, settings.seed),
-        SketchSpec(settings.sketch_rank, settings.seed),
+        SketchSpec(settings.sketch_size, settings.seed),
         work_dir,
     )
 

@@ -16,7 +16,7 @@ class CaptureSettings:
         sft: The user's settings for trl's SFTConfig.
         lora: Settings for peft's LoraConfig; None trains all parameters.
         seed: Of the data order and everything drawn.
-        sketch_rank: A gradient sketch has this number squared entries.
+        sketch_size: Numbers of a gradient sketch, a power of two.
         signal: full records both layers; head the LM head only, which needs no backward pass.
         when: during the preliminary epoch, or after it, in a scoring pass.
         preliminary: Fraction of the pool that the preliminary epoch trains on; 0 trains nothing.
@@ -29,7 +29,7 @@ class CaptureSettings:
     sft: Mapping[str, object] = field(default_factory=dict)
     lora: Mapping[str, object] | None = None
     seed: int = 0
-    sketch_rank: int = 16
+    sketch_size: int = 1024
     signal: str = "full"
     when: str = "during"
     preliminary: float = 1.0

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gradsift.data.instances import Instance
 from gradsift.gradients.check import CheckResult
-from gradsift.gradients.fused import IGNORED_LABEL
-from gradsift.gradients.records import SketchSpec
+from gradsift.gradients.sketch import SketchSpec
+from gradsift.gradients.tokens import IGNORED_LABEL
 from gradsift.terms import LAYERS
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.model import ModelSource, load_model, load_tokenizer

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,25 +13,60 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from gradsift.data.pool import Pool, PoolRow
-from gradsift.gradients.check import CheckResult
-from gradsift.gradients.fused import IGNORED_LABEL
+from gradsift.gradients.check import CheckResult, require_same_loss
 from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import RecordingPath, SketchSpec
+from gradsift.gradients.records import RecordingPath, Records
+from gradsift.gradients.sketch import SketchSpec
+from gradsift.gradients.tokens import IGNORED_LABEL
 from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
 from gradsift.store.manifest import Manifest
 from gradsift.store.pool_table import write_pool_table
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.writer import StoreWriter
-from gradsift.training.self_check import check_forward
+from gradsift.training.self_check import (
+    check_forward,
+    forward_and_backward,
+    without_reentrant_checkpointing,
+)
 from gradsift.training.sitting import store_rows
 from gradsift.training.tracking import base_model, track
 
 PATHS: tuple[RecordingPath, ...] = ("hooked", "intercepted")
 FLUSH_EVERY = 256  # Micro-batches.
+# Micro-batches whose records stay on the device until they are read together.
+UNREAD = 16
 NOT_RECORDED = "not_recorded"
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A micro-batch as the loop handed it to its model; ids are read with the records."""
+
+    ids: Any
+    input_ids_BT: torch.Tensor
+    labels_BT: torch.Tensor
+    mask_BT: torch.Tensor
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return tokens, labels and mask."""
+        return self.input_ids_BT, self.labels_BT, self.mask_BT
+
+
+@dataclass(frozen=True)
+class _FirstForward:
+    """What it takes to run the loop's first forward pass again, as it was."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+    batch: _Batch
+    random_state: tuple[torch.Tensor, torch.Tensor | None]
+    autocast: torch.dtype | None
 
 
 class Recording:
@@ -82,11 +118,12 @@ class Recording:
         self._recorder: Recorder | None = None
         self._handles: list[Any] = []
         self._checking = False
-        self._ids: list[str] = []
         self._seen: dict[str, int] = {}
+        self._unread: list[tuple[Records, _Batch]] = []
         self._pending: list[dict[str, object]] = []
         self._n_batches = self._n_updates = 0
-        self._is_open = False
+        self._open_batch: _Batch | None = None
+        self._first: _FirstForward | None = None
         self.check: CheckResult | None = None
         self.n_repeated = self.n_without_response = 0
         self.store: GradientStore | None = None
@@ -107,7 +144,7 @@ class Recording:
             self._out,
             Manifest(self._identity(), self._about(), None),
             content_width=self._tracked.head.weight.shape[1],
-            sketch_size=self._sketch.rank**2,
+            sketch_size=self._sketch.size,
             rank=rank,
             gather=_gather if together else lambda value: [value],
         )
@@ -120,6 +157,7 @@ class Recording:
             )
         self._handles = [
             self._outer.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            register_optimizer_step_pre_hook(self._before_update),
             register_optimizer_step_post_hook(self._after_update),
         ]
         return self
@@ -131,15 +169,19 @@ class Recording:
         trace: TracebackType | None,
     ) -> None:
         """Remove the hooks and write what is left; the store is complete if there was no error."""
-        for handle in self._handles:
-            handle.remove()
-        if self._recorder is not None:
-            self._recorder.__exit__(kind, error, trace)
+        try:
+            if kind is None:
+                self._check_first_backward()
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            if self._recorder is not None:
+                self._recorder.__exit__(kind, error, trace)
         try:
             if kind is None:
                 self._complete()
-            elif self._pending and not self._is_one_of_several:
-                self._flush()  # Incomplete, but not lost. Other processes may never come to it.
+            elif self._first is None and not self._is_one_of_several:
+                self._keep_what_is_left()  # Other processes may never come to it.
         finally:
             self._writer.__exit__(kind, error, trace)
         if kind is None:
@@ -157,13 +199,39 @@ class Recording:
         return args, kwargs
 
     def _open(self, args: tuple, kwargs: dict[str, Any], ids: Any) -> None:
-        if self._is_open:
+        if self._open_batch is not None:
             raise ValueError(
                 "two forward passes with gradients and no backward pass between them: which one "
                 "the backward pass belongs to cannot be told. Put torch.no_grad() around the other."
             )
+        self._check_first_backward()
         if self._n_batches and self._n_batches % FLUSH_EVERY == 0:
             self._flush()
+        elif len(self._unread) >= UNREAD:
+            self._read()
+        batch = self._batch_of(args, kwargs, ids)
+        if self._recorder is None:
+            self._first = self._as_it_is(args, kwargs, batch)
+            self._recorder = self._checked(args, kwargs, batch)
+            self._recorder.__enter__()
+            self._recorder.join_forward()
+            # After the recorder's own hooks, so that it has seen everything by then.
+            self._handles.append(self._outer.register_forward_hook(self._after_forward))
+        rows = range(len(batch.input_ids_BT))
+        self._recorder.begin(rows, self._n_updates, *batch.tensors())
+        self._open_batch = batch
+
+    def _batch_of(self, args: tuple, kwargs: dict[str, Any], ids: Any) -> _Batch:
+        if self._ids_column is not None and ids is None:
+            raise ValueError(
+                f"the batch has no column {self._ids_column!r}. transformers' Trainer removes "
+                "columns that the model does not name: set remove_unused_columns=False."
+            )
+        if getattr(self._tracked.embedding, "neftune_noise_alpha", None) is not None:
+            raise ValueError(
+                "NEFTune adds noise to the embeddings, which would be in the recorded gradients: "
+                "set neftune_noise_alpha=None in the loop that is recorded."
+            )
         input_ids_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         labels_BT, mask_BT = kwargs.get("labels"), kwargs.get("attention_mask")
         if labels_BT is None:
@@ -173,85 +241,129 @@ class Recording:
             )
         if mask_BT is None:
             mask_BT = torch.ones_like(input_ids_BT)
-        if self._recorder is None:
-            self._recorder = self._checked(args, kwargs, input_ids_BT, labels_BT, mask_BT)
-            self._recorder.__enter__()
-            self._recorder.join_forward()
-            # After the recorder's own hooks, so that it has seen everything by then.
-            self._handles.append(self._outer.register_forward_hook(self._after_forward))
-        self._ids = self._names(ids, input_ids_BT, labels_BT, mask_BT)
-        self._n_tokens = mask_BT.sum(1).tolist()
-        rows = range(len(self._ids))
-        self._recorder.begin(rows, self._n_updates, input_ids_BT, labels_BT, mask_BT)
-        self._is_open = True
+        return _Batch(ids, input_ids_BT, labels_BT, mask_BT)
+
+    def _as_it_is(self, args: tuple, kwargs: dict[str, Any], batch: _Batch) -> _FirstForward | None:
+        if self._is_sharded:
+            return None
+        device = batch.input_ids_BT.device
+        on_accelerator = device.type != "cpu"
+        state = torch.get_device_module(device).get_rng_state(device) if on_accelerator else None
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else None
+        return _FirstForward(args, kwargs, batch, (torch.get_rng_state(), state), dtype)
 
     def _after_forward(self, module: nn.Module, args: tuple, output: object) -> None:
-        if self._is_open and torch.is_grad_enabled() and not self._checking:
+        if self._open_batch is not None and torch.is_grad_enabled() and not self._checking:
             tensors = self._recorder.watched_tensors()
             torch.autograd.graph.register_multi_grad_hook(tensors, self._after_backward, mode="all")
 
     def _after_backward(self, gradients: Sequence[torch.Tensor]) -> None:
-        if not self._is_open:
+        if self._open_batch is None or self._checking:
             return  # A second backward pass through the same graph.
-        self._is_open = False
+        batch, self._open_batch = self._open_batch, None
         self._n_batches += 1
-        records = self._recorder.finish()
-        self.n_without_response += len(self._ids) - len(records)
-        for record in records:
-            instance_id = self._ids[record.index]
-            if instance_id in self._seen:
-                self.n_repeated += 1
-                continue
-            self._seen[instance_id] = self._n_tokens[record.index]
-            self._pending += store_rows(record, instance_id)
+        self._unread.append((self._recorder.finish(), batch))
+
+    def _check_first_backward(self) -> None:
+        """Compare what the loop's first backward pass brought with the response tokens' own.
+
+        The self-check cannot see what a loop adds to its loss. So the first forward pass is run
+        again with the random numbers that it had, and differentiated by the plain loss.
+        """
+        first, self._first = self._first, None
+        if first is None or not self._unread:
+            return
+        ((seen, _), *_rest) = self._unread
+        seen.read()  # What is wrong with the loss at the head is said in better words.
+        # The recorder itself is attached, and rests: no micro-batch is open.
+        twin = Recorder(
+            self._tracked,
+            self._sketch,
+            intercept=self._recorder.path == "intercepted",
+            arithmetic=self._recorder.arithmetic,
+        )
+        self._checking = True
+        device = first.batch.input_ids_BT.device
+        devices = [] if device.type == "cpu" else [device]
+        try:
+            with (
+                torch.random.fork_rng(devices, device_type=device.type),
+                torch.enable_grad(),
+                torch.autocast(
+                    device.type, dtype=first.autocast, enabled=first.autocast is not None
+                ),
+                without_reentrant_checkpointing(self._outer),
+            ):
+                torch.set_rng_state(first.random_state[0])
+                if devices:
+                    torch.get_device_module(device).set_rng_state(first.random_state[1], device)
+                plain = forward_and_backward(
+                    twin, seen.indices, first.args, first.kwargs, first.batch.tensors()
+                )
+        finally:
+            self._checking = False
+        require_same_loss(seen, plain)
+
+    def _read(self) -> None:
+        unread, self._unread = self._unread, []
+        for records, batch in unread:
+            ids = self._names(batch)
+            n_tokens = batch.mask_BT.sum(1).tolist()
+            read = records.read()
+            self.n_without_response += len(ids) - len(read)
+            for record in read:
+                instance_id = ids[record.index]
+                if instance_id in self._seen:
+                    self.n_repeated += 1
+                    continue
+                self._seen[instance_id] = n_tokens[record.index]
+                self._pending += store_rows(record, instance_id)
+
+    def _keep_what_is_left(self) -> None:
+        with suppress(ValueError):  # The loop's own error is on its way already.
+            self._read()
+        if self._pending:
+            self._flush()
+
+    def _before_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        if self._first is not None and self._is_ours(optimizer):
+            self._check_first_backward()
 
     def _after_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        ours = {id(parameter) for parameter in self._outer.parameters()}
-        groups = optimizer.param_groups
-        self._n_updates += any(id(p) in ours for group in groups for p in group["params"])
+        self._n_updates += self._is_ours(optimizer)
 
-    def _checked(
-        self,
-        args: tuple,
-        kwargs: dict[str, Any],
-        input_ids_BT: torch.Tensor,
-        labels_BT: torch.Tensor,
-        mask_BT: torch.Tensor,
-    ) -> Recorder:
+    def _is_ours(self, optimizer: torch.optim.Optimizer) -> bool:
+        ours = {id(parameter) for parameter in self._outer.parameters()}
+        return any(id(p) in ours for group in optimizer.param_groups for p in group["params"])
+
+    def _checked(self, args: tuple, kwargs: dict[str, Any], batch: _Batch) -> Recorder:
         if self._is_sharded:
             # Whole gradients would have to be gathered from all processes, in step with them.
             recorder = Recorder(
                 self._tracked, self._sketch, intercept=self._paths[0] == "intercepted"
             )
-            self.check = CheckResult(0, None, None, recorder.path)
+            dtype = str(self._tracked.head.weight.dtype).removeprefix("torch.")
+            name = recorder.arithmetic.name
+            self.check = CheckResult(0, None, None, recorder.path, name, dtype)
             return recorder
         self._checking = True
         try:
             recorder, self.check = check_forward(
-                self._tracked, self._sketch, self._paths, args, kwargs, input_ids_BT, labels_BT,
-                mask_BT,
-            )  # fmt: skip
+                self._tracked, self._sketch, self._paths, args, kwargs, *batch.tensors()
+            )
         finally:
             self._checking = False
         return recorder
 
-    def _names(
-        self,
-        ids: Any,
-        input_ids_BT: torch.Tensor,
-        labels_BT: torch.Tensor,
-        mask_BT: torch.Tensor,
-    ) -> list[str]:
+    def _names(self, batch: _Batch) -> list[str]:
         if self._ids_column is None:
+            rows = zip(*(tensor.cpu() for tensor in batch.tensors()), strict=True)
             return [
-                row_key(input_ids_BT[row][mask_BT[row] > 0], labels_BT[row][mask_BT[row] > 0])
-                for row in range(len(input_ids_BT))
+                row_key(tokens_T[mask_T > 0], labels_T[mask_T > 0])
+                for tokens_T, labels_T, mask_T in rows
             ]
-        if ids is None:
-            raise ValueError(
-                f"the batch has no column {self._ids_column!r}. transformers' Trainer removes "
-                "columns that the model does not name: set remove_unused_columns=False."
-            )
+        ids = batch.ids
         ids = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
         if self._pool is not None:
             rows = self._pool.rows
@@ -259,6 +371,7 @@ class Recording:
         return [str(i) for i in ids]
 
     def _flush(self, *, complete: bool = False) -> None:
+        self._read()
         check = None if self.check is None else asdict(self.check)
         about = {"self_check": check, "n_repeated": self.n_repeated}
         self._writer.append(
@@ -267,6 +380,7 @@ class Recording:
         self._pending = []
 
     def _complete(self) -> None:
+        self._read()
         if not any(self._writer.gather(bool(self._seen))):
             raise ValueError("nothing was recorded: no backward pass of this model was seen.")
         if self._pool is not None:
@@ -280,7 +394,7 @@ class Recording:
         return {
             "loop": "own",
             "model": f"sha256 of configuration {hashlib.sha256(config.encode()).hexdigest()[:16]}",
-            "sketch_rank": self._sketch.rank,
+            "sketch_size": self._sketch.size,
             "seed": self._sketch.seed,
         }
 
@@ -337,13 +451,15 @@ def record(
     out: str | Path,
     ids: str | None = None,
     pool: Pool | None = None,
-    sketch_rank: int = 16,
+    sketch_size: int = 1024,
     seed: int = 0,
     recording: str = "auto",
 ) -> Recording:
     """Record per-sample gradients around any training loop, in a `with` block.
 
-    On the first micro-batch two rows are compared with autograd; a mismatch stops the loop.
+    On the first micro-batch two rows are compared with autograd, and after its backward pass,
+    what the loop's own loss brought with what the response tokens alone bring; a mismatch stops the
+    loop.
 
     Args:
         model: A causal LM of transformers, perhaps wrapped (PEFT, DDP, compiled). It must be
@@ -353,7 +469,7 @@ def record(
             batch before the model sees it. None names rows by a hash of their tokens and labels.
         pool: From `load_pool`; then `ids` are positions in it (or instance ids), and `select`
             works on the run folder.
-        sketch_rank: A gradient sketch has this number squared entries.
+        sketch_size: Numbers of a gradient sketch, a power of two up to 2,048.
         seed: Of the sketch.
         recording: hooked, intercepted, or auto: the first of the two that is exact.
 
@@ -363,5 +479,5 @@ def record(
     Raises:
         ValueError: If the model has no layers that can be watched.
     """
-    sketch = SketchSpec(sketch_rank, seed)
+    sketch = SketchSpec(sketch_size, seed)
     return Recording(model, Path(out), ids=ids, pool=pool, sketch=sketch, recording=recording)

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from gradsift.terms import STATISTICS
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STATUS_OK = "ok"
 STATUS_NON_FINITE = "non_finite"
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gradsift.data.instances import Instance
 from gradsift.gradients.check import CheckResult
 from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import SketchSpec
+from gradsift.gradients.sketch import SketchSpec
 from gradsift.store.writer import StoreWriter
 from gradsift.training.checkpoint import (
     SaveEvery,

@@ -141,6 +141,8 @@ def _plain_and_recording(
 def _seconds(do: Callable[[], object]) -> float:
     started = time.perf_counter()
     do()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
     return time.perf_counter() - started
 
 

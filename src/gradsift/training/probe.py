@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from gradsift.gradients.fused import IGNORED_LABEL
 from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import Record
-from gradsift.training.sft import INDEX_COLUMN, RecordingSFTTrainer
+from gradsift.gradients.records import Records
+from gradsift.gradients.tokens import IGNORED_LABEL
+from gradsift.training.sft import INDEX_COLUMN, TOKENS, RecordingSFTTrainer
 
 
 def probe_step(
@@ -20,7 +20,7 @@ def probe_step(
     indices: Sequence[int],
     recorder: Recorder | None,
     dataset: Dataset | None = None,
-) -> list[Record]:
+) -> Records | None:
     """Run forward and backward on some rows in the trainer's own configuration, without an update.
 
     Weights, random generators, gradients and the trainer's metrics are afterwards as before.
@@ -32,22 +32,22 @@ def probe_step(
         dataset: Of the rows; the trainer's own if None.
 
     Returns:
-        The records; none without a recorder.
+        The records; None without a recorder.
     """
-    records: list[Record] = []
+    seen: list[Records] = []
     batch = _collated(trainer, indices, dataset)
     n_items = (batch["labels"][:, 1:] != IGNORED_LABEL).sum().to(trainer.args.device)
     # Until training starts, accelerate has not wrapped the model's forward in autocast.
     with torch.random.fork_rng(), trainer.accelerator.autocast(), recorder or nullcontext():
         if recorder is not None:
-            trainer.record_with(recorder, records.extend)
+            trainer.record_with(recorder, seen.append)
         try:
             trainer.training_step(trainer.model, batch, n_items)
         finally:
             trainer.stop_recording()
             trainer.model.zero_grad(set_to_none=True)
             trainer.forget_metrics()
-    return records
+    return seen[0] if seen else None
 
 
 def forward_records(
@@ -55,7 +55,7 @@ def forward_records(
     indices: Sequence[int],
     recorder: Recorder,
     dataset: Dataset | None = None,
-) -> list[Record]:
+) -> Records:
     """Record the LM head's part of some rows by a forward pass alone.
 
     Args:
@@ -65,15 +65,16 @@ def forward_records(
         dataset: Of the rows; the trainer's own if None.
 
     Returns:
-        One record for each row, without an embedding part.
+        The records, without an embedding part.
     """
     batch = trainer._prepare_inputs(_collated(trainer, indices, dataset))
     batch.pop(INDEX_COLUMN)
-    labels_BT = batch.pop("labels")
-    fused = {} if trainer.fused is None else {"fused_labels": labels_BT}
+    labels_BT, tokens = batch.pop("labels"), batch.pop(TOKENS)
+    fused = {} if trainer.fused is None else {"response_tokens": tokens}
     step = trainer.state.global_step
     with torch.no_grad(), trainer.accelerator.autocast(), recorder:
-        recorder.begin(indices, step, batch["input_ids"], labels_BT, batch.get("attention_mask"))
+        mask_BT = batch.get("attention_mask")
+        recorder.begin(indices, step, batch["input_ids"], labels_BT, mask_BT, tokens)
         trainer.model(**batch, **fused)
         return recorder.finish(backward=False)
 

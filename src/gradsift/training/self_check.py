@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
+from gradsift.gradients.arithmetic import Arithmetic, arithmetics_for
 from gradsift.gradients.check import (
     CheckResult,
     autograd_summaries,
@@ -15,9 +18,10 @@ from gradsift.gradients.check import (
     require_match,
     tolerance_for,
 )
-from gradsift.gradients.fused import IGNORED_LABEL
 from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import Record, RecordingPath, SketchSpec, TrackedModel
+from gradsift.gradients.records import Record, RecordingPath, Records, TrackedModel
+from gradsift.gradients.sketch import SketchSpec
+from gradsift.gradients.tokens import ResponseTokens
 from gradsift.training.probe import forward_records, probe_step, without_dropout
 from gradsift.training.sft import RecordingSFTTrainer, summed_loss
 from gradsift.training.tracking import base_model, track
@@ -28,20 +32,27 @@ PATHS: tuple[RecordingPath, ...] = ("fused", "fused-intercepted", "hooked", "int
 _NOT_THIS_WAY = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, AssertionError)
 
 
-def recorder_for(trainer: RecordingSFTTrainer, path: RecordingPath, sketch: SketchSpec) -> Recorder:
+def recorder_for(
+    trainer: RecordingSFTTrainer,
+    path: RecordingPath,
+    sketch: SketchSpec,
+    arithmetic: Arithmetic | None = None,
+) -> Recorder:
     """Set a trainer to one way of recording.
 
     Args:
         trainer: Ready to train; its loss is computed accordingly from now on.
         path: The way.
         sketch: Size and seed of the sketches.
+        arithmetic: How to compute; None takes the fastest one of the device.
 
     Returns:
         The recorder.
     """
     trainer.use_fused_head(path.startswith("fused"))
     tracked = track(trainer.model, trainer.fused)
-    return Recorder(tracked, sketch, intercept=path.endswith("intercepted"))
+    intercept = path.endswith("intercepted")
+    return Recorder(tracked, sketch, intercept=intercept, arithmetic=arithmetic)
 
 
 def first_exact_path(
@@ -68,35 +79,50 @@ def first_exact_path(
         ValueError: If no way is exact.
     """
 
-    def check(path: RecordingPath) -> tuple[Recorder, CheckResult]:
-        recorder = recorder_for(trainer, path, sketch)
+    def check(path: RecordingPath, arithmetic: Arithmetic) -> tuple[Recorder, CheckResult]:
+        recorder = recorder_for(trainer, path, sketch, arithmetic)
         return recorder, self_check(trainer, recorder, token_counts, backward=backward)
 
-    name = type(base_model(trainer.model)).__name__
-    return _first_that_passes(PATHS if wanted == "auto" else (wanted,), check, name)
+    return _first_that_passes(PATHS if wanted == "auto" else (wanted,), check, trainer.model)
 
 
 def _first_that_passes(
     paths: Sequence[RecordingPath],
-    check: Callable[[RecordingPath], tuple[Recorder, CheckResult]],
-    model_name: str,
+    check: Callable[[RecordingPath, Arithmetic], tuple[Recorder, CheckResult]],
+    model: nn.Module,
 ) -> tuple[Recorder, CheckResult]:
     unknown = [path for path in paths if path not in PATHS]
     if unknown:
         raise ValueError(f"recording is {unknown[0]!r}, expected auto, {', '.join(PATHS)}.")
+    model_name = type(base_model(model)).__name__
+    weight = base_model(model).get_output_embeddings().weight
+    arithmetics = arithmetics_for(weight.device, weight.dtype)
     tried: dict[str, str] = {}
-    for path in paths:
-        try:
-            recorder, result = check(path)
-        except _NOT_THIS_WAY as error:
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            tried[path] = kind + " ".join(str(error).split())
-        else:
-            return recorder, replace(result, tried=tried)
+    for arithmetic in arithmetics:
+        for path in paths:
+            try:
+                recorder, result = check(path, arithmetic)
+            except _NOT_THIS_WAY as error:
+                kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                name = path if len(arithmetics) == 1 else f"{path}, {arithmetic.name}"
+                tried[name] = kind + " ".join(str(error).split())
+            else:
+                return recorder, replace(result, tried=tried)
+    _require_finite_weights(model)  # Before the way of recording is blamed.
     if len(set(tried.values())) == 1:
         raise ValueError(f"{model_name}: {next(iter(tried.values()))}")
     ways = " ".join(f"[{path}] {why}" for path, why in tried.items())
     raise ValueError(f"{model_name}: no way of recording is exact. {ways}")
+
+
+def _require_finite_weights(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not hasattr(parameter, "full_tensor") and not bool(parameter.isfinite().all()):
+            raise ValueError(
+                f"{type(base_model(model)).__name__}: the weight {name} holds numbers that are not "
+                "finite, so no gradient is. Load it from a whole checkpoint, or in a dtype with a "
+                "larger range (bfloat16 instead of float16)."
+            )
 
 
 def self_check(
@@ -124,16 +150,15 @@ def self_check(
     """
     by_length = sorted(range(len(token_counts)), key=lambda i: (token_counts[i], i))
     rows = sorted({by_length[len(by_length) // 4], by_length[3 * len(by_length) // 4]})
-    tolerance = _tolerance(trainer)
     with without_dropout(trainer.model):
-        records = (probe_step if backward else forward_records)(trainer, rows, recorder)
-        tokens = []
+        seen = (probe_step if backward else forward_records)(trainer, rows, recorder)
+        records, tokens = seen.read(), []
         for record in records:
             row = trainer.train_dataset[record.index]
             pair = (torch.tensor(row[key]) for key in ("input_ids", "labels"))
             tokens.append(tuple(tensor.to(trainer.args.device) for tensor in pair))
         with trainer.accelerator.autocast():
-            return _compared(recorder, records, tokens, tolerance)
+            return _compared(recorder, records, tokens, seen.dtype)
 
 
 def check_forward(
@@ -167,50 +192,113 @@ def check_forward(
     Raises:
         ValueError: If none is exact.
     """
-    rows = [row for row in range(len(labels_BT)) if (labels_BT[row, 1:] != IGNORED_LABEL).any()][:2]
+    tokens = ResponseTokens.packed(labels_BT, mask_BT)
+    rows = [row for row, length in enumerate(tokens.lengths) if length][:2]
+    if not rows:
+        raise ValueError(
+            "no row of the first batch has a response token: a label other than -100 whose token "
+            "has another one before it."
+        )
 
     def of_rows(value: object) -> object:
         batched = isinstance(value, torch.Tensor) and value.dim() > 0
         return value[rows] if batched and len(value) == len(labels_BT) else value
 
-    def check(path: RecordingPath) -> tuple[Recorder, CheckResult]:
-        recorder = Recorder(model, sketch, intercept=path == "intercepted")
-        with torch.random.fork_rng(), without_dropout(model.outer), torch.enable_grad():
-            with recorder:
-                recorder.begin(rows, 0, *(of_rows(t) for t in (input_ids_BT, labels_BT, mask_BT)))
-                output = model.outer(
-                    *(of_rows(value) for value in args),
-                    **{name: of_rows(value) for name, value in kwargs.items()},
-                )
-                loss = _some_loss(output, labels_BT[rows])
-                torch.autograd.grad(loss, recorder.watched_tensors(), allow_unused=True)
-                records = recorder.finish()
-            tokens = [(input_ids_BT[row], labels_BT[row]) for row in rows]
-            tokens = [
-                tuple(tensor[mask_BT[row] > 0] for tensor in pair)
-                for row, pair in zip(rows, tokens, strict=True)
-            ]
-            tolerance = tolerance_for(model.head.weight.dtype)
-            if torch.is_autocast_enabled(input_ids_BT.device.type):
-                tolerance = tolerance_for(torch.bfloat16)
-            return recorder, _compared(recorder, records, tokens, tolerance)
+    batch = [of_rows(tensor) for tensor in (input_ids_BT, labels_BT, mask_BT)]
+    args, kwargs = [of_rows(v) for v in args], {k: of_rows(v) for k, v in kwargs.items()}
+    pairs = []
+    for input_ids_T, labels_T, mask_T in zip(*batch, strict=True):
+        pairs.append((input_ids_T[mask_T > 0], labels_T[mask_T > 0]))
 
-    return _first_that_passes(paths, check, type(base_model(model.outer)).__name__)
+    def check(path: RecordingPath, arithmetic: Arithmetic) -> tuple[Recorder, CheckResult]:
+        intercept = path == "intercepted"
+        recorder = Recorder(model, sketch, intercept=intercept, arithmetic=arithmetic)
+        with torch.random.fork_rng(), without_dropout(model.outer):
+            seen = forward_and_backward(recorder, rows, args, kwargs, batch)
+            return recorder, _compared(recorder, seen.read(), pairs, seen.dtype)
+
+    with without_reentrant_checkpointing(model.outer), torch.enable_grad():
+        return _first_that_passes(paths, check, model.outer)
 
 
-def _some_loss(output: Any, labels_BT: torch.Tensor) -> torch.Tensor:
-    loss, log_probs = (getattr(output, name, None) for name in ("loss", "log_probs"))
+def forward_and_backward(
+    recorder: Recorder,
+    indices: Sequence[int],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    batch: Sequence[torch.Tensor],
+) -> Records:
+    """Record the negative log-likelihood of a micro-batch's response tokens, whatever the loop's.
+
+    Parameters and their gradients stay as they are: it is differentiated as far as the watched
+    tensors only.
+
+    Args:
+        recorder: Attached meanwhile.
+        indices: One a row.
+        args: Positional arguments of the model's call.
+        kwargs: Keyword arguments of it.
+        batch: Tokens, labels and mask.
+
+    Returns:
+        The records.
+    """
+    with recorder:
+        recorder.begin(indices, 0, *batch)
+        output = recorder.model.outer(*args, **kwargs)
+        loss = _response_loss(output, batch[1])
+        torch.autograd.grad(loss, recorder.watched_tensors(), allow_unused=True)
+        return recorder.finish()
+
+
+def _response_loss(output: Any, labels_BT: torch.Tensor) -> torch.Tensor:
+    loss, log_probs, logits = (
+        getattr(output, name, None) for name in ("loss", "log_probs", "logits")
+    )
     if log_probs is not None:
         return -log_probs.sum()
-    return summed_loss(output.logits, labels_BT) if loss is None else loss
+    return loss if logits is None else summed_loss(logits, labels_BT)
+
+
+@contextmanager
+def without_reentrant_checkpointing(model: nn.Module) -> Generator[None, None, None]:
+    """Keep all activations inside a `with` block if checkpoints are reentrant.
+
+    Those cannot be differentiated with respect to chosen tensors.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    changed = [
+        module
+        for module in model.modules()
+        if getattr(module, "gradient_checkpointing", False) is True and _is_reentrant(module)
+    ]
+    for module in changed:
+        module.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.gradient_checkpointing = True
+
+
+def _is_reentrant(module: nn.Module) -> bool:
+    # transformers binds the keywords of torch's function to the module.
+    function = getattr(module, "_gradient_checkpointing_func", None)
+    return bool(getattr(function, "keywords", {}).get("use_reentrant", False))
 
 
 def _compared(
     recorder: Recorder,
     records: Sequence[Record],
     tokens: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    tolerance: float,
+    dtype: torch.dtype,
 ) -> CheckResult:
+    tolerance = tolerance_for(dtype)
     errors: dict[str, float] = {}
     for record, pair in zip(records, tokens, strict=True):
         with torch.random.fork_rng():
@@ -219,10 +307,6 @@ def _compared(
         for (layer, name), error in compare(record, truth).items():
             key = f"{layer} {name}"
             errors[key] = max(error, errors.get(key, 0.0))
-    return CheckResult(len(records), max(errors.values()), tolerance, recorder.path, errors)
-
-
-def _tolerance(trainer: RecordingSFTTrainer) -> float:
-    if trainer.args.bf16 or trainer.args.fp16:
-        return tolerance_for(torch.bfloat16)
-    return tolerance_for(trainer.model.dtype)
+    name = recorder.arithmetic.name
+    about = (recorder.path, name, str(dtype).removeprefix("torch."))
+    return CheckResult(len(records), max(errors.values()), tolerance, *about, errors)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,13 @@ from trl import SFTTrainer
 from gradsift.data.instances import Instance
 from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import Record
+from gradsift.gradients.records import Records
+from gradsift.gradients.tokens import ResponseTokens
 from gradsift.training.sft_settings import SFTSettings, lora_config, sft_config
 from gradsift.training.tracking import add_fused_head, base_model
 
 INDEX_COLUMN = "instance_index"
+TOKENS = "response_tokens"
 
 
 class RecordingSFTTrainer(SFTTrainer):
@@ -56,7 +59,7 @@ class RecordingSFTTrainer(SFTTrainer):
             output_dir: Where checkpoints go.
         """
         self._recorder: Recorder | None = None
-        self._sink: Callable[[list[Record]], None] | None = None
+        self._sink: Callable[[Records], None] | None = None
         self._tell_rows: Callable[[list[int]], None] = lambda indices: None
         with warnings.catch_warnings():
             # peft asks for it under the old name; the user can do nothing.
@@ -76,7 +79,7 @@ class RecordingSFTTrainer(SFTTrainer):
         # Standard output is for results; progress is reported by whoever runs the trainer.
         self.remove_callback(PrinterCallback)
 
-    def record_with(self, recorder: Recorder, sink: Callable[[list[Record]], None]) -> None:
+    def record_with(self, recorder: Recorder, sink: Callable[[Records], None]) -> None:
         """From now on let `recorder` watch each micro-batch, and give its records to `sink`."""
         self._recorder, self._sink = recorder, sink
 
@@ -113,7 +116,7 @@ class RecordingSFTTrainer(SFTTrainer):
         Returns:
             The loss of the micro-batch.
         """
-        indices = inputs.pop(INDEX_COLUMN).tolist()
+        indices = inputs.pop(INDEX_COLUMN)
         if self._recorder is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
             self._tell_rows(indices)
@@ -125,6 +128,7 @@ class RecordingSFTTrainer(SFTTrainer):
             inputs["input_ids"],
             inputs["labels"],
             inputs.get("attention_mask"),
+            inputs[TOKENS],
         )
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._sink(self._recorder.finish())
@@ -149,11 +153,10 @@ class RecordingSFTTrainer(SFTTrainer):
             Mean negative log-likelihood over the response tokens, as this micro-batch adds to it.
         """
         assert not return_outputs, "nothing here evaluates"
-        labels_BT = inputs["labels"]
-        inputs = {key: value for key, value in inputs.items() if key != "labels"}
+        labels_BT, tokens = inputs["labels"], inputs[TOKENS]
+        inputs = {key: value for key, value in inputs.items() if key not in ("labels", TOKENS)}
         if self.fused is not None:
-            log_probs_BT = model(**inputs, fused_labels=labels_BT)["log_probs"]
-            total = -log_probs_BT.sum()
+            total = -model(**inputs, response_tokens=tokens)["log_probs"].sum()
         else:
             total = summed_loss(model(**inputs).logits, labels_BT)
         loss = total / torch.as_tensor(num_items_in_batch).clamp(min=1)
@@ -161,6 +164,11 @@ class RecordingSFTTrainer(SFTTrainer):
             # The tokens of all processes are counted, and their gradients are averaged.
             loss = loss * self.accelerator.num_processes
         return loss
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        # A data loader moves them; a batch that was collated by hand comes without one.
+        return {**inputs, TOKENS: inputs[TOKENS].to(self.args.device, non_blocking=True)}
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -199,6 +207,8 @@ class _IndexKeepingCollator:
     collate: Callable[[list[dict]], dict[str, torch.Tensor]]
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        # The host knows the indices, and where the response tokens are: nobody need ask a device.
         indices = [row[INDEX_COLUMN] for row in rows]
         batch = self.collate([{k: v for k, v in row.items() if k != INDEX_COLUMN} for row in rows])
-        return {**batch, INDEX_COLUMN: torch.tensor(indices)}
+        tokens = ResponseTokens.packed(batch["labels"], batch.get("attention_mask"))
+        return {**batch, INDEX_COLUMN: indices, TOKENS: tokens}

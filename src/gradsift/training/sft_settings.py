@@ -27,6 +27,7 @@ RESERVED = {
     "padding_free": "rows must stay apart",
     "loss_type": "the instance loss is the negative log-likelihood",
     "label_smoothing_factor": "the instance loss is the negative log-likelihood",
+    "neftune_noise_alpha": "its noise would be in the recorded gradients",
     "remove_unused_columns": "instances carry an index",
     "dataset_kwargs": "instances are tokenized already",
     "assistant_only_loss": "the response mask is made already",

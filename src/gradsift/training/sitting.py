@@ -9,17 +9,22 @@ import torch
 
 from gradsift.data.instances import Instance
 from gradsift.gradients.check import recorded_layers
-from gradsift.gradients.records import Record
+from gradsift.gradients.records import Record, Records
 from gradsift.store.schema import STATUS_NON_FINITE, STATUS_OK
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import STATISTICS
+
+# Micro-batches whose records stay on the device until they are read together.
+UNREAD = 32
 
 
 class Sitting:
     """Collects records, counts them, and writes them as parts.
 
+    Records are read from the device some micro-batches later, so that training need not wait.
+
     Attributes:
-        n_non_finite: Instances whose gradient was not finite, in this sitting.
+        n_non_finite: Instances whose gradient was not finite, in this sitting; of those read.
         n_skipped: Optimizer updates left out because of them, in this sitting.
     """
 
@@ -40,12 +45,15 @@ class Sitting:
         self._writer = writer
         self._on_progress = on_progress
         self._seen = writer.recorded_ids()
+        self._recorded = set(self._seen)
+        self._n_mine = 0
         before = writer.manifest.about if self._seen else {}
         self._seconds_before = before.get("seconds", 0.0)
         self._skipped_before = before.get("n_steps_skipped", 0)
         self._started = time.perf_counter()
-        self._pending: list[Record] = []
-        self._step_is_finite = True
+        self._unread: list[Records] = []
+        self._read: list[Record] = []
+        self._of_this_step: list[torch.Tensor] = []
         self._together = len(writer.gather(None))
         self.n_skipped = 0
         self.n_non_finite = 0
@@ -58,20 +66,18 @@ class Sitting:
         """Return the positions of the instances that are not recorded yet."""
         return [i for i, item in enumerate(self._instances) if item.instance_id not in self._seen]
 
-    def add(self, records: list[Record]) -> None:
+    def add(self, records: Records) -> None:
         """Take the records of a micro-batch.
 
         Args:
-            records: One for each row.
+            records: Of its rows.
 
         Raises:
-            ValueError: If an instance came up twice, and only this process trains.
+            ValueError: If an instance came up twice, and only this process trains; or if something
+                does not hold of an earlier micro-batch that must.
         """
-        for record in records:
-            instance = self._instances[record.index]
-            if not record.finite:
-                self.n_non_finite += 1
-                self._step_is_finite = False
+        for index in records.indices:
+            instance = self._instances[index]
             if instance.instance_id in self._seen:
                 if self._together > 1:
                     continue  # The last batch is filled up with rows from the beginning.
@@ -81,17 +87,37 @@ class Sitting:
                     "or accelerate?). Capture into a new --out folder."
                 )
             self._seen.add(instance.instance_id)
+            self._n_mine += 1
             # The other processes are about as far.
             self._n_tokens += len(instance.input_ids) * self._together
-            self._pending.append(record)
-        n_seen = len(self._seen) if self._together == 1 else len(self._pending) * self._together
+        self._unread.append(records)
+        self._of_this_step.append(records.finite_B())
+        if len(self._unread) >= UNREAD:
+            self._read_all()
+        n_seen = len(self._seen) if self._together == 1 else self._n_mine * self._together
         self._on_progress(min(n_seen, len(self._instances)), self._n_tokens)
 
     def step_is_finite(self) -> bool:
-        """Return whether the step that ends now was finite in all processes; the next begins."""
-        finite, self._step_is_finite = all(self._writer.gather(self._step_is_finite)), True
+        """Return whether the step that ends now was finite in all processes; the next begins.
+
+        Waits for the device, which transformers has just done to look at the step's loss.
+        """
+        finite_B = torch.cat(self._of_this_step) if self._of_this_step else torch.ones(1)
+        self._of_this_step = []
+        finite = all(self._writer.gather(bool(finite_B.all())))
         self.n_skipped += not finite
         return finite
+
+    def _read_all(self) -> None:
+        for records in self._unread:
+            for record in records.read():
+                instance_id = self._instances[record.index].instance_id
+                if instance_id in self._recorded:
+                    continue
+                self._recorded.add(instance_id)
+                self.n_non_finite += not record.finite
+                self._read.append(record)
+        self._unread = []
 
     def flush(
         self, step: int, about: dict[str, object] | None = None, *, complete: bool = False
@@ -103,12 +129,14 @@ class Sitting:
             about: To add to the manifest.
             complete: Whether this is the last part.
         """
-        rows = [row for record in self._pending for row in self._rows(record)]
+        self._read_all()
+        rows = [row for record in self._read for row in self._rows(record)]
         seconds = self._seconds_before + time.perf_counter() - self._started
         skipped = self._skipped_before + self.n_skipped
         about = {"seconds": seconds, "n_steps_skipped": skipped, **(about or {})}
         self._writer.append(rows, last_step=step, about=about, complete=complete)
-        self._pending.clear()
+        self._read = []
+        self._of_this_step = []
 
     def _rows(self, record: Record) -> list[dict[str, object]]:
         return store_rows(record, self._instances[record.index].instance_id)
@@ -136,8 +164,8 @@ def store_rows(record: Record, instance_id: str) -> list[dict[str, object]]:
     for layer in recorded_layers(record):
         summary = getattr(record, layer)
         values = dict(zip(STATISTICS, summary.values_S.tolist(), strict=True))
-        content = record.content_D.cpu().numpy() if layer == "lm_head" else None
-        sketch = summary.sketch_K2.to(torch.float32).cpu().numpy()
+        content = record.content_D.numpy() if layer == "lm_head" else None
+        sketch = summary.sketch_K.numpy()
         rows.append(
             {**shared, **values, "layer": layer, "content_features": content, "sketch": sketch}
         )

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import functools
 
-import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from gradsift.gradients.fused import FusedHead
-from gradsift.gradients.head import HeadTransform
 from gradsift.gradients.records import TrackedModel
+from gradsift.gradients.tokens import ResponseTokens
+from gradsift.gradients.transform import HeadTransform
 
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 def add_fused_head(model: nn.Module) -> FusedHead:
-    """Let a causal LM be called as `model(..., fused_labels=labels)` for `{"log_probs": [B, T-1]}`.
+    """Let a causal LM be called as `model(..., response_tokens=tokens)` for `{"log_probs": [N]}`.
 
     Without that argument the forward pass is what it was. Where the model does not compute its
     logits from the backbone's last hidden state, the result is another one than the model's own;
@@ -35,11 +35,11 @@ def add_fused_head(model: nn.Module) -> FusedHead:
 
     # The signature stays: transformers reads it.
     @functools.wraps(type(base).forward)
-    def forward(*args, fused_labels: torch.Tensor | None = None, **kwargs):
-        if fused_labels is None:
+    def forward(*args, response_tokens: ResponseTokens | None = None, **kwargs):
+        if response_tokens is None:
             return original(*args, **kwargs)
         hidden = _backbone(base)(*args, **kwargs).last_hidden_state
-        return {"log_probs": fused(hidden, base.get_output_embeddings(), fused_labels)}
+        return {"log_probs": fused(hidden, base.get_output_embeddings(), response_tokens)}
 
     base.forward = forward
     return fused

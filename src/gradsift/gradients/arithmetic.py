@@ -1,0 +1,188 @@
+"""How the LM head's sums are computed on a device: three ways, the same numbers.
+
+* triton: kernels that never write a row's gradient; on CUDA and ROCm devices.
+* batched: PyTorch alone; the gradients of several rows are formed, a block of the vocabulary at a
+  time, within a bound of bytes. For any device.
+* blockwise: the same with one row and 2,048 rows of the vocabulary at a time, which is what the
+  caches of a CPU like best.
+
+Shapes: N tokens, R of them or of the vocabulary in a block, V vocabulary, D width, B instances.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
+
+import torch
+
+from gradsift.gradients.sketch import MOST_SKETCH_NUMBERS
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """One of the ways, and the bounds that it keeps.
+
+    Attributes:
+        name: Of the way.
+        logits_bytes: Logits of so many bytes are held at once; a single row that has more goes by
+            blocks of the vocabulary, and its logits are computed twice.
+        gradient_bytes: Gradients of so many bytes are formed at once; None forms none.
+        rows_at_once: Most rows of the micro-batch in one chunk; None takes what fits.
+        block_rows: Vocabulary rows in one block; None takes what fits.
+        align: Blocks begin at multiples of it, and so at whole runs of a sketch.
+    """
+
+    name: Literal["triton", "batched", "blockwise"]
+    logits_bytes: int
+    gradient_bytes: int | None = None
+    rows_at_once: int | None = None
+    block_rows: int | None = None
+    align: int = MOST_SKETCH_NUMBERS
+
+    def operations(self) -> ModuleType:
+        """Return the module that computes this way: `plain_torch`, or its like in Triton."""
+        name = "triton_kernels" if self.name == "triton" else "plain_torch"
+        return importlib.import_module(f"gradsift.gradients.{name}")
+
+    def chunks(
+        self, lengths: tuple[int, ...], n_columns: int, width: int, itemsize: int
+    ) -> list[Chunk]:
+        """Divide a micro-batch into chunks of whole rows.
+
+        Args:
+            lengths: Tokens of each row.
+            n_columns: V.
+            width: D.
+            itemsize: Bytes of a logit, and of an entry of a gradient.
+
+        Returns:
+            The chunks, in order.
+        """
+        chunks, row, token = [], 0, 0
+        while row < len(lengths):
+            stop, n_tokens = row + 1, lengths[row]
+            while stop < len(lengths) and self._fits(
+                stop + 1 - row, n_tokens + lengths[stop], n_columns * itemsize,
+                min(n_columns, self.align) * width * itemsize,
+            ):  # fmt: skip
+                n_tokens += lengths[stop]
+                stop += 1
+            most = self._most_columns(stop - row, n_tokens, width, itemsize)
+            chunks.append(
+                Chunk(
+                    rows=slice(row, stop),
+                    tokens=slice(token, token + n_tokens),
+                    lengths=lengths[row:stop],
+                    block=n_columns if most >= n_columns else self._aligned(most),
+                    keeps_logits=n_tokens * n_columns * itemsize <= self.logits_bytes,
+                )
+            )
+            row, token = stop, token + n_tokens
+        return chunks
+
+    def _aligned(self, n_columns: int) -> int:
+        return max(self.align, n_columns // self.align * self.align)
+
+    def _fits(self, n_rows: int, n_tokens: int, token_bytes: int, least_bytes: int) -> bool:
+        if self.rows_at_once is not None and n_rows > self.rows_at_once:
+            return False
+        if self.gradient_bytes is not None and n_rows * least_bytes > self.gradient_bytes:
+            return False
+        return n_tokens * token_bytes <= self.logits_bytes
+
+    def _most_columns(self, n_rows: int, n_tokens: int, width: int, itemsize: int) -> int:
+        if self.block_rows is not None:
+            return self.block_rows
+        if self.gradient_bytes is not None:
+            return self.gradient_bytes // (n_rows * width * itemsize)
+        return self.logits_bytes // max(1, n_tokens * itemsize)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Whole rows of a micro-batch that are computed together.
+
+    Attributes:
+        rows: Of the micro-batch.
+        tokens: Of its laid-out tokens.
+        lengths: Tokens of each of the rows.
+        block: Vocabulary rows in one block.
+        keeps_logits: Whether the logits are held from the first sweep over the vocabulary to the
+            second.
+    """
+
+    rows: slice
+    tokens: slice
+    lengths: tuple[int, ...]
+    block: int
+    keeps_logits: bool
+
+    def blocks(self, n_columns: int) -> list[slice]:
+        """Return the blocks of the vocabulary."""
+        starts = range(0, n_columns, self.block)
+        return [slice(at, min(at + self.block, n_columns)) for at in starts]
+
+    def padded(self, values_NX: torch.Tensor) -> torch.Tensor:
+        """Return the chunk's values row by row, [R, longest, X], zeros after the end of a row."""
+        n_rows, longest = len(self.lengths), max(self.lengths)
+        if min(self.lengths) == longest:
+            return values_NX.unflatten(0, (n_rows, longest))
+        index_RL = torch.arange(longest).repeat(n_rows, 1)
+        is_empty_RL = index_RL >= torch.tensor(self.lengths)[:, None]
+        starts_R = torch.tensor((0, *self.lengths[:-1])).cumsum(0)
+        index_RL = (index_RL + starts_R[:, None]).masked_fill(is_empty_RL, 0)
+        device = values_NX.device
+        padded_RLX = values_NX[index_RL.to(device, non_blocking=True)]
+        # Not times zero: a token that is not finite would spread.
+        return padded_RLX.masked_fill_(is_empty_RL.to(device, non_blocking=True)[..., None], 0)
+
+
+TRITON = Arithmetic("triton", logits_bytes=512 * MIB)
+BATCHED = Arithmetic("batched", logits_bytes=256 * MIB, gradient_bytes=256 * MIB)
+BLOCKWISE = Arithmetic("blockwise", logits_bytes=256 * MIB, rows_at_once=1, block_rows=2048)
+
+
+def arithmetics_for(device: torch.device, dtype: torch.dtype) -> tuple[Arithmetic, ...]:
+    """Return the ways that work on a device, the fastest first.
+
+    Args:
+        device: Where the head's weight is.
+        dtype: Of the head's weight; the kernels sum up in float32, so not for float64.
+
+    Returns:
+        At least one.
+    """
+    if device.type == "cpu":
+        return (BLOCKWISE,)
+    if device.type == "cuda" and dtype != torch.float64 and _triton_works(device):
+        return (TRITON, BATCHED)
+    return (BATCHED,)
+
+
+@functools.cache
+def _triton_works(device: torch.device) -> bool:
+    """Return whether Triton is there, and its kernels compile and run on this device."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        from gradsift.gradients.triton_kernels import row_sums
+
+        ones_TD = torch.ones(16, 16, device=device, dtype=torch.bfloat16)
+        offsets_2 = torch.tensor([0, 16], device=device, dtype=torch.int32)
+        works = bool((row_sums(ones_TD, ones_TD, offsets_2, 0, 1)[0, :2] == 16).all())
+    # Whatever a compiler, a driver or a missing C compiler raises.
+    except Exception as error:
+        logging.getLogger(__name__).warning(
+            "Triton's kernels do not run here (%s: %s): PyTorch records alone, which is slower",
+            type(error).__name__,
+            str(error).strip().split("\n")[0],
+        )
+        return False
+    return works

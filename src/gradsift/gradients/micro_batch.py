@@ -1,0 +1,220 @@
+"""What the hooks see of one micro-batch, before it becomes records.
+
+Shapes: B rows, T positions, S = T − 1 of them that are followed by another, D width, V vocabulary,
+N laid-out tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from gradsift.gradients.fused import WEIGHT_TOLERANCE
+from gradsift.gradients.head import HeadRows
+from gradsift.gradients.records import Check
+from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.gradients.transform import HeadTransform
+
+
+@dataclass
+class EmbeddingCall:
+    """One use of the embedding table; the backprops come in the backward pass."""
+
+    tokens: torch.Tensor
+    padding_idx: int | None
+    backprops: torch.Tensor | None = None
+
+    def keep(self, gradient: torch.Tensor) -> None:
+        """Keep what the backward pass brings."""
+        self.backprops = gradient.detach()
+
+
+@dataclass
+class HeadCall:
+    """One use of the head: its input, its output, and the backprops at its output."""
+
+    x: torch.Tensor
+    z: torch.Tensor
+    backprops: torch.Tensor | None = None
+
+    def keep(self, gradient: torch.Tensor) -> None:
+        """Keep what the backward pass brings."""
+        self.backprops = gradient.detach()
+
+
+@dataclass
+class MicroBatch:
+    """A micro-batch, and what was seen of it.
+
+    Attributes:
+        indices: One integer a row.
+        step: Optimizer updates made before.
+        input_ids_BT: The tokens.
+        labels_BT: The same where a token belongs to the response, else -100.
+        mask_BT: 0 on padding.
+        tokens: Where the response tokens are.
+        embedding_calls: Uses of the table in the forward pass.
+        head_calls: Uses of the head, where it is called as a module or function.
+        hidden_BTD: Input of the head.
+        product_dtype: In which the head multiplies it.
+        rows: What the fused head says of each row.
+        token_weights_N: Of each laid-out token in the loss, where they were seen; from log-probs.
+        stray_weights: Weights of labels that are not counted as response tokens.
+        transform: What the model was seen to do to the head's output; None if it was not seen.
+        awaited: Tensors whose gradients the backward pass is to bring.
+        checks: What must hold.
+    """
+
+    indices: tuple[int, ...]
+    step: int
+    input_ids_BT: torch.Tensor
+    labels_BT: torch.Tensor
+    mask_BT: torch.Tensor
+    tokens: ResponseTokens
+    embedding_calls: list[EmbeddingCall] = field(default_factory=list)
+    head_calls: list[HeadCall] = field(default_factory=list)
+    hidden_BTD: torch.Tensor | None = None
+    product_dtype: torch.dtype | None = None
+    rows: HeadRows | None = None
+    token_weights_N: torch.Tensor | None = None
+    transform: HeadTransform | None = None
+    awaited: list[torch.Tensor] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+    def await_gradient(self, tensor: torch.Tensor, keep: Callable[[torch.Tensor], None]) -> None:
+        """Have a tensor's gradient kept when the backward pass comes to it."""
+        tensor.register_hook(keep)
+        self.awaited.append(tensor)
+
+    def require_seen(self, *, backward: bool) -> None:
+        """Refuse a micro-batch of which something needed was not seen.
+
+        Args:
+            backward: Whether there was a backward pass.
+
+        Raises:
+            ValueError: Naming what was not seen.
+        """
+        seen = {"LM head": self.hidden_BTD is not None}
+        if backward:
+            from_calls = any(call.backprops is not None for call in self.head_calls)
+            seen["LM head (backward)"] = from_calls or self.token_weights_N is not None
+            seen["input embedding (forward and backward)"] = any(
+                call.backprops is not None for call in self.embedding_calls
+            )
+        missing = [name for name, was_seen in seen.items() if not was_seen]
+        if missing:
+            raise ValueError(
+                f"step {self.step}: the hook on the {' and the '.join(missing)} was never called, "
+                "so the gradients of this step were not recorded. Something replaced the model's "
+                "forward pass; recording it is not supported."
+            )
+
+    # The loss is −Σ w·log p: whatever the trainer divides by (tokens of the batch, accumulation
+    # steps, processes, a loss scaler) is in w; dividing by it leaves the row's own gradient.
+
+    def keep_token_weights(self, gradient_N: torch.Tensor) -> None:
+        """Keep the gradient of the log-likelihoods of the laid-out tokens."""
+        self.token_weights_N = -gradient_N.detach()
+
+    def keep_position_weights(self, gradient_BS: torch.Tensor) -> None:
+        """Keep the gradient of log-likelihoods that stand at every position but the last."""
+        weights_BS = -gradient_BS.detach()
+        self.token_weights_N = weights_BS.flatten()[self.tokens.positions_N - self.tokens.rows_N]
+        is_stray_BS = (self.labels_BT[:, 1:] != IGNORED_LABEL) & ~self.counted_BT()[:, :-1]
+        self._require_nothing_else(weights_BS.masked_fill(~is_stray_BS, 0), weights_BS)
+
+    def counted_BT(self) -> torch.Tensor:
+        """Return the positions that predict a response token, [B, T] bool."""
+        return self.tokens.put(self.tokens.targets_N != IGNORED_LABEL)
+
+    def row_weights(self) -> torch.Tensor:
+        """Return the one weight of each row's response tokens in the loss, [B].
+
+        That they weigh alike is checked when the records are read.
+        """
+        tokens, weights_N = self.tokens, self.token_weights_N
+        counts_N = tokens.targets_N != IGNORED_LABEL
+        ends = []
+        for fill, reduce in ((-torch.inf, "amax"), (torch.inf, "amin")):
+            start_B = weights_N.new_full((tokens.shape[0],), fill)
+            filled_N = weights_N.masked_fill(~counts_N, fill)
+            ends.append(start_B.scatter_reduce_(0, tokens.rows_N, filled_N, reduce))
+        high_B, low_B = ends
+        spread_B = (high_B - low_B) / torch.maximum(high_B.abs(), low_B.abs())
+        self.checks.append(Check(spread_B, WEIGHT_TOLERANCE, self._unequal))
+        return high_B
+
+    def _unequal(self, spread: float) -> str:
+        return (
+            f"step {self.step}: the loss weighs the response tokens of one row unequally, by "
+            f"{spread:.2g} of the largest weight; an instance loss is their plain mean. Use the "
+            "ordinary loss (loss_type: nll, no label smoothing)."
+        )
+
+    def embedding_backprops(self) -> tuple[torch.Tensor, torch.Tensor, int | None]:
+        """Return tokens and backprops of all uses of the table, row by row, end to end.
+
+        Returns:
+            tokens [B, Σ], backprops [B, Σ, D] and the padding index of the table.
+        """
+        n_rows = len(self.indices)
+        tokens, deltas = [], []
+        for call in self.embedding_calls:
+            if call.backprops is None:
+                continue  # Its output did not take part in the loss.
+            tokens_BX, delta_BXD = call.tokens, call.backprops
+            if self._is_time_major(call.tokens):
+                tokens_BX, delta_BXD = tokens_BX.transpose(0, 1), delta_BXD.transpose(0, 1)
+            tokens.append(tokens_BX.reshape(n_rows, -1))
+            deltas.append(delta_BXD.reshape(n_rows, -1, delta_BXD.shape[-1]))
+        return torch.cat(tokens, 1), torch.cat(deltas, 1), self.embedding_calls[0].padding_idx
+
+    def _is_time_major(self, tokens: torch.Tensor) -> bool:
+        n_rows, n_positions = self.input_ids_BT.shape
+        if tokens.shape != (n_positions, n_rows):
+            return False
+        # A square batch tells only by what is in it.
+        return n_rows != n_positions or not torch.equal(tokens, self.input_ids_BT)
+
+    def head_call(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return input, output and backprops of the head at the laid-out tokens.
+
+        Returns:
+            x_ND, z_NV and delta_NV (None before the backward pass).
+
+        Raises:
+            ValueError: If the head was not called once on all positions.
+        """
+        n_calls, shape = len(self.head_calls), self.labels_BT.shape
+        if n_calls != 1 or self.head_calls[0].x.shape[:-1].numel() != shape.numel():
+            raise ValueError(
+                f"step {self.step}: the head was called {n_calls} times, the last time on "
+                f"{tuple(self.head_calls[-1].x.shape)}; expected once, on [{shape[0]}, {shape[1]}, "
+                "width]. Logits of some positions only are not supported."
+            )
+        call = self.head_calls[0]
+        x_BTD, z_BTV, delta_BTV = (
+            None if t is None else t.reshape(*shape, t.shape[-1])
+            for t in (call.x, call.z, call.backprops)
+        )
+        if delta_BTV is None:
+            return self.tokens.take(x_BTD), self.tokens.take(z_BTV), None
+        size_BT = torch.linalg.vector_norm(delta_BTV, ord=torch.inf, dim=-1)
+        self._require_nothing_else(size_BT.masked_fill(self.counted_BT(), 0), size_BT)
+        return tuple(self.tokens.take(t) for t in (x_BTD, z_BTV, delta_BTV))
+
+    def _require_nothing_else(self, stray: torch.Tensor, all_weights: torch.Tensor) -> None:
+        share = stray.abs().amax(-1) / all_weights.abs().amax()
+        self.checks.append(Check(share, 1e-6, self._stray))
+
+    def _stray(self, share: float) -> str:
+        return (
+            f"step {self.step}: the loss has terms at positions that predict no response token (up "
+            f"to {share:.2g} of the largest). An instance loss is the mean over the tokens whose "
+            "label is not -100: set the labels of everything that is trained on, also of prompts; "
+            "where rows are padded on the left, the first token of a row has nothing before it "
+            "that could predict it, so its label must be -100."
+        )

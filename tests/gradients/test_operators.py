@@ -1,0 +1,117 @@
+"""How many operators a recording step takes, and that none waits for the device."""
+
+import dataclasses
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradsift.gradients import arithmetic as ways
+from gradsift.gradients.recorder import Recorder
+from gradsift.gradients.sketch import SketchSpec
+from gradsift.gradients.tokens import ResponseTokens
+from gradsift.training.sft import summed_loss
+from gradsift.training.tracking import add_fused_head, track
+from tiny import tiny_llama
+
+N_ROWS, VOCABULARIES = (4, 16), (512, 16384)
+# What `.item()`, `.tolist()`, `bool(tensor)` and sizes that depend on values become.
+WAITS = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "unique_consecutive",
+    "equal",
+)
+
+
+class Count(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.by_name = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.by_name[func.__name__.split(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+    def waits(self):
+        return {name: self.by_name[name] for name in WAITS if self.by_name[name]}
+
+
+def batch_of(n_rows, vocabulary, n_tokens=12):
+    generator = torch.Generator().manual_seed(0)
+    input_ids_BT = torch.randint(1, vocabulary, (n_rows, n_tokens), generator=generator)
+    labels_BT = input_ids_BT.clone()
+    for row in range(n_rows):
+        labels_BT[row, : 2 + row % 4] = -100
+    return input_ids_BT, labels_BT, torch.ones_like(input_ids_BT)
+
+
+def count_step(n_rows, vocabulary, arithmetic, *, recorded=True, path="fused", backward=True):
+    """Count the operators of forward, backward and finish, model included."""
+    model = tiny_llama(vocab_size=vocabulary)
+    fused = add_fused_head(model) if path == "fused" else None
+    recorder = Recorder(track(model, fused), SketchSpec(64, 0), arithmetic=arithmetic)
+    batch = batch_of(n_rows, vocabulary)
+    layout = ResponseTokens.packed if path == "fused" else ResponseTokens.every_position
+    tokens = layout(batch[1])
+    if fused is not None:
+        fused.arithmetic = arithmetic
+
+    def step():
+        if recorded:
+            recorder.begin(range(n_rows), 0, *batch, tokens)
+        with torch.set_grad_enabled(backward):
+            if fused is not None:
+                output = model(input_ids=batch[0], response_tokens=tokens)
+                loss = -output["log_probs"].sum()
+            else:
+                loss = summed_loss(model(input_ids=batch[0]).logits, batch[1])
+        if backward:
+            loss.backward()
+        return recorder.finish(backward=backward) if recorded else None
+
+    with recorder if recorded else torch.enable_grad():
+        step()  # What is decided once is decided here.
+        with Count() as count:
+            step()
+    return count
+
+
+@pytest.mark.parametrize("path", ["fused", "hooked"])
+@pytest.mark.parametrize("backward", [True, False])
+def test_neither_rows_nor_vocabulary_add_operators(path, backward):
+    """As long as everything fits into one chunk."""
+    roomy = dataclasses.replace(ways.BATCHED, logits_bytes=2**40, gradient_bytes=2**40)
+    counts = {
+        (n_rows, vocabulary): count_step(n_rows, vocabulary, roomy, path=path, backward=backward)
+        for n_rows in N_ROWS
+        for vocabulary in VOCABULARIES
+    }
+    totals = {key: count.by_name.total() for key, count in counts.items()}
+    assert len(set(totals.values())) == 1, totals
+    assert all(not count.waits() for count in counts.values())
+
+
+def test_bytes_add_operators():
+    """Negative control: where a chunk holds less there are more of them."""
+    narrow = dataclasses.replace(ways.BATCHED, logits_bytes=12 * 16384 * 4)
+    few = count_step(16, 512, narrow).by_name.total()
+    many = count_step(16, 16384, narrow).by_name.total()
+    assert many > few + 100
+
+
+@pytest.mark.parametrize("arithmetic", [ways.BATCHED, ways.BLOCKWISE], ids=lambda way: way.name)
+@pytest.mark.parametrize("path", ["fused", "hooked"])
+def test_nothing_waits(arithmetic, path):
+    assert not count_step(4, 4096, arithmetic, path=path).waits()
+
+
+def test_waiting_is_seen():
+    """Negative control of the tests above."""
+    with Count() as count:
+        torch.ones(3).sum().item()
+        torch.ones(3).nonzero()
+    assert count.waits() == {"_local_scalar_dense": 1, "nonzero": 1}

@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from gradsift.gradients.tokens import ResponseTokens
+
+LABELS = torch.tensor([[7, -100, 3, 29], [-100] * 4, [5, 1, -100, 2]])
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
+
+
+def test_packed_tokens_are_the_labels_that_something_stands_before():
+    tokens = ResponseTokens.packed(LABELS)
+    assert tokens.lengths == (2, 0, 2)
+    assert tokens.targets_N.tolist() == [3, 29, 1, 2]
+    assert tokens.rows_N.tolist() == [0, 0, 2, 2]
+    assert tokens.positions_N.tolist() == [1, 2, 8, 10]
+    assert tokens.offsets_B1.tolist() == [0, 2, 2, 4]
+    assert tokens.n_tokens_B.tolist() == [2, 0, 2]
+
+
+def test_padding_predicts_nothing():
+    tokens = ResponseTokens.packed(LABELS, MASK)
+    assert tokens.targets_N.tolist() == [3, 29, 2]
+    assert tokens.n_tokens_B.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_every_position_counts_the_same(mask):
+    packed, every = (
+        layout(LABELS, mask) for layout in (ResponseTokens.packed, ResponseTokens.every_position)
+    )
+    assert every.lengths == (3, 3, 3)
+    assert every.offsets_B1.tolist() == [0, 3, 6, 9]
+    assert every.n_tokens_B.tolist() == packed.n_tokens_B.tolist()
+    counts = every.targets_N != -100
+    assert every.positions_N[counts].tolist() == packed.positions_N.tolist()
+    assert every.targets_N[counts].tolist() == packed.targets_N.tolist()
+
+
+@pytest.mark.parametrize("layout", ["packed", "every_position"])
+def test_what_is_taken_is_put_back(layout):
+    tokens = getattr(ResponseTokens, layout)(LABELS)
+    values = torch.arange(24.0).view(3, 4, 2)
+    taken = tokens.take(values)
+    put = tokens.put(taken)
+    assert torch.equal(tokens.take(put), taken)
+    assert put.count_nonzero() <= taken.count_nonzero()
+    sums = tokens.sum_rows(taken)
+    assert torch.equal(sums, put.sum(1))
+
+
+def test_rows_of_one_position_predict_nothing():
+    for layout in (ResponseTokens.packed, ResponseTokens.every_position):
+        assert layout(torch.tensor([[3], [4]])).lengths == (0, 0)
+
+
+def test_on_the_cpu_only_response_tokens_are_laid_out():
+    assert ResponseTokens.of(LABELS, MASK).lengths == (2, 0, 1)
