@@ -26,9 +26,8 @@ from gradsift.data.loading import load_pool
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training.model import find_model, load_model, load_tokenizer
-from gradsift.training.probe import probe_step
-from gradsift.training.scoring import forward_records
-from gradsift.training.sft import RecordingSFTTrainer
+from gradsift.training.probe import forward_records, probe_step
+from gradsift.training.sft import TOKENS, RecordingSFTTrainer
 from gradsift.training.sft_settings import SFTSettings
 from gradsift.training.tracking import track
 
@@ -57,6 +56,12 @@ def make_ways(arguments, names):
     return {name: step_of(name, trainer) for name in names}, instances
 
 
+def trls_loss(trainer, model, inputs, **options):
+    """As trl computes it: our own column would call our head instead."""
+    inputs = {key: value for key, value in inputs.items() if key != TOKENS}
+    return SFTTrainer.compute_loss(trainer, model, inputs, **options)
+
+
 def step_of(name, trainer):
     ours = type(trainer).compute_loss
     fused = trainer.fused if name != "hooked" else None
@@ -64,7 +69,7 @@ def step_of(name, trainer):
 
     def step(batch):
         trainer.use_fused_head(fused is not None)
-        loss = SFTTrainer.compute_loss if name == PLAIN else ours
+        loss = trls_loss if name == PLAIN else ours
         trainer.compute_loss = MethodType(loss, trainer)
         if name == "scoring":
             forward_records(trainer, batch, recorder).read()

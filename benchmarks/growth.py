@@ -17,10 +17,14 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from gradsift.gradients.fused import head_row
-from gradsift.gradients.head import HeadBackprops, HeadTransform
+from gradsift.gradients import plain_torch
+from gradsift.gradients.arithmetic import BLOCKWISE
+from gradsift.gradients.head import HeadProduct, head_pass
 from gradsift.gradients.records import Record
-from gradsift.gradients.statistics import Projection, _block_sums, embedding_summary
+from gradsift.gradients.sketch import TensorSketch
+from gradsift.gradients.statistics import embedding_summaries, entry_sums
+from gradsift.gradients.tokens import ResponseTokens
+from gradsift.gradients.transform import HeadTransform
 from gradsift.store.files import write_parquet
 from gradsift.store.schema import record_schema
 from gradsift.training.sitting import store_rows
@@ -28,11 +32,21 @@ from gradsift.training.sitting import store_rows
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 VOCABULARIES = (32_000, 49_152, 65_536, 100_352, 128_256, 151_936)
 BLOCK = 2048
+SKETCH_SIZE = 1024
 
 
-def head_seconds(x_TD, weight_VD, targets_T, projection, repeats):
+def one_row(targets_T):
+    """A row whose every token is a response token."""
+    labels_1T = torch.cat([targets_T[:1], targets_T])[None]
+    return ResponseTokens.packed(labels_1T)
+
+
+def head_seconds(x_TD, weight_VD, targets_T, sketch, repeats):
+    tokens = one_row(targets_T)
+
     def ours():
-        head_row(x_TD, HeadBackprops(x_TD, weight_VD, None, targets_T, HeadTransform()), projection)
+        product = HeadProduct(x_TD, weight_VD, None)
+        head_pass(product, tokens, HeadTransform(), BLOCKWISE, sketch=sketch)
 
     def floor():
         for start in range(0, len(weight_VD), BLOCK):
@@ -42,15 +56,20 @@ def head_seconds(x_TD, weight_VD, targets_T, projection, repeats):
     return seconds(ours, repeats), seconds(floor, repeats)
 
 
-def embedding_seconds(tokens_T, delta_TD, n_rows, projection, repeats):
+def embedding_seconds(tokens_T, delta_TD, n_rows, sketch, repeats):
     def ours():
-        embedding_summary(tokens_T, delta_TD, n_rows, projection)
+        embedding_summaries(tokens_T[None], delta_TD[None], n_rows, sketch)
 
     def floor():
         used_U, at_T = tokens_T.unique(return_inverse=True)
         torch.zeros(len(used_U), delta_TD.shape[1]).index_add_(0, at_T, delta_TD)
 
     return seconds(ours, repeats), seconds(floor, repeats)
+
+
+def sketch_for(vocabulary, width):
+    cpu = torch.device("cpu")
+    return TensorSketch.seeded(vocabulary, width, size=SKETCH_SIZE, seed=0, device=cpu)
 
 
 def seconds(do, repeats):
@@ -68,11 +87,11 @@ def measure(length, vocabulary, width, repeats):
     weight_VD = torch.randn(vocabulary, width, generator=generator) / width**0.5
     x_TD = torch.randn(length, width, generator=generator)
     tokens_T = torch.randint(vocabulary, (length,), generator=generator)
-    projection = Projection.seeded(vocabulary, width, rank=16, seed=0, device=torch.device("cpu"))
+    sketch = sketch_for(vocabulary, width)
     with torch.no_grad():
         return (
-            *head_seconds(x_TD, weight_VD, tokens_T, projection, repeats),
-            *embedding_seconds(tokens_T, x_TD, vocabulary, projection, repeats),
+            *head_seconds(x_TD, weight_VD, tokens_T, sketch, repeats),
+            *embedding_seconds(tokens_T, x_TD, vocabulary, sketch, repeats),
         )
 
 
@@ -95,30 +114,46 @@ def pieces(width, repeats, length=256, vocabulary=49_152):
     weight_VD = torch.randn(vocabulary, width, generator=generator) / width**0.5
     x_TD = torch.randn(length, width, generator=generator)
     tokens_T = torch.randint(vocabulary, (length,), generator=generator)
-    projection = Projection.seeded(vocabulary, width, rank=16, seed=0, device=torch.device("cpu"))
-    closed = HeadBackprops(x_TD, weight_VD, None, tokens_T, HeadTransform())
-    blocks = [block.clone() for block in closed.blocks()]
-    gradients = [block.T @ x_TD for block in blocks]
-    lefts = projection.left_VK.split(BLOCK)
-    record = head_row(x_TD, closed, projection)
-    embedding = embedding_summary(tokens_T, x_TD, vocabulary, projection)
-    row = Record(0, 0, 1.0, 1.0, length, embedding, record.summary, x_TD.mean(0), True)
+    sketch = sketch_for(vocabulary, width)
+    product, tokens = HeadProduct(x_TD, weight_VD, None), one_row(tokens_T)
+    transform, every = HeadTransform(), slice(None)
+    starts = range(0, vocabulary, BLOCK)
+
+    def logits():
+        blocks = [product.outputs(every, slice(at, at + BLOCK)) for at in starts]
+        return blocks, torch.stack([block.logsumexp(1) for block in blocks]).logsumexp(0)
+
+    def errors(sketch):
+        return [
+            plain_torch.errors(z_TR, tokens_T, at, transform, normaliser_T, sketch)
+            for z_TR, at in zip(outputs, starts, strict=True)
+        ]
+
+    outputs, normaliser_T = logits()
+    deltas = [found.delta_nr for found in errors(None)]
+    gradients = [delta.T @ x_TD for delta in deltas]
+    (head,) = head_pass(product, tokens, transform, BLOCKWISE, sketch=sketch).rows.summaries.cpu()
+    (embedding,) = embedding_summaries(tokens_T[None], x_TD[None], vocabulary, sketch).cpu()
+    row = Record(0, 0, 1.0, 1.0, length, embedding, head, x_TD.mean(0), True)
     rows = [line for i in range(400) for line in store_rows(row, f"row{i}")]
-    schema = record_schema(width, 256)
+    schema = record_schema(width, SKETCH_SIZE)
     folder = Path(tempfile.mkdtemp())
 
     def store():
         write_parquet(folder / "part.parquet", pa.Table.from_pylist(rows, schema=schema))
 
     costs = {
-        "logits and normaliser": lambda: HeadBackprops(
-            x_TD, weight_VD, None, tokens_T, HeadTransform()
+        "logits and normaliser": logits,
+        "softmax minus one-hot": lambda: errors(None),
+        "the same, with count sketches": lambda: errors(sketch),
+        "the row's gradient (a product that training needs)": lambda: [d.T @ x_TD for d in deltas],
+        "six statistics": lambda: [entry_sums(g[None]) for g in gradients],
+        "the sketch of them": lambda: sketch.convolve(
+            sketch.rows(deltas[0], 0), sketch.columns(x_TD), tokens.sum_rows
         ),
-        "softmax minus one-hot": lambda: list(closed.blocks()),
-        "the row's gradient (a product that training needs)": lambda: [b.T @ x_TD for b in blocks],
-        "six statistics": lambda: [_block_sums(g) for g in gradients],
-        "sketch": lambda: [b @ left for b, left in zip(blocks, lefts, strict=True)],
-        "embedding, all of it": lambda: embedding_summary(tokens_T, x_TD, vocabulary, projection),
+        "embedding, all of it": lambda: embedding_summaries(
+            tokens_T[None], x_TD[None], vocabulary, sketch
+        ),
         "content features": lambda: x_TD.float().mean(0),
     }
     print(f"\npieces of one row: {length} response tokens, vocabulary {vocabulary}, ms")

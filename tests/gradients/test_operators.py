@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradsift.gradients import arithmetic as ways
+from gradsift.gradients import precision
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
@@ -115,3 +116,27 @@ def test_waiting_is_seen():
         torch.ones(3).sum().item()
         torch.ones(3).nonzero()
     assert count.waits() == {"_local_scalar_dense": 1, "nonzero": 1}
+
+
+class RefuseFloat64(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, tuple) else (output,):
+            is_wide = isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64
+            assert not is_wide or tensor.dim() == 0, f"{func} gives float64"
+        return output
+
+
+@pytest.mark.parametrize("path", ["fused", "hooked"])
+def test_a_device_without_float64_is_not_asked_for_it(monkeypatch, path):
+    """Apple's GPUs have none; numbers of Python are 0-d float64 tensors until they are used."""
+    precision.has_float64.cache_clear()
+    monkeypatch.setattr(precision, "has_float64", lambda device: False)
+    with RefuseFloat64():
+        count_step(4, 512, ways.BATCHED, path=path)
+
+
+def test_float64_is_seen():
+    """Negative control of the test above."""
+    with pytest.raises(AssertionError, match="gives float64"), RefuseFloat64():
+        count_step(4, 512, ways.BATCHED)

@@ -137,5 +137,5 @@ def test_a_perturbed_gradient_is_seen(monkeypatch):
     real = statistics.entry_sums
     monkeypatch.setattr(statistics, "entry_sums", lambda g: real(g * 1.01))
     gradient_VD = draw(8, 2, seed=0)
-    with pytest.raises(AssertionError, match="off by 0.004"):
+    with pytest.raises(AssertionError, match=r"off by 0\.004"):
         assert_same(dense_summary(gradient_VD, sketch_of(8, 2)), gradient_VD, sketch_of(8, 2), 1e-3)

@@ -367,3 +367,22 @@ def test_settings_that_cannot_be_are_refused(tmp_path, sft, message):
 def test_unknown_lora_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="rank"):
         trainer_for(tmp_path, lora={"rank": 8})
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_sums_are_the_same_whether_the_caller_is_inside_autocast(tmp_path, path):
+    """Scoring and the self-check call inside, training outside."""
+    trainer = trainer_for(tmp_path, bf16=True, learning_rate=0.0)
+    recorder = recorder_for(trainer, path, SketchSpec(16, 0))
+    finish = recorder.finish
+    inside = probe_step(trainer, [0, 1], recorder)
+
+    def outside(**options):
+        with torch.autocast("cpu", enabled=False):
+            return finish(**options)
+
+    recorder.finish = outside
+    other = probe_step(trainer, [0, 1], recorder)
+    for layer, summaries in inside.summaries.items():
+        assert torch.equal(summaries.values_BS, other.summaries[layer].values_BS)
+        assert torch.equal(summaries.sketch_BK, other.summaries[layer].sketch_BK)

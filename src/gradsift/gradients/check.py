@@ -118,7 +118,7 @@ def compare(record: Record, truth: dict[str, GradientSummary]) -> dict[tuple[str
     errors = {}
     for layer in recorded_layers(record):
         got, want = getattr(record, layer), truth[layer]
-        got_S, want_S = got.values_S.double().cpu(), want.values_S.double().cpu()
+        got_S, want_S = got.values_S.cpu().double(), want.values_S.cpu().double()
         largest = want_S[:2].abs().max()
         scale_S = torch.stack([largest, largest, want_S[3], want_S[3], want_S[4], want_S[5]])
         off_S = (got_S - want_S).abs()

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 
 from gradsift.gradients.arithmetic import Arithmetic, Chunk
 from gradsift.gradients.plain_torch import target_columns
+from gradsift.gradients.precision import at_least_float32, widest
 from gradsift.gradients.sketch import TensorSketch
 from gradsift.gradients.statistics import (
     GradientSummaries,
-    at_least_float32,
     combined_sums,
     scaled_sums,
 )
@@ -128,37 +128,53 @@ def head_pass(
     Returns:
         Losses, summaries and gradients.
     """
-    operations = arithmetic.operations()
-    operand = operations.operand_dtype(head.x_ND.dtype)
+    operand = arithmetic.operations().operand_dtype(head.x_ND.dtype)
     chunks = arithmetic.chunks(tokens.lengths, head.n_columns, head.x_ND.shape[1], operand.itemsize)
-    needs_errors = any(wanted) or sketch is not None
-    totals = _Totals(head, len(chunks), wanted)
+    totals = _Totals(head, wanted)
     rows = None if sketch is None else RowSums(tokens, sketch)
-    square_N = torch.zeros_like(head.x_ND[:, 0], dtype=totals.dtype)
-    log_probs = []
-    for chunk in chunks:
-        x_nD, targets_n = head.x_ND[chunk.tokens].to(operand), tokens.targets_N[chunk.tokens]
-        sweep = _Sweep(head, chunk)
-        by_errors = needs_errors and len(sweep.blocks) == 1
-        normaliser_n, picked_n = sweep.first(targets_n, transform, normalise=not by_errors)
-        for block in sweep.blocks if needs_errors else ():
-            errors = operations.errors(
-                sweep.outputs(block), targets_n, block.start, transform, normaliser_n, sketch
-            )
-            normaliser_n = errors.normaliser_n
-            sums_R5, total_rD = operations.row_gradients(
-                errors.delta_nr, x_nD, tokens, chunk, sums=rows is not None, total=wanted[1]
-            )
-            totals.add(chunk.tokens, block, errors.delta_nr, total_rD)
-            square_N[chunk.tokens].add_(errors.square_n)
-            if rows is not None:
-                rows.add(sums_R5, errors.left_nK)
-        if rows is not None:
-            rows.end_chunk()
-        log_probs.append((picked_n - normaliser_n).masked_fill(targets_n == IGNORED_LABEL, 0))
-    log_probs_N = torch.cat(log_probs)
+    parts = [
+        _chunk_pass(chunk, head, tokens, transform, arithmetic, sketch, totals, rows)
+        for chunk in chunks
+    ]
+    log_probs_N, square_N = (torch.cat(of_chunks) for of_chunks in zip(*parts, strict=True))
     said = None if rows is None else rows.result(log_probs_N, square_N, head.x_ND, head.n_columns)
     return HeadPass(log_probs_N, said, (totals.hidden_ND, totals.weight_VD, totals.bias_V))
+
+
+def _chunk_pass(
+    chunk: Chunk,
+    head: HeadProduct | HeadOutputs,
+    tokens: ResponseTokens,
+    transform: HeadTransform,
+    arithmetic: Arithmetic,
+    sketch: TensorSketch | None,
+    totals: _Totals,
+    rows: RowSums | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-likelihoods and squared error norms of a chunk's tokens; add it to the sums."""
+    operations = arithmetic.operations()
+    x_nD, targets_n = head.x_ND[chunk.tokens], tokens.targets_N[chunk.tokens]
+    x_nD = x_nD.to(operations.operand_dtype(x_nD.dtype))
+    needs_errors = totals.is_any_wanted or rows is not None
+    sweep = _Sweep(head, chunk)
+    in_second = needs_errors and len(sweep.blocks) == 1  # Then it finds the normaliser, too.
+    normaliser_n, picked_n = sweep.first(targets_n, transform, normalise=not in_second)
+    square_n = torch.zeros_like(picked_n)
+    for block in sweep.blocks if needs_errors else ():
+        errors = operations.errors(
+            sweep.outputs(block), targets_n, block.start, transform, normaliser_n, sketch
+        )
+        normaliser_n = errors.normaliser_n
+        square_n += errors.square_n
+        sums_R5, total_rD = operations.row_gradients(
+            errors.delta_nr, x_nD, tokens, chunk, sums=rows is not None, total=totals.wants_weight
+        )
+        totals.add(chunk.tokens, block, errors.delta_nr, total_rD)
+        if rows is not None:
+            rows.add(sums_R5, errors.left_nK)
+    if rows is not None:
+        rows.end_chunk()
+    return (picked_n - normaliser_n).masked_fill(targets_n == IGNORED_LABEL, 0), square_n
 
 
 class _Sweep:
@@ -197,19 +213,13 @@ class _Sweep:
 class _Totals:
     """The gradients that training needs, of the sum of all tokens' losses, as they grow."""
 
-    def __init__(
-        self, head: HeadProduct | HeadOutputs, n_chunks: int, wanted: tuple[bool, bool, bool]
-    ):
-        x_ND = head.x_ND
-        self.dtype = at_least_float32(x_ND[:0]).dtype
-        self._head, self._is_one_chunk = head, n_chunks == 1
-
-        def zeros(wants: bool, *shape: int) -> torch.Tensor | None:
-            return torch.zeros(shape, dtype=self.dtype, device=x_ND.device) if wants else None
-
-        self.hidden_ND = zeros(wanted[0], *x_ND.shape)
-        self.weight_VD = zeros(wanted[1], head.n_columns, x_ND.shape[1])
-        self.bias_V = zeros(wanted[2], head.n_columns)
+    def __init__(self, head: HeadProduct | HeadOutputs, wanted: tuple[bool, bool, bool]):
+        self.is_any_wanted, self.wants_weight = any(wanted), wanted[1]
+        self._head = head
+        self._empty = {"dtype": at_least_float32(head.x_ND[:0]).dtype, "device": head.x_ND.device}
+        self.hidden_ND = torch.zeros(head.x_ND.shape, **self._empty) if wanted[0] else None
+        self.weight_VD: torch.Tensor | None = None
+        self.bias_V = torch.zeros(head.n_columns, **self._empty) if wanted[2] else None
 
     def add(
         self, tokens: slice, block: slice, delta_nr: torch.Tensor, total_rD: torch.Tensor | None
@@ -218,13 +228,19 @@ class _Totals:
         if self.hidden_ND is not None:
             weight_rD = self._head.weight_VD[block].to(delta_nr.dtype)
             _add_product(self.hidden_ND[tokens], delta_nr, weight_rD)
-        if self.weight_VD is not None:
-            if self._is_one_chunk and len(total_rD) == self._head.n_columns:
-                self.weight_VD = total_rD  # Nothing will be added.
-            else:
-                self.weight_VD[block].add_(total_rD)
+        if total_rD is not None:
+            self._add_weight(tokens, block, total_rD)
         if self.bias_V is not None:
             self.bias_V[block].add_(delta_nr.sum(0, dtype=self.bias_V.dtype))
+
+    def _add_weight(self, tokens: slice, block: slice, total_rD: torch.Tensor) -> None:
+        x_ND = self._head.x_ND
+        if len(total_rD) == self._head.n_columns and tokens == slice(0, len(x_ND)):
+            self.weight_VD = total_rD  # It is the whole: nothing is to be added.
+            return
+        if self.weight_VD is None:
+            self.weight_VD = torch.zeros(self._head.n_columns, x_ND.shape[1], **self._empty)
+        self.weight_VD[block].add_(total_rD)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
@@ -282,9 +298,9 @@ class RowSums:
             What the head says of each row.
         """
         tokens = self._tokens
-        n_tokens_B = tokens.n_tokens_B.double()
+        n_tokens_B = widest(tokens.n_tokens_B)
         log_prob_B, error_B = (
-            tokens.sum_rows(values_N.double()) for values_N in (log_probs_N, square_N.sqrt())
+            tokens.sum_rows(widest(values_N)) for values_N in (log_probs_N, square_N.sqrt())
         )
         factor_B = 1 / n_tokens_B if scale_B is None else 1 / (n_tokens_B * scale_B)
         left_NK = torch.cat(self._left)

@@ -14,9 +14,9 @@ from gradsift.gradients import plain_torch
 from gradsift.gradients.arithmetic import Arithmetic
 from gradsift.gradients.head import HeadOutputs, HeadProduct, HeadRows, RowSums, head_pass
 from gradsift.gradients.micro_batch import MicroBatch
+from gradsift.gradients.precision import at_least_float32, widest
 from gradsift.gradients.records import Check, TrackedModel
 from gradsift.gradients.sketch import TensorSketch
-from gradsift.gradients.statistics import at_least_float32
 from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
 from gradsift.gradients.transform import HeadTransform
 
@@ -177,15 +177,15 @@ def compare_backprops(
         got_nV = delta_NV[at : at + at_once].to(want_nV.dtype)
         logit_n = z_nV.gather(1, targets_n.clamp(min=0).unsqueeze(1)).squeeze(1)
         log_prob_n = transform.forward(logit_n.to(want_nV.dtype)) - errors.normaliser_n
-        product_n = (got_nV * want_nV).sum(1).double()
-        want_n = torch.linalg.vector_norm(want_nV, dim=1).double()
+        product_n = widest((got_nV * want_nV).sum(1))
+        want_n = widest(torch.linalg.vector_norm(want_nV, dim=1))
         weight_n = torch.where(want_n > 0, product_n / want_n.square(), 0)
         rest_nV = got_nV - weight_n.to(want_nV.dtype).unsqueeze(1) * want_nV
         rest_n, got_n = (
-            torch.linalg.vector_norm(t, dim=1).double().square() for t in (rest_nV, got_nV)
+            widest(torch.linalg.vector_norm(t, dim=1)).square() for t in (rest_nV, got_nV)
         )
         no_loss_n = targets_n == IGNORED_LABEL
-        numbers = (log_prob_n.double(), errors.square_n.double(), product_n, want_n, weight_n)
+        numbers = (widest(log_prob_n), widest(errors.square_n), product_n, want_n, weight_n)
         columns = torch.stack([*numbers, rest_n, got_n], 1)
         parts.append(columns.masked_fill(no_loss_n.unsqueeze(1), 0))
     columns_N7 = torch.cat(parts)

@@ -26,9 +26,10 @@ from gradsift.gradients.head import HeadRows
 from gradsift.gradients.head_rows import head_rows
 from gradsift.gradients.intercept import Interception
 from gradsift.gradients.micro_batch import EmbeddingCall, HeadCall, MicroBatch
+from gradsift.gradients.precision import at_least_float32
 from gradsift.gradients.records import Check, RecordingPath, Records, TrackedModel
 from gradsift.gradients.sketch import SketchSpec, TensorSketch
-from gradsift.gradients.statistics import at_least_float32, embedding_summaries
+from gradsift.gradients.statistics import embedding_summaries
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.transform import HeadTransform, transform_between, transform_deviation
 from gradsift.terms import EMBEDDING, LAYERS, LM_HEAD
@@ -185,7 +186,9 @@ class Recorder:
         # graph of the whole step would stay until the garbage collector comes by.
         batch.awaited.clear()
         batch.require_seen(backward=backward)
-        with torch.no_grad():
+        # Whoever calls may be inside autocast or not; what is summed up here is not to be rounded.
+        kind = batch.input_ids_BT.device.type
+        with torch.no_grad(), torch.autocast(kind, enabled=False):
             return self._records(batch, backward)
 
     def _on_embedding(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:

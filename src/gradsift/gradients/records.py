@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gradsift.gradients.fused import FusedHead
+from gradsift.gradients.precision import widest
 from gradsift.gradients.statistics import GradientSummaries, GradientSummary
 from gradsift.gradients.transform import HeadTransform
 from gradsift.terms import EMBEDDING, LM_HEAD
@@ -91,7 +92,7 @@ class Records:
         numbers = [self.loss_B, self.error_norm_B, self.content_BD.sum(1)]
         for summaries in self.summaries.values():
             numbers += summaries.values_BS.unbind(1)
-        is_finite_B = torch.stack([number_B.double() for number_B in numbers]).isfinite().all(0)
+        is_finite_B = torch.stack([number_B.isfinite() for number_B in numbers]).all(0)
         return is_finite_B | (self.n_tokens_B == 0)
 
     def read(self) -> list[Record]:
@@ -103,7 +104,7 @@ class Records:
         Raises:
             ValueError: If something does not hold that must.
         """
-        worst = [check.values.double().nan_to_num(0).abs().max() for check in self.checks]
+        worst = [widest(check.values).nan_to_num(0).abs().max() for check in self.checks]
         values = torch.stack(worst).tolist() if worst else []
         for check, value in zip(self.checks, values, strict=True):
             if value > check.limit:

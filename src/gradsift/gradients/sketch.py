@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
+from gradsift.gradients.precision import widest
+
 CHECK_ROWS = 4096
 MOST_SKETCH_NUMBERS = 2048
 
@@ -113,7 +115,8 @@ class TensorSketch:
         # Where the last run is not whole its slots point beyond the block; their signs are 0.
         slot_J = (self.slot_J[block] - start).clamp(max=delta_NR.shape[1] - 1)
         sign_J = self.sign_J[self.slot_J[block]].to(delta_NR.dtype)
-        turned_NJ = delta_NR.index_select(1, slot_J).mul_(sign_J)
+        # Faster than index_select, which copies column by column.
+        turned_NJ = delta_NR.gather(1, slot_J.expand(len(delta_NR), -1)).mul_(sign_J)
         return turned_NJ.view(len(delta_NR), n_runs, self.size).sum(1)
 
     def tokens(self, tokens_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,10 +161,10 @@ class TensorSketch:
         """
         tokens_V = torch.arange(self.n_rows, device=gradient_VD.device)
         bucket_V, sign_V = self.tokens(tokens_V)
-        left_KD = gradient_VD.new_zeros(self.size, gradient_VD.shape[1], dtype=torch.float64)
+        left_KD = widest(gradient_VD.new_zeros(self.size, gradient_VD.shape[1]))
         for at in range(0, self.n_rows, CHECK_ROWS):
             rows = slice(at, at + CHECK_ROWS)
-            signed_RD = gradient_VD[rows].double() * sign_V[rows, None]
+            signed_RD = widest(gradient_VD[rows]) * sign_V[rows, None]
             left_KD.index_add_(0, bucket_V[rows], signed_RD)
         bucket_D = self.column_DK.abs().argmax(1)
         bucket_K1 = torch.arange(self.size, device=bucket_D.device).unsqueeze(1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gradsift.gradients.precision import at_least_float32, widest
 from gradsift.gradients.sketch import TensorSketch
 
 REFERENCE_ENTRIES = 2**24
@@ -51,23 +52,18 @@ class GradientSummaries:
         return [GradientSummary(values_S, sketch_K) for values_S, sketch_K in pairs]
 
 
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Return float64 as it is, anything else as float32."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 def entry_sums(gradient_BRD: torch.Tensor) -> torch.Tensor:
     """Return the sums of each of B gradients that are at hand, [B, 5]."""
     if len(gradient_BRD) == 1:  # Reductions to one number use all cores, along a dimension not.
         high, low = gradient_BRD.aminmax()[::-1]
         total, absolute = gradient_BRD.sum(), gradient_BRD.abs().sum()
-        sums = [t.double().unsqueeze(0) for t in (high, low, total, absolute)]
+        sums = [widest(t).unsqueeze(0) for t in (high, low, total, absolute)]
     else:
         flat_BE = gradient_BRD.flatten(1)
         low_B, high_B = flat_BE.aminmax(dim=1)
-        sums = [t.double() for t in (high_B, low_B, flat_BE.sum(1), flat_BE.abs().sum(1))]
+        sums = [widest(t) for t in (high_B, low_B, flat_BE.sum(1), flat_BE.abs().sum(1))]
     # Row by row: over a whole block, float32 accumulation inside vector_norm is off by up to 5e-4.
-    norm_BR = torch.linalg.vector_norm(gradient_BRD, dim=2).double()
+    norm_BR = widest(torch.linalg.vector_norm(gradient_BRD, dim=2))
     return torch.stack([*sums, norm_BR.square().sum(1)], 1)
 
 
@@ -132,9 +128,9 @@ def embedding_summaries(
     all_used_B = n_used_B >= n_rows
     high_B = torch.where(all_used_B, high_B, high_B.clamp(min=0))
     low_B = torch.where(all_used_B, low_B, low_B.clamp(max=0))
-    norm_N = torch.linalg.vector_norm(gradient_ND, dim=1).double()
-    entries = (gradient_ND.sum(1).double(), gradient_ND.abs().sum(1).double(), norm_N.square())
-    sums = [high_B.double(), low_B.double(), *(by_row(values_N, "sum") for values_N in entries)]
+    norm_N = widest(torch.linalg.vector_norm(gradient_ND, dim=1))
+    entries = (widest(gradient_ND.sum(1)), widest(gradient_ND.abs().sum(1)), norm_N.square())
+    sums = [widest(high_B), widest(low_B), *(by_row(values_N, "sum") for values_N in entries)]
 
     bucket_N, sign_N = sketch.tokens(tokens_N)
     left_NK = delta_ND.new_zeros(len(tokens_N), sketch.size)
@@ -158,7 +154,7 @@ def dense_summary(gradient_VD: torch.Tensor, sketch: TensorSketch) -> GradientSu
         The same summary as is recorded.
     """
     rows_at_once = max(1, REFERENCE_ENTRIES // gradient_VD.shape[1])
-    parts = [entry_sums(block.double().unsqueeze(0)) for block in gradient_VD.split(rows_at_once)]
+    parts = [entry_sums(widest(block).unsqueeze(0)) for block in gradient_VD.split(rows_at_once)]
     sums_15 = combined_sums(torch.stack(parts))
     sketch_1K = sketch.dense(gradient_VD).unsqueeze(0)
     return GradientSummaries.from_sums(sums_15, gradient_VD.numel(), sketch_1K).cpu()[0]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from gradsift.gradients.precision import widest
+
 
 @dataclass(frozen=True)
 class HeadTransform:
@@ -39,7 +41,7 @@ def transform_deviation(
     Returns:
         At most 1 where it is that transform.
     """
-    z_V, logits_V = (t.flatten(0, -2)[-1].double() for t in (z_BTV, logits_BTV))
+    z_V, logits_V = (widest(t.flatten(0, -2)[-1]) for t in (z_BTV, logits_BTV))
     tolerance = 1e-2 if logits_BTV.dtype in (torch.bfloat16, torch.float16) else 1e-4
     allowed_V = tolerance * logits_V.abs() + tolerance / 10
     return ((transform.forward(z_V) - logits_V).abs() / allowed_V).amax()
@@ -67,7 +69,7 @@ def transform_between(
         deviation = float(transform_deviation(z_BTV, logits_BTV, transform))
         if not deviation > 1:
             return transform
-    z_V, logits_V = (t.flatten(0, -2)[-1].double() for t in (z_BTV, logits_BTV))
+    z_V, logits_V = (widest(t.flatten(0, -2)[-1]) for t in (z_BTV, logits_BTV))
     ratio = float((logits_V * z_V).sum() / (z_V * z_V).sum())
     raise ValueError(
         "the model changes the logits after the head in a way that is not known here: they are "

@@ -17,6 +17,7 @@ import triton.language as tl
 
 from gradsift.gradients.arithmetic import Chunk
 from gradsift.gradients.plain_torch import Errors
+from gradsift.gradients.precision import widest
 from gradsift.gradients.sketch import TensorSketch
 from gradsift.gradients.statistics import combined_sums
 from gradsift.gradients.tokens import ResponseTokens
@@ -28,7 +29,8 @@ CAST_OPERANDS = tl.constexpr(INTERPRETED)
 ERROR_TILE = 4096
 
 
-@triton.jit
+# Integers that change from chunk to chunk must not ask for another compilation.
+@triton.jit(do_not_specialize=["start"])
 def _errors_kernel(
     z_ptr, targets_ptr, log_normaliser_ptr, square_ptr,
     shift_ptr, sign_ptr, sketch_ptr,
@@ -146,7 +148,7 @@ def errors(
     return Errors(z_nr, normaliser_n, square_n, left_nK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def _row_sums_kernel(
     delta_ptr, x_ptr, offsets_ptr, out_ptr,
     first, n_columns, width, delta_stride, x_stride,
@@ -237,7 +239,7 @@ def row_sums(
     """
     config = _best_config(x_nD.shape[1], x_nD.dtype, x_nD.device)
     out_RP5 = _launch(config.all_kwargs(), delta_nr, x_nD, offsets_R1, first, n_rows)
-    return combined_sums(out_RP5.transpose(0, 1).double())
+    return combined_sums(widest(out_RP5.transpose(0, 1)))
 
 
 def _launch(
