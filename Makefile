@@ -1,13 +1,14 @@
 # make demo   create the environment and run the whole job on an embedded default
 # make test   create the environment and run every check
 # make setup  create the environment only
+# make test-kernels   also install Triton, run its kernels in its interpreter, compile them for GPUs
 .POSIX:
 PYTHON = python3
 VENV = .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-kernels lint clean
 
 setup: $(STAMP)
 
@@ -29,6 +30,11 @@ lint: setup
 
 test: setup lint
 	$(BIN)/pytest
+
+test-kernels: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,triton]'
+	$(BIN)/pytest tests/gradients
+	$(BIN)/python benchmarks/kernels.py
 
 clean:
 	rm -rf $(VENV)

@@ -26,13 +26,14 @@ def test_where_the_kernels_do_not_run_pytorch_does(monkeypatch, caplog, installe
     def broken(name, *_, **__):
         raise OSError(f"no {name}\nand so on")
 
-    monkeypatch.setattr(torch, "ones", broken)
+    monkeypatch.setattr(ways.importlib, "import_module", broken)
     monkeypatch.setattr(ways.importlib.util, "find_spec", lambda name: installed or None)
     ways._triton_works.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert arithmetics_for(CUDA, torch.float32) == (ways.BATCHED,)
     ways._triton_works.cache_clear()
-    assert ("Triton's kernels do not run here (OSError: no 16)" in caplog.text) == installed
+    said = "Triton's kernels do not run here (OSError: no gradsift.gradients.triton_kernels)"
+    assert (said in caplog.text) == installed
 
 
 @given(
@@ -74,3 +75,15 @@ def test_rows_are_padded_with_zeros_and_nothing_spreads():
     assert padded[1:].tolist() == [[0, 0, 0], [3, 4, 5]]
     assert padded[0, 0] == 1
     assert padded[0, 2] == 0
+
+
+def test_the_trial_of_the_kernels_sees_wrong_sums(monkeypatch):
+    pytest.importorskip("triton")
+    from gradsift.gradients import triton_kernels
+
+    cpu = torch.device("cpu")
+    triton_kernels.require_right_sums(cpu)
+    real = triton_kernels._launch
+    monkeypatch.setattr(triton_kernels, "_launch", lambda *arguments: real(*arguments) * 1.01)
+    with pytest.raises(ValueError, match="expected"):
+        triton_kernels.require_right_sums(cpu)

@@ -1,4 +1,7 @@
-"""How many operators a recording step takes, and that none waits for the device."""
+"""How many operators a recording step takes, and that none waits for the device.
+
+`PYTHONPATH=tests python tests/gradients/test_operators.py` prints a table.
+"""
 
 import dataclasses
 from collections import Counter
@@ -96,6 +99,41 @@ def test_neither_rows_nor_vocabulary_add_operators(path, backward):
     assert all(not count.waits() for count in counts.values())
 
 
+class Launches:
+    """Stands in for a kernel: what it would have written does not matter for counting."""
+
+    def __init__(self):
+        self.n = 0
+
+    def __getitem__(self, grid):
+        return self
+
+    def __call__(self, *arguments, **constants):
+        self.n += 1
+
+
+def count_triton_step(monkeypatch, n_rows, vocabulary, **options):
+    from gradsift.gradients import triton_kernels
+
+    launches = Launches()
+    for name in ("_errors_kernel", "_row_sums_kernel"):
+        monkeypatch.setattr(triton_kernels, name, launches)
+    count = count_step(n_rows, vocabulary, ways.TRITON, **options)
+    return count, launches.n // 2  # Two steps, one of them counted.
+
+
+def test_with_triton_neither_rows_nor_vocabulary_add_operators(monkeypatch):
+    pytest.importorskip("triton")
+    found = set()
+    for n_rows in N_ROWS:
+        for vocabulary in VOCABULARIES:
+            count, launches = count_triton_step(monkeypatch, n_rows, vocabulary)
+            assert not count.waits()
+            found.add((count.by_name.total(), launches))
+    assert len(found) == 1, found
+    assert found.pop()[1] == 2  # One for the errors, one for the sums of all rows.
+
+
 def test_bytes_add_operators():
     """Negative control: where a chunk holds less there are more of them."""
     narrow = dataclasses.replace(ways.BATCHED, logits_bytes=12 * 16384 * 4)
@@ -140,3 +178,28 @@ def test_float64_is_seen():
     """Negative control of the test above."""
     with pytest.raises(AssertionError, match="gives float64"), RefuseFloat64():
         count_step(4, 512, ways.BATCHED)
+
+
+def table():
+    """Operators of a step with and without recording, and of scoring."""
+    print("way, path: rows, vocabulary: plain step, recording, scoring")
+    patch = pytest.MonkeyPatch()
+    for way in (ways.TRITON, ways.BATCHED, ways.BLOCKWISE):
+        for path in ("fused", "hooked"):
+            for n_rows in N_ROWS:
+                for vocabulary in VOCABULARIES:
+                    counts = []
+                    for options in ({"recorded": False}, {}, {"backward": False}):
+                        if way is ways.TRITON:
+                            step = count_triton_step(
+                                patch, n_rows, vocabulary, path=path, **options
+                            )
+                            counts.append(f"{step[0].by_name.total()} + {step[1]} kernels")
+                        else:
+                            step = count_step(n_rows, vocabulary, way, path=path, **options)
+                            counts.append(str(step.by_name.total()))
+                    print(f"{way.name}, {path}: {n_rows}, {vocabulary}: {', '.join(counts)}")
+
+
+if __name__ == "__main__":
+    table()

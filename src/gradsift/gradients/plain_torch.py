@@ -68,7 +68,10 @@ def errors(
         normaliser_n = logits_nr.logsumexp(1)
     delta_nr = (logits_nr - normaliser_n.unsqueeze(1)).exp_()
     inside_n, column_n = target_columns(targets_n, start, z_nr.shape[1])
-    delta_nr.scatter_add_(1, column_n.unsqueeze(1), -inside_n.to(delta_nr.dtype).unsqueeze(1))
+    at_n1 = column_n.unsqueeze(1)
+    delta_nr.scatter_(
+        1, at_n1, delta_nr.gather(1, at_n1) - inside_n.unsqueeze(1).to(delta_nr.dtype)
+    )
     delta_nr.masked_fill_((targets_n == IGNORED_LABEL).unsqueeze(1), 0)
     square_n = torch.linalg.vector_norm(delta_nr, dim=1).square()
     slope = transform.derivative(logits_nr)

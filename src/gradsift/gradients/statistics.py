@@ -122,15 +122,18 @@ def embedding_summaries(
         return start_B.scatter_reduce_(0, row_N, values_N, reduce, include_self=False)[:-1]
 
     low_N, high_N = gradient_ND.aminmax(dim=1)
-    high_B, low_B = by_row(high_N, "amax"), by_row(low_N, "amin")
-    n_used_B = is_first_N.new_zeros(n_instances, dtype=torch.long)
-    n_used_B.index_add_(0, keys_N // n_rows, is_first_N.long())
+    n_used_B = torch.zeros_like(rows_N[:n_instances]).index_add_(
+        0, keys_N // n_rows, is_first_N.long()
+    )
     all_used_B = n_used_B >= n_rows
+    high_B, low_B = by_row(high_N, "amax"), by_row(low_N, "amin")
     high_B = torch.where(all_used_B, high_B, high_B.clamp(min=0))
     low_B = torch.where(all_used_B, low_B, low_B.clamp(max=0))
-    norm_N = widest(torch.linalg.vector_norm(gradient_ND, dim=1))
-    entries = (widest(gradient_ND.sum(1)), widest(gradient_ND.abs().sum(1)), norm_N.square())
-    sums = [widest(high_B), widest(low_B), *(by_row(values_N, "sum") for values_N in entries)]
+    norm_N = torch.linalg.vector_norm(gradient_ND, dim=1)
+    columns = (gradient_ND.sum(1), gradient_ND.abs().sum(1), widest(norm_N).square())
+    sums_N3 = torch.stack([widest(values_N) for values_N in columns], 1)
+    sums_B3 = sums_N3.new_zeros(n_instances + 1, 3).index_add_(0, row_N, sums_N3)[:-1]
+    sums_B5 = torch.cat([widest(torch.stack([high_B, low_B], 1)), sums_B3], 1)
 
     bucket_N, sign_N = sketch.tokens(tokens_N)
     left_NK = delta_ND.new_zeros(len(tokens_N), sketch.size)
@@ -140,7 +143,7 @@ def embedding_summaries(
         return values_NX.unflatten(0, (n_instances, n_positions)).sum(1)
 
     sketch_BK = sketch.convolve(left_NK, sketch.columns(delta_ND), sum_rows)
-    return GradientSummaries.from_sums(torch.stack(sums, 1), n_rows * width, sketch_BK)
+    return GradientSummaries.from_sums(sums_B5, n_rows * width, sketch_BK)
 
 
 def dense_summary(gradient_VD: torch.Tensor, sketch: TensorSketch) -> GradientSummary:

@@ -295,3 +295,24 @@ def _best_config(width: int, dtype: torch.dtype, device: torch.device) -> triton
         delta_NV, x_ND, offsets, out, 0, TIMED_COLUMNS, width, TIMED_COLUMNS, width
     )  # fmt: skip
     return tuned.best_config
+
+
+def require_right_sums(device: torch.device) -> None:
+    """Compile and run both kernels on a small input that can be summed up in the head.
+
+    Args:
+        device: Where.
+
+    Raises:
+        ValueError: If they run, and are wrong.
+    """
+    ones_TD = torch.ones(16, 16, device=device, dtype=torch.bfloat16)
+    offsets_2 = torch.tensor([0, 16], device=device, dtype=torch.int32)
+    sums_5 = _launch(CONFIGS[-1].all_kwargs(), ones_TD, ones_TD, offsets_2, 0, 1)[0, 0]
+    found = errors(
+        ones_TD, torch.zeros(16, device=device, dtype=torch.long), 0, HeadTransform(), None, None
+    )
+    got = [*sums_5.tolist(), float(found.square_n[0]), float(found.delta_nr[0, 1])]
+    want = [16, 16, 16**3, 16**3, 16**4, (15 / 16) ** 2 + 15 / 16**2, 1 / 16]
+    if any(abs(one - other) > 1e-3 * other for one, other in zip(got, want, strict=True)):
+        raise ValueError(f"sums are {got}, expected {want}")
