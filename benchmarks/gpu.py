@@ -140,7 +140,7 @@ class Truth:
         g, size = gradient_rD, self.sketch.size
         self.blocks.append(torch.stack([g.max(), g.min(), g.sum(), g.abs().sum(), (g * g).sum()]))
         row_r = torch.arange(start, start + len(g), device=DEVICE)
-        bucket_r = (row_r + self.sketch.shift_Q[row_r // size]) % size
+        bucket_r = row_r % size
         self.left_KD.index_add_(0, bucket_r, g * self.sketch.sign_J[row_r].double().unsqueeze(1))
 
     def errors(self, values_S, sketch_K):
@@ -286,7 +286,8 @@ def check_head(report, case, seed):
             x_ND = tokens.take(hidden_BTD)
             heads = {layout: HeadProduct(x_ND, weight_VD, bias_V)}
             if layout == "packed" and len(x_ND) * case.n_columns < 2**28:
-                heads["outputs given"] = HeadOutputs(x_ND, F.linear(x_ND, weight_VD, bias_V))
+                z_BTV = F.linear(hidden_BTD, weight_VD, bias_V)
+                heads["outputs given"] = HeadOutputs(tokens, hidden_BTD, z_BTV)
             for kind, head in heads.items():
                 poison()
                 bounded = case.bounded(arithmetic, dtype)

@@ -34,7 +34,7 @@ def row_sums_source(dtype, config):
 
 def errors_source(dtype, constants):
     floats = ("log_normaliser_ptr", "square_ptr", "sign_ptr", "sketch_ptr")
-    signature = {"z_ptr": f"*{dtype}", "targets_ptr": "*i64", "shift_ptr": "*i32"}
+    signature = {"z_ptr": f"*{dtype}", "targets_ptr": "*i64"}
     signature |= dict.fromkeys(floats, "*fp32")
     signature |= dict.fromkeys(("n_columns", "stride", "start"), "i32")
     signature |= dict.fromkeys(("scale", "softcap"), "fp32")

@@ -157,15 +157,13 @@ def test_outputs_that_are_at_hand_say_the_same_and_stay(name):
     arithmetic = way(name, torch.float32)
     case = Case(43, 5, dtype=torch.float32)
     tokens = ResponseTokens.packed(case.labels_BT)
-    product = case.product(tokens)
-    z_NV = product.outputs(slice(None), slice(None))
-    before = z_NV.clone()
-    transform = HeadTransform(2.0, 3.0)
+    z_BTV = F.linear(case.hidden_BTD, case.weight_VD)
+    before = z_BTV.clone()
     seen, own = (
-        head_pass(head, tokens, transform, arithmetic, sketch=case.sketch).rows
-        for head in (HeadOutputs(product.x_ND, z_NV), product)
+        head_pass(head, tokens, HeadTransform(2.0, 3.0), arithmetic, sketch=case.sketch).rows
+        for head in (HeadOutputs(tokens, case.hidden_BTD, z_BTV), case.product(tokens))
     )
-    assert torch.equal(z_NV, before)
+    assert torch.equal(z_BTV, before)
     for row in (0, 2, 3):
         got, want = seen.summaries.values_BS[row], own.summaries.values_BS[row]
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-8)

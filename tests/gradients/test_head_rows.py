@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from gradients.ways import WAYS, way
-from gradsift.gradients.arithmetic import BLOCKWISE
-from gradsift.gradients.head_rows import compare_backprops, head_rows
+from gradsift.gradients.head import HeadOutputs
+from gradsift.gradients.head_rows import from_backprops, head_rows
 from gradsift.gradients.micro_batch import HeadCall, MicroBatch
 from gradsift.gradients.records import TrackedModel
 from gradsift.gradients.sketch import TensorSketch
@@ -31,11 +31,13 @@ def backprops(loss_of, dtype=torch.float64):
     return z_BTV.detach(), delta_BTV
 
 
-def seen(z_BTV, delta_BTV, layout="packed", transform=HeadTransform()):  # ruff: ignore[function-call-in-default-argument]
+def seen(z_BTV, delta_BTV, layout="packed", name="blockwise"):
     tokens = getattr(ResponseTokens, layout)(LABELS)
-    return compare_backprops(
-        tokens.take(z_BTV), tokens.take(delta_BTV), tokens, transform, BLOCKWISE
+    outputs, backprops = (
+        HeadOutputs(tokens, X.to(z_BTV.dtype), values) for values in (z_BTV, delta_BTV)
     )
+    sketch = TensorSketch.seeded(V, D, size=8, seed=0, device=torch.device("cpu"))
+    return from_backprops(outputs, backprops, tokens, HeadTransform(), WAYS[name], sketch)[0]
 
 
 @pytest.mark.parametrize("layout", ["packed", "every_position"])

@@ -87,20 +87,28 @@ class HeadProduct:
 
 
 class HeadOutputs:
-    """The head's outputs as a forward pass has computed them."""
+    """The head's outputs as a forward pass has computed them, at the laid-out tokens."""
 
-    def __init__(self, x_ND: torch.Tensor, z_NV: torch.Tensor):
-        """Take them.
+    def __init__(self, tokens: ResponseTokens, x_BTD: torch.Tensor, z_BTV: torch.Tensor):
+        """Copy nothing yet but the head's inputs.
 
         Args:
-            x_ND: Input of the head at the laid-out tokens.
-            z_NV: Its raw outputs.
+            tokens: The layout.
+            x_BTD: Input of the head.
+            z_BTV: Its raw outputs, or any other values for each of them.
         """
-        self.x_ND, self._z_NV, self.n_columns = x_ND, z_NV, z_NV.shape[1]
+        self.x_ND = tokens.take(x_BTD)
+        self.n_columns = z_BTV.shape[-1]
+        self.dtype = z_BTV.dtype
+        self._z_PV, self._positions_N = z_BTV.flatten(0, 1), tokens.positions_N
 
     def outputs(self, tokens: slice, block: slice) -> torch.Tensor:
-        """Return [n, r], which may be overwritten."""
-        return self._z_NV[tokens, block].clone()
+        """Return [n, r], a copy which may be overwritten."""
+        return self._z_PV[:, block].index_select(0, self._positions_N[tokens])
+
+    def at_targets(self, tokens: slice, targets_n: torch.Tensor) -> torch.Tensor:
+        """Return the values at each token's target, [n]; any for a target of -100."""
+        return self._z_PV[self._positions_N[tokens], targets_n.clamp(min=0)]
 
 
 def head_pass(
@@ -156,7 +164,7 @@ def _chunk_pass(
     x_nD, targets_n = head.x_ND[chunk.tokens], tokens.targets_N[chunk.tokens]
     x_nD = x_nD.to(operations.operand_dtype(x_nD.dtype))
     needs_errors = totals.is_any_wanted or rows is not None
-    sweep = _Sweep(head, chunk)
+    sweep = Sweep(head, chunk)
     in_second = needs_errors and len(sweep.blocks) == 1  # Then it finds the normaliser, too.
     normaliser_n, picked_n = sweep.first(targets_n, transform, normalise=not in_second)
     square_n = torch.zeros_like(picked_n)
@@ -177,10 +185,16 @@ def _chunk_pass(
     return (picked_n - normaliser_n).masked_fill(targets_n == IGNORED_LABEL, 0), square_n
 
 
-class _Sweep:
+class Sweep:
     """Two sweeps over the vocabulary; the outputs are computed twice where they are not kept."""
 
     def __init__(self, head: HeadProduct | HeadOutputs, chunk: Chunk):
+        """Nothing is computed yet.
+
+        Args:
+            head: Gives the outputs.
+            chunk: For its tokens.
+        """
         self.blocks = chunk.blocks(head.n_columns)
         self._head, self._tokens = head, chunk.tokens
         self._keeps = chunk.keeps_logits or len(self.blocks) == 1
@@ -189,7 +203,16 @@ class _Sweep:
     def first(
         self, targets_n: torch.Tensor, transform: HeadTransform, *, normalise: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Return the softmax' normalisers, if wanted, and the targets' logits."""
+        """Return the softmax' normalisers, if wanted, and the targets' logits.
+
+        Args:
+            targets_n: The tokens, -100 where there is no loss.
+            transform: What the model does to the outputs before the softmax.
+            normalise: Whether the normalisers are wanted.
+
+        Returns:
+            Both [n].
+        """
         log_sums, picked = [], []
         for block in self.blocks:
             z_nr = self._head.outputs(self._tokens, block)

@@ -1,6 +1,6 @@
 """What the LM head says of each row, from the fused head, from log-likelihoods, or from hooks.
 
-Shapes: B rows, N laid-out tokens, D width, V vocabulary; n tokens in one chunk.
+Shapes: B rows, N laid-out tokens, D width, V vocabulary; R, n and r those of a chunk and a block.
 """
 
 from __future__ import annotations
@@ -11,8 +11,15 @@ from dataclasses import dataclass
 import torch
 
 from gradsift.gradients import plain_torch
-from gradsift.gradients.arithmetic import Arithmetic
-from gradsift.gradients.head import HeadOutputs, HeadProduct, HeadRows, RowSums, head_pass
+from gradsift.gradients.arithmetic import Arithmetic, Chunk
+from gradsift.gradients.head import (
+    HeadOutputs,
+    HeadProduct,
+    HeadRows,
+    RowSums,
+    Sweep,
+    head_pass,
+)
 from gradsift.gradients.micro_batch import MicroBatch
 from gradsift.gradients.precision import at_least_float32, widest
 from gradsift.gradients.records import Check, TrackedModel
@@ -60,43 +67,19 @@ def head_rows(
         return batch.rows, batch.row_weights() if backward else None
     transform = batch.transform or model.transform
     if batch.head_calls:
-        x_ND, z_NV, delta_NV = batch.head_call()
-        if delta_NV is not None and backward:
-            return _from_backprops(batch, x_ND, z_NV, delta_NV, transform, sketch, arithmetic)
-        outputs = HeadOutputs(x_ND, z_NV)
-        return head_pass(outputs, batch.tokens, transform, arithmetic, sketch=sketch).rows, None
+        x_BTD, z_BTV, delta_BTV = batch.head_call()
+        outputs = HeadOutputs(batch.tokens, x_BTD, z_BTV)
+        if delta_BTV is None or not backward:
+            done = head_pass(outputs, batch.tokens, transform, arithmetic, sketch=sketch)
+            return done.rows, None
+        backprops = HeadOutputs(batch.tokens, x_BTD, delta_BTV)
+        seen, rows = from_backprops(outputs, backprops, batch.tokens, transform, arithmetic, sketch)
+        batch.checks += seen.checks(batch.step, delta_BTV.dtype)
+        return rows, seen.weight_B
     x_ND = batch.tokens.take(batch.hidden_BTD).to(batch.product_dtype)
     product = HeadProduct(x_ND, model.head.weight, model.head.bias)
     rows = head_pass(product, batch.tokens, transform, arithmetic, sketch=sketch).rows
     return rows, batch.row_weights() if backward else None
-
-
-def _from_backprops(
-    batch: MicroBatch,
-    x_ND: torch.Tensor,
-    z_NV: torch.Tensor,
-    delta_NV: torch.Tensor,
-    transform: HeadTransform,
-    sketch: TensorSketch,
-    arithmetic: Arithmetic,
-) -> tuple[HeadRows, torch.Tensor]:
-    tokens = batch.tokens
-    seen = compare_backprops(z_NV, delta_NV, tokens, transform, arithmetic)
-    batch.checks += seen.checks(batch.step, delta_NV.dtype)
-    operations, rows = arithmetic.operations(), RowSums(tokens, sketch)
-    operand = operations.operand_dtype(delta_NV.dtype)
-    n_columns, width = z_NV.shape[1], x_ND.shape[1]
-    for chunk in arithmetic.chunks(tokens.lengths, n_columns, width, operand.itemsize):
-        x_nD = x_ND[chunk.tokens].to(operand)
-        for block in chunk.blocks(n_columns):
-            delta_nr = delta_NV[chunk.tokens, block].to(operand)
-            sums_R5, _ = operations.row_gradients(
-                delta_nr, x_nD, tokens, chunk, sums=True, total=False
-            )
-            rows.add(sums_R5, sketch.rows(at_least_float32(delta_nr), block.start))
-        rows.end_chunk()
-    said = rows.result(seen.log_probs_N, seen.square_N, x_ND, n_columns, seen.weight_B)
-    return said, seen.weight_B
 
 
 @dataclass(frozen=True)
@@ -104,15 +87,11 @@ class SeenLoss:
     """What the backprops at the head's output tell of a training loss.
 
     Attributes:
-        log_probs_N: Log-likelihood of each token, in nats; 0 without a loss.
-        square_N: Squared norm of softmax minus one-hot.
         weight_B: By which factor each row's backprops are those of −Σ log p.
         residual_B: What that factor leaves over, relative to the backprops.
         unequal_N: By how much the factor of a single token differs from its row's, relative.
     """
 
-    log_probs_N: torch.Tensor
-    square_N: torch.Tensor
     weight_B: torch.Tensor
     residual_B: torch.Tensor
     unequal_N: torch.Tensor
@@ -150,54 +129,100 @@ class SeenLoss:
         ]
 
 
-def compare_backprops(
-    z_NV: torch.Tensor,
-    delta_NV: torch.Tensor,
+def from_backprops(
+    outputs: HeadOutputs,
+    backprops: HeadOutputs,
     tokens: ResponseTokens,
     transform: HeadTransform,
     arithmetic: Arithmetic,
-) -> SeenLoss:
-    """Find the factor between the backprops of a training loss and those of the closed form.
+    sketch: TensorSketch,
+) -> tuple[SeenLoss, HeadRows]:
+    """Summarise each row's own gradient from the backprops of a training loss.
 
     Args:
-        z_NV: The head's outputs.
-        delta_NV: The gradient of the training loss at them.
+        outputs: Of the head.
+        backprops: The gradient of the training loss at them.
         tokens: The layout.
         transform: What the model does to the head's output before the softmax.
-        arithmetic: Bounds the bytes that are compared at once.
+        arithmetic: How to compute.
+        sketch: Of the head's gradient.
 
     Returns:
-        The factors, and what they leave over.
+        What the backprops tell of the loss, and of each row.
     """
-    at_once = max(1, arithmetic.logits_bytes // (z_NV.shape[1] * torch.float32.itemsize))
-    parts = []
-    for at in range(0, len(z_NV), at_once):
-        z_nV, targets_n = z_NV[at : at + at_once], tokens.targets_N[at : at + at_once]
-        errors = plain_torch.errors(z_nV, targets_n, 0, transform, None, None)
-        want_nV = errors.delta_nr
-        got_nV = delta_NV[at : at + at_once].to(want_nV.dtype)
-        logit_n = z_nV.gather(1, targets_n.clamp(min=0).unsqueeze(1)).squeeze(1)
-        log_prob_n = transform.forward(logit_n.to(want_nV.dtype)) - errors.normaliser_n
-        product_n = widest((got_nV * want_nV).sum(1))
-        want_n = widest(torch.linalg.vector_norm(want_nV, dim=1))
-        weight_n = torch.where(want_n > 0, product_n / want_n.square(), 0)
-        rest_nV = got_nV - weight_n.to(want_nV.dtype).unsqueeze(1) * want_nV
-        rest_n, got_n = (
-            widest(torch.linalg.vector_norm(t, dim=1)).square() for t in (rest_nV, got_nV)
-        )
-        no_loss_n = targets_n == IGNORED_LABEL
-        numbers = (widest(log_prob_n), widest(errors.square_n), product_n, want_n, weight_n)
-        columns = torch.stack([*numbers, rest_n, got_n], 1)
-        parts.append(columns.masked_fill(no_loss_n.unsqueeze(1), 0))
-    columns_N7 = torch.cat(parts)
-    log_probs_N, square_N, product_N, want_N, weight_N, rest_N, got_N = columns_N7.unbind(1)
-    totals_B4 = tokens.sum_rows(torch.stack([product_N, want_N.square(), rest_N, got_N], 1))
-    weight_B = totals_B4[:, 0] / totals_B4[:, 1]
-    unequal_N = (weight_N / weight_B[tokens.rows_N] - 1) * (want_N / SMALL_BACKPROP).clamp(max=1)
-    return SeenLoss(
-        log_probs_N,
-        square_N,
+    rows = RowSums(tokens, sketch)
+    operand = arithmetic.operations().operand_dtype(backprops.dtype)
+    width = outputs.x_ND.shape[1]
+    parts = [
+        _chunk_of_backprops(chunk, outputs, backprops, tokens, transform, arithmetic, sketch, rows)
+        for chunk in arithmetic.chunks(tokens.lengths, outputs.n_columns, width, operand.itemsize)
+    ]
+    log_probs_N, square_N, want_N, product_N, rest_N = torch.cat(parts).unbind(1)
+    sums = (product_N, want_N, rest_N, want_N.clamp(min=SMALL_BACKPROP**2))
+    product_B, want_B, rest_B, least_B = tokens.sum_rows(torch.stack(sums, 1)).unbind(1)
+    weight_B = product_B / want_B
+    own_N = torch.where(want_N > 0, product_N / want_N, 0) / weight_B[tokens.rows_N]
+    unequal_N = (own_N - 1) * (want_N.sqrt() / SMALL_BACKPROP).clamp(max=1)
+    seen = SeenLoss(
         weight_B,
-        (totals_B4[:, 2] / totals_B4[:, 3]).sqrt(),
+        (rest_B / least_B).sqrt() / weight_B.abs(),
         unequal_N.masked_fill(tokens.targets_N == IGNORED_LABEL, 0),
     )
+    return seen, rows.result(log_probs_N, square_N, outputs.x_ND, outputs.n_columns, weight_B)
+
+
+def _chunk_of_backprops(
+    chunk: Chunk,
+    outputs: HeadOutputs,
+    backprops: HeadOutputs,
+    tokens: ResponseTokens,
+    transform: HeadTransform,
+    arithmetic: Arithmetic,
+    sketch: TensorSketch,
+    rows: RowSums,
+) -> torch.Tensor:
+    # Returns of each token its log-likelihood, ‖softmax − one-hot‖², and with the backprops ω of
+    # its own loss and δ of the training loss ‖ω‖², δ·ω and ‖δ − wω‖²; w is the row's factor as its
+    # targets alone have it. Adds δ's gradients to the rows.
+    operations = arithmetic.operations()
+    x_nD, targets_n = outputs.x_ND[chunk.tokens], tokens.targets_N[chunk.tokens]
+    sweep = Sweep(outputs, chunk)
+    normaliser_n, picked_n = sweep.first(targets_n, transform, normalise=True)
+    log_prob_n = (picked_n - normaliser_n).masked_fill(targets_n == IGNORED_LABEL, 0)
+    weight_n = _weights_at_targets(chunk, backprops, tokens, transform, picked_n, log_prob_n)
+    square_n, want_n, product_n, rest_n = (torch.zeros_like(widest(picked_n)) for _ in range(4))
+    for block in sweep.blocks:
+        errors = plain_torch.errors(
+            sweep.outputs(block), targets_n, block.start, transform, normaliser_n, None
+        )
+        delta_nr, want_nr = backprops.outputs(chunk.tokens, block), errors.delta_nr
+        got_nr = at_least_float32(delta_nr)
+        square_n += errors.square_n
+        want_n += torch.linalg.vecdot(want_nr, want_nr)
+        product_n += torch.linalg.vecdot(got_nr, want_nr)
+        rest_n += torch.linalg.vector_norm(got_nr - weight_n.unsqueeze(1) * want_nr, dim=1).square()
+        operand = operations.operand_dtype(delta_nr.dtype)
+        sums_R5, _ = operations.row_gradients(
+            delta_nr.to(operand), x_nD.to(operand), tokens, chunk, sums=True, total=False
+        )
+        rows.add(sums_R5, sketch.rows(got_nr, block.start))
+    rows.end_chunk()
+    numbers_n5 = torch.stack([widest(log_prob_n), square_n, want_n, product_n, rest_n], 1)
+    return numbers_n5.masked_fill((targets_n == IGNORED_LABEL).unsqueeze(1), 0)
+
+
+def _weights_at_targets(
+    chunk: Chunk,
+    backprops: HeadOutputs,
+    tokens: ResponseTokens,
+    transform: HeadTransform,
+    logit_n: torch.Tensor,
+    log_prob_n: torch.Tensor,
+) -> torch.Tensor:
+    # The factor of each token's row, from the one entry of its backprops that is largest.
+    want_n = log_prob_n.expm1() * transform.derivative(logit_n)
+    got_n = backprops.at_targets(chunk.tokens, tokens.targets_N[chunk.tokens]).to(want_n.dtype)
+    rows_n = tokens.rows_N[chunk.tokens] - chunk.rows.start
+    sums_R2 = want_n.new_zeros(len(chunk.lengths), 2)
+    sums_R2.index_add_(0, rows_n, torch.stack([got_n * want_n, want_n.square()], 1))
+    return (sums_R2[:, 0] / sums_R2[:, 1])[rows_n]

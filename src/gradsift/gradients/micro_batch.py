@@ -180,10 +180,10 @@ class MicroBatch:
         return n_rows != n_positions or not torch.equal(tokens, self.input_ids_BT)
 
     def head_call(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return input, output and backprops of the head at the laid-out tokens.
+        """Return input [B, T, D], output and backprops [B, T, V] of the head.
 
         Returns:
-            x_ND, z_NV and delta_NV (None before the backward pass).
+            The three; no backprops before the backward pass.
 
         Raises:
             ValueError: If the head was not called once on all positions.
@@ -200,11 +200,10 @@ class MicroBatch:
             None if t is None else t.reshape(*shape, t.shape[-1])
             for t in (call.x, call.z, call.backprops)
         )
-        if delta_BTV is None:
-            return self.tokens.take(x_BTD), self.tokens.take(z_BTV), None
-        size_BT = torch.linalg.vector_norm(delta_BTV, ord=torch.inf, dim=-1)
-        self._require_nothing_else(size_BT.masked_fill(self.counted_BT(), 0), size_BT)
-        return tuple(self.tokens.take(t) for t in (x_BTD, z_BTV, delta_BTV))
+        if delta_BTV is not None:
+            size_BT = torch.linalg.vector_norm(delta_BTV, ord=torch.inf, dim=-1)
+            self._require_nothing_else(size_BT.masked_fill(self.counted_BT(), 0), size_BT)
+        return x_BTD, z_BTV, delta_BTV
 
     def _require_nothing_else(self, stray: torch.Tensor, all_weights: torch.Tensor) -> None:
         share = stray.abs().amax(-1) / all_weights.abs().amax()

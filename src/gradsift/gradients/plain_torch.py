@@ -66,13 +66,14 @@ def errors(
     logits_nr = transform.forward(z_nr.to(operand_dtype(z_nr.dtype)))
     if normaliser_n is None:
         normaliser_n = logits_nr.logsumexp(1)
-    delta_nr = (logits_nr - normaliser_n.unsqueeze(1)).exp_()
+    # Without a loss the probabilities are exp(−∞).
+    shift_n1 = normaliser_n.masked_fill(targets_n == IGNORED_LABEL, torch.inf).unsqueeze(1)
+    delta_nr = (logits_nr - shift_n1).exp_()
     inside_n, column_n = target_columns(targets_n, start, z_nr.shape[1])
     at_n1 = column_n.unsqueeze(1)
     delta_nr.scatter_(
         1, at_n1, delta_nr.gather(1, at_n1) - inside_n.unsqueeze(1).to(delta_nr.dtype)
     )
-    delta_nr.masked_fill_((targets_n == IGNORED_LABEL).unsqueeze(1), 0)
     square_n = torch.linalg.vector_norm(delta_nr, dim=1).square()
     slope = transform.derivative(logits_nr)
     if isinstance(slope, torch.Tensor) or slope != 1:

@@ -48,26 +48,23 @@ class SketchSpec:
 
 @dataclass(frozen=True)
 class TensorSketch:
-    """The random buckets and signs for one V×D weight.
+    """The buckets and random signs for one V×D weight.
 
-    Rows of the weight fall into buckets run by run: each run of K rows is turned by a random shift,
-    so two rows share a bucket with probability 1/K or, within a run, never, and a run can be read
-    in one go. Columns fall into buckets independently.
+    Row v of the weight has the bucket `v mod K`: rows are then added up in whole runs, as they lie
+    in memory. Columns have random buckets, so two entries of different columns share one with
+    probability 1/K. Signs are random for both, which is what makes inner products unbiased.
 
     Attributes:
         size: K.
-        shift_Q: Of each run, int32: row v has the bucket `(v + shift[v // K]) mod K`.
+        n_rows: V.
         sign_J: Of each row, ±1 float32, filled up with zeros to whole runs, J = Q·K.
         column_DK: float32: of each column a sign at its bucket, else 0.
-        slot_J: Row that belongs to each bucket, run by run: bucket k of run q at q·K + k.
     """
 
     size: int
     n_rows: int
-    shift_Q: torch.Tensor
     sign_J: torch.Tensor
     column_DK: torch.Tensor
-    slot_J: torch.Tensor
 
     @classmethod
     def seeded(
@@ -87,17 +84,13 @@ class TensorSketch:
         """
         generator = torch.Generator().manual_seed(seed)
         n_runs = -(-n_rows // size)
-        shift_Q = torch.randint(size, (n_runs,), generator=generator)
         sign_J = torch.randint(2, (n_runs * size,), generator=generator).float() * 2 - 1
         sign_J[n_rows:] = 0
         bucket_D = torch.randint(size, (width,), generator=generator)
         sign_D = torch.randint(2, (width,), generator=generator).float() * 2 - 1
         column_DK = torch.zeros(width, size)
         column_DK[torch.arange(width), bucket_D] = sign_D
-        bucket_J = torch.arange(n_runs * size)
-        slot_J = bucket_J // size * size + (bucket_J - shift_Q[bucket_J // size]) % size
-        tensors = (shift_Q.to(torch.int32), sign_J, column_DK, slot_J)
-        return cls(size, n_rows, *(tensor.to(device) for tensor in tensors))
+        return cls(size, n_rows, sign_J.to(device), column_DK.to(device))
 
     def rows(self, delta_NR: torch.Tensor, start: int) -> torch.Tensor:
         """Count-sketch a block of columns of backprops that begins at a whole run.
@@ -110,19 +103,16 @@ class TensorSketch:
             [N, K], of the dtype of the backprops.
         """
         assert start % self.size == 0, f"a block at {start} is not at a run of {self.size}"
-        n_runs = -(-delta_NR.shape[1] // self.size)
-        block = slice(start, start + n_runs * self.size)
-        # Where the last run is not whole its slots point beyond the block; their signs are 0.
-        slot_J = (self.slot_J[block] - start).clamp(max=delta_NR.shape[1] - 1)
-        sign_J = self.sign_J[self.slot_J[block]].to(delta_NR.dtype)
-        # Faster than index_select, which copies column by column.
-        turned_NJ = delta_NR.gather(1, slot_J.expand(len(delta_NR), -1)).mul_(sign_J)
-        return turned_NJ.view(len(delta_NR), n_runs, self.size).sum(1)
+        n_columns = delta_NR.shape[1]
+        signed_NR = delta_NR * self.sign_J[start : start + n_columns].to(delta_NR.dtype)
+        n_missing = -n_columns % self.size  # Only the last block of all ends within a run.
+        if n_missing:
+            signed_NR = torch.nn.functional.pad(signed_NR, (0, n_missing))
+        return signed_NR.unflatten(1, (-1, self.size)).sum(1)
 
     def tokens(self, tokens_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return bucket (int64) and sign (float32) of single rows of the weight."""
-        bucket_N = (tokens_N + self.shift_Q[tokens_N // self.size]) % self.size
-        return bucket_N, self.sign_J[tokens_N]
+        return tokens_N % self.size, self.sign_J[tokens_N]
 
     def columns(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Return the count sketch of vectors of width D, [N, K]."""

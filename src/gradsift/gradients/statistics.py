@@ -55,16 +55,18 @@ class GradientSummaries:
 def entry_sums(gradient_BRD: torch.Tensor) -> torch.Tensor:
     """Return the sums of each of B gradients that are at hand, [B, 5]."""
     if len(gradient_BRD) == 1:  # Reductions to one number use all cores, along a dimension not.
-        high, low = gradient_BRD.aminmax()[::-1]
-        total, absolute = gradient_BRD.sum(), gradient_BRD.abs().sum()
-        sums = [widest(t).unsqueeze(0) for t in (high, low, total, absolute)]
+        ends = [end.unsqueeze(0) for end in gradient_BRD.aminmax()]
+        total_B = gradient_BRD.sum().unsqueeze(0)
     else:
         flat_BE = gradient_BRD.flatten(1)
-        low_B, high_B = flat_BE.aminmax(dim=1)
-        sums = [widest(t) for t in (high_B, low_B, flat_BE.sum(1), flat_BE.abs().sum(1))]
+        ends, total_B = flat_BE.aminmax(dim=1), flat_BE.sum(1)
     # Row by row: over a whole block, float32 accumulation inside vector_norm is off by up to 5e-4.
-    norm_BR = widest(torch.linalg.vector_norm(gradient_BRD, dim=2))
-    return torch.stack([*sums, norm_BR.square().sum(1)], 1)
+    l1_BR, l2_BR = (
+        widest(torch.linalg.vector_norm(gradient_BRD, ord=order, dim=2)) for order in (1, 2)
+    )
+    ends = [widest(end) for end in ends]
+    sums = [ends[1], ends[0], widest(total_B), l1_BR.sum(1), l2_BR.square().sum(1)]
+    return torch.stack(sums, 1)
 
 
 def combined_sums(parts_PB5: torch.Tensor) -> torch.Tensor:
@@ -130,7 +132,8 @@ def embedding_summaries(
     high_B = torch.where(all_used_B, high_B, high_B.clamp(min=0))
     low_B = torch.where(all_used_B, low_B, low_B.clamp(max=0))
     norm_N = torch.linalg.vector_norm(gradient_ND, dim=1)
-    columns = (gradient_ND.sum(1), gradient_ND.abs().sum(1), widest(norm_N).square())
+    l1_N = torch.linalg.vector_norm(gradient_ND, ord=1, dim=1)
+    columns = (gradient_ND.sum(1), l1_N, widest(norm_N).square())
     sums_N3 = torch.stack([widest(values_N) for values_N in columns], 1)
     sums_B3 = sums_N3.new_zeros(n_instances + 1, 3).index_add_(0, row_N, sums_N3)[:-1]
     sums_B5 = torch.cat([widest(torch.stack([high_B, low_B], 1)), sums_B3], 1)

@@ -32,8 +32,7 @@ ERROR_TILE = 4096
 # Integers that change from chunk to chunk must not ask for another compilation.
 @triton.jit(do_not_specialize=["start"])
 def _errors_kernel(
-    z_ptr, targets_ptr, log_normaliser_ptr, square_ptr,
-    shift_ptr, sign_ptr, sketch_ptr,
+    z_ptr, targets_ptr, log_normaliser_ptr, square_ptr, sign_ptr, sketch_ptr,
     n_columns, stride, start, scale, softcap,
     HAS_SOFTCAP: tl.constexpr, HAS_NORMALISER: tl.constexpr, HAS_SKETCH: tl.constexpr,
     K: tl.constexpr, RUNS: tl.constexpr, TILE: tl.constexpr,
@@ -67,12 +66,7 @@ def _errors_kernel(
     square = tl.zeros([RUNS, K], tl.float32)
     for first in range(0, tl.cdiv(n_columns, K), RUNS):
         run = first + tl.arange(0, RUNS)
-        inside_run = run * K < n_columns
-        if HAS_SKETCH:
-            shift = tl.load(shift_ptr + start // K + run, mask=inside_run, other=0)
-            column = run[:, None] * K + (bucket[None, :] + K - shift[:, None]) % K
-        else:
-            column = run[:, None] * K + bucket[None, :]
+        column = run[:, None] * K + bucket[None, :]
         inside = column < n_columns
         z = tl.load(z_ptr + column, mask=inside, other=float("-inf")).to(tl.float32)
         logit = z * scale
@@ -136,7 +130,6 @@ def errors(
     if n_tokens:
         _errors_kernel[n_tokens,](
             z_nr, targets_n, normaliser_n, square_n,
-            square_n if sketch is None else sketch.shift_Q,
             square_n if sketch is None else sketch.sign_J,
             square_n if sketch is None else left_nK,
             n_columns, z_nr.stride(0), start,
