@@ -55,18 +55,15 @@ class GradientSummaries:
 def entry_sums(gradient_BRD: torch.Tensor) -> torch.Tensor:
     """Return the sums of each of B gradients that are at hand, [B, 5]."""
     if len(gradient_BRD) == 1:  # Reductions to one number use all cores, along a dimension not.
-        ends = [end.unsqueeze(0) for end in gradient_BRD.aminmax()]
-        total_B = gradient_BRD.sum().unsqueeze(0)
+        low_B, high_B = (end.unsqueeze(0) for end in gradient_BRD.aminmax())
+        total_B, l1_B = gradient_BRD.sum().unsqueeze(0), gradient_BRD.abs().sum().unsqueeze(0)
     else:
         flat_BE = gradient_BRD.flatten(1)
-        ends, total_B = flat_BE.aminmax(dim=1), flat_BE.sum(1)
+        (low_B, high_B), total_B = flat_BE.aminmax(dim=1), flat_BE.sum(1)
+        l1_B = widest(torch.linalg.vector_norm(gradient_BRD, ord=1, dim=2)).sum(1)
     # Row by row: over a whole block, float32 accumulation inside vector_norm is off by up to 5e-4.
-    l1_BR, l2_BR = (
-        widest(torch.linalg.vector_norm(gradient_BRD, ord=order, dim=2)) for order in (1, 2)
-    )
-    ends = [widest(end) for end in ends]
-    sums = [ends[1], ends[0], widest(total_B), l1_BR.sum(1), l2_BR.square().sum(1)]
-    return torch.stack(sums, 1)
+    square_B = widest(torch.linalg.vector_norm(gradient_BRD, dim=2)).square().sum(1)
+    return torch.stack([widest(t) for t in (high_B, low_B, total_B, l1_B, square_B)], 1)
 
 
 def combined_sums(parts_PB5: torch.Tensor) -> torch.Tensor:
