@@ -1,6 +1,6 @@
 """How many operators a recording step takes, and that none waits for the device.
 
-`PYTHONPATH=tests python tests/gradients/test_operators.py` prints a table.
+`TRITON_INTERPRET=1 PYTHONPATH=tests python tests/gradients/test_operators.py` prints a table.
 """
 
 import dataclasses
