@@ -538,3 +538,116 @@ def test_a_second_backward_pass_through_the_same_graph_is_no_other_row(tmp_path)
         loss.backward(retain_graph=True)
         loss.backward()
     assert seen.store.instance_ids == ("0", "1", "2", "3")
+
+
+def test_a_loop_may_fill_its_tensors_anew(tmp_path):
+    """Records are read later: what they are read with is copied."""
+    model, buffers = tiny_llama(), {}
+    with gs.record(model, out=tmp_path, ids="row") as seen:
+        for batch in batches(size=1):
+            for name, values in batch.items():
+                buffer = buffers.setdefault(name, torch.zeros(1, 40, dtype=values.dtype))
+                buffer[:, : values.shape[-1]] = values
+            width = batch["labels"].shape[1]
+            views = {name: buffer[:, :width] for name, buffer in buffers.items()}
+            model(**{**views, "row": buffers["row"][0, :1]}).loss.backward()
+    assert_store_is_autograd(seen.store, tiny_llama(dtype=torch.float64))
+
+
+def test_batches_without_labels_are_let_through(tmp_path):
+    model = tiny_llama()
+    empty = next(iter(batches()))
+    empty["labels"] = torch.full_like(empty["labels"], -100)
+
+    def nothing():
+        (0.0 * model(**empty).logits.sum()).backward()
+
+    with gs.record(model, out=tmp_path, ids="row") as seen:
+        nothing()
+        train(model)
+        nothing()
+    assert seen.n_without_response == 8
+    assert_store_is_autograd(seen.store, tiny_llama(dtype=torch.float64))
+
+
+def test_a_pass_without_gradients_in_between_is_somebody_elses(tmp_path):
+    model = tiny_llama()
+    with gs.record(model, out=tmp_path, ids="row") as seen:
+        for batch in batches():
+            loss = model(**batch).loss
+            with torch.no_grad():
+                model(**next(iter(batches())))
+            loss.backward()
+    assert_store_is_autograd(seen.store, tiny_llama(dtype=torch.float64))
+
+
+def test_terms_that_come_later_are_found_later(tmp_path):
+    def loop(model):
+        for at, batch in enumerate(batches(size=1, names=False)):
+            loss_of = plain_loss if at < 5 else with_a_term_on_a_hidden_state
+            loss_of(model, batch).backward()
+
+    model = tiny_llama()
+    message = "more than the mean negative log-likelihood"
+    with pytest.raises(ValueError, match=message), gs.record(model, out=tmp_path):
+        loop(model)
+
+
+def test_weights_that_change_before_the_comparison_are_told(tmp_path):
+    def loop(model):
+        for batch in batches():
+            model(**batch).loss.backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 0.0 * parameter.grad
+            model.zero_grad()
+
+    model = tiny_llama()
+    message = "weights changed before"
+    with (
+        pytest.warns(UserWarning, match=message),
+        gs.record(model, out=tmp_path, ids="row") as seen,
+    ):
+        loop(model)
+    assert_store_is_autograd(seen.store, tiny_llama(dtype=torch.float64))
+
+
+BOXES = {
+    "tensors": lambda row: [torch.tensor(i) for i in row.tolist()],
+    "a column": lambda row: row.unsqueeze(1),
+    "numpy": lambda row: list(row.numpy()),
+}
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_ids_in_any_box(tmp_path, box):
+    model = tiny_llama()
+    with gs.record(model, out=tmp_path, ids="row") as seen:
+        for batch in batches():
+            model(**{**batch, "row": BOXES[box](batch["row"])}).loss.backward()
+    assert set(seen.store.instance_ids) == {str(i) for i in range(N)}
+
+
+def test_ids_that_are_no_rows_and_calls_without_tokens_are_told(tmp_path):
+    batch = next(iter(batches()))
+    short = {**batch, "row": batch["row"][:2]}
+    refused(tmp_path / "a", "4 rows has 2 ids", lambda model: model(**short), ids="row")
+    embedded = {"inputs_embeds": torch.zeros(1, 3, 32), "labels": torch.ones(1, 3).long()}
+    refused(tmp_path / "b", "without `input_ids`", lambda model: model(**embedded))
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "q", "completion": "a"}) + "\n")
+    pool = gs.load_pool(data)
+
+    def loop(model):
+        model(**batch).loss.backward()
+
+    refused(tmp_path / "c", "is no row of the pool", loop, ids="row", pool=pool)
+
+
+def test_a_mask_may_be_given_by_its_place(tmp_path):
+    model = tiny_llama()
+    with gs.record(model, out=tmp_path, ids="row") as seen:
+        for batch in left_padded(first_label=False):
+            tokens, mask = batch.pop("input_ids"), batch.pop("attention_mask")
+            model(tokens, mask, **batch).loss.backward()
+    assert len(seen.store.instance_ids) == N

@@ -55,6 +55,7 @@ class MicroBatch:
         labels_BT: The same where a token belongs to the response, else -100.
         mask_BT: 0 on padding.
         tokens: Where the response tokens are.
+        differentiable: Whether its forward pass is one with gradients.
         embedding_calls: Uses of the table in the forward pass.
         head_calls: Uses of the head, where it is called as a module or function.
         hidden_BTD: Input of the head.
@@ -73,6 +74,7 @@ class MicroBatch:
     labels_BT: torch.Tensor
     mask_BT: torch.Tensor
     tokens: ResponseTokens
+    differentiable: bool = True
     embedding_calls: list[EmbeddingCall] = field(default_factory=list)
     head_calls: list[HeadCall] = field(default_factory=list)
     hidden_BTD: torch.Tensor | None = None

@@ -160,7 +160,9 @@ class Recorder:
         """
         mask_BT = torch.ones_like(input_ids_BT) if attention_mask_BT is None else attention_mask_BT
         tokens = ResponseTokens.of(labels_BT, mask_BT) if tokens is None else tokens
-        self._batch = MicroBatch(tuple(indices), step, input_ids_BT, labels_BT, mask_BT, tokens)
+        self._batch = MicroBatch(
+            tuple(indices), step, input_ids_BT, labels_BT, mask_BT, tokens, torch.is_grad_enabled()
+        )
 
     def watched_tensors(self) -> list[torch.Tensor]:
         """Return the tensors of the open micro-batch whose gradients `finish` needs."""
@@ -191,6 +193,10 @@ class Recorder:
         with torch.no_grad(), torch.autocast(kind, enabled=False):
             return self._records(batch, backward)
 
+    def _watches(self) -> bool:
+        # A pass without gradients between a forward pass and its backward pass is somebody else's.
+        return self._batch is not None and self._batch.differentiable == torch.is_grad_enabled()
+
     def _on_embedding(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         self._on_table_use(inputs[0], output, module.padding_idx)
 
@@ -210,7 +216,7 @@ class Recorder:
         self._on_head_use(inputs[0], output)
 
     def _on_head_use(self, x: torch.Tensor, z: torch.Tensor) -> None:
-        if self._batch is None or self.model.fused is not None:
+        if not self._watches() or self.model.fused is not None:
             return
         call = HeadCall(x.detach(), z.detach())
         self._batch.head_calls.append(call)
@@ -220,13 +226,13 @@ class Recorder:
 
     def _on_backbone(self, module: nn.Module, inputs: tuple, output: object) -> None:
         hidden = getattr(output, "last_hidden_state", None)
-        if self._batch is not None and hidden is not None:
+        if self._watches() and hidden is not None:
             self._batch.hidden_BTD = hidden.detach()
             # Autocast may be on inside the model only.
             self._batch.product_dtype = product_dtype(hidden)
 
     def _on_output(self, module: nn.Module, inputs: tuple, output: object) -> None:
-        if self._batch is None:
+        if not self._watches():
             return
         logits, log_probs = (getattr(output, name, None) for name in ("logits", "log_probs"))
         if torch.is_grad_enabled() and log_probs is not None:
@@ -248,7 +254,7 @@ class Recorder:
     def _on_fused_head(
         self, hidden_BTD: torch.Tensor, rows: HeadRows, log_probs_N: torch.Tensor
     ) -> None:
-        if self._batch is not None:
+        if self._watches():
             self._batch.hidden_BTD, self._batch.rows = hidden_BTD, rows
             self._batch.product_dtype = product_dtype(hidden_BTD)
             if not log_probs_N.requires_grad:

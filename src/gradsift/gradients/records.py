@@ -104,9 +104,10 @@ class Records:
         Raises:
             ValueError: If something does not hold that must.
         """
-        worst = [widest(check.values).nan_to_num(0).abs().max() for check in self.checks]
+        checks = [check for check in self.checks if check.values.numel()]
+        worst = [widest(check.values).nan_to_num(0).abs().max() for check in checks]
         values = torch.stack(worst).tolist() if worst else []
-        for check, value in zip(self.checks, values, strict=True):
+        for check, value in zip(checks, values, strict=True):
             if value > check.limit:
                 raise ValueError(check.message(value))
         loss_B, error_B = self.loss_B.tolist(), self.error_norm_B.tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from gradsift.gradients.check import CheckResult, require_same_loss
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import RecordingPath, Records
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.gradients.tokens import IGNORED_LABEL
+from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
 from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
 from gradsift.store.manifest import Manifest
 from gradsift.store.pool_table import write_pool_table
@@ -41,6 +42,8 @@ PATHS: tuple[RecordingPath, ...] = ("hooked", "intercepted")
 FLUSH_EVERY = 256  # Micro-batches.
 # Micro-batches whose records stay on the device until they are read together.
 UNREAD = 16
+# Of these micro-batches (from 0) the loop's backward pass is compared with the plain loss's.
+COMPARED = (0, 9, 99, 999)
 NOT_RECORDED = "not_recorded"
 
 
@@ -60,13 +63,14 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _FirstForward:
-    """What it takes to run the loop's first forward pass again, as it was."""
+    """What it takes to run a forward pass of the loop again, as it was."""
 
     args: tuple
     kwargs: dict[str, Any]
     batch: _Batch
     random_state: tuple[torch.Tensor, torch.Tensor | None]
     autocast: torch.dtype | None
+    versions: tuple[int, ...]
 
 
 class Recording:
@@ -115,6 +119,7 @@ class Recording:
         self._is_sharded = any(hasattr(p, "full_tensor") for p in self._outer.parameters())
         self._paths = PATHS if recording == "auto" else (recording,)
         self._ids_column, self._pool, self._sketch, self._out = ids, pool, sketch, out
+        self._pool_ids = set() if pool is None else {row.instance_id for row in pool.rows}
         self._recorder: Recorder | None = None
         self._handles: list[Any] = []
         self._checking = False
@@ -210,8 +215,12 @@ class Recording:
         elif len(self._unread) >= UNREAD:
             self._read()
         batch = self._batch_of(args, kwargs, ids)
-        if self._recorder is None:
+        if self._recorder is None and not any(ResponseTokens.packed(*batch.tensors()[1:]).lengths):
+            self.n_without_response += len(batch.input_ids_BT)
+            return  # Nothing to check with; the next one may have labels.
+        if self._n_batches in COMPARED:
             self._first = self._as_it_is(args, kwargs, batch)
+        if self._recorder is None:
             self._recorder = self._checked(args, kwargs, batch)
             self._recorder.__enter__()
             self._recorder.join_forward()
@@ -232,8 +241,14 @@ class Recording:
                 "NEFTune adds noise to the embeddings, which would be in the recorded gradients: "
                 "set neftune_noise_alpha=None in the loop that is recorded."
             )
-        input_ids_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        labels_BT, mask_BT = kwargs.get("labels"), kwargs.get("attention_mask")
+        input_ids_BT = kwargs.get("input_ids", args[0] if args else None)
+        labels_BT = kwargs.get("labels")
+        mask_BT = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        if input_ids_BT is None:
+            raise ValueError(
+                "the model was called without `input_ids`: the gradient of the embedding table is "
+                "that of its tokens, so embeddings given in their place are not recorded."
+            )
         if labels_BT is None:
             raise ValueError(
                 "the model was called without `labels`, so it cannot be told which tokens are the "
@@ -241,7 +256,12 @@ class Recording:
             )
         if mask_BT is None:
             mask_BT = torch.ones_like(input_ids_BT)
-        return _Batch(ids, input_ids_BT, labels_BT, mask_BT)
+        if ids is not None and len(ids) != len(input_ids_BT):
+            raise ValueError(
+                f"a batch of {len(input_ids_BT)} rows has {len(ids)} ids in {self._ids_column!r}."
+            )
+        # Copies: they are read later, and a loop may fill its tensors anew.
+        return _Batch(*(_copied(value) for value in (ids, input_ids_BT, labels_BT, mask_BT)))
 
     def _as_it_is(self, args: tuple, kwargs: dict[str, Any], batch: _Batch) -> _FirstForward | None:
         if self._is_sharded:
@@ -251,7 +271,13 @@ class Recording:
         state = torch.get_device_module(device).get_rng_state(device) if on_accelerator else None
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else None
-        return _FirstForward(args, kwargs, batch, (torch.get_rng_state(), state), dtype)
+        args = tuple(_copied(value) for value in args)
+        kwargs = {name: _copied(value) for name, value in kwargs.items()}
+        random_state = (torch.get_rng_state(), state)
+        return _FirstForward(args, kwargs, batch, random_state, dtype, self._versions())
+
+    def _versions(self) -> tuple[int, ...]:
+        return tuple(parameter._version for parameter in self._outer.parameters())
 
     def _after_forward(self, module: nn.Module, args: tuple, output: object) -> None:
         if self._open_batch is not None and torch.is_grad_enabled() and not self._checking:
@@ -266,15 +292,24 @@ class Recording:
         self._unread.append((self._recorder.finish(), batch))
 
     def _check_first_backward(self) -> None:
-        """Compare what the loop's first backward pass brought with the response tokens' own.
+        """Compare what a backward pass of the loop brought with the response tokens' own.
 
-        The self-check cannot see what a loop adds to its loss. So the first forward pass is run
-        again with the random numbers that it had, and differentiated by the plain loss.
+        The self-check cannot see what a loop adds to its loss. So the forward pass is run again
+        with the random numbers that it had, and differentiated by the plain loss.
         """
+        if self._first is None or not self._unread or self._open_batch is not None:
+            return  # Not before the backward pass is through.
         first, self._first = self._first, None
-        if first is None or not self._unread:
+        if first.versions != self._versions():
+            warnings.warn(
+                "the weights changed before what the loop's loss brought could be compared with "
+                "the response tokens' own (an optimizer inside the backward pass, or one that is "
+                "not torch's): terms beyond the mean negative log-likelihood of the response "
+                "tokens would go unnoticed.",
+                stacklevel=2,
+            )
             return
-        ((seen, _), *_rest) = self._unread
+        seen, _ = self._unread[-1]
         seen.read()  # What is wrong with the loss at the head is said in better words.
         # The recorder itself is attached, and rests: no micro-batch is open.
         twin = Recorder(
@@ -363,12 +398,20 @@ class Recording:
                 row_key(tokens_T[mask_T > 0], labels_T[mask_T > 0])
                 for tokens_T, labels_T, mask_T in rows
             ]
-        ids = batch.ids
-        ids = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
-        if self._pool is not None:
-            rows = self._pool.rows
-            ids = [rows[i].instance_id if isinstance(i, int) else i for i in ids]
-        return [str(i) for i in ids]
+        # Numbers of whatever library, in whatever box, become Python's own.
+        ids = [id_.item() if hasattr(id_, "item") else id_ for id_ in _unboxed(batch.ids)]
+        return [str(i) if self._pool is None else self._pool_id(i) for i in ids]
+
+    def _pool_id(self, id_: int | str) -> str:
+        rows = self._pool.rows
+        if isinstance(id_, int) and 0 <= id_ < len(rows):
+            return rows[id_].instance_id
+        if id_ in self._pool_ids:
+            return id_
+        raise ValueError(
+            f"the id {id_!r} in {self._ids_column!r} is no row of the pool: expected a position "
+            f"from 0 to {len(rows) - 1}, or an instance id such as {rows[0].instance_id!r}."
+        )
 
     def _flush(self, *, complete: bool = False) -> None:
         self._read()
@@ -418,6 +461,16 @@ def row_key(tokens_T: torch.Tensor, labels_T: torch.Tensor) -> str:
     """
     text = f"{tokens_T.tolist()}{(labels_T != IGNORED_LABEL).int().tolist()}"
     return "sha256-" + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
+def _unboxed(ids: Any) -> list[Any]:
+    values = ids.flatten().tolist() if hasattr(ids, "flatten") else list(ids)
+    return [value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+            for value in values]  # fmt: skip
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
