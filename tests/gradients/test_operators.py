@@ -65,9 +65,9 @@ def count_step(n_rows, vocabulary, arithmetic, *, recorded=True, path="fused", b
         fused.arithmetic = arithmetic
 
     def step():
-        if recorded:
-            recorder.begin(range(n_rows), 0, *batch, tokens)
         with torch.set_grad_enabled(backward):
+            if recorded:
+                recorder.begin(range(n_rows), 0, *batch, tokens)
             if fused is not None:
                 output = model(input_ids=batch[0], response_tokens=tokens)
                 loss = -output["log_probs"].sum()

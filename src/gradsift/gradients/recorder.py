@@ -148,7 +148,7 @@ class Recorder:
         attention_mask_BT: torch.Tensor | None,
         tokens: ResponseTokens | None = None,
     ) -> None:
-        """Announce a micro-batch, before its forward pass.
+        """Announce a micro-batch, before its forward pass, with gradients on or off as in that.
 
         Args:
             indices: One integer for each row.
