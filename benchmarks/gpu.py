@@ -132,7 +132,7 @@ class Truth:
     """Statistics and sketch of a gradient that comes in blocks of its rows."""
 
     def __init__(self, sketch, width):
-        self.sketch, self.n_entries = sketch, sketch.n_rows * width
+        self.sketch, self.n_entries = sketch, len(sketch.sign_V) * width
         self.blocks = []
         self.left_KD = torch.zeros(sketch.size, width, dtype=torch.float64, device=DEVICE)
 
@@ -141,7 +141,7 @@ class Truth:
         self.blocks.append(torch.stack([g.max(), g.min(), g.sum(), g.abs().sum(), (g * g).sum()]))
         row_r = torch.arange(start, start + len(g), device=DEVICE)
         bucket_r = row_r % size
-        self.left_KD.index_add_(0, bucket_r, g * self.sketch.sign_J[row_r].double().unsqueeze(1))
+        self.left_KD.index_add_(0, bucket_r, g * self.sketch.sign_V[row_r].double().unsqueeze(1))
 
     def errors(self, values_S, sketch_K):
         """`mean` is measured against mean_abs, the ends by the larger one, the sketch by l2."""
@@ -287,7 +287,7 @@ def check_head(report, case, seed):
             heads = {layout: HeadProduct(x_ND, weight_VD, bias_V)}
             if layout == "packed" and len(x_ND) * case.n_columns < 2**28:
                 z_BTV = F.linear(hidden_BTD, weight_VD, bias_V)
-                heads["outputs given"] = HeadOutputs(tokens, hidden_BTD, z_BTV)
+                heads["outputs given"] = HeadOutputs(tokens, x_ND, z_BTV)
             for kind, head in heads.items():
                 poison()
                 bounded = case.bounded(arithmetic, dtype)

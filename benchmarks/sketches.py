@@ -77,9 +77,7 @@ def tensor_sketch(rows, layer, shape, size, seed):
         if layer == "lm_head":
             left_NK, right_NK = sketch.rows(left.float(), 0), sketch.columns(right)
         else:
-            bucket_N, sign_N = sketch.tokens(left)
-            left_NK = torch.zeros(len(left), size).scatter_(1, bucket_N[:, None], sign_N[:, None])
-            right_NK = sketch.columns(right)
+            left_NK, right_NK = sketch.single_rows(left), sketch.columns(right)
         sketches.append(sketch.convolve(left_NK, right_NK, lambda t: t.sum(0, keepdim=True))[0])
     return torch.stack(sketches)
 

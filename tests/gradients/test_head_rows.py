@@ -34,7 +34,7 @@ def backprops(loss_of, dtype=torch.float64):
 def seen(z_BTV, delta_BTV, layout="packed", name="blockwise"):
     tokens = getattr(ResponseTokens, layout)(LABELS)
     outputs, backprops = (
-        HeadOutputs(tokens, X.to(z_BTV.dtype), values) for values in (z_BTV, delta_BTV)
+        HeadOutputs(tokens, tokens.take(X).to(z_BTV.dtype), values) for values in (z_BTV, delta_BTV)
     )
     sketch = TensorSketch.seeded(V, D, size=8, seed=0, device=torch.device("cpu"))
     return from_backprops(outputs, backprops, tokens, HeadTransform(), WAYS[name], sketch)[0]

@@ -21,7 +21,7 @@ def by_definition(sketch, gradient_VD):
         bucket_v = v % sketch.size
         for d in range(gradient_VD.shape[1]):
             (bucket_d,) = sketch.column_DK[d].nonzero().flatten().tolist()
-            sign = sketch.sign_J[v] * sketch.column_DK[d, bucket_d]
+            sign = sketch.sign_V[v] * sketch.column_DK[d, bucket_d]
             result[(bucket_v + bucket_d) % sketch.size] += sign * gradient_VD[v, d]
     return result
 
@@ -44,12 +44,12 @@ def test_all_ways_to_sketch_are_the_definition(n_rows, width, size, seed):
     torch.testing.assert_close(got_1K[0], want_K)
 
 
-def test_single_rows_are_in_their_buckets():
+def test_single_rows_are_sketches_of_one_hot_vectors():
     sketch = TensorSketch.seeded(19, 3, size=8, seed=0, device=CPU)
-    bucket_N, sign_N = sketch.tokens(torch.arange(19))
-    one_hot = sketch.rows(torch.eye(19, dtype=torch.float64), 0)
-    assert torch.equal(one_hot.abs().argmax(1), bucket_N)
-    assert torch.equal(one_hot[torch.arange(19), bucket_N], sign_N.double())
+    tokens_N = torch.tensor([0, 8, 18, 8])
+    one_hot_NV = torch.nn.functional.one_hot(tokens_N, 19).float()
+    assert torch.equal(sketch.single_rows(tokens_N), sketch.rows(one_hot_NV, 0))
+    assert sketch.single_rows(tokens_N).abs().sum(1).tolist() == [1] * 4
 
 
 def test_inner_products_are_estimated_without_bias():
@@ -66,7 +66,7 @@ def test_inner_products_are_estimated_without_bias():
 
 def test_sketches_of_one_seed_are_the_same_and_of_another_are_not():
     one, same, other = (
-        TensorSketch.seeded(50, 5, size=4, seed=seed, device=CPU).sign_J for seed in (1, 1, 2)
+        TensorSketch.seeded(50, 5, size=4, seed=seed, device=CPU).sign_V for seed in (1, 1, 2)
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)

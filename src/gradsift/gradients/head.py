@@ -89,15 +89,15 @@ class HeadProduct:
 class HeadOutputs:
     """The head's outputs as a forward pass has computed them, at the laid-out tokens."""
 
-    def __init__(self, tokens: ResponseTokens, x_BTD: torch.Tensor, z_BTV: torch.Tensor):
-        """Copy nothing yet but the head's inputs.
+    def __init__(self, tokens: ResponseTokens, x_ND: torch.Tensor, z_BTV: torch.Tensor):
+        """Copy nothing yet.
 
         Args:
             tokens: The layout.
-            x_BTD: Input of the head.
+            x_ND: Input of the head at the laid-out tokens.
             z_BTV: Its raw outputs, or any other values for each of them.
         """
-        self.x_ND = tokens.take(x_BTD)
+        self.x_ND = x_ND
         self.n_columns = z_BTV.shape[-1]
         self.dtype = z_BTV.dtype
         self._z_PV, self._positions_N = z_BTV.flatten(0, 1), tokens.positions_N
@@ -321,7 +321,8 @@ class RowSums:
             What the head says of each row.
         """
         tokens = self._tokens
-        n_tokens_B = widest(tokens.n_tokens_B)
+        counted_B = tokens.n_tokens_B
+        n_tokens_B = widest(counted_B)
         log_prob_B, error_B = (
             tokens.sum_rows(widest(values_N)) for values_N in (log_probs_N, square_N.sqrt())
         )
@@ -334,6 +335,4 @@ class RowSums:
             n_columns * x_ND.shape[1],
             sketch_BK * factor_B.unsqueeze(1),
         )
-        return HeadRows(
-            -log_prob_B / n_tokens_B, error_B / n_tokens_B, tokens.n_tokens_B, summaries
-        )
+        return HeadRows(-log_prob_B / n_tokens_B, error_B / n_tokens_B, counted_B, summaries)

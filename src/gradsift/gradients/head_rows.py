@@ -68,11 +68,12 @@ def head_rows(
     transform = batch.transform or model.transform
     if batch.head_calls:
         x_BTD, z_BTV, delta_BTV = batch.head_call()
-        outputs = HeadOutputs(batch.tokens, x_BTD, z_BTV)
+        x_ND = batch.tokens.take(x_BTD)
+        outputs = HeadOutputs(batch.tokens, x_ND, z_BTV)
         if delta_BTV is None or not backward:
             done = head_pass(outputs, batch.tokens, transform, arithmetic, sketch=sketch)
             return done.rows, None
-        backprops = HeadOutputs(batch.tokens, x_BTD, delta_BTV)
+        backprops = HeadOutputs(batch.tokens, x_ND, delta_BTV)
         seen, rows = from_backprops(outputs, backprops, batch.tokens, transform, arithmetic, sketch)
         batch.checks += seen.checks(batch.step, delta_BTV.dtype)
         return rows, seen.weight_B

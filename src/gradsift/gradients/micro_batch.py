@@ -62,7 +62,6 @@ class MicroBatch:
         product_dtype: In which the head multiplies it.
         rows: What the fused head says of each row.
         token_weights_N: Of each laid-out token in the loss, where they were seen; from log-probs.
-        stray_weights: Weights of labels that are not counted as response tokens.
         transform: What the model was seen to do to the head's output; None if it was not seen.
         awaited: Tensors whose gradients the backward pass is to bring.
         checks: What must hold.

@@ -6,8 +6,8 @@ with the bucket `(bucket(v) + bucket(d)) mod K` and the product of the signs, is
 convolution of the two vectors' count sketches. So the gradient is never formed (Pham and Pagh,
 "Fast and scalable polynomial kernels via explicit feature maps", KDD 2013).
 
-Shapes: V rows and D columns of the weight, K numbers of a sketch, Q runs of K rows, N tokens,
-R rows of a block, B instances.
+Shapes: V rows and D columns of the weight, K numbers of a sketch, N tokens, R rows of a block, B
+instances. A *run* is K rows of the weight, from a multiple of K on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST_SKETCH_NUMBERS = 2048
 class SketchSpec:
     """Size (a power of two up to 2,048) and seed of the gradient sketches of each layer.
 
-    1,024 numbers rank the cosines of real gradients at 0.81, 256 at 0.58 (docs/measurements.md).
+    How well they rank pairs of rows is in docs/measurements.md.
     """
 
     size: int = 1024
@@ -56,14 +56,12 @@ class TensorSketch:
 
     Attributes:
         size: K.
-        n_rows: V.
-        sign_J: Of each row, ±1 float32, filled up with zeros to whole runs, J = Q·K.
+        sign_V: Of each row, ±1 float32.
         column_DK: float32: of each column a sign at its bucket, else 0.
     """
 
     size: int
-    n_rows: int
-    sign_J: torch.Tensor
+    sign_V: torch.Tensor
     column_DK: torch.Tensor
 
     @classmethod
@@ -83,14 +81,12 @@ class TensorSketch:
             The sketch.
         """
         generator = torch.Generator().manual_seed(seed)
-        n_runs = -(-n_rows // size)
-        sign_J = torch.randint(2, (n_runs * size,), generator=generator).float() * 2 - 1
-        sign_J[n_rows:] = 0
+        sign_V = torch.randint(2, (n_rows,), generator=generator).float() * 2 - 1
         bucket_D = torch.randint(size, (width,), generator=generator)
         sign_D = torch.randint(2, (width,), generator=generator).float() * 2 - 1
         column_DK = torch.zeros(width, size)
         column_DK[torch.arange(width), bucket_D] = sign_D
-        return cls(size, n_rows, sign_J.to(device), column_DK.to(device))
+        return cls(size, sign_V.to(device), column_DK.to(device))
 
     def rows(self, delta_NR: torch.Tensor, start: int) -> torch.Tensor:
         """Count-sketch a block of columns of backprops that begins at a whole run.
@@ -104,15 +100,17 @@ class TensorSketch:
         """
         assert start % self.size == 0, f"a block at {start} is not at a run of {self.size}"
         n_columns = delta_NR.shape[1]
-        signed_NR = delta_NR * self.sign_J[start : start + n_columns].to(delta_NR.dtype)
+        signed_NR = delta_NR * self.sign_V[start : start + n_columns].to(delta_NR.dtype)
         n_missing = -n_columns % self.size  # Only the last block of all ends within a run.
         if n_missing:
             signed_NR = torch.nn.functional.pad(signed_NR, (0, n_missing))
         return signed_NR.unflatten(1, (-1, self.size)).sum(1)
 
-    def tokens(self, tokens_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return bucket (int64) and sign (float32) of single rows of the weight."""
-        return tokens_N % self.size, self.sign_J[tokens_N]
+    def single_rows(self, tokens_N: torch.Tensor) -> torch.Tensor:
+        """Return the count sketches of one row of the weight each, [N, K] float32."""
+        left_NK = self.sign_V.new_zeros(len(tokens_N), self.size)
+        at_N1 = (tokens_N % self.size).unsqueeze(1)
+        return left_NK.scatter_(1, at_N1, self.sign_V[tokens_N].unsqueeze(1))
 
     def columns(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Return the count sketch of vectors of width D, [N, K]."""
@@ -149,12 +147,11 @@ class TensorSketch:
         Returns:
             [K] float64.
         """
-        tokens_V = torch.arange(self.n_rows, device=gradient_VD.device)
-        bucket_V, sign_V = self.tokens(tokens_V)
+        bucket_V = torch.arange(len(self.sign_V), device=gradient_VD.device) % self.size
         left_KD = widest(gradient_VD.new_zeros(self.size, gradient_VD.shape[1]))
-        for at in range(0, self.n_rows, CHECK_ROWS):
+        for at in range(0, len(self.sign_V), CHECK_ROWS):
             rows = slice(at, at + CHECK_ROWS)
-            signed_RD = widest(gradient_VD[rows]) * sign_V[rows, None]
+            signed_RD = widest(gradient_VD[rows]) * self.sign_V[rows, None]
             left_KD.index_add_(0, bucket_V[rows], signed_RD)
         bucket_D = self.column_DK.abs().argmax(1)
         bucket_K1 = torch.arange(self.size, device=bucket_D.device).unsqueeze(1)

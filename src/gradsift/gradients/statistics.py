@@ -103,10 +103,24 @@ def embedding_summaries(
         Statistics over the V·D entries, in at least float32.
     """
     n_instances, n_positions, width = delta_BTD.shape
-    tokens_N, delta_ND = tokens_BT.flatten(), at_least_float32(delta_BTD.flatten(0, 1))
-    rows_N = torch.arange(n_instances, device=tokens_N.device).repeat_interleave(n_positions)
+    delta_BTD = at_least_float32(delta_BTD)
     if padding_idx is not None:
-        delta_ND = delta_ND.masked_fill((tokens_N == padding_idx).unsqueeze(1), 0)
+        delta_BTD = delta_BTD.masked_fill((tokens_BT == padding_idx).unsqueeze(2), 0)
+    sums_B5 = _embedding_sums(tokens_BT, delta_BTD, n_rows)
+
+    def sum_rows(values_NX: torch.Tensor) -> torch.Tensor:
+        return values_NX.unflatten(0, (n_instances, n_positions)).sum(1)
+
+    left_NK = sketch.single_rows(tokens_BT.flatten()).to(delta_BTD.dtype)
+    right_NK = sketch.columns(delta_BTD.flatten(0, 1))
+    sketch_BK = sketch.convolve(left_NK, right_NK, sum_rows)
+    return GradientSummaries.from_sums(sums_B5, n_rows * width, sketch_BK)
+
+
+def _embedding_sums(tokens_BT: torch.Tensor, delta_BTD: torch.Tensor, n_rows: int) -> torch.Tensor:
+    n_instances, n_positions = tokens_BT.shape
+    tokens_N, delta_ND = tokens_BT.flatten(), delta_BTD.flatten(0, 1)
+    rows_N = torch.arange(n_instances, device=tokens_N.device).repeat_interleave(n_positions)
     keys_N, order_N = (rows_N * n_rows + tokens_N).sort()
     is_first_N = torch.ones_like(keys_N, dtype=torch.bool)
     is_first_N[1:] = keys_N[1:] != keys_N[:-1]
@@ -133,17 +147,7 @@ def embedding_summaries(
     columns = (gradient_ND.sum(1), l1_N, widest(norm_N).square())
     sums_N3 = torch.stack([widest(values_N) for values_N in columns], 1)
     sums_B3 = sums_N3.new_zeros(n_instances + 1, 3).index_add_(0, row_N, sums_N3)[:-1]
-    sums_B5 = torch.cat([widest(torch.stack([high_B, low_B], 1)), sums_B3], 1)
-
-    bucket_N, sign_N = sketch.tokens(tokens_N)
-    left_NK = delta_ND.new_zeros(len(tokens_N), sketch.size)
-    left_NK.scatter_(1, bucket_N.unsqueeze(1), sign_N.to(delta_ND.dtype).unsqueeze(1))
-
-    def sum_rows(values_NX: torch.Tensor) -> torch.Tensor:
-        return values_NX.unflatten(0, (n_instances, n_positions)).sum(1)
-
-    sketch_BK = sketch.convolve(left_NK, sketch.columns(delta_ND), sum_rows)
-    return GradientSummaries.from_sums(sums_B5, n_rows * width, sketch_BK)
+    return torch.cat([widest(torch.stack([high_B, low_B], 1)), sums_B3], 1)
 
 
 def dense_summary(gradient_VD: torch.Tensor, sketch: TensorSketch) -> GradientSummary:

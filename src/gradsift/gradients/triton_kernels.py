@@ -1,6 +1,6 @@
 """Triton kernels: softmax errors in the logits' place, and sums over gradients never written.
 
-Both take their operands as training has them (bfloat16, float16 or float32) and sum up in float32.
+Both take bfloat16 operands where training has them, else float32, and sum up in float32.
 Under TRITON_INTERPRET=1 they run on a CPU, for tests.
 
 Shapes: N tokens, V vocabulary rows of a block, D width, R instances, K numbers of a sketch.
@@ -130,7 +130,7 @@ def errors(
     if n_tokens:
         _errors_kernel[n_tokens,](
             z_nr, targets_n, normaliser_n, square_n,
-            square_n if sketch is None else sketch.sign_J,
+            square_n if sketch is None else sketch.sign_V,
             square_n if sketch is None else left_nK,
             n_columns, z_nr.stride(0), start,
             float(transform.scale), float(transform.softcap or 1.0),
