@@ -651,3 +651,17 @@ def test_a_mask_may_be_given_by_its_place(tmp_path):
             tokens, mask = batch.pop("input_ids"), batch.pop("attention_mask")
             model(tokens, mask, **batch).loss.backward()
     assert len(seen.store.instance_ids) == N
+
+
+def test_the_first_batch_with_labels_is_compared_though_it_is_not_the_first(tmp_path):
+    empty = next(iter(batches(names=False)))
+    empty["labels"] = torch.full_like(empty["labels"], -100)
+
+    def loop(model):
+        (0.0 * model(**empty).logits.sum()).backward()
+        for batch in batches(names=False):
+            with_a_term_on_a_hidden_state(model, batch).backward()
+
+    model, message = tiny_llama(), "more than the mean negative log-likelihood"
+    with pytest.raises(ValueError, match=message), gs.record(model, out=tmp_path):
+        loop(model)

@@ -30,11 +30,8 @@ from gradsift.store.manifest import Manifest
 from gradsift.store.pool_table import write_pool_table
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.writer import StoreWriter
-from gradsift.training.self_check import (
-    check_forward,
-    forward_and_backward,
-    without_reentrant_checkpointing,
-)
+from gradsift.training.plain_loss import RememberedForward, copied
+from gradsift.training.self_check import check_forward
 from gradsift.training.sitting import store_rows
 from gradsift.training.tracking import base_model, track
 
@@ -42,8 +39,8 @@ PATHS: tuple[RecordingPath, ...] = ("hooked", "intercepted")
 FLUSH_EVERY = 256  # Micro-batches.
 # Micro-batches whose records stay on the device until they are read together.
 UNREAD = 16
-# Of these micro-batches (from 0) the loop's backward pass is compared with the plain loss's.
-COMPARED = (0, 9, 99, 999)
+# Besides the first, micro-batches (from 0) whose backward pass is compared with the plain loss's.
+COMPARED_AGAIN = (9, 99, 999)
 NOT_RECORDED = "not_recorded"
 
 
@@ -59,18 +56,6 @@ class _Batch:
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return tokens, labels and mask."""
         return self.input_ids_BT, self.labels_BT, self.mask_BT
-
-
-@dataclass(frozen=True)
-class _FirstForward:
-    """What it takes to run a forward pass of the loop again, as it was."""
-
-    args: tuple
-    kwargs: dict[str, Any]
-    batch: _Batch
-    random_state: tuple[torch.Tensor, torch.Tensor | None]
-    autocast: torch.dtype | None
-    versions: tuple[int, ...]
 
 
 class Recording:
@@ -128,7 +113,7 @@ class Recording:
         self._pending: list[dict[str, object]] = []
         self._n_batches = self._n_updates = 0
         self._open_batch: _Batch | None = None
-        self._first: _FirstForward | None = None
+        self._to_compare: RememberedForward | None = None
         self.check: CheckResult | None = None
         self.n_repeated = self.n_without_response = 0
         self.store: GradientStore | None = None
@@ -176,7 +161,7 @@ class Recording:
         """Remove the hooks and write what is left; the store is complete if there was no error."""
         try:
             if kind is None:
-                self._check_first_backward()
+                self._compare_with_plain_loss()
         finally:
             for handle in self._handles:
                 handle.remove()
@@ -185,7 +170,7 @@ class Recording:
         try:
             if kind is None:
                 self._complete()
-            elif self._first is None and not self._is_one_of_several:
+            elif self._to_compare is None and not self._is_one_of_several:
                 self._keep_what_is_left()  # Other processes may never come to it.
         finally:
             self._writer.__exit__(kind, error, trace)
@@ -209,17 +194,21 @@ class Recording:
                 "two forward passes with gradients and no backward pass between them: which one "
                 "the backward pass belongs to cannot be told. Put torch.no_grad() around the other."
             )
-        self._check_first_backward()
+        self._compare_with_plain_loss()
         if self._n_batches and self._n_batches % FLUSH_EVERY == 0:
             self._flush()
         elif len(self._unread) >= UNREAD:
             self._read()
         batch = self._batch_of(args, kwargs, ids)
         if self._recorder is None and not any(ResponseTokens.packed(*batch.tensors()[1:]).lengths):
+            # Nothing to check with; the next one may have labels. It counts, since all processes
+            # write after as many.
             self.n_without_response += len(batch.input_ids_BT)
-            return  # Nothing to check with; the next one may have labels.
-        if self._n_batches in COMPARED:
-            self._first = self._as_it_is(args, kwargs, batch)
+            self._n_batches += 1
+            return
+        is_compared = self._recorder is None or self._n_batches in COMPARED_AGAIN
+        if is_compared and not self._is_sharded:
+            self._to_compare = RememberedForward.of(self._outer, args, kwargs, batch.tensors())
         if self._recorder is None:
             self._recorder = self._checked(args, kwargs, batch)
             self._recorder.__enter__()
@@ -261,23 +250,7 @@ class Recording:
                 f"a batch of {len(input_ids_BT)} rows has {len(ids)} ids in {self._ids_column!r}."
             )
         # Copies: they are read later, and a loop may fill its tensors anew.
-        return _Batch(*(_copied(value) for value in (ids, input_ids_BT, labels_BT, mask_BT)))
-
-    def _as_it_is(self, args: tuple, kwargs: dict[str, Any], batch: _Batch) -> _FirstForward | None:
-        if self._is_sharded:
-            return None
-        device = batch.input_ids_BT.device
-        on_accelerator = device.type != "cpu"
-        state = torch.get_device_module(device).get_rng_state(device) if on_accelerator else None
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else None
-        args = tuple(_copied(value) for value in args)
-        kwargs = {name: _copied(value) for name, value in kwargs.items()}
-        random_state = (torch.get_rng_state(), state)
-        return _FirstForward(args, kwargs, batch, random_state, dtype, self._versions())
-
-    def _versions(self) -> tuple[int, ...]:
-        return tuple(parameter._version for parameter in self._outer.parameters())
+        return _Batch(*(copied(value) for value in (ids, input_ids_BT, labels_BT, mask_BT)))
 
     def _after_forward(self, module: nn.Module, args: tuple, output: object) -> None:
         if self._open_batch is not None and torch.is_grad_enabled() and not self._checking:
@@ -291,16 +264,15 @@ class Recording:
         self._n_batches += 1
         self._unread.append((self._recorder.finish(), batch))
 
-    def _check_first_backward(self) -> None:
-        """Compare what a backward pass of the loop brought with the response tokens' own.
+    def _compare_with_plain_loss(self) -> None:
+        """Refuse a backward pass of the loop that brought more than the response tokens' loss does.
 
-        The self-check cannot see what a loop adds to its loss. So the forward pass is run again
-        with the random numbers that it had, and differentiated by the plain loss.
+        The self-check cannot see what a loop adds to its loss.
         """
-        if self._first is None or not self._unread or self._open_batch is not None:
+        if self._to_compare is None or not self._unread or self._open_batch is not None:
             return  # Not before the backward pass is through.
-        first, self._first = self._first, None
-        if first.versions != self._versions():
+        remembered, self._to_compare = self._to_compare, None
+        if remembered.weights_changed(self._outer):
             warnings.warn(
                 "the weights changed before what the loop's loss brought could be compared with "
                 "the response tokens' own (an optimizer inside the backward pass, or one that is "
@@ -310,7 +282,6 @@ class Recording:
             )
             return
         seen, _ = self._unread[-1]
-        seen.read()  # What is wrong with the loss at the head is said in better words.
         # The recorder itself is attached, and rests: no micro-batch is open.
         twin = Recorder(
             self._tracked,
@@ -319,23 +290,8 @@ class Recording:
             arithmetic=self._recorder.arithmetic,
         )
         self._checking = True
-        device = first.batch.input_ids_BT.device
-        devices = [] if device.type == "cpu" else [device]
         try:
-            with (
-                torch.random.fork_rng(devices, device_type=device.type),
-                torch.enable_grad(),
-                torch.autocast(
-                    device.type, dtype=first.autocast, enabled=first.autocast is not None
-                ),
-                without_reentrant_checkpointing(self._outer),
-            ):
-                torch.set_rng_state(first.random_state[0])
-                if devices:
-                    torch.get_device_module(device).set_rng_state(first.random_state[1], device)
-                plain = forward_and_backward(
-                    twin, seen.indices, first.args, first.kwargs, first.batch.tensors()
-                )
+            plain = remembered.records(twin, seen.indices)
         finally:
             self._checking = False
         require_same_loss(seen, plain)
@@ -362,8 +318,8 @@ class Recording:
             self._flush()
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        if self._first is not None and self._is_ours(optimizer):
-            self._check_first_backward()
+        if self._to_compare is not None and self._is_ours(optimizer):
+            self._compare_with_plain_loss()
 
     def _after_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         self._n_updates += self._is_ours(optimizer)
@@ -461,10 +417,6 @@ def row_key(tokens_T: torch.Tensor, labels_T: torch.Tensor) -> str:
     """
     text = f"{tokens_T.tolist()}{(labels_T != IGNORED_LABEL).int().tolist()}"
     return "sha256-" + hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
 def _unboxed(ids: Any) -> list[Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +18,12 @@ from gradsift.gradients.check import (
     tolerance_for,
 )
 from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import Record, RecordingPath, Records, TrackedModel
+from gradsift.gradients.records import Record, RecordingPath, TrackedModel
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
+from gradsift.training.plain_loss import forward_and_backward, without_reentrant_checkpointing
 from gradsift.training.probe import forward_records, probe_step, without_dropout
-from gradsift.training.sft import RecordingSFTTrainer, summed_loss
+from gradsift.training.sft import RecordingSFTTrainer
 from gradsift.training.tracking import base_model, track
 
 # From the cheapest to the one that makes the fewest assumptions.
@@ -219,77 +219,6 @@ def check_forward(
 
     with without_reentrant_checkpointing(model.outer), torch.enable_grad():
         return _first_that_passes(paths, check, model.outer)
-
-
-def forward_and_backward(
-    recorder: Recorder,
-    indices: Sequence[int],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    batch: Sequence[torch.Tensor],
-) -> Records:
-    """Record the negative log-likelihood of a micro-batch's response tokens, whatever the loop's.
-
-    Parameters and their gradients stay as they are: it is differentiated as far as the watched
-    tensors only.
-
-    Args:
-        recorder: Attached meanwhile.
-        indices: One a row.
-        args: Positional arguments of the model's call.
-        kwargs: Keyword arguments of it.
-        batch: Tokens, labels and mask.
-
-    Returns:
-        The records.
-    """
-    with recorder:
-        recorder.begin(indices, 0, *batch)
-        output = recorder.model.outer(*args, **kwargs)
-        loss = _response_loss(output, batch[1])
-        torch.autograd.grad(loss, recorder.watched_tensors(), allow_unused=True)
-        return recorder.finish()
-
-
-def _response_loss(output: Any, labels_BT: torch.Tensor) -> torch.Tensor:
-    loss, log_probs, logits = (
-        getattr(output, name, None) for name in ("loss", "log_probs", "logits")
-    )
-    if log_probs is not None:
-        return -log_probs.sum()
-    return loss if logits is None else summed_loss(logits, labels_BT)
-
-
-@contextmanager
-def without_reentrant_checkpointing(model: nn.Module) -> Generator[None, None, None]:
-    """Keep all activations inside a `with` block if checkpoints are reentrant.
-
-    Those cannot be differentiated with respect to chosen tensors.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Nothing.
-    """
-    changed = [
-        module
-        for module in model.modules()
-        if getattr(module, "gradient_checkpointing", False) is True and _is_reentrant(module)
-    ]
-    for module in changed:
-        module.gradient_checkpointing = False
-    try:
-        yield
-    finally:
-        for module in changed:
-            module.gradient_checkpointing = True
-
-
-def _is_reentrant(module: nn.Module) -> bool:
-    # transformers binds the keywords of torch's function to the module.
-    function = getattr(module, "_gradient_checkpointing_func", None)
-    return bool(getattr(function, "keywords", {}).get("use_reentrant", False))
 
 
 def _compared(
