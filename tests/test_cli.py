@@ -270,7 +270,11 @@ def test_settings_of_a_run_that_never_began_are_not_saved(capsys, world, tmp_pat
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [({"max_length": "abc"}, "max_length"), ({"sketch_size": 0}, "sketch_size is 0")],
+    [
+        ({"max_length": "abc"}, "max_length"),
+        ({"sketch_size": 0}, "sketch_size is 0"),
+        ({"sketch_size": 1000}, "64, 128"),
+    ],
 )
 def test_python_checks_settings_too(world, tmp_path, option, message):
     import gradsift as gs

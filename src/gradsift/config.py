@@ -49,7 +49,7 @@ class RunConfig(Settings):
     preliminary: float = Field(1.0, ge=0, le=1)
     recording: Literal["auto", "fused", "fused-intercepted", "hooked", "intercepted"] = "auto"
     save_steps: int | None = Field(None, ge=1)
-    sketch_size: int = Field(1024, ge=1)
+    sketch_size: Literal[64, 128, 256, 512, 1024, 2048] = 1024
 
     anchor: str | None = None
     target: str | None = None
