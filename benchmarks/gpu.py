@@ -57,7 +57,7 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-LAYOUTS = {"packed": ResponseTokens.packed, "every position": ResponseTokens.every_position}
+LAYOUTS = {"compact": ResponseTokens.compact, "every position": ResponseTokens.every_position}
 PACKAGES = ("gradsift", "trl", "transformers", "accelerate", "peft")
 
 

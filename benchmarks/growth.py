@@ -38,7 +38,7 @@ SKETCH_SIZE = 1024
 def one_row(targets_T):
     """A row whose every token is a response token."""
     labels_1T = torch.cat([targets_T[:1], targets_T])[None]
-    return ResponseTokens.packed(labels_1T)
+    return ResponseTokens.compact(labels_1T)
 
 
 def head_seconds(x_TD, weight_VD, targets_T, sketch, repeats):
@@ -58,7 +58,7 @@ def head_seconds(x_TD, weight_VD, targets_T, sketch, repeats):
 
 def embedding_seconds(tokens_T, delta_TD, n_rows, sketch, repeats):
     def ours():
-        embedding_summaries(tokens_T[None], delta_TD[None], n_rows, sketch)
+        embedding_summaries(tokens_T, torch.zeros_like(tokens_T), delta_TD, 1, n_rows, sketch)
 
     def floor():
         used_U, at_T = tokens_T.unique(return_inverse=True)
@@ -133,7 +133,9 @@ def pieces(width, repeats, length=256, vocabulary=49_152):
     deltas = [found.delta_nr for found in errors(None)]
     gradients = [delta.T @ x_TD for delta in deltas]
     (head,) = head_pass(product, tokens, transform, BLOCKWISE, sketch=sketch).rows.summaries.cpu()
-    (embedding,) = embedding_summaries(tokens_T[None], x_TD[None], vocabulary, sketch).cpu()
+    (embedding,) = embedding_summaries(
+        tokens_T, torch.zeros_like(tokens_T), x_TD, 1, vocabulary, sketch
+    ).cpu()
     row = Record(0, 0, 1.0, 1.0, length, embedding, head, x_TD.mean(0), True)
     rows = [line for i in range(400) for line in store_rows(row, f"row{i}")]
     schema = record_schema(width, SKETCH_SIZE)

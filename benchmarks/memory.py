@@ -78,7 +78,7 @@ def main():
     arguments = parser.parse_args()
     n_columns, width = arguments.vocabulary, arguments.width
     labels_BT = torch.randint(n_columns, (arguments.rows, arguments.tokens + 1))
-    tokens = ResponseTokens.packed(labels_BT)
+    tokens = ResponseTokens.compact(labels_BT)
     sketch = TensorSketch.seeded(n_columns, width, size=1024, seed=0, device=torch.device("cpu"))
     for way, dtype in (
         (TRITON, torch.bfloat16), (TRITON, torch.float32), (BATCHED, torch.float32),
@@ -96,7 +96,7 @@ def main():
             triton_kernels._best_config = lambda *_: triton_kernels.CONFIGS[0]
         x_ND = torch.randn(len(tokens.targets_N), width).to(dtype)
         weight_VD = torch.randn(n_columns, width).to(dtype)
-        known = [x_ND, weight_VD, tokens.targets_N, tokens.rows_N, tokens.offsets_B1]
+        known = [x_ND, weight_VD, tokens.targets_N, tokens.rows_N, tokens.offsets_I1]
         with LiveBytes(known) as live:
             head_pass(
                 HeadProduct(x_ND, weight_VD, None), tokens, HeadTransform(), way,

@@ -42,7 +42,7 @@ def errors_of(way, dtype, n_columns, width, lengths, transform):
     hidden_BTD = draw(*labels_BT.shape, width)
     weight_VD, bias_V = draw(n_columns, width) / width**0.5, draw(n_columns)
     sketch = TensorSketch.seeded(n_columns, width, size=256, seed=0, device=DEVICE)
-    tokens = ResponseTokens.packed(labels_BT)
+    tokens = ResponseTokens.compact(labels_BT)
     x_ND, (scale, softcap) = tokens.take(hidden_BTD), transform
     product = HeadProduct(x_ND, weight_VD, bias_V)
     rows = head_pass(product, tokens, HeadTransform(scale, softcap), way, sketch=sketch).rows

@@ -12,6 +12,7 @@ from trl import SFTConfig, SFTTrainer
 import gradsift as gs
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.terms import LAYERS, STATISTICS
+from gradsift.training.self_check import LOOP_PATHS
 from gradsift.training.sft import as_dataset
 from oracle import gradients_of, relative_error, statistics_of
 from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -69,7 +70,15 @@ def assert_store_is_autograd(store, model, tolerance=1e-5):
                 assert relative_error(got, want[name], companion) < tolerance, (layer, name)
 
 
-@pytest.mark.parametrize("recording", ["hooked", "intercepted"])
+def every_position(labels_BT, mask_BT=None, position_ids_BT=None):
+    """As labels that are on an accelerator are laid out."""
+    return ResponseTokens.every_position(labels_BT, mask_BT)
+
+
+LAYOUTS = {"compact": ResponseTokens.compact, "every_position": every_position}
+
+
+@pytest.mark.parametrize("recording", LOOP_PATHS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_loop_of_ones_own(tmp_path, tied, recording):
     model = tiny_llama(tied=tied)
@@ -177,7 +186,7 @@ def test_transformers_trainer(tmp_path):
 
 
 def assert_trls_store_is_autograd(store, tolerance):
-    from gradsift.stages.record import row_key
+    from gradsift.stages.row_names import row_key
 
     keys = {
         row_key(torch.tensor(row.input_ids), torch.tensor(row.labels)): row for row in INSTANCES
@@ -252,9 +261,9 @@ def test_a_head_of_zeros_lets_no_gradient_through(tmp_path):
     assert seen.store.statistics["lm_head"]["l2_norm"].all()
 
 
-@pytest.mark.parametrize("recording", ["hooked", "intercepted"])
+@pytest.mark.parametrize("recording", LOOP_PATHS)
 def test_every_position_as_on_an_accelerator(tmp_path, monkeypatch, recording):
-    monkeypatch.setattr(ResponseTokens, "of", ResponseTokens.every_position)
+    monkeypatch.setattr(ResponseTokens, "of", every_position)
     model = tiny_llama()
     with gs.record(model, out=tmp_path, ids="row", recording=recording) as seen:
         train(model)
@@ -262,18 +271,22 @@ def test_every_position_as_on_an_accelerator(tmp_path, monkeypatch, recording):
 
 
 def test_every_position_under_trl(tmp_path, monkeypatch):
-    monkeypatch.setattr(ResponseTokens, "of", ResponseTokens.every_position)
+    monkeypatch.setattr(ResponseTokens, "of", every_position)
     trainer = trls_trainer(tmp_path, tiny_llama(), bf16=False)
     with gs.record(trainer.model, out=tmp_path / "run") as seen:
         trainer.train()
     assert_trls_store_is_autograd(seen.store, 1e-5)
 
 
-def test_with_a_pool_the_run_can_be_selected_from(tmp_path):
+def tiny_pool(tmp_path):
     data = tmp_path / "data.jsonl"
     lines = [json.dumps({"prompt": f"q{i}", "completion": f"a{i}"}) for i in range(N + 1)]
     data.write_text("\n".join(lines) + "\n")
-    pool = gs.load_pool(data)
+    return gs.load_pool(data)
+
+
+def test_with_a_pool_the_run_can_be_selected_from(tmp_path):
+    pool = tiny_pool(tmp_path)
     model = tiny_llama()
     with gs.record(model, out=tmp_path / "run", ids="row", pool=pool):
         train(model)
@@ -314,7 +327,7 @@ def test_what_hooks_see_wrongly_is_intercepted(tmp_path):
     model = scale_embedding(tiny_llama())
     with gs.record(model, out=tmp_path, ids="row") as seen:
         train(model)
-    assert seen.check.path == "intercepted"
+    assert seen.check.path == "hidden-intercepted"
     truth = scale_embedding(tiny_llama(dtype=torch.float64))
     assert_store_is_autograd(seen.store, truth)
     with (
@@ -355,8 +368,9 @@ def test_mistakes_are_told(tmp_path):
         ).backward()
 
     refused(tmp_path / "e", "not the mean negative log-likelihood", smoothed)
-    with pytest.raises(ValueError, match="a pool needs ids"):
-        gs.record(tiny_llama(), out=tmp_path / "f", pool=object())
+    refused(
+        tmp_path / "f", "a pool needs ids", lambda model: model(**batch), pool=tiny_pool(tmp_path)
+    )
 
 
 def token_losses(model, batch):
@@ -411,10 +425,13 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("layout", ["packed", "every_position"])
+@pytest.mark.parametrize("recording", LOOP_PATHS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_that_are_more_than_the_response_tokens(tmp_path, monkeypatch, name, layout):
-    monkeypatch.setattr(ResponseTokens, "of", getattr(ResponseTokens, layout))
+def test_losses_that_are_more_than_the_response_tokens(
+    tmp_path, monkeypatch, name, layout, recording
+):
+    monkeypatch.setattr(ResponseTokens, "of", LAYOUTS[layout])
     loss_of, message = LOSSES[name]
     model = tiny_llama()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -425,9 +442,12 @@ def test_losses_that_are_more_than_the_response_tokens(tmp_path, monkeypatch, na
             optimizer.step()
             optimizer.zero_grad()
 
-    with pytest.raises(ValueError, match=message), gs.record(model, out=tmp_path / "other"):
+    with (
+        pytest.raises(ValueError, match=message),
+        gs.record(model, out=tmp_path / "other", recording=recording),
+    ):
         loop(loss_of)
-    with gs.record(model, out=tmp_path / "plain") as seen:
+    with gs.record(model, out=tmp_path / "plain", recording=recording) as seen:
         loop(plain_loss)
     assert len(seen.store.instance_ids) == N
 

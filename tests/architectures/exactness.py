@@ -53,17 +53,14 @@ def worst_error(model, path):
     ids_BT, mask_BT, labels_BT = batch()
     model.zero_grad(set_to_none=True)
     fused = add_fused_head(model) if path.startswith("fused") else None
-    recorder = Recorder(
-        track(model, fused), SketchSpec(4, 0), intercept=path.endswith("intercepted")
-    )
+    recorder = Recorder(track(model, fused), SketchSpec(4, 0), path=path)
+    tokens = ResponseTokens.of(labels_BT, mask_BT)
     try:
         with recorder:
-            recorder.begin(range(3), 0, ids_BT, labels_BT, mask_BT)
+            recorder.begin(range(3), 0, ids_BT, labels_BT, tokens)
             inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
             if fused is not None:
-                loss = -model(**inputs, response_tokens=ResponseTokens.packed(labels_BT, mask_BT))[
-                    "log_probs"
-                ].sum()
+                loss = -model(**inputs, response_tokens=tokens)["log_probs"].sum()
             else:
                 loss = summed_loss(model(**inputs).logits, labels_BT)
             (loss / 7).backward()

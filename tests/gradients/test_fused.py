@@ -16,7 +16,7 @@ V, D, B, T = 30, 4, 3, 6
 LABELS = torch.tensor(
     [[-100, 3, 29, 0, -100, 7], [-100] * T, [5, 1, -100, -100, 2, -100]]
 )  # The second row has no response, the first token of the third has nothing before it.
-TOKENS = ResponseTokens.packed(LABELS)
+TOKENS = ResponseTokens.compact(LABELS)
 SKETCH = TensorSketch.seeded(V, D, size=8, seed=0, device=torch.device("cpu"))
 
 
@@ -116,7 +116,7 @@ def test_unequal_token_weights_give_no_numbers():
 
 def test_a_batch_without_responses_has_zero_gradients():
     head, hidden = make()
-    tokens = ResponseTokens.packed(torch.full((B, T), -100))
+    tokens = ResponseTokens.compact(torch.full((B, T), -100))
     fused_head(HeadTransform())[0](hidden, head, tokens).sum().backward()
     assert not hidden.grad.any()
     assert not head.weight.grad.any()

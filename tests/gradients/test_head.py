@@ -98,7 +98,7 @@ def assert_is_autograd(case, done, tokens, transform, tolerance):
         assert_close(got_one, want_one, want_one.norm(), tolerance, name)
 
 
-@pytest.mark.parametrize("layout", ["packed", "every_position"])
+@pytest.mark.parametrize("layout", ["compact", "every_position"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("name", WAYS)
 def test_all_that_a_pass_gives(name, dtype, layout):
@@ -144,7 +144,7 @@ def test_any_shape(n_rows, n_positions, n_columns, width, share, name, seed):
     labels = torch.randint(0, n_columns, (n_rows, n_positions), generator=generator)
     labels[torch.rand(labels.shape, generator=generator) < share] = -100
     case = Case(n_columns, width, seed=seed, labels=labels)
-    tokens = ResponseTokens.packed(labels)
+    tokens = ResponseTokens.compact(labels)
     done = head_pass(
         case.product(tokens), tokens, HeadTransform(), WAYS[name],
         sketch=case.sketch, wanted=(True, True, False),
@@ -156,7 +156,7 @@ def test_any_shape(n_rows, n_positions, n_columns, width, share, name, seed):
 def test_outputs_that_are_at_hand_say_the_same_and_stay(name):
     arithmetic = way(name, torch.float32)
     case = Case(43, 5, dtype=torch.float32)
-    tokens = ResponseTokens.packed(case.labels_BT)
+    tokens = ResponseTokens.compact(case.labels_BT)
     z_BTV = F.linear(case.hidden_BTD, case.weight_VD)
     before = z_BTV.clone()
     seen, own = (
@@ -174,7 +174,7 @@ def test_gradients_are_the_same_with_and_without_summaries(name):
     """To the bit: recording must not change training."""
     arithmetic = way(name, torch.float32)
     case = Case(43, 5, dtype=torch.float32)
-    tokens = ResponseTokens.packed(case.labels_BT)
+    tokens = ResponseTokens.compact(case.labels_BT)
     with_, without = (
         head_pass(
             case.product(tokens),
@@ -196,7 +196,7 @@ def test_gradients_are_the_same_with_and_without_summaries(name):
 def test_a_row_that_is_not_finite_leaves_the_others_alone(name):
     arithmetic = way(name, torch.float32)
     case = Case(43, 5, dtype=torch.float32)
-    tokens = ResponseTokens.packed(case.labels_BT)
+    tokens = ResponseTokens.compact(case.labels_BT)
     clean = head_pass(
         case.product(tokens), tokens, HeadTransform(), arithmetic, sketch=case.sketch
     ).rows
@@ -215,7 +215,7 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone(name):
 def test_large_logits_do_not_overflow(name):
     arithmetic = way(name, torch.float32)
     labels = torch.tensor([[0, 1]])
-    tokens = ResponseTokens.packed(labels)
+    tokens = ResponseTokens.compact(labels)
     product = HeadProduct(torch.full((1, 1), 1e4), torch.tensor([[1.0], [-1.0], [0.5]]), None)
     sketch = TensorSketch.seeded(3, 1, size=2, seed=0, device=CPU)
     rows = head_pass(product, tokens, HeadTransform(), arithmetic, sketch=sketch).rows
@@ -226,7 +226,7 @@ def test_large_logits_do_not_overflow(name):
 def test_a_perturbed_backprop_is_seen(monkeypatch):
     """Negative control: one percent more in the backprops, and the comparison fails."""
     case = Case(43, 5)
-    tokens = ResponseTokens.packed(case.labels_BT)
+    tokens = ResponseTokens.compact(case.labels_BT)
     product = case.product(tokens)
     real = product.outputs
     monkeypatch.setattr(product, "outputs", lambda *slices: real(*slices) * 1.01)
@@ -240,7 +240,7 @@ def test_a_perturbed_backprop_is_seen(monkeypatch):
 def test_a_block_that_is_left_out_is_seen(monkeypatch):
     """Negative control: the last block of the vocabulary is not summed up."""
     case = Case(43, 5)
-    tokens = ResponseTokens.packed(case.labels_BT)
+    tokens = ResponseTokens.compact(case.labels_BT)
     real = head_module.RowSums.add
     calls = []
 

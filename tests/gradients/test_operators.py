@@ -50,7 +50,7 @@ def batch_of(n_rows, vocabulary, n_tokens=12):
     labels_BT = input_ids_BT.clone()
     for row in range(n_rows):
         labels_BT[row, : 2 + row % 4] = -100
-    return input_ids_BT, labels_BT, torch.ones_like(input_ids_BT)
+    return input_ids_BT, labels_BT
 
 
 def count_step(n_rows, vocabulary, arithmetic, *, recorded=True, path="fused", backward=True):
@@ -59,7 +59,7 @@ def count_step(n_rows, vocabulary, arithmetic, *, recorded=True, path="fused", b
     fused = add_fused_head(model) if path == "fused" else None
     recorder = Recorder(track(model, fused), SketchSpec(64, 0), arithmetic=arithmetic)
     batch = batch_of(n_rows, vocabulary)
-    layout = ResponseTokens.packed if path == "fused" else ResponseTokens.every_position
+    layout = ResponseTokens.compact if path == "fused" else ResponseTokens.every_position
     tokens = layout(batch[1])
     if fused is not None:
         fused.arithmetic = arithmetic

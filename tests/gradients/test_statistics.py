@@ -42,6 +42,15 @@ def row_of(summaries: GradientSummaries, row) -> GradientSummary:
     return summaries.cpu()[row]
 
 
+def summaries_of(tokens_BT, delta_BTD, n_rows, sketch, padding_idx=None):
+    n_instances, n_positions = tokens_BT.shape
+    rows_P = torch.arange(n_instances).repeat_interleave(n_positions)
+    return embedding_summaries(
+        tokens_BT.flatten(), rows_P, delta_BTD.flatten(0, 1), n_instances, n_rows, sketch,
+        padding_idx,
+    )  # fmt: skip
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     n_rows=st.integers(1, 23),
@@ -77,7 +86,7 @@ def test_embedding_matches_autograd(tokens, n_rows, width, padding_idx, seed):
     tokens_BT = torch.tensor(tokens)
     delta_BTD = draw(*tokens_BT.shape, width, seed=seed)
     sketch = sketch_of(n_rows, width, seed=seed)
-    summaries = embedding_summaries(tokens_BT, delta_BTD, n_rows, sketch, padding_idx)
+    summaries = summaries_of(tokens_BT, delta_BTD, n_rows, sketch, padding_idx)
     for row in range(len(tokens)):
         table = torch.nn.Embedding(n_rows, width, padding_idx=padding_idx, dtype=torch.float64)
         (table(tokens_BT[row]) * delta_BTD[row]).sum().backward()
@@ -85,9 +94,7 @@ def test_embedding_matches_autograd(tokens, n_rows, width, padding_idx, seed):
 
 
 def test_zero_rows_of_unused_tokens_count():
-    summaries = embedding_summaries(
-        torch.tensor([[3]]), torch.tensor([[[2.0]]]), 10, sketch_of(10, 1)
-    )
+    summaries = summaries_of(torch.tensor([[3]]), torch.tensor([[[2.0]]]), 10, sketch_of(10, 1))
     values = dict(zip(STATISTICS, summaries.values_BS[0].tolist(), strict=True))
     assert (values["max"], values["min"], values["mean"]) == (2.0, 0.0, 0.2)
     assert values["std"] == pytest.approx((4 / 10 - 0.04) ** 0.5)
@@ -95,23 +102,23 @@ def test_zero_rows_of_unused_tokens_count():
 
 def test_where_every_token_is_used_no_zero_counts():
     delta_BTD = torch.tensor([[[2.0], [3.0]], [[-2.0], [-3.0]]])
-    summaries = embedding_summaries(torch.tensor([[0, 1], [1, 0]]), delta_BTD, 2, sketch_of(2, 1))
+    summaries = summaries_of(torch.tensor([[0, 1], [1, 0]]), delta_BTD, 2, sketch_of(2, 1))
     assert summaries.values_BS[:, :2].tolist() == [[3.0, 2.0], [-2.0, -3.0]]
 
 
 def test_equal_tokens_are_summed_before_max_is_taken_and_rows_stay_apart():
     tokens_BT = torch.tensor([[1, 1, 2], [1, 2, 3]])
     delta_BTD = torch.tensor([[[1.0], [1.0], [1.5]]] * 2)
-    summaries = embedding_summaries(tokens_BT, delta_BTD, 4, sketch_of(4, 1))
+    summaries = summaries_of(tokens_BT, delta_BTD, 4, sketch_of(4, 1))
     assert summaries.values_BS[:, 0].tolist() == [2.0, 1.5]
 
 
 def test_a_row_that_is_not_finite_leaves_the_others_alone():
     tokens_BT = torch.tensor([[1, 2], [1, 2], [1, 2]])
     delta_BTD = draw(3, 2, 4, seed=0)
-    clean = embedding_summaries(tokens_BT, delta_BTD, 5, sketch_of(5, 4))
+    clean = summaries_of(tokens_BT, delta_BTD, 5, sketch_of(5, 4))
     delta_BTD[1, 0, 0] = float("nan")
-    torn = embedding_summaries(tokens_BT, delta_BTD, 5, sketch_of(5, 4))
+    torn = summaries_of(tokens_BT, delta_BTD, 5, sketch_of(5, 4))
     assert not torn.values_BS[1].isfinite().any()
     for row in (0, 2):
         assert torch.equal(torn.values_BS[row], clean.values_BS[row])
@@ -121,7 +128,7 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone():
 def test_low_precision_is_accumulated_in_float32(dtype):
     tokens_BT = torch.zeros(1, 300, dtype=torch.long)
     delta_BTD = draw(1, 300, 5, seed=0, dtype=dtype)
-    summaries = embedding_summaries(tokens_BT, delta_BTD, 2, sketch_of(2, 5))
+    summaries = summaries_of(tokens_BT, delta_BTD, 2, sketch_of(2, 5))
     gradient_VD = torch.stack([delta_BTD[0].double().sum(0), torch.zeros(5)])
     assert_same(row_of(summaries, 0), gradient_VD, sketch_of(2, 5), 2e-6)
 
@@ -139,3 +146,18 @@ def test_a_perturbed_gradient_is_seen(monkeypatch):
     gradient_VD = draw(8, 2, seed=0)
     with pytest.raises(AssertionError, match=r"off by 0\.004"):
         assert_same(dense_summary(gradient_VD, sketch_of(8, 2)), gradient_VD, sketch_of(8, 2), 1e-3)
+
+
+def test_instances_of_any_length_and_positions_of_none():
+    """Three packed instances, in any order, and padding that would spoil them."""
+    tokens_P = torch.tensor([4, 1, 1, 2, 4, 3, 0, 1])
+    rows_P = torch.tensor([1, 0, 0, 3, 2, 1, 3, 2])
+    delta_PD = draw(8, 1, 5, seed=0)[:, 0].clone()
+    delta_PD[rows_P == 3] = float("nan")
+    sketch = sketch_of(6, 5)
+    summaries = embedding_summaries(tokens_P, rows_P, delta_PD, 3, 6, sketch)
+    for row in range(3):
+        gradient_VD = torch.zeros(6, 5, dtype=torch.float64)
+        of_row = rows_P == row
+        gradient_VD.index_add_(0, tokens_P[of_row], delta_PD[of_row].double())
+        assert_same(row_of(summaries, row), gradient_VD, sketch, 1e-10)

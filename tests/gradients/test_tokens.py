@@ -8,35 +8,35 @@ MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
 
 
 def test_packed_tokens_are_the_labels_that_something_stands_before():
-    tokens = ResponseTokens.packed(LABELS)
+    tokens = ResponseTokens.compact(LABELS)
     assert tokens.lengths == (2, 0, 2)
     assert tokens.targets_N.tolist() == [3, 29, 1, 2]
     assert tokens.rows_N.tolist() == [0, 0, 2, 2]
     assert tokens.positions_N.tolist() == [1, 2, 8, 10]
-    assert tokens.offsets_B1.tolist() == [0, 2, 2, 4]
-    assert tokens.n_tokens_B.tolist() == [2, 0, 2]
+    assert tokens.offsets_I1.tolist() == [0, 2, 2, 4]
+    assert tokens.n_tokens_I.tolist() == [2, 0, 2]
 
 
 def test_padding_predicts_nothing():
-    tokens = ResponseTokens.packed(LABELS, MASK)
+    tokens = ResponseTokens.compact(LABELS, MASK)
     assert tokens.targets_N.tolist() == [3, 29, 2]
-    assert tokens.n_tokens_B.tolist() == [2, 0, 1]
+    assert tokens.n_tokens_I.tolist() == [2, 0, 1]
 
 
 @pytest.mark.parametrize("mask", [None, MASK])
 def test_every_position_counts_the_same(mask):
     packed, every = (
-        layout(LABELS, mask) for layout in (ResponseTokens.packed, ResponseTokens.every_position)
+        layout(LABELS, mask) for layout in (ResponseTokens.compact, ResponseTokens.every_position)
     )
     assert every.lengths == (3, 3, 3)
-    assert every.offsets_B1.tolist() == [0, 3, 6, 9]
-    assert every.n_tokens_B.tolist() == packed.n_tokens_B.tolist()
+    assert every.offsets_I1.tolist() == [0, 3, 6, 9]
+    assert every.n_tokens_I.tolist() == packed.n_tokens_I.tolist()
     counts = every.targets_N != -100
     assert every.positions_N[counts].tolist() == packed.positions_N.tolist()
     assert every.targets_N[counts].tolist() == packed.targets_N.tolist()
 
 
-@pytest.mark.parametrize("layout", ["packed", "every_position"])
+@pytest.mark.parametrize("layout", ["compact", "every_position"])
 def test_what_is_taken_is_put_back(layout):
     tokens = getattr(ResponseTokens, layout)(LABELS)
     values = torch.arange(24.0).view(3, 4, 2)
@@ -49,7 +49,7 @@ def test_what_is_taken_is_put_back(layout):
 
 
 def test_rows_of_one_position_predict_nothing():
-    for layout in (ResponseTokens.packed, ResponseTokens.every_position):
+    for layout in (ResponseTokens.compact, ResponseTokens.every_position):
         assert layout(torch.tensor([[3], [4]])).lengths == (0, 0)
 
 

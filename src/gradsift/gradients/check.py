@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Record, RecordingPath, Records, TrackedModel
 from gradsift.gradients.statistics import GradientSummary, dense_summary
-from gradsift.gradients.tokens import IGNORED_LABEL
 from gradsift.terms import LAYERS, STATISTICS
 
 # The same pass twice: only the size of the loss, and so rounding, differs (2e-6 on a real model).
 # In bf16 the two are rounded apart, by 2e-2 there.
 SAME_LOSS_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 LOW_PRECISION_SAME_LOSS = 0.05
+
+
+PACKED = (
+    "Rows are packed, and seem to see each other: transformers keeps them apart by position_ids "
+    "that begin anew, without an attention_mask and with use_cache=False (a recurrent model never)."
+)
 
 
 @dataclass(frozen=True)
@@ -71,32 +75,23 @@ def tolerance_for(dtype: torch.dtype) -> float:
 
 
 def autograd_summaries(
-    model: TrackedModel,
-    recorder: Recorder,
-    input_ids_T: torch.Tensor,
-    labels_T: torch.Tensor,
+    model: TrackedModel, recorder: Recorder, loss: Callable[[], torch.Tensor]
 ) -> dict[str, GradientSummary]:
-    """Compute one row's gradients by a batch of one and autograd on the model's own forward pass.
+    """Compute one instance's gradients by autograd on the model's own forward pass.
 
     Holds both V×D gradients at once, which is what recording avoids.
 
     Args:
         model: The tracked modules.
         recorder: Supplies the sketches.
-        input_ids_T: The row's tokens, without padding.
-        labels_T: The same where a token belongs to the response, else -100.
+        loss: Computes the instance loss.
 
     Returns:
         The summary for each of LAYERS.
     """
     with _differentiable_alone(model), torch.enable_grad():
         weights = (model.embedding.weight, model.head.weight)
-        logits_TV = model.outer(input_ids=input_ids_T[None]).logits[0]
-        dtype = torch.float64 if logits_TV.dtype == torch.float64 else torch.float32
-        loss = F.cross_entropy(
-            logits_TV[:-1].to(dtype), labels_T[1:], ignore_index=IGNORED_LABEL, reduction="mean"
-        )
-        gradients = torch.autograd.grad(loss, weights)
+        gradients = torch.autograd.grad(loss(), weights)
     return {
         layer: dense_summary(gradient, recorder.sketch(layer))
         for layer, gradient in zip(LAYERS, gradients, strict=True)
@@ -133,13 +128,20 @@ def compare(record: Record, truth: dict[str, GradientSummary]) -> dict[tuple[str
     return errors
 
 
-def require_match(record: Record, truth: dict[str, GradientSummary], tolerance: float) -> float:
+def require_match(
+    record: Record,
+    truth: dict[str, GradientSummary],
+    tolerance: float,
+    *,
+    is_packed: bool = False,
+) -> float:
     """Refuse a record that is not what autograd gives.
 
     Args:
         record: What was recorded.
         truth: What autograd gives.
         tolerance: Largest relative error allowed.
+        is_packed: Whether the instance shared a row of the batch with others.
 
     Returns:
         The worst relative error.
@@ -157,7 +159,7 @@ def require_match(record: Record, truth: dict[str, GradientSummary], tolerance: 
         f"self-check failed: the recorded {layer} gradient of a row is not what autograd gives for "
         f"that row alone. Worst at `{name}`: relative error {worst:.2g}, allowed {tolerance:.0e}; "
         f"l2_norm recorded {got:.6g}, autograd {want:.6g}, ratio {ratio:.6g}. "
-        f"{_likely_cause(layer, ratio)} Nothing was recorded."
+        f"{PACKED if is_packed else _likely_cause(layer, ratio)} Nothing was recorded."
     )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from gradsift.gradients.arithmetic import Arithmetic, arithmetics_for
 from gradsift.gradients.head import HeadProduct, HeadRows, head_pass
+from gradsift.gradients.sharding import whole
 from gradsift.gradients.sketch import TensorSketch
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.transform import HeadTransform
@@ -62,7 +63,7 @@ class FusedHead:
             [N] float32 (or float64). Its gradient must be the same for all tokens, as that of a
             sum or mean is; where it is not, the gradients it causes are not numbers.
         """
-        weight_VD, bias_V = (_whole(tensor) for tensor in (head.weight, head.bias))
+        weight_VD, bias_V = (whole(tensor) for tensor in (head.weight, head.bias))
         arithmetic = self.arithmetic or arithmetics_for(weight_VD.device, weight_VD.dtype)[0]
         sketch = None if self.listener is None else self.sketch
         job = _Job(tokens, self.transform, arithmetic, sketch, torch.is_grad_enabled())
@@ -141,8 +142,3 @@ def common_weight(weights_N: torch.Tensor) -> torch.Tensor:
     low, high = weights_N.aminmax()
     are_equal = high - low <= WEIGHT_TOLERANCE * torch.maximum(high.abs(), low.abs())
     return torch.where(are_equal, high, torch.nan)
-
-
-def _whole(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    # FSDP2 keeps shards as DTensors; gathered whole, the gradient flows back to the shards.
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -54,12 +54,14 @@ class HeadPass:
 
     Attributes:
         log_probs_N: Log-likelihood of each token, in nats; 0 without a loss. At least float32.
+        square_N: Squared norms of softmax minus one-hot; zeros if nobody asked for anything.
         rows: What it says of each row; None if nobody asked.
         gradients: Of −Σ log p with respect to hidden states [N, D], weight [V, D] and bias [V];
             None where nobody asked.
     """
 
     log_probs_N: torch.Tensor
+    square_N: torch.Tensor
     rows: HeadRows | None
     gradients: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
@@ -146,7 +148,8 @@ def head_pass(
     ]
     log_probs_N, square_N = (torch.cat(of_chunks) for of_chunks in zip(*parts, strict=True))
     said = None if rows is None else rows.result(log_probs_N, square_N, head.x_ND, head.n_columns)
-    return HeadPass(log_probs_N, said, (totals.hidden_ND, totals.weight_VD, totals.bias_V))
+    gradients = (totals.hidden_ND, totals.weight_VD, totals.bias_V)
+    return HeadPass(log_probs_N, square_N, said, gradients)
 
 
 def _chunk_pass(
@@ -321,7 +324,7 @@ class RowSums:
             What the head says of each row.
         """
         tokens = self._tokens
-        counted_B = tokens.n_tokens_B
+        counted_B = tokens.n_tokens_I
         n_tokens_B = widest(counted_B)
         log_prob_B, error_B = (
             tokens.sum_rows(widest(values_N)) for values_N in (log_probs_N, square_N.sqrt())

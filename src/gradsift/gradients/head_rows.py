@@ -1,6 +1,7 @@
-"""What the LM head says of each row, from the fused head, from log-likelihoods, or from hooks.
+"""What the LM head says of each row: from the fused head, from its input, or from its output.
 
-Shapes: B rows, N laid-out tokens, D width, V vocabulary; R, n and r those of a chunk and a block.
+Shapes: B instances, N laid-out tokens, D width, V vocabulary; R, n and r those of a chunk and a
+block.
 """
 
 from __future__ import annotations
@@ -77,15 +78,75 @@ def head_rows(
         seen, rows = from_backprops(outputs, backprops, batch.tokens, transform, arithmetic, sketch)
         batch.checks += seen.checks(batch.step, delta_BTV.dtype)
         return rows, seen.weight_B
-    x_ND = batch.tokens.take(batch.hidden_BTD).to(batch.product_dtype)
-    product = HeadProduct(x_ND, model.head.weight, model.head.bias)
-    rows = head_pass(product, batch.tokens, transform, arithmetic, sketch=sketch).rows
-    return rows, batch.row_weights() if backward else None
+    return _from_hidden(batch, transform, sketch, arithmetic, backward=backward)
+
+
+def hidden_gradient(
+    batch: MicroBatch, transform: HeadTransform, arithmetic: Arithmetic
+) -> torch.Tensor:
+    """Return the gradient of the response tokens' summed loss at the head's input, [B, T, D].
+
+    Args:
+        batch: The micro-batch, after its forward pass.
+        transform: What the model does to the head's output before the softmax.
+        arithmetic: How to compute.
+
+    Returns:
+        Zeros where no response token is predicted.
+    """
+    product = _product(batch)
+    wanted = (True, False, False)
+    done = head_pass(product, batch.tokens, transform, arithmetic, wanted=wanted)
+    return batch.tokens.put(done.gradients[0])
+
+
+def _product(batch: MicroBatch) -> HeadProduct:
+    hidden_BTD = batch.hidden_BTD.reshape(*batch.labels_BT.shape, -1)
+    x_ND = batch.tokens.take(hidden_BTD).to(batch.product_dtype)
+    return HeadProduct(x_ND, *batch.head_weights)
+
+
+def _from_hidden(
+    batch: MicroBatch,
+    transform: HeadTransform,
+    sketch: TensorSketch,
+    arithmetic: Arithmetic,
+    *,
+    backward: bool,
+) -> tuple[HeadRows, torch.Tensor | None]:
+    # However the loss was computed, at the head's input it has the gradient of −Σ w·log p: the
+    # factors w are told by least squares, and what they leave over says if anything else was there.
+    tokens = batch.tokens
+    done = head_pass(
+        _product(batch), tokens, transform, arithmetic,
+        sketch=sketch, wanted=(backward, False, False),
+    )  # fmt: skip
+    if not backward:
+        return done.rows, None
+    got_ND = at_least_float32(tokens.take(batch.hidden_backprops))
+    want_ND = done.gradients[0].to(got_ND.dtype)
+    want_N, product_N = (
+        torch.linalg.vecdot(widest(other_ND), widest(want_ND)) for other_ND in (want_ND, got_ND)
+    )
+    product_B, want_B, square_B = tokens.sum_rows(
+        torch.stack([product_N, want_N, widest(done.square_N)], 1)
+    ).unbind(1)
+    weight_B = product_B / want_B
+    rest_ND = got_ND - weight_B.to(got_ND.dtype)[tokens.rows_N].unsqueeze(1) * want_ND
+    rest_N = widest(torch.linalg.vector_norm(rest_ND, dim=1)).square()
+    # As much of the head's weight as the row's errors meet: from the output's units to the input's.
+    gain_N = (want_B / square_B)[tokens.rows_N]
+    seen = SeenLoss.of_tokens(tokens, weight_B, want_N, product_N, rest_N, gain_N)
+    dtype = min(
+        (batch.product_dtype, batch.hidden_backprops.dtype), key=lambda dtype: dtype.itemsize
+    )
+    batch.checks += seen.checks(batch.step, dtype)
+    return done.rows, weight_B
 
 
 @dataclass(frozen=True)
 class SeenLoss:
-    """What the backprops at the head's output tell of a training loss.
+    """What the backprops at the head's output or input tell of a training loss.
 
     Attributes:
         weight_B: By which factor each row's backprops are those of −Σ log p.
@@ -96,6 +157,43 @@ class SeenLoss:
     weight_B: torch.Tensor
     residual_B: torch.Tensor
     unequal_N: torch.Tensor
+
+    @classmethod
+    def of_tokens(
+        cls,
+        tokens: ResponseTokens,
+        weight_B: torch.Tensor,
+        want_N: torch.Tensor,
+        product_N: torch.Tensor,
+        rest_N: torch.Tensor,
+        gain_N: torch.Tensor | None = None,
+    ) -> SeenLoss:
+        """Compare backprops with those that the tokens' own losses have.
+
+        Args:
+            tokens: The layout.
+            weight_B: The factor of each row.
+            want_N: Squared size of the backprops ω of each token's own loss.
+            product_N: Of the training loss's backprops δ with them.
+            rest_N: ‖δ − wω‖².
+            gain_N: How much larger squares are in the units of the three than at the head's output;
+                None if they were taken there.
+
+        Returns:
+            What they tell of the loss.
+        """
+        gain_N = torch.ones_like(want_N) if gain_N is None else gain_N
+        is_ignored_N = tokens.targets_N == IGNORED_LABEL
+        least_N = torch.maximum(want_N, SMALL_BACKPROP**2 * gain_N).masked_fill(is_ignored_N, 0)
+        rest_B, least_B = tokens.sum_rows(torch.stack([rest_N, least_N], 1)).unbind(1)
+        own_N = torch.where(want_N > 0, product_N / want_N, 0) / weight_B[tokens.rows_N]
+        size_N = (want_N / gain_N).sqrt() / SMALL_BACKPROP
+        unequal_N = (own_N - 1) * size_N.clamp(max=1)
+        return cls(
+            weight_B,
+            (rest_B / least_B).sqrt() / weight_B.abs(),
+            unequal_N.masked_fill(is_ignored_N, 0),
+        )
 
     def checks(self, step: int, dtype: torch.dtype) -> list[Check]:
         """Return what must hold if the loss is the mean negative log-likelihood.
@@ -121,6 +219,15 @@ class SeenLoss:
                 self.residual_B,
                 RESIDUAL_TOLERANCE.get(dtype, LOW_PRECISION_RESIDUAL),
                 message("its gradient at the head differs from that one's, relative to its size,"),
+            ),
+            Check(
+                (self.weight_B < 0).float(),
+                0.5,
+                lambda _: (
+                    f"step {step}: the loss makes the response of a row less likely, as that of "
+                    "DPO, KTO or ORPO does with rejected ones. Recording is for supervised "
+                    "fine-tuning."
+                ),
             ),
             Check(
                 self.unequal_N,
@@ -159,16 +266,9 @@ def from_backprops(
         for chunk in arithmetic.chunks(tokens.lengths, outputs.n_columns, width, operand.itemsize)
     ]
     log_probs_N, square_N, want_N, product_N, rest_N = torch.cat(parts).unbind(1)
-    sums = (product_N, want_N, rest_N, want_N.clamp(min=SMALL_BACKPROP**2))
-    product_B, want_B, rest_B, least_B = tokens.sum_rows(torch.stack(sums, 1)).unbind(1)
+    product_B, want_B = tokens.sum_rows(torch.stack([product_N, want_N], 1)).unbind(1)
     weight_B = product_B / want_B
-    own_N = torch.where(want_N > 0, product_N / want_N, 0) / weight_B[tokens.rows_N]
-    unequal_N = (own_N - 1) * (want_N.sqrt() / SMALL_BACKPROP).clamp(max=1)
-    seen = SeenLoss(
-        weight_B,
-        (rest_B / least_B).sqrt() / weight_B.abs(),
-        unequal_N.masked_fill(tokens.targets_N == IGNORED_LABEL, 0),
-    )
+    seen = SeenLoss.of_tokens(tokens, weight_B, want_N, product_N, rest_N)
     return seen, rows.result(log_probs_N, square_N, outputs.x_ND, outputs.n_columns, weight_B)
 
 

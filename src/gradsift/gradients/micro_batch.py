@@ -1,7 +1,7 @@
 """What the hooks see of one micro-batch, before it becomes records.
 
-Shapes: B rows, T positions, S = T − 1 of them that are followed by another, D width, V vocabulary,
-N laid-out tokens.
+Shapes: B rows of the batch, T positions, I instances (more than B where rows are packed), D width,
+V vocabulary, N laid-out tokens.
 """
 
 from __future__ import annotations
@@ -49,17 +49,19 @@ class MicroBatch:
     """A micro-batch, and what was seen of it.
 
     Attributes:
-        indices: One integer a row.
+        indices: One integer an instance.
         step: Optimizer updates made before.
         input_ids_BT: The tokens.
         labels_BT: The same where a token belongs to the response, else -100.
-        mask_BT: 0 on padding.
-        tokens: Where the response tokens are.
+        tokens: Where the instances and their response tokens are.
         differentiable: Whether its forward pass is one with gradients.
         embedding_calls: Uses of the table in the forward pass.
         head_calls: Uses of the head, where it is called as a module or function.
         hidden_BTD: Input of the head.
         product_dtype: In which the head multiplies it.
+        head_weights: Weight and bias of the head at that time, gathered if they are sharded.
+        hidden_output: The head's input as the backward pass comes to it.
+        hidden_backprops: The gradient of the loss there.
         rows: What the fused head says of each row.
         token_weights_N: Of each laid-out token in the loss, where they were seen; from log-probs.
         transform: What the model was seen to do to the head's output; None if it was not seen.
@@ -71,13 +73,15 @@ class MicroBatch:
     step: int
     input_ids_BT: torch.Tensor
     labels_BT: torch.Tensor
-    mask_BT: torch.Tensor
     tokens: ResponseTokens
     differentiable: bool = True
     embedding_calls: list[EmbeddingCall] = field(default_factory=list)
     head_calls: list[HeadCall] = field(default_factory=list)
     hidden_BTD: torch.Tensor | None = None
     product_dtype: torch.dtype | None = None
+    head_weights: tuple[torch.Tensor, torch.Tensor | None] | None = None
+    hidden_output: torch.Tensor | None = None
+    hidden_backprops: torch.Tensor | None = None
     rows: HeadRows | None = None
     token_weights_N: torch.Tensor | None = None
     transform: HeadTransform | None = None
@@ -101,7 +105,9 @@ class MicroBatch:
         seen = {"LM head": self.hidden_BTD is not None}
         if backward:
             from_calls = any(call.backprops is not None for call in self.head_calls)
-            seen["LM head (backward)"] = from_calls or self.token_weights_N is not None
+            seen["LM head (backward)"] = (
+                from_calls or self.token_weights_N is not None or self.hidden_backprops is not None
+            )
             seen["input embedding (forward and backward)"] = any(
                 call.backprops is not None for call in self.embedding_calls
             )
@@ -120,12 +126,11 @@ class MicroBatch:
         """Keep the gradient of the log-likelihoods of the laid-out tokens."""
         self.token_weights_N = -gradient_N.detach()
 
-    def keep_position_weights(self, gradient_BS: torch.Tensor) -> None:
-        """Keep the gradient of log-likelihoods that stand at every position but the last."""
-        weights_BS = -gradient_BS.detach()
-        self.token_weights_N = weights_BS.flatten()[self.tokens.positions_N - self.tokens.rows_N]
-        is_stray_BS = (self.labels_BT[:, 1:] != IGNORED_LABEL) & ~self.counted_BT()[:, :-1]
-        self._require_nothing_else(weights_BS.masked_fill(~is_stray_BS, 0), weights_BS)
+    def keep_hidden_backprops(self, gradient_BTD: torch.Tensor) -> None:
+        """Keep the gradient at the head's input; nothing may come from elsewhere."""
+        self.hidden_backprops = gradient_BTD.detach().reshape(*self.labels_BT.shape, -1)
+        size_BT = torch.linalg.vector_norm(self.hidden_backprops, ord=torch.inf, dim=-1)
+        self._require_nothing_else(size_BT.masked_fill(self.counted_BT(), 0), size_BT)
 
     def counted_BT(self) -> torch.Tensor:
         """Return the positions that predict a response token, [B, T] bool."""
@@ -140,7 +145,7 @@ class MicroBatch:
         counts_N = tokens.targets_N != IGNORED_LABEL
         ends = []
         for fill, reduce in ((-torch.inf, "amax"), (torch.inf, "amin")):
-            start_B = weights_N.new_full((tokens.shape[0],), fill)
+            start_B = weights_N.new_full((tokens.n_rows,), fill)
             filled_N = weights_N.masked_fill(~counts_N, fill)
             ends.append(start_B.scatter_reduce_(0, tokens.rows_N, filled_N, reduce))
         high_B, low_B = ends
@@ -155,23 +160,41 @@ class MicroBatch:
             "ordinary loss (loss_type: nll, no label smoothing)."
         )
 
-    def embedding_backprops(self) -> tuple[torch.Tensor, torch.Tensor, int | None]:
-        """Return tokens and backprops of all uses of the table, row by row, end to end.
+    def embedding_backprops(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int | None]:
+        """Return tokens, rows and backprops of all uses of the table, end to end.
 
         Returns:
-            tokens [B, Σ], backprops [B, Σ, D] and the padding index of the table.
+            tokens [P], rows [P] (I for none), backprops [P, D] and the padding index of the table.
+
+        Raises:
+            ValueError: If the table was used at other positions than the batch's and these cannot
+                be told from rows.
         """
-        n_rows = len(self.indices)
-        tokens, deltas = [], []
+        tokens, rows, deltas = [], [], []
         for call in self.embedding_calls:
             if call.backprops is None:
                 continue  # Its output did not take part in the loss.
             tokens_BX, delta_BXD = call.tokens, call.backprops
             if self._is_time_major(call.tokens):
                 tokens_BX, delta_BXD = tokens_BX.transpose(0, 1), delta_BXD.transpose(0, 1)
-            tokens.append(tokens_BX.reshape(n_rows, -1))
-            deltas.append(delta_BXD.reshape(n_rows, -1, delta_BXD.shape[-1]))
-        return torch.cat(tokens, 1), torch.cat(deltas, 1), self.embedding_calls[0].padding_idx
+            tokens.append(tokens_BX.reshape(-1))
+            rows.append(self._rows_of(tokens_BX))
+            deltas.append(delta_BXD.reshape(-1, delta_BXD.shape[-1]))
+        padding_idx = self.embedding_calls[0].padding_idx
+        return torch.cat(tokens), torch.cat(rows), torch.cat(deltas), padding_idx
+
+    def _rows_of(self, tokens_BX: torch.Tensor) -> torch.Tensor:
+        if tokens_BX.numel() == self.input_ids_BT.numel():
+            return self.tokens.rows_BT.flatten()
+        if self.tokens.is_packed:
+            raise ValueError(
+                f"step {self.step}: packed rows, and the embedding table is used on "
+                f"{tuple(tokens_BX.shape)} tokens where the batch has "
+                f"{tuple(self.input_ids_BT.shape)}: whose they are cannot be told. Do not pack."
+            )
+        n_rows = len(self.input_ids_BT)
+        rows_B = torch.arange(n_rows, device=tokens_BX.device)
+        return rows_B.repeat_interleave(tokens_BX.numel() // n_rows)
 
     def _is_time_major(self, tokens: torch.Tensor) -> bool:
         n_rows, n_positions = self.input_ids_BT.shape

@@ -6,15 +6,17 @@ is computed after the backward pass, in `finish`, when the activations are alrea
 Where the head's part comes from depends on what training does with the head:
 
 * fused: training calls our fused head, which says it of each row in passing;
-* hooked: the head is called as a module (any training loop), or trl's fused head gives `log_probs`;
+* hidden: from the head's input and the gradient of the loss there, however the loss is computed
+  (any loop; the head need not be called: trl's and Liger's fused losses do not);
+* hooked: from the head's output and the gradient there; the head must be called as a module;
 * intercepted: as hooked, but every use of the two weights is seen in `F.embedding` and `F.linear`,
   whoever calls them and whatever the modules do around them;
-* fused-intercepted: the fused head, and the embedding's uses intercepted.
+* fused-intercepted, hidden-intercepted: only the embedding's uses are intercepted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 import torch
@@ -23,11 +25,12 @@ from torch import nn
 from gradsift.gradients.arithmetic import Arithmetic, arithmetics_for
 from gradsift.gradients.fused import product_dtype
 from gradsift.gradients.head import HeadRows
-from gradsift.gradients.head_rows import head_rows
+from gradsift.gradients.head_rows import head_rows, hidden_gradient
 from gradsift.gradients.intercept import Interception
 from gradsift.gradients.micro_batch import EmbeddingCall, HeadCall, MicroBatch
 from gradsift.gradients.precision import at_least_float32
 from gradsift.gradients.records import Check, RecordingPath, Records, TrackedModel
+from gradsift.gradients.sharding import whole
 from gradsift.gradients.sketch import SketchSpec, TensorSketch
 from gradsift.gradients.statistics import embedding_summaries
 from gradsift.gradients.tokens import ResponseTokens
@@ -52,7 +55,7 @@ class Recorder:
         model: TrackedModel,
         sketch: SketchSpec,
         *,
-        intercept: bool = False,
+        path: RecordingPath | None = None,
         arithmetic: Arithmetic | None = None,
     ):
         """Draw the sketches; nothing is attached yet.
@@ -60,14 +63,17 @@ class Recorder:
         Args:
             model: What to watch.
             sketch: Size and seed of the sketches.
-            intercept: Watch the uses of the two weights instead of the modules.
+            path: How the two layers are watched; None: fused if the model has such a head, else
+                hooked.
             arithmetic: How to compute; None takes the fastest one of the device.
         """
         self.model = model
+        self.path = path or ("hooked" if model.fused is None else "fused")
+        self._head_is = self.path.removesuffix("-intercepted")
         weight = model.head.weight
         self.arithmetic = arithmetic or arithmetics_for(weight.device, weight.dtype)[0]
         self._interception = None
-        if intercept:
+        if self.path.endswith("intercepted"):
             self._interception = Interception(
                 model.outer,
                 model.embedding.weight,
@@ -86,13 +92,6 @@ class Recorder:
             for i, (layer, weight) in enumerate(zip(LAYERS, weights, strict=True))
         }
 
-    @property
-    def path(self) -> RecordingPath:
-        """How the two layers are watched."""
-        if self.model.fused is not None:
-            return "fused" if self._interception is None else "fused-intercepted"
-        return "hooked" if self._interception is None else "intercepted"
-
     def __enter__(self) -> Recorder:
         """Attach the hooks.
 
@@ -103,16 +102,16 @@ class Recorder:
             self._handles = self._interception.attach()
         else:
             self._handles = [self.model.embedding.register_forward_hook(self._on_embedding)]
-        if self.model.fused is not None:
+        if self._head_is == "fused":
             self.model.fused.arithmetic = self.arithmetic
             self.model.fused.sketch = self._sketches[LM_HEAD]
             self.model.fused.listener = self._on_fused_head
             return self
+        if self._head_is == "hidden":
+            self._handles.append(self.model.backbone.register_forward_hook(self._on_backbone))
+            return self
         if self._interception is None:
-            self._handles += [
-                self.model.backbone.register_forward_hook(self._on_backbone),
-                self.model.head.register_forward_hook(self._on_head),
-            ]
+            self._handles.append(self.model.head.register_forward_hook(self._on_head))
         self._handles.append(self.model.outer.register_forward_hook(self._on_output))
         return self
 
@@ -145,28 +144,43 @@ class Recorder:
         step: int,
         input_ids_BT: torch.Tensor,
         labels_BT: torch.Tensor,
-        attention_mask_BT: torch.Tensor | None,
-        tokens: ResponseTokens | None = None,
+        tokens: ResponseTokens,
     ) -> None:
         """Announce a micro-batch, before its forward pass, with gradients on or off as in that.
 
         Args:
-            indices: One integer for each row.
+            indices: One integer for each instance.
             step: Optimizer updates made so far.
             input_ids_BT: The tokens.
             labels_BT: The same where a token belongs to the response, else -100.
-            attention_mask_BT: 0 on padding, or None where there is none.
-            tokens: Where the response tokens are, if somebody laid them out already.
+            tokens: Where the instances and their response tokens are.
         """
-        mask_BT = torch.ones_like(input_ids_BT) if attention_mask_BT is None else attention_mask_BT
-        tokens = ResponseTokens.of(labels_BT, mask_BT) if tokens is None else tokens
         self._batch = MicroBatch(
-            tuple(indices), step, input_ids_BT, labels_BT, mask_BT, tokens, torch.is_grad_enabled()
+            tuple(indices), step, input_ids_BT, labels_BT, tokens, torch.is_grad_enabled()
         )
 
     def watched_tensors(self) -> list[torch.Tensor]:
         """Return the tensors of the open micro-batch whose gradients `finish` needs."""
         return [] if self._batch is None else self._batch.awaited
+
+    def differentiate(self, loss: Callable[[], torch.Tensor]) -> None:
+        """Send the gradient of the response tokens' summed loss back to the watched tensors.
+
+        After a forward pass in place of its backward pass; parameters get none.
+
+        Args:
+            loss: Computes that loss from what the forward pass gave, where it is not known from
+                the head's input.
+        """
+        batch = self._batch
+        if self._head_is == "hidden" and batch.hidden_output is not None:
+            output = batch.hidden_output
+            with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
+                gradient_BTD = hidden_gradient(batch, self.model.transform, self.arithmetic)
+            gradient = gradient_BTD.view_as(output).to(output.dtype)
+            torch.autograd.grad(output, batch.awaited, gradient, allow_unused=True)
+        else:
+            torch.autograd.grad(loss(), batch.awaited, allow_unused=True)
 
     def finish(self, *, backward: bool = True) -> Records:
         """Turn what the hooks saw into records, after the backward pass of the micro-batch.
@@ -187,6 +201,7 @@ class Recorder:
         # A tensor holds its hook, the hook this batch, and the batch the tensor: as a cycle, the
         # graph of the whole step would stay until the garbage collector comes by.
         batch.awaited.clear()
+        batch.hidden_output = None
         batch.require_seen(backward=backward)
         # Whoever calls may be inside autocast or not; what is summed up here is not to be rounded.
         kind = batch.input_ids_BT.device.type
@@ -216,7 +231,7 @@ class Recorder:
         self._on_head_use(inputs[0], output)
 
     def _on_head_use(self, x: torch.Tensor, z: torch.Tensor) -> None:
-        if not self._watches() or self.model.fused is not None:
+        if not self._watches() or self._head_is in ("fused", "hidden"):
             return
         call = HeadCall(x.detach(), z.detach())
         self._batch.head_calls.append(call)
@@ -226,18 +241,22 @@ class Recorder:
 
     def _on_backbone(self, module: nn.Module, inputs: tuple, output: object) -> None:
         hidden = getattr(output, "last_hidden_state", None)
-        if self._watches() and hidden is not None:
-            self._batch.hidden_BTD = hidden.detach()
-            # Autocast may be on inside the model only.
-            self._batch.product_dtype = product_dtype(hidden)
+        if not self._watches() or hidden is None:
+            return
+        self._batch.hidden_BTD = hidden.detach()
+        # Autocast may be on inside the model only.
+        self._batch.product_dtype = product_dtype(hidden)
+        # Here, where all processes are: in the backward pass they need not meet.
+        head = self.model.head
+        weights = (None if w is None else whole(w.detach()) for w in (head.weight, head.bias))
+        self._batch.head_weights = tuple(weights)
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            self._batch.hidden_output = hidden
+            self._batch.await_gradient(hidden, self._batch.keep_hidden_backprops)
 
     def _on_output(self, module: nn.Module, inputs: tuple, output: object) -> None:
-        if not self._watches():
-            return
-        logits, log_probs = (getattr(output, name, None) for name in ("logits", "log_probs"))
-        if torch.is_grad_enabled() and log_probs is not None:
-            self._batch.await_gradient(log_probs, self._batch.keep_position_weights)
-        if logits is not None and self._batch.head_calls:
+        logits = getattr(output, "logits", None)
+        if self._watches() and logits is not None and self._batch.head_calls:
             self._see_transform(self._batch, self._batch.head_calls[0].z, logits.detach())
 
     def _see_transform(
@@ -268,19 +287,23 @@ class Recorder:
         summaries = {LM_HEAD: head.summaries}
         dtypes = [batch.product_dtype]
         if backward:
-            tokens_BT, delta_BTD, padding_idx = batch.embedding_backprops()
-            dtypes.append(delta_BTD.dtype)
-            delta_BTD = at_least_float32(delta_BTD)
+            tokens_P, rows_P, delta_PD, padding_idx = batch.embedding_backprops()
+            dtypes.append(delta_PD.dtype)
+            delta_PD = at_least_float32(delta_PD)
             factor_B = 1 / (head.n_tokens_B * weight_B)
+            # Positions that belong to no row have the factor 0.
+            factor_J = torch.nn.functional.pad(factor_B, (0, 1)).to(delta_PD.dtype)
             summaries[EMBEDDING] = embedding_summaries(
-                tokens_BT,
-                delta_BTD * factor_B.to(delta_BTD.dtype)[:, None, None],
+                tokens_P,
+                rows_P,
+                delta_PD * factor_J[rows_P].unsqueeze(1),
+                batch.tokens.n_rows,
                 self.model.embedding.weight.shape[0],
                 self._sketches[EMBEDDING],
                 padding_idx,
             )
-        mask_BT1 = batch.mask_BT.unsqueeze(2)
-        hidden_BTD = batch.hidden_BTD.reshape(*batch.labels_BT.shape, -1)
+        hidden_BTD = batch.hidden_BTD.reshape(*batch.labels_BT.shape, -1).float()
+        n_positions_B = batch.tokens.sum_positions(torch.ones_like(hidden_BTD[..., :1]))
         return Records(
             indices=batch.indices,
             step=batch.step,
@@ -288,7 +311,7 @@ class Recorder:
             loss_B=head.loss_B,
             error_norm_B=head.error_norm_B,
             n_tokens_B=head.n_tokens_B,
-            content_BD=(hidden_BTD.float() * mask_BT1).sum(1) / mask_BT1.sum(1),
+            content_BD=batch.tokens.sum_positions(hidden_BTD) / n_positions_B,
             summaries=summaries,
             checks=tuple(batch.checks),
         )

@@ -15,7 +15,9 @@ from gradsift.gradients.statistics import GradientSummaries, GradientSummary
 from gradsift.gradients.transform import HeadTransform
 from gradsift.terms import EMBEDDING, LM_HEAD
 
-RecordingPath = Literal["fused", "fused-intercepted", "hooked", "intercepted"]
+RecordingPath = Literal[
+    "fused", "fused-intercepted", "hidden", "hidden-intercepted", "hooked", "intercepted"
+]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Statistics of per-sample gradients, for a micro-batch at once, and the slow reference.
 
-Shapes: B instances, T positions, D width, V rows of the weight (vocabulary), R rows in one block,
+Shapes: B instances, P positions, D width, V rows of the weight (vocabulary), R rows in one block,
 K numbers of a sketch. *Sums* are max, min, Σ, Σ|·| and Σ(·)² over entries of a gradient, float64,
 in this order; sums of parts combine to sums of the whole.
 """
@@ -81,20 +81,24 @@ def scaled_sums(sums_B5: torch.Tensor, factor_B: torch.Tensor) -> torch.Tensor:
 
 
 def embedding_summaries(
-    tokens_BT: torch.Tensor,
-    delta_BTD: torch.Tensor,
+    tokens_P: torch.Tensor,
+    rows_P: torch.Tensor,
+    delta_PD: torch.Tensor,
+    n_instances: int,
     n_rows: int,
     sketch: TensorSketch,
     padding_idx: int | None = None,
 ) -> GradientSummaries:
-    """Summarise the gradient of an embedding table for each row of a micro-batch.
+    """Summarise the gradient of an embedding table for each instance of a micro-batch.
 
-    Positions are sorted by (row, token); the backprops of a token that repeats within a row add
-    up. Nothing waits for the device: there is room for as many sums as positions.
+    Positions are sorted by (instance, token); the backprops of a token that repeats within an
+    instance add up. Nothing waits for the device: there is room for as many sums as positions.
 
     Args:
-        tokens_BT: Token of each position.
-        delta_BTD: Gradient of each row's own loss with respect to the embedding's output.
+        tokens_P: Token of each position.
+        rows_P: The instance of each position; `n_instances` where it belongs to none.
+        delta_PD: Gradient of each instance's own loss with respect to the embedding's output.
+        n_instances: B.
         n_rows: V, rows of the table; the rows of unused tokens count as zeros.
         sketch: Of the table's gradient.
         padding_idx: The token whose row autograd leaves without a gradient, if the table has one.
@@ -102,51 +106,51 @@ def embedding_summaries(
     Returns:
         Statistics over the V·D entries, in at least float32.
     """
-    n_instances, n_positions, width = delta_BTD.shape
-    delta_BTD = at_least_float32(delta_BTD)
+    delta_PD = at_least_float32(delta_PD)
     if padding_idx is not None:
-        delta_BTD = delta_BTD.masked_fill((tokens_BT == padding_idx).unsqueeze(2), 0)
-    sums_B5 = _embedding_sums(tokens_BT, delta_BTD, n_rows)
+        delta_PD = delta_PD.masked_fill((tokens_P == padding_idx).unsqueeze(1), 0)
+    sums_B5 = _embedding_sums(tokens_P, rows_P, delta_PD, n_instances, n_rows)
 
-    def sum_rows(values_NX: torch.Tensor) -> torch.Tensor:
-        return values_NX.unflatten(0, (n_instances, n_positions)).sum(1)
+    def sum_rows(values_PX: torch.Tensor) -> torch.Tensor:
+        sums_JX = values_PX.new_zeros(n_instances + 1, *values_PX.shape[1:])
+        return sums_JX.index_add_(0, rows_P, values_PX)[:-1]
 
-    left_NK = sketch.single_rows(tokens_BT.flatten()).to(delta_BTD.dtype)
-    right_NK = sketch.columns(delta_BTD.flatten(0, 1))
-    sketch_BK = sketch.convolve(left_NK, right_NK, sum_rows)
-    return GradientSummaries.from_sums(sums_B5, n_rows * width, sketch_BK)
+    left_PK = sketch.single_rows(tokens_P).to(delta_PD.dtype)
+    sketch_BK = sketch.convolve(left_PK, sketch.columns(delta_PD), sum_rows)
+    return GradientSummaries.from_sums(sums_B5, n_rows * delta_PD.shape[1], sketch_BK)
 
 
-def _embedding_sums(tokens_BT: torch.Tensor, delta_BTD: torch.Tensor, n_rows: int) -> torch.Tensor:
-    n_instances, n_positions = tokens_BT.shape
-    tokens_N, delta_ND = tokens_BT.flatten(), delta_BTD.flatten(0, 1)
-    rows_N = torch.arange(n_instances, device=tokens_N.device).repeat_interleave(n_positions)
-    keys_N, order_N = (rows_N * n_rows + tokens_N).sort()
-    is_first_N = torch.ones_like(keys_N, dtype=torch.bool)
-    is_first_N[1:] = keys_N[1:] != keys_N[:-1]
-    segment_N = is_first_N.cumsum(0) - 1
-    gradient_ND = torch.zeros_like(delta_ND)
-    gradient_ND.index_add_(0, torch.empty_like(order_N).scatter_(0, order_N, segment_N), delta_ND)
+def _embedding_sums(
+    tokens_P: torch.Tensor,
+    rows_P: torch.Tensor,
+    delta_PD: torch.Tensor,
+    n_instances: int,
+    n_rows: int,
+) -> torch.Tensor:
+    keys_P, order_P = (rows_P * n_rows + tokens_P).sort()
+    is_first_P = torch.ones_like(keys_P, dtype=torch.bool)
+    is_first_P[1:] = keys_P[1:] != keys_P[:-1]
+    segment_P = is_first_P.cumsum(0) - 1
+    gradient_PD = torch.zeros_like(delta_PD)
+    gradient_PD.index_add_(0, torch.empty_like(order_P).scatter_(0, order_P, segment_P), delta_PD)
     # Room that is not needed belongs to a row of its own, which is thrown away.
-    row_N = torch.full_like(rows_N, n_instances).scatter_(0, segment_N, keys_N // n_rows)
+    row_P = torch.full_like(rows_P, n_instances).scatter_(0, segment_P, keys_P // n_rows)
 
-    def by_row(values_N: torch.Tensor, reduce: str) -> torch.Tensor:
-        start_B = values_N.new_zeros(n_instances + 1)
-        return start_B.scatter_reduce_(0, row_N, values_N, reduce, include_self=False)[:-1]
+    def by_row(values_P: torch.Tensor, reduce: str) -> torch.Tensor:
+        start_J = values_P.new_zeros(n_instances + 1)
+        return start_J.scatter_reduce_(0, row_P, values_P, reduce, include_self=False)[:-1]
 
-    low_N, high_N = gradient_ND.aminmax(dim=1)
-    n_used_B = torch.zeros_like(rows_N[:n_instances]).index_add_(
-        0, keys_N // n_rows, is_first_N.long()
-    )
-    all_used_B = n_used_B >= n_rows
-    high_B, low_B = by_row(high_N, "amax"), by_row(low_N, "amin")
+    low_P, high_P = gradient_PD.aminmax(dim=1)
+    n_used_J = rows_P.new_zeros(n_instances + 1)
+    all_used_B = n_used_J.index_add_(0, keys_P // n_rows, is_first_P.long())[:-1] >= n_rows
+    high_B, low_B = by_row(high_P, "amax"), by_row(low_P, "amin")
     high_B = torch.where(all_used_B, high_B, high_B.clamp(min=0))
     low_B = torch.where(all_used_B, low_B, low_B.clamp(max=0))
-    norm_N = torch.linalg.vector_norm(gradient_ND, dim=1)
-    l1_N = torch.linalg.vector_norm(gradient_ND, ord=1, dim=1)
-    columns = (gradient_ND.sum(1), l1_N, widest(norm_N).square())
-    sums_N3 = torch.stack([widest(values_N) for values_N in columns], 1)
-    sums_B3 = sums_N3.new_zeros(n_instances + 1, 3).index_add_(0, row_N, sums_N3)[:-1]
+    norm_P = torch.linalg.vector_norm(gradient_PD, dim=1)
+    l1_P = torch.linalg.vector_norm(gradient_PD, ord=1, dim=1)
+    columns = (gradient_PD.sum(1), l1_P, widest(norm_P).square())
+    sums_P3 = torch.stack([widest(values_P) for values_P in columns], 1)
+    sums_B3 = sums_P3.new_zeros(n_instances + 1, 3).index_add_(0, row_P, sums_P3)[:-1]
     return torch.cat([widest(torch.stack([high_B, low_B], 1)), sums_B3], 1)
 
 

@@ -1,10 +1,12 @@
-"""Which positions of a micro-batch predict a response token, row after row.
+"""Which row each position of a micro-batch belongs to, and which predict a response token.
 
-Shapes: B rows, T positions, N tokens laid out end to end, F numbers of each.
+A row of the batch is one instance, or several that were packed end to end; *rows* are instances.
+Shapes: B rows of the batch, T positions, I instances, N laid-out tokens, X numbers of each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +29,9 @@ class ResponseTokens:
         positions_N: Where each token is predicted, as a position in the flattened [B·T].
         targets_N: The tokens, -100 where a position predicts none.
         rows_N: The row of each.
-        offsets_B1: Where each row begins, and the end of the last, int32.
+        offsets_I1: Where each row begins, and the end of the last, int32.
+        rows_BT: The row of every position; I where it belongs to none (padding).
+        is_packed: Whether a row of the batch may hold several instances.
     """
 
     shape: tuple[int, int]
@@ -35,45 +39,71 @@ class ResponseTokens:
     positions_N: torch.Tensor
     targets_N: torch.Tensor
     rows_N: torch.Tensor
-    offsets_B1: torch.Tensor
+    offsets_I1: torch.Tensor
+    rows_BT: torch.Tensor
+    is_packed: bool
 
     @classmethod
-    def of(cls, labels_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> ResponseTokens:
-        """Lay out the tokens of a micro-batch without waiting for a device.
+    def of(
+        cls,
+        labels_BT: torch.Tensor,
+        mask_BT: torch.Tensor | None = None,
+        position_ids_BT: torch.Tensor | None = None,
+    ) -> ResponseTokens:
+        """Lay out the tokens of a micro-batch; waits for a device only if rows may be packed.
 
         Args:
             labels_BT: The tokens where they belong to the response, else -100.
-            mask_BT: 0 on padding, or None where there is none.
+            mask_BT: 0 on padding, or None where there is none; packed rows may have 1, 2, … on
+                those of the first, the second, ….
+            position_ids_BT: A row begins where they do not go on by one; None: rows are not packed.
 
         Returns:
-            The response tokens only, if the labels are on the CPU, else every position.
+            The response tokens only, if the labels are on the CPU or rows are packed, else every
+            position.
         """
-        layout = cls.packed if labels_BT.device.type == "cpu" else cls.every_position
-        return layout(labels_BT, mask_BT)
+        if labels_BT.device.type == "cpu" or position_ids_BT is not None:
+            return cls.compact(labels_BT, mask_BT, position_ids_BT)
+        return cls.every_position(labels_BT, mask_BT)
 
     @classmethod
-    def packed(cls, labels_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> ResponseTokens:
+    def compact(
+        cls,
+        labels_BT: torch.Tensor,
+        mask_BT: torch.Tensor | None = None,
+        position_ids_BT: torch.Tensor | None = None,
+    ) -> ResponseTokens:
         """Lay out the response tokens only; reads how many there are.
 
         Args:
             labels_BT: The tokens where they belong to the response, else -100.
-            mask_BT: 0 on padding, or None where there is none.
+            mask_BT: As in `of`.
+            position_ids_BT: As in `of`.
 
         Returns:
             The layout.
         """
-        targets_BS = _targets(labels_BT, mask_BT)
-        rows_N, columns_N = (targets_BS != IGNORED_LABEL).nonzero(as_tuple=True)
-        lengths = (targets_BS != IGNORED_LABEL).sum(1).tolist()
+        starts_BT = _starts(labels_BT, mask_BT, position_ids_BT)
+        if starts_BT is None:
+            n_rows, rows_BT = len(labels_BT), _rows_of_batch(labels_BT, mask_BT)
+        else:
+            rows_BT = starts_BT.flatten().cumsum(0).view_as(starts_BT) - 1
+            n_rows = int(rows_BT[-1, -1]) + 1
+            rows_BT = _without_padding(rows_BT, mask_BT, n_rows)
+        targets_BS = _targets(labels_BT, rows_BT, n_rows)
+        at_N, columns_N = (targets_BS != IGNORED_LABEL).nonzero(as_tuple=True)
+        rows_N = rows_BT[at_N, columns_N]
+        lengths = torch.bincount(rows_N, minlength=n_rows).tolist()
         return cls._laid_out(
-            labels_BT.shape, lengths, rows_N, columns_N, targets_BS[rows_N, columns_N]
-        )
+            lengths, at_N, columns_N, targets_BS[at_N, columns_N], rows_N, rows_BT,
+            is_packed=starts_BT is not None,
+        )  # fmt: skip
 
     @classmethod
     def every_position(
         cls, labels_BT: torch.Tensor, mask_BT: torch.Tensor | None = None
     ) -> ResponseTokens:
-        """Lay out every position but the last of each row.
+        """Lay out every position but the last of each row, where rows are not packed.
 
         Args:
             labels_BT: The tokens where they belong to the response, else -100.
@@ -83,29 +113,38 @@ class ResponseTokens:
             The layout.
         """
         n_rows, n_positions = labels_BT.shape
+        rows_BT = _rows_of_batch(labels_BT, mask_BT)
         at_BS = torch.arange(n_rows * (n_positions - 1), device=labels_BT.device)
         rows_N, columns_N = at_BS // max(1, n_positions - 1), at_BS % max(1, n_positions - 1)
-        targets_N = _targets(labels_BT, mask_BT).flatten()
+        targets_N = _targets(labels_BT, rows_BT, n_rows).flatten()
         lengths = [n_positions - 1] * n_rows
-        return cls._laid_out(labels_BT.shape, lengths, rows_N, columns_N, targets_N)
+        return cls._laid_out(
+            lengths, rows_N, columns_N, targets_N, rows_N, rows_BT, is_packed=False
+        )
 
     @classmethod
     def _laid_out(
         cls,
-        shape: torch.Size,
         lengths: list[int],
-        rows_N: torch.Tensor,
+        at_N: torch.Tensor,
         columns_N: torch.Tensor,
         targets_N: torch.Tensor,
+        rows_N: torch.Tensor,
+        rows_BT: torch.Tensor,
+        *,
+        is_packed: bool,
     ) -> ResponseTokens:
-        offsets_B1 = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+        offsets_I1 = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+        n_rows, n_positions = rows_BT.shape
         return cls(
-            shape=(shape[0], shape[1]),
+            shape=(n_rows, n_positions),
             lengths=tuple(lengths),
-            positions_N=rows_N * shape[1] + columns_N,
+            positions_N=at_N * n_positions + columns_N,
             targets_N=targets_N,
             rows_N=rows_N,
-            offsets_B1=offsets_B1.to(rows_N.device, non_blocking=True),
+            offsets_I1=offsets_I1.to(rows_N.device, non_blocking=True),
+            rows_BT=rows_BT,
+            is_packed=is_packed,
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ResponseTokens:
@@ -116,12 +155,17 @@ class ResponseTokens:
         """Return the same in memory from which copies do not wait; data loaders call this."""
         return self._each(torch.Tensor.pin_memory)
 
-    def _each(self, do) -> ResponseTokens:
-        names = ("positions_N", "targets_N", "rows_N", "offsets_B1")
+    def _each(self, do: Callable[[torch.Tensor], torch.Tensor]) -> ResponseTokens:
+        names = ("positions_N", "targets_N", "rows_N", "offsets_I1", "rows_BT")
         return replace(self, **{name: do(getattr(self, name)) for name in names})
 
     @property
-    def n_tokens_B(self) -> torch.Tensor:
+    def n_rows(self) -> int:
+        """Instances."""
+        return len(self.lengths)
+
+    @property
+    def n_tokens_I(self) -> torch.Tensor:
         """Response tokens of each row, int64, on the device."""
         return self.sum_rows((self.targets_N != IGNORED_LABEL).long())
 
@@ -136,15 +180,55 @@ class ResponseTokens:
         return flat.index_copy_(0, self.positions_N, values_NX).unflatten(0, self.shape)
 
     def sum_rows(self, values_NX: torch.Tensor) -> torch.Tensor:
-        """Return the sums of values over the tokens of each row, [B, ...]."""
-        sums_BX = values_NX.new_zeros(self.shape[0], *values_NX.shape[1:])
-        return sums_BX.index_add_(0, self.rows_N, values_NX)
+        """Return the sums of values over the tokens of each row, [I, ...]."""
+        sums_IX = values_NX.new_zeros(self.n_rows, *values_NX.shape[1:])
+        return sums_IX.index_add_(0, self.rows_N, values_NX)
+
+    def sum_positions(self, values_BTX: torch.Tensor) -> torch.Tensor:
+        """Return the sums of values over all positions of each row, padding excluded, [I, ...]."""
+        sums_JX = values_BTX.new_zeros(self.n_rows + 1, *values_BTX.shape[2:])
+        return sums_JX.index_add_(0, self.rows_BT.flatten(), values_BTX.flatten(0, 1))[:-1]
+
+    def split(self, values_BT: torch.Tensor) -> list[torch.Tensor]:
+        """Return the values of each row, padding excluded; on the CPU, as tensors there are."""
+        rows_P, values_P = self.rows_BT.flatten(), values_BT.flatten()
+        order_P = rows_P.argsort(stable=True)
+        lengths = torch.bincount(rows_P, minlength=self.n_rows + 1).tolist()
+        return list(values_P[order_P].split(lengths))[:-1]
 
 
-def _targets(labels_BT: torch.Tensor, mask_BT: torch.Tensor | None) -> torch.Tensor:
-    targets_BS = labels_BT[:, 1:]
-    if mask_BT is None:
-        return targets_BS
-    # A token after padding has nothing before it that could predict it.
-    real_BS = (mask_BT[:, 1:] > 0) & (mask_BT[:, :-1] > 0)
-    return targets_BS.masked_fill(~real_BS, IGNORED_LABEL)
+def _rows_of_batch(labels_BT: torch.Tensor, mask_BT: torch.Tensor | None) -> torch.Tensor:
+    n_rows = len(labels_BT)
+    rows_BT = torch.arange(n_rows, device=labels_BT.device)[:, None].expand(labels_BT.shape)
+    return _without_padding(rows_BT, mask_BT, n_rows)
+
+
+def _without_padding(
+    rows_BT: torch.Tensor, mask_BT: torch.Tensor | None, n_rows: int
+) -> torch.Tensor:
+    return rows_BT if mask_BT is None else rows_BT.masked_fill(mask_BT <= 0, n_rows)
+
+
+def _starts(
+    labels_BT: torch.Tensor, mask_BT: torch.Tensor | None, position_ids_BT: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Return where a row begins, or None if each row of the batch is one."""
+    real_BT = torch.ones_like(labels_BT, dtype=torch.bool) if mask_BT is None else mask_BT > 0
+    joins_BS = real_BT[:, 1:] & real_BT[:, :-1]
+    breaks_BS = torch.zeros_like(joins_BS)
+    if mask_BT is not None:
+        breaks_BS |= mask_BT[:, 1:] != mask_BT[:, :-1]
+    if position_ids_BT is not None:
+        # What transformers, too, takes for the beginning of another sequence.
+        breaks_BS |= position_ids_BT.expand_as(labels_BT).diff(dim=1) != 1
+    if not bool((breaks_BS & joins_BS).any()):
+        return None
+    starts_BT = real_BT.clone()
+    starts_BT[:, 1:] &= breaks_BS | ~real_BT[:, :-1]
+    return starts_BT
+
+
+def _targets(labels_BT: torch.Tensor, rows_BT: torch.Tensor, n_rows: int) -> torch.Tensor:
+    # A token after padding or another row has nothing before it that could predict it.
+    joins_BS = (rows_BT[:, 1:] == rows_BT[:, :-1]) & (rows_BT[:, 1:] < n_rows)
+    return labels_BT[:, 1:].masked_fill(~joins_BS, IGNORED_LABEL)

@@ -207,7 +207,7 @@ def row_gradients(
     total_rD = delta_nr.T @ x_nD if total else None
     if not sums:
         return None, total_rD
-    offsets_R1 = tokens.offsets_B1[chunk.rows.start : chunk.rows.stop + 1]
+    offsets_R1 = tokens.offsets_I1[chunk.rows.start : chunk.rows.stop + 1]
     return row_sums(delta_nr, x_nD, offsets_R1, chunk.tokens.start, len(chunk.lengths)), total_rD
 
 

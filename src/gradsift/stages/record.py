@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,24 +18,26 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
+from transformers import Trainer
 
 from gradsift.data.pool import Pool, PoolRow
 from gradsift.gradients.check import CheckResult, require_same_loss
 from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import RecordingPath, Records
+from gradsift.gradients.records import Records
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.gradients.tokens import ResponseTokens
 from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
+from gradsift.stages.row_names import ByColumn, ByContent, RowNames, names_by_tokens
 from gradsift.store.manifest import Manifest
 from gradsift.store.pool_table import write_pool_table
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.writer import StoreWriter
-from gradsift.training.plain_loss import RememberedForward, copied
-from gradsift.training.self_check import check_forward
+from gradsift.training.loops import require_recordable, trainer_around, unwrapped
+from gradsift.training.plain_loss import Batch, RememberedForward, copied
+from gradsift.training.self_check import LOOP_PATHS, check_forward, paths_of
 from gradsift.training.sitting import store_rows
 from gradsift.training.tracking import base_model, track
 
-PATHS: tuple[RecordingPath, ...] = ("hooked", "intercepted")
 FLUSH_EVERY = 256  # Micro-batches.
 # Micro-batches whose records stay on the device until they are read together.
 UNREAD = 16
@@ -51,11 +53,16 @@ class _Batch:
     ids: Any
     input_ids_BT: torch.Tensor
     labels_BT: torch.Tensor
-    mask_BT: torch.Tensor
+    tokens: ResponseTokens
 
-    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return tokens, labels and mask."""
-        return self.input_ids_BT, self.labels_BT, self.mask_BT
+    def tensors(self) -> Batch:
+        """Return tokens, labels and their layout."""
+        return self.input_ids_BT, self.labels_BT, self.tokens
+
+    def split(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return the tokens and the labels of each row, on the CPU."""
+        tokens = self.tokens.to("cpu")
+        return tuple(tokens.split(t.cpu()) for t in (self.input_ids_BT, self.labels_BT))
 
 
 class Recording:
@@ -69,12 +76,13 @@ class Recording:
             parameters (FSDP2) it is not made, and 0 rows are compared.
         n_repeated: Rows that came up again, and were not recorded again.
         n_without_response: Rows without any label, which have no gradient of their own.
+        n_unknown: Rows that are not in the pool.
         store: The gradient store, after the block.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        loop: nn.Module | Trainer,
         out: Path,
         *,
         ids: str | None,
@@ -85,7 +93,7 @@ class Recording:
         """Find what is to be watched; nothing is attached yet.
 
         Args:
-            model: A causal LM, perhaps wrapped (PEFT, DDP, compiled).
+            loop: A causal LM, perhaps wrapped (PEFT, DDP, compiled), or the trainer of one.
             out: The run folder.
             ids: Name of the batch column that says which row a row is.
             pool: Where the rows come from.
@@ -93,18 +101,20 @@ class Recording:
             recording: hooked, intercepted, or auto.
 
         Raises:
-            ValueError: If the model has no layers that can be watched, or a pool comes without ids.
+            ValueError: If the model has no layers that can be watched, the trainer does not
+                fine-tune on responses, or its rows are not those of the pool.
         """
-        if pool is not None and ids is None:
-            raise ValueError(
-                "a pool needs ids: name the batch column that holds each row's position in it."
-            )
-        self._outer = _unwrapped(model)
+        self._trainer = loop if isinstance(loop, Trainer) else None
+        model = loop if self._trainer is None else loop.model
+        self._outer = unwrapped(model)
         self._tracked = track(self._outer)
         self._is_sharded = any(hasattr(p, "full_tensor") for p in self._outer.parameters())
-        self._paths = PATHS if recording == "auto" else (recording,)
-        self._ids_column, self._pool, self._sketch, self._out = ids, pool, sketch, out
-        self._pool_ids = set() if pool is None else {row.instance_id for row in pool.rows}
+        self._paths = paths_of(recording, LOOP_PATHS)
+        self._pool, self._sketch, self._out = pool, sketch, out
+        self._names = self._names_for(ids)
+        self._count_updates = self._counter_of(model)
+        if self._trainer is not None:
+            self._know_trainer()
         self._recorder: Recorder | None = None
         self._handles: list[Any] = []
         self._checking = False
@@ -114,8 +124,9 @@ class Recording:
         self._n_batches = self._n_updates = 0
         self._open_batch: _Batch | None = None
         self._to_compare: RememberedForward | None = None
+        self._numbers_rows = False
         self.check: CheckResult | None = None
-        self.n_repeated = self.n_without_response = 0
+        self.n_repeated = self.n_without_response = self.n_unknown = 0
         self.store: GradientStore | None = None
 
     def __enter__(self) -> Recording:
@@ -177,13 +188,15 @@ class Recording:
         if kind is None:
             self.store = read_store(self._out)
 
+    @torch.compiler.disable
     def _before_forward(
         self, module: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
         if self._checking:
             return None
         kwargs = dict(kwargs)
-        ids = kwargs.pop(self._ids_column, None) if self._ids_column else None
+        column = None if self._names is None else self._names.column
+        ids = kwargs.pop(column, None) if column else None
         if torch.is_grad_enabled():
             self._open(args, kwargs, ids)
         return args, kwargs
@@ -199,11 +212,15 @@ class Recording:
             self._flush()
         elif len(self._unread) >= UNREAD:
             self._read()
+        if self._n_batches == 0 and self._trainer is None:
+            self._trainer = trainer_around(self._outer)
+            if self._trainer is not None:
+                self._know_trainer()
         batch = self._batch_of(args, kwargs, ids)
-        if self._recorder is None and not any(ResponseTokens.packed(*batch.tensors()[1:]).lengths):
+        if self._recorder is None and not bool(batch.tokens.n_tokens_I.any()):
             # Nothing to check with; the next one may have labels. It counts, since all processes
             # write after as many.
-            self.n_without_response += len(batch.input_ids_BT)
+            self.n_without_response += batch.tokens.n_rows
             self._n_batches += 1
             return
         is_compared = self._recorder is None or self._n_batches in COMPARED_AGAIN
@@ -215,15 +232,21 @@ class Recording:
             self._recorder.join_forward()
             # After the recorder's own hooks, so that it has seen everything by then.
             self._handles.append(self._outer.register_forward_hook(self._after_forward))
-        rows = range(len(batch.input_ids_BT))
-        self._recorder.begin(rows, self._n_updates, *batch.tensors())
+        rows = range(batch.tokens.n_rows)
+        self._recorder.begin(rows, self._count_updates(), *batch.tensors())
         self._open_batch = batch
 
     def _batch_of(self, args: tuple, kwargs: dict[str, Any], ids: Any) -> _Batch:
-        if self._ids_column is not None and ids is None:
+        if self._names is None:
             raise ValueError(
-                f"the batch has no column {self._ids_column!r}. transformers' Trainer removes "
-                "columns that the model does not name: set remove_unused_columns=False."
+                "a pool needs ids: name the batch column that holds each row's position in it, or "
+                "give the trainer of transformers or trl in the model's place."
+            )
+        if self._names.column is not None and ids is None:
+            raise ValueError(
+                f"the batch has no column {self._names.column!r}. transformers' Trainer removes "
+                "columns that the model does not name: set remove_unused_columns=False. With a "
+                "pool and its trainer in the model's place no ids are needed."
             )
         if getattr(self._tracked.embedding, "neftune_noise_alpha", None) is not None:
             raise ValueError(
@@ -243,15 +266,41 @@ class Recording:
                 "the model was called without `labels`, so it cannot be told which tokens are the "
                 "response. Pass them to the model; its own loss need not be used."
             )
-        if mask_BT is None:
-            mask_BT = torch.ones_like(input_ids_BT)
-        if ids is not None and len(ids) != len(input_ids_BT):
-            raise ValueError(
-                f"a batch of {len(input_ids_BT)} rows has {len(ids)} ids in {self._ids_column!r}."
-            )
         # Copies: they are read later, and a loop may fill its tensors anew.
-        return _Batch(*(copied(value) for value in (ids, input_ids_BT, labels_BT, mask_BT)))
+        ids, input_ids_BT, labels_BT = (copied(v) for v in (ids, input_ids_BT, labels_BT))
+        tokens = self._layout(labels_BT, mask_BT, kwargs.get("position_ids"))
+        n_ids = (
+            tokens.n_rows if ids is None else torch.Size(getattr(ids, "shape", [len(ids)])).numel()
+        )
+        if n_ids != tokens.n_rows:
+            raise ValueError(
+                f"a batch of {tokens.n_rows} rows has {n_ids} ids in {self._names.column!r}: "
+                "expected one for each row, also of those that are packed into one."
+            )
+        return _Batch(ids, input_ids_BT, labels_BT, tokens)
 
+    def _layout(
+        self,
+        labels_BT: torch.Tensor,
+        mask_BT: torch.Tensor | None,
+        position_ids_BT: torch.Tensor | None,
+    ) -> ResponseTokens:
+        if mask_BT is not None and mask_BT.dim() != 2:
+            if position_ids_BT is None:
+                raise ValueError(
+                    f"an attention mask of {mask_BT.dim()} dimensions, and no position_ids: which "
+                    "positions are padding, and where a packed row begins, cannot be told."
+                )
+            mask_BT = None
+        if position_ids_BT is not None and position_ids_BT.dim() != 2:
+            position_ids_BT = None  # Of images; such rows are not packed.
+        if self._n_batches == 0 and mask_BT is not None:
+            self._numbers_rows = bool((mask_BT > 1).any())
+        if self._numbers_rows:
+            return ResponseTokens.compact(labels_BT, mask_BT, position_ids_BT)
+        return ResponseTokens.of(labels_BT, copied(mask_BT), position_ids_BT)
+
+    @torch.compiler.disable
     def _after_forward(self, module: nn.Module, args: tuple, output: object) -> None:
         if self._open_batch is not None and torch.is_grad_enabled() and not self._checking:
             tensors = self._recorder.watched_tensors()
@@ -286,7 +335,7 @@ class Recording:
         twin = Recorder(
             self._tracked,
             self._sketch,
-            intercept=self._recorder.path == "intercepted",
+            path=self._recorder.path,
             arithmetic=self._recorder.arithmetic,
         )
         self._checking = True
@@ -299,16 +348,20 @@ class Recording:
     def _read(self) -> None:
         unread, self._unread = self._unread, []
         for records, batch in unread:
-            ids = self._names(batch)
-            n_tokens = batch.mask_BT.sum(1).tolist()
+            tokens, labels = batch.split()
+            ids = self._names.of(batch.ids, tokens, labels)
             read = records.read()
-            self.n_without_response += len(ids) - len(read)
+            # What is left over at the end of a packed row is no row.
+            self.n_without_response += sum(len(row) > 1 for row in tokens) - len(read)
             for record in read:
                 instance_id = ids[record.index]
+                if instance_id is None:
+                    self.n_unknown += 1
+                    continue
                 if instance_id in self._seen:
                     self.n_repeated += 1
                     continue
-                self._seen[instance_id] = n_tokens[record.index]
+                self._seen[instance_id] = len(tokens[record.index])
                 self._pending += store_rows(record, instance_id)
 
     def _keep_what_is_left(self) -> None:
@@ -331,9 +384,7 @@ class Recording:
     def _checked(self, args: tuple, kwargs: dict[str, Any], batch: _Batch) -> Recorder:
         if self._is_sharded:
             # Whole gradients would have to be gathered from all processes, in step with them.
-            recorder = Recorder(
-                self._tracked, self._sketch, intercept=self._paths[0] == "intercepted"
-            )
+            recorder = Recorder(self._tracked, self._sketch, path=self._paths[0])
             dtype = str(self._tracked.head.weight.dtype).removeprefix("torch.")
             name = recorder.arithmetic.name
             self.check = CheckResult(0, None, None, recorder.path, name, dtype)
@@ -341,40 +392,38 @@ class Recording:
         self._checking = True
         try:
             recorder, self.check = check_forward(
-                self._tracked, self._sketch, self._paths, args, kwargs, *batch.tensors()
+                self._tracked, self._sketch, self._paths, args, kwargs, batch.tensors()
             )
         finally:
             self._checking = False
         return recorder
 
-    def _names(self, batch: _Batch) -> list[str]:
-        if self._ids_column is None:
-            rows = zip(*(tensor.cpu() for tensor in batch.tensors()), strict=True)
-            return [
-                row_key(tokens_T[mask_T > 0], labels_T[mask_T > 0])
-                for tokens_T, labels_T, mask_T in rows
-            ]
-        # Numbers of whatever library, in whatever box, become Python's own.
-        ids = [id_.item() if hasattr(id_, "item") else id_ for id_ in _unboxed(batch.ids)]
-        return [str(i) if self._pool is None else self._pool_id(i) for i in ids]
+    def _names_for(self, ids: str | None) -> RowNames | None:
+        if ids is not None:
+            return ByColumn(ids, self._pool)
+        return ByContent() if self._pool is None else None  # Until a trainer is known.
 
-    def _pool_id(self, id_: int | str) -> str:
-        rows = self._pool.rows
-        if isinstance(id_, int) and 0 <= id_ < len(rows):
-            return rows[id_].instance_id
-        if id_ in self._pool_ids:
-            return id_
-        raise ValueError(
-            f"the id {id_!r} in {self._ids_column!r} is no row of the pool: expected a position "
-            f"from 0 to {len(rows) - 1}, or an instance id such as {rows[0].instance_id!r}."
-        )
+    def _know_trainer(self) -> None:
+        require_recordable(self._trainer)
+        self._count_updates = lambda: self._trainer.state.global_step
+        if self._names is None:
+            self._names = names_by_tokens(self._pool, self._trainer)
+
+    def _counter_of(self, model: nn.Module) -> Callable[[], int]:
+        if hasattr(model, "global_steps"):  # DeepSpeed's engine has an optimizer of its own kind.
+            return lambda: model.global_steps
+        return lambda: self._n_updates
 
     def _flush(self, *, complete: bool = False) -> None:
         self._read()
         check = None if self.check is None else asdict(self.check)
-        about = {"self_check": check, "n_repeated": self.n_repeated}
+        about = {
+            "self_check": check,
+            "n_repeated": self.n_repeated,
+            "n_unknown": self.n_unknown,
+        }
         self._writer.append(
-            self._pending, last_step=self._n_updates, about=about, complete=complete
+            self._pending, last_step=self._count_updates(), about=about, complete=complete
         )
         self._pending = []
 
@@ -405,36 +454,6 @@ class Recording:
         return about if self._pool is None else about | about_pool(self._pool)
 
 
-def row_key(tokens_T: torch.Tensor, labels_T: torch.Tensor) -> str:
-    """Name a row by what it says.
-
-    Args:
-        tokens_T: Its tokens, without padding.
-        labels_T: Its labels.
-
-    Returns:
-        A hash, equal for equal rows.
-    """
-    text = f"{tokens_T.tolist()}{(labels_T != IGNORED_LABEL).int().tolist()}"
-    return "sha256-" + hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _unboxed(ids: Any) -> list[Any]:
-    values = ids.flatten().tolist() if hasattr(ids, "flatten") else list(ids)
-    return [value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
-            for value in values]  # fmt: skip
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
-
-
 def _gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
@@ -451,7 +470,7 @@ def _pool_row(row: PoolRow, seen: dict[str, int]) -> dict[str, object]:
 
 
 def record(
-    model: nn.Module,
+    loop: nn.Module | Trainer,
     *,
     out: str | Path,
     ids: str | None = None,
@@ -467,22 +486,27 @@ def record(
     loop.
 
     Args:
-        model: A causal LM of transformers, perhaps wrapped (PEFT, DDP, compiled). It must be
-            called with `labels`, -100 where a token is not of the response.
+        loop: A causal LM of transformers, perhaps wrapped (PEFT, DDP, DeepSpeed, compiled), or the
+            trainer of transformers or trl that trains it. The model must be called with `labels`,
+            -100 where a token is not of the response. Rows may be packed: `position_ids` that
+            begin anew tell where each begins.
         out: The run folder.
         ids: Name of a batch column with an integer or text for each row; it is taken out of the
-            batch before the model sees it. None names rows by a hash of their tokens and labels.
+            batch before the model sees it. None finds a trainer's rows in the pool by their tokens;
+            without a pool rows are named by a hash of their tokens and labels.
         pool: From `load_pool`; then `ids` are positions in it (or instance ids), and `select`
             works on the run folder.
         sketch_size: Numbers of a gradient sketch, a power of two up to 2,048.
         seed: Of the sketch.
-        recording: hooked, intercepted, or auto: the first of the two that is exact.
+        recording: hidden, hidden-intercepted, hooked, intercepted, or auto: the first of them that
+            is exact.
 
     Returns:
         A context manager; after the block its `store` is the gradient store.
 
     Raises:
-        ValueError: If the model has no layers that can be watched.
+        ValueError: If the model has no layers that can be watched, or the trainer does not
+            fine-tune on responses.
     """
     sketch = SketchSpec(sketch_size, seed)
-    return Recording(model, Path(out), ids=ids, pool=pool, sketch=sketch, recording=recording)
+    return Recording(loop, Path(out), ids=ids, pool=pool, sketch=sketch, recording=recording)

@@ -16,7 +16,10 @@ from torch import nn
 
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
+from gradsift.gradients.tokens import ResponseTokens
 from gradsift.training.sft import summed_loss
+
+Batch = tuple[torch.Tensor, torch.Tensor, ResponseTokens]
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class RememberedForward:
     Attributes:
         args: Positional arguments of the model's call; tensors are copies.
         kwargs: Keyword arguments of it.
-        batch: Tokens, labels and mask.
+        batch: Tokens, labels and their layout.
         random_state: Of the CPU, and of the batch's device if that is another.
         autocast: Its dtype around the call, or None.
         versions: Of the parameters, which count their changes.
@@ -34,7 +37,7 @@ class RememberedForward:
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    batch: Batch
     random_state: tuple[torch.Tensor, torch.Tensor | None]
     autocast: torch.dtype | None
     versions: tuple[int, ...]
@@ -45,7 +48,7 @@ class RememberedForward:
         model: nn.Module,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        batch: Batch,
     ) -> RememberedForward:
         """Remember a call that is about to be made.
 
@@ -53,7 +56,7 @@ class RememberedForward:
             model: That is called.
             args: Positional arguments.
             kwargs: Keyword arguments.
-            batch: Tokens, labels and mask.
+            batch: Tokens, labels and their layout.
 
         Returns:
             What it takes to make it again.
@@ -117,7 +120,7 @@ def forward_and_backward(
     indices: Sequence[int],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    batch: Sequence[torch.Tensor],
+    batch: Batch,
 ) -> Records:
     """Record the negative log-likelihood of a micro-batch's response tokens, whatever the loop's.
 
@@ -126,29 +129,29 @@ def forward_and_backward(
 
     Args:
         recorder: Attached meanwhile.
-        indices: One a row.
+        indices: One an instance.
         args: Positional arguments of the model's call.
         kwargs: Keyword arguments of it.
-        batch: Tokens, labels and mask.
+        batch: Tokens, labels and their layout.
 
     Returns:
         The records.
+
+    Raises:
+        ValueError: If the model gives no logits, and its head's input was not seen either.
     """
     with recorder:
         recorder.begin(indices, 0, *batch)
         output = recorder.model.outer(*args, **kwargs)
-        loss = _response_loss(output, batch[1])
-        torch.autograd.grad(loss, recorder.watched_tensors(), allow_unused=True)
+        recorder.differentiate(lambda: _response_loss(output, batch[1]))
         return recorder.finish()
 
 
 def _response_loss(output: Any, labels_BT: torch.Tensor) -> torch.Tensor:
-    loss, log_probs, logits = (
-        getattr(output, name, None) for name in ("loss", "log_probs", "logits")
-    )
-    if log_probs is not None:
-        return -log_probs.sum()
-    return loss if logits is None else summed_loss(logits, labels_BT)
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        raise ValueError("the loop's forward pass gives no logits, so the head is not called.")
+    return summed_loss(logits, labels_BT)
 
 
 @contextmanager

@@ -73,8 +73,7 @@ def forward_records(
     fused = {} if trainer.fused is None else {"response_tokens": tokens}
     step = trainer.state.global_step
     with torch.no_grad(), trainer.accelerator.autocast(), recorder:
-        mask_BT = batch.get("attention_mask")
-        recorder.begin(indices, step, batch["input_ids"], labels_BT, mask_BT, tokens)
+        recorder.begin(indices, step, batch["input_ids"], labels_BT, tokens)
         trainer.model(**batch, **fused)
         return recorder.finish(backward=False)
 

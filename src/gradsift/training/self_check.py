@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,14 +21,36 @@ from gradsift.gradients.check import (
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Record, RecordingPath, TrackedModel
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.gradients.tokens import ResponseTokens
-from gradsift.training.plain_loss import forward_and_backward, without_reentrant_checkpointing
+from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.training.plain_loss import (
+    Batch,
+    forward_and_backward,
+    without_reentrant_checkpointing,
+)
 from gradsift.training.probe import forward_records, probe_step, without_dropout
-from gradsift.training.sft import RecordingSFTTrainer
+from gradsift.training.sft import RecordingSFTTrainer, mean_loss
 from gradsift.training.tracking import base_model, track
 
 # From the cheapest to the one that makes the fewest assumptions.
 PATHS: tuple[RecordingPath, ...] = ("fused", "fused-intercepted", "hooked", "intercepted")
+# In a loop that is not ours.
+LOOP_PATHS: tuple[RecordingPath, ...] = ("hidden", "hidden-intercepted", "hooked", "intercepted")
+# What a model is called with besides what only images, sounds and the like need.
+OF_TEXT = (
+    "input_ids",
+    "attention_mask",
+    "labels",
+    "shift_labels",
+    "position_ids",
+    "cache_position",
+    "logits_to_keep",
+    "num_items_in_batch",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+    "seq_idx",
+)
 # A way that does not fit a model fails in whatever manner the model's code fails.
 _NOT_THIS_WAY = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, AssertionError)
 
@@ -51,8 +74,7 @@ def recorder_for(
     """
     trainer.use_fused_head(path.startswith("fused"))
     tracked = track(trainer.model, trainer.fused)
-    intercept = path.endswith("intercepted")
-    return Recorder(tracked, sketch, intercept=intercept, arithmetic=arithmetic)
+    return Recorder(tracked, sketch, path=path, arithmetic=arithmetic)
 
 
 def first_exact_path(
@@ -83,7 +105,25 @@ def first_exact_path(
         recorder = recorder_for(trainer, path, sketch, arithmetic)
         return recorder, self_check(trainer, recorder, token_counts, backward=backward)
 
-    return _first_that_passes(PATHS if wanted == "auto" else (wanted,), check, trainer.model)
+    return _first_that_passes(paths_of(wanted, PATHS), check, trainer.model)
+
+
+def paths_of(wanted: str, paths: Sequence[RecordingPath]) -> Sequence[RecordingPath]:
+    """Return the ways to try, in order.
+
+    Args:
+        wanted: One of the ways, or "auto" for all.
+        paths: All.
+
+    Returns:
+        At least one.
+
+    Raises:
+        ValueError: For a way that is none of them.
+    """
+    if wanted != "auto" and wanted not in paths:
+        raise ValueError(f"recording is {wanted!r}, expected auto, {', '.join(paths)}.")
+    return paths if wanted == "auto" else (wanted,)
 
 
 def _first_that_passes(
@@ -91,9 +131,6 @@ def _first_that_passes(
     check: Callable[[RecordingPath, Arithmetic], tuple[Recorder, CheckResult]],
     model: nn.Module,
 ) -> tuple[Recorder, CheckResult]:
-    unknown = [path for path in paths if path not in PATHS]
-    if unknown:
-        raise ValueError(f"recording is {unknown[0]!r}, expected auto, {', '.join(PATHS)}.")
     model_name = type(base_model(model)).__name__
     weight = base_model(model).get_output_embeddings().weight
     arithmetics = arithmetics_for(weight.device, weight.dtype)
@@ -152,13 +189,17 @@ def self_check(
     rows = sorted({by_length[len(by_length) // 4], by_length[3 * len(by_length) // 4]})
     with without_dropout(trainer.model):
         seen = (probe_step if backward else forward_records)(trainer, rows, recorder)
-        records, tokens = seen.read(), []
-        for record in records:
-            row = trainer.train_dataset[record.index]
-            pair = (torch.tensor(row[key]) for key in ("input_ids", "labels"))
-            tokens.append(tuple(tensor.to(trainer.args.device) for tensor in pair))
+
+        def loss_of(index: int) -> torch.Tensor:
+            row = trainer.train_dataset[index]
+            input_ids_1T, labels_1T = (
+                torch.tensor(row[key], device=trainer.args.device)[None]
+                for key in ("input_ids", "labels")
+            )
+            return mean_loss(recorder.model.outer(input_ids=input_ids_1T).logits, labels_1T)
+
         with trainer.accelerator.autocast():
-            return _compared(recorder, records, tokens, seen.dtype)
+            return _compared(recorder, seen.read(), loss_of, seen.dtype)
 
 
 def check_forward(
@@ -167,14 +208,13 @@ def check_forward(
     paths: Sequence[RecordingPath],
     args: tuple,
     kwargs: dict[str, Any],
-    input_ids_BT: torch.Tensor,
-    labels_BT: torch.Tensor,
-    mask_BT: torch.Tensor,
+    batch: Batch,
 ) -> tuple[Recorder, CheckResult]:
     """Check on a micro-batch that some training loop is about to hand to its model.
 
-    The model is called as the loop calls it, on up to two rows, and its loss is differentiated as
-    far as the watched tensors only: parameters, their gradients and random generators stay.
+    The model is called as the loop calls it, and differentiated as far as the watched tensors only:
+    parameters, their gradients and random generators stay. Up to two instances are compared with
+    autograd on each alone.
 
     Args:
         model: The tracked modules.
@@ -182,9 +222,7 @@ def check_forward(
         paths: To try, in order.
         args: Positional arguments of the loop's call.
         kwargs: Keyword arguments of the loop's call.
-        input_ids_BT: The tokens.
-        labels_BT: The same where a token belongs to the response, else -100.
-        mask_BT: 0 on padding.
+        batch: Tokens, labels and their layout.
 
     Returns:
         The recorder of the first path that is exact, and what the check found.
@@ -192,47 +230,108 @@ def check_forward(
     Raises:
         ValueError: If none is exact.
     """
-    tokens = ResponseTokens.packed(labels_BT, mask_BT)
-    rows = [row for row, length in enumerate(tokens.lengths) if length][:2]
-    if not rows:
+    tokens = batch[2]
+    chosen = tokens.n_tokens_I.nonzero().flatten().tolist()[:2]
+    if not chosen:
         raise ValueError(
             "no row of the first batch has a response token: a label other than -100 whose token "
             "has another one before it."
         )
-
-    def of_rows(value: object) -> object:
-        batched = isinstance(value, torch.Tensor) and value.dim() > 0
-        return value[rows] if batched and len(value) == len(labels_BT) else value
-
-    batch = [of_rows(tensor) for tensor in (input_ids_BT, labels_BT, mask_BT)]
-    args, kwargs = [of_rows(v) for v in args], {k: of_rows(v) for k, v in kwargs.items()}
-    pairs = []
-    for input_ids_T, labels_T, mask_T in zip(*batch, strict=True):
-        pairs.append((input_ids_T[mask_T > 0], labels_T[mask_T > 0]))
+    alone = _Alone(model, kwargs, batch)
+    indices: Sequence[int] = range(tokens.n_rows)
+    if not tokens.is_packed and alone.is_possible:
+        args, kwargs, batch = alone.only(chosen, args)
+        indices = chosen
 
     def check(path: RecordingPath, arithmetic: Arithmetic) -> tuple[Recorder, CheckResult]:
-        intercept = path == "intercepted"
-        recorder = Recorder(model, sketch, intercept=intercept, arithmetic=arithmetic)
+        recorder = Recorder(model, sketch, path=path, arithmetic=arithmetic)
         with torch.random.fork_rng(), without_dropout(model.outer):
-            seen = forward_and_backward(recorder, rows, args, kwargs, batch)
-            return recorder, _compared(recorder, seen.read(), pairs, seen.dtype)
+            seen = forward_and_backward(recorder, indices, args, kwargs, batch)
+            records = [record for record in seen.read() if record.index in chosen]
+            result = _compared(recorder, records, alone.loss, seen.dtype, tokens.is_packed)
+        return recorder, result
 
     with without_reentrant_checkpointing(model.outer), torch.enable_grad():
         return _first_that_passes(paths, check, model.outer)
 
 
+class _Alone:
+    """The loss of one instance of a micro-batch, without the others."""
+
+    def __init__(self, model: TrackedModel, kwargs: dict[str, Any], batch: Batch):
+        """Nothing is computed yet.
+
+        Args:
+            model: The tracked modules.
+            kwargs: Keyword arguments of the loop's call.
+            batch: Tokens, labels and their layout.
+        """
+        self._model, self._kwargs = model, kwargs
+        self._input_ids_BT, self._labels_BT, self._tokens = batch
+        self._others = {
+            name: value
+            for name, value in kwargs.items()
+            if isinstance(value, torch.Tensor) and name not in OF_TEXT
+        }
+        # The images of a batch may be one tensor, which only the model can divide among rows.
+        n_rows = len(self._labels_BT)
+        self.is_possible = all(
+            len(value) == n_rows for value in self._others.values() if value.dim()
+        )
+
+    def only(self, rows: list[int], args: tuple) -> tuple[tuple, dict[str, Any], Batch]:
+        """Return arguments and batch of some rows of the batch, where these are the instances."""
+
+        def of_rows(value: object) -> object:
+            batched = isinstance(value, torch.Tensor) and value.dim() > 0
+            return value[rows] if batched and len(value) == len(self._labels_BT) else value
+
+        input_ids, labels = of_rows(self._input_ids_BT), of_rows(self._labels_BT)
+        mask = (self._tokens.rows_BT < self._tokens.n_rows)[rows].long()
+        batch = (input_ids, labels, ResponseTokens.of(labels, mask))
+        kwargs = {name: of_rows(value) for name, value in self._kwargs.items()}
+        return tuple(of_rows(value) for value in args), kwargs, batch
+
+    def loss(self, row: int) -> torch.Tensor:
+        """Return the instance loss, by the model's own logits; differentiable."""
+        if not self.is_possible:
+            return self._loss_among_others(row)
+        at = slice(row, row + 1)
+        others = {}
+        for name, value in self._others.items():
+            if value.shape[:2] == self._labels_BT.shape:
+                others[name] = value[at][:, self._tokens.rows_BT[row] == row]
+            elif value.dim():
+                others[name] = value[at]
+        input_ids_T, labels_T = (
+            self._tokens.split(values)[row] for values in (self._input_ids_BT, self._labels_BT)
+        )
+        logits_1TV = self._model.outer(input_ids=input_ids_T[None], **others).logits
+        return mean_loss(logits_1TV, labels_T[None])
+
+    def _loss_among_others(self, row: int) -> torch.Tensor:
+        not_now = ("labels", "shift_labels", "fused_lm_head", "num_items_in_batch")
+        kwargs = {name: value for name, value in self._kwargs.items() if name not in not_now}
+        is_other_BT = self._tokens.rows_BT != row
+        labels_BT = self._labels_BT.masked_fill(is_other_BT, IGNORED_LABEL)
+        labels_BT[:, 1:].masked_fill_(is_other_BT[:, :-1], IGNORED_LABEL)
+        return mean_loss(self._model.outer(**kwargs).logits, labels_BT)
+
+
 def _compared(
     recorder: Recorder,
     records: Sequence[Record],
-    tokens: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    loss_of: Callable[[int], torch.Tensor],
     dtype: torch.dtype,
+    is_packed: bool = False,
 ) -> CheckResult:
     tolerance = tolerance_for(dtype)
     errors: dict[str, float] = {}
-    for record, pair in zip(records, tokens, strict=True):
+    for record in records:
         with torch.random.fork_rng():
-            truth = autograd_summaries(recorder.model, recorder, *pair)
-        require_match(record, truth, tolerance)
+            loss = functools.partial(loss_of, record.index)
+            truth = autograd_summaries(recorder.model, recorder, loss)
+        require_match(record, truth, tolerance, is_packed=is_packed)
         for (layer, name), error in compare(record, truth).items():
             key = f"{layer} {name}"
             errors[key] = max(error, errors.get(key, 0.0))

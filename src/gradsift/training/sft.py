@@ -21,7 +21,7 @@ from gradsift.data.instances import Instance
 from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
-from gradsift.gradients.tokens import ResponseTokens
+from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
 from gradsift.training.sft_settings import SFTSettings, lora_config, sft_config
 from gradsift.training.tracking import add_fused_head, base_model
 
@@ -127,7 +127,6 @@ class RecordingSFTTrainer(SFTTrainer):
             self.state.global_step,
             inputs["input_ids"],
             inputs["labels"],
-            inputs.get("attention_mask"),
             inputs[TOKENS],
         )
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -191,6 +190,11 @@ def summed_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tens
     return F.cross_entropy(logits_NV, labels_BT[:, 1:].flatten(), reduction="sum")
 
 
+def mean_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the response tokens' negative log-likelihoods, as `summed_loss`."""
+    return summed_loss(logits_BTV, labels_BT) / (labels_BT[:, 1:] != IGNORED_LABEL).sum()
+
+
 def as_dataset(instances: Sequence[Instance]) -> Dataset:
     """Return instances as a dataset that trl trains on without preparing it again."""
     return Dataset.from_dict(
@@ -210,5 +214,5 @@ class _IndexKeepingCollator:
         # The host knows the indices, and where the response tokens are: nobody need ask a device.
         indices = [row[INDEX_COLUMN] for row in rows]
         batch = self.collate([{k: v for k, v in row.items() if k != INDEX_COLUMN} for row in rows])
-        tokens = ResponseTokens.packed(batch["labels"], batch.get("attention_mask"))
+        tokens = ResponseTokens.compact(batch["labels"], batch.get("attention_mask"))
         return {**batch, INDEX_COLUMN: indices, TOKENS: tokens}

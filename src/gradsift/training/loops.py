@@ -1,0 +1,100 @@
+"""Training loops that are not ours: what stands around a model, and whether it can be recorded."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
+from transformers import Trainer
+from trl import SFTTrainer
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside DDP, DataParallel, DeepSpeed's engine or a compiled module.
+
+    Args:
+        model: Perhaps wrapped.
+
+    Returns:
+        The module whose forward pass all of them call.
+
+    Raises:
+        ValueError: If it is copied to several devices in every step.
+    """
+    while True:
+        devices = getattr(model, "device_ids", None) or ()
+        if isinstance(model, nn.DataParallel) and len(devices) > 1:
+            raise ValueError(
+                f"nn.DataParallel over {len(devices)} devices copies the model in every step, so "
+                "nothing can be watched: use DistributedDataParallel (torchrun, accelerate "
+                "launch), or one device."
+            )
+        inner = extract_model_from_parallel(model, keep_torch_compile=False)
+        if inner is model:
+            return model
+        model = inner
+
+
+def trainer_around(model: nn.Module) -> Trainer | None:
+    """Return the trainer that is calling a model just now, if one of transformers does.
+
+    Whoever records gives a model; which rows a trainer packs, cuts or weighs, and how many updates
+    it has made, only the trainer knows.
+
+    Args:
+        model: That is being called.
+
+    Returns:
+        The innermost trainer of that model on the stack, or None.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Trainer) and unwrapped(caller.model) is model:
+            return caller
+        frame = frame.f_back
+    return None
+
+
+def require_recordable(trainer: Trainer) -> None:
+    """Refuse a trainer that does not fine-tune on each row's own response.
+
+    Args:
+        trainer: Of transformers or trl.
+
+    Raises:
+        ValueError: Naming the setting, and what to do.
+    """
+    kind, args = type(trainer), trainer.args
+    mro = [base.__module__.split(".")[0] for base in kind.__mro__]
+    if "trl" in mro and not isinstance(trainer, SFTTrainer):
+        raise ValueError(
+            f"{kind.__name__} does not train on the likelihood of responses alone, which is what "
+            "is recorded: use trl's SFTTrainer, or a loop of supervised fine-tuning."
+        )
+    wrong = _wrong_setting(args)
+    if wrong is not None:
+        raise ValueError(wrong)
+
+
+def _wrong_setting(args: Any) -> str | None:
+    strategy = getattr(args, "packing_strategy", None)
+    if getattr(args, "packing", False) and strategy == "wrapped":
+        return (
+            "packing_strategy is 'wrapped': it cuts rows anywhere and lets those of a block see "
+            "each other, so no row has a gradient of its own. Set packing_strategy='bfd', which "
+            "keeps them apart."
+        )
+    if getattr(args, "neftune_noise_alpha", None):
+        return (
+            "NEFTune adds noise to the embeddings, which would be in the recorded gradients: set "
+            "neftune_noise_alpha=None in the loop that is recorded."
+        )
+    if getattr(args, "label_smoothing_factor", 0):
+        return (
+            "label_smoothing_factor is set, and the instance loss is the plain negative "
+            "log-likelihood: set it to 0 in the loop that is recorded."
+        )
+    return None
