@@ -186,9 +186,9 @@ def require_same_loss(seen: Records, plain: Records) -> None:
                 f"the loop's loss is more than the mean negative log-likelihood of the response "
                 f"tokens: without the rest, `{name}` of a row's {layer} gradient differs by "
                 f"{worst:.2g} (allowed {tolerance:.0e}). Auxiliary losses (a mixture of experts "
-                "has one: output_router_logits=False), terms on hidden states or on prompt tokens, "
-                "and a forward pass with random parts of its own do this. Record a loop without "
-                "them, or capture the pool with `gradsift capture`."
+                "has one: router_aux_loss_coef=0, or output_router_logits=False), terms on hidden "
+                "states or on prompt tokens, and a forward pass with random parts of its own do "
+                "this. Record a loop without them, or capture the pool with `gradsift capture`."
             )
 
 

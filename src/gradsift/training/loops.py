@@ -74,6 +74,11 @@ def require_recordable(trainer: Trainer) -> None:
             f"{kind.__name__} does not train on the likelihood of responses alone, which is what "
             "is recorded: use trl's SFTTrainer, or a loop of supervised fine-tuning."
         )
+    if getattr(trainer, "aux_loss_enabled", False):
+        raise ValueError(
+            "the auxiliary loss of the mixture of experts couples the rows of a batch: set "
+            "router_aux_loss_coef=0 in the loop that is recorded."
+        )
     wrong = _wrong_setting(args)
     if wrong is not None:
         raise ValueError(wrong)

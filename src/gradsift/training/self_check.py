@@ -273,11 +273,9 @@ class _Alone:
             for name, value in kwargs.items()
             if isinstance(value, torch.Tensor) and name not in OF_TEXT
         }
-        # The images of a batch may be one tensor, which only the model can divide among rows.
-        n_rows = len(self._labels_BT)
-        self.is_possible = all(
-            len(value) == n_rows for value in self._others.values() if value.dim()
-        )
+        # Images are divided among the rows of a batch by the model: by its tokens, not in order.
+        shape = self._labels_BT.shape
+        self.is_possible = all(value.shape[:2] == shape for value in self._others.values())
 
     def only(self, rows: list[int], args: tuple) -> tuple[tuple, dict[str, Any], Batch]:
         """Return arguments and batch of some rows of the batch, where these are the instances."""
@@ -296,13 +294,11 @@ class _Alone:
         """Return the instance loss, by the model's own logits; differentiable."""
         if not self.is_possible:
             return self._loss_among_others(row)
-        at = slice(row, row + 1)
-        others = {}
-        for name, value in self._others.items():
-            if value.shape[:2] == self._labels_BT.shape:
-                others[name] = value[at][:, self._tokens.rows_BT[row] == row]
-            elif value.dim():
-                others[name] = value[at]
+        others = {
+            name: value[row, self._tokens.rows_BT[row] == row][None]
+            for name, value in self._others.items()
+            if not self._tokens.is_packed
+        }
         input_ids_T, labels_T = (
             self._tokens.split(values)[row] for values in (self._input_ids_BT, self._labels_BT)
         )

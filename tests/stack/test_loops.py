@@ -1,0 +1,498 @@
+"""`gradsift.record` around what people train with: trl, packing, fused losses, mixtures, images."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import (
+    DataCollatorWithFlattening,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
+
+import gradsift as gs
+from gradsift.terms import LAYERS, STATISTICS
+from gradsift.training.sft import as_dataset
+from oracle import gradients_of, relative_error, statistics_of
+from tiny import random_instances, tiny_llama, tiny_tokenizer
+
+N = 12
+INSTANCES = random_instances(N, seed=3, n_prompt=2, prefix="")
+SMALL = {
+    "vocab_size": 262,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def seeded(make, *args, **kwargs):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make(*args, **kwargs)
+
+
+def tiny_gemma(generation):
+    kind, config = {
+        2: (Gemma2ForCausalLM, Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=2.0)),
+        3: (Gemma3ForCausalLM, Gemma3TextConfig(**SMALL, head_dim=8)),
+    }[generation]
+    return seeded(kind, config)
+
+
+def tiny_mixtral(coefficient=0.02):
+    options = {"num_local_experts": 4, "router_aux_loss_coef": coefficient}
+    return seeded(MixtralForCausalLM, MixtralConfig(**SMALL, **options))
+
+
+def sft_trainer(tmp_path, model, dataset=None, **options):
+    options = {"bf16": False, "max_length": None, "gradient_checkpointing": False} | options
+    arguments = SFTConfig(
+        output_dir=str(tmp_path / "trl"),
+        per_device_train_batch_size=options.pop("batch_size", 4),
+        learning_rate=0.0,
+        num_train_epochs=1,
+        report_to="none",
+        use_cpu=True,
+        **options,
+    )
+    return SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=as_dataset(INSTANCES) if dataset is None else dataset,
+        processing_class=tiny_tokenizer(),
+    )
+
+
+def rows_by_tokens():
+    from gradsift.stages.row_names import row_key
+
+    return {
+        row_key(torch.tensor(row.input_ids), torch.tensor(row.labels)): row for row in INSTANCES
+    }
+
+
+def assert_is_autograd(store, model, tolerance=1e-5, rows=None):
+    """Every statistic of every row equals batch-of-one autograd."""
+    rows = rows_by_tokens() if rows is None else rows
+    assert set(store.instance_ids) == set(rows)
+    for at, key in enumerate(store.instance_ids):
+        row = rows[key]
+        truth, loss = gradients_of(model, row.input_ids, row.labels)
+        assert relative_error(store.loss[at], loss, 0) < tolerance
+        for layer in LAYERS:
+            want = statistics_of(truth[layer])
+            for name in STATISTICS:
+                companion = want["mean_abs"] if name == "mean" else 0
+                got = store.statistics[layer][name][at]
+                assert relative_error(got, want[name], companion) < tolerance, (layer, name)
+
+
+@pytest.mark.parametrize("strategy", ["bfd", "bfd_split"])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_trls_packing_leaves_a_record_a_row(tmp_path, strategy, checkpointing):
+    dataset = as_dataset(INSTANCES).remove_columns("instance_index")
+    trainer = SFTTrainer(
+        model=tiny_llama(),
+        args=SFTConfig(
+            output_dir=str(tmp_path / "trl"), per_device_train_batch_size=2, learning_rate=0.0,
+            num_train_epochs=1, report_to="none", use_cpu=True, bf16=False, packing=True,
+            packing_strategy=strategy, max_length=64, gradient_checkpointing=checkpointing,
+        ),
+        train_dataset=dataset,
+        processing_class=tiny_tokenizer(),
+    )  # fmt: skip
+    assert len(trainer.train_dataset) < N
+    with gs.record(trainer.model, out=tmp_path / "run") as seen:
+        trainer.train()
+    assert_is_autograd(seen.store, tiny_llama(dtype=torch.float64))
+
+
+def test_rows_that_are_flattened_without_a_mask(tmp_path):
+    """transformers' own way: one row of the batch, positions that begin anew."""
+    model = tiny_llama()
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(tmp_path / "trainer"), per_device_train_batch_size=4, report_to="none",
+            learning_rate=0.0, num_train_epochs=1, use_cpu=True, remove_unused_columns=False,
+        ),
+        train_dataset=as_dataset(INSTANCES).remove_columns("instance_index"),
+        data_collator=DataCollatorWithFlattening(),
+    )  # fmt: skip
+    model.config.use_cache = False
+    with gs.record(model, out=tmp_path / "run") as seen:
+        trainer.train()
+    assert_is_autograd(seen.store, tiny_llama(dtype=torch.float64))
+
+
+def packed_batch(*, mask):
+    rows = INSTANCES[:3]
+    batch = {
+        "input_ids": torch.tensor([[t for row in rows for t in row.input_ids]]),
+        "labels": torch.tensor([[t for row in rows for t in row.labels]]),
+        "position_ids": torch.tensor([[i for row in rows for i in range(len(row.input_ids))]]),
+    }
+    if mask:
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    return batch
+
+
+@pytest.mark.parametrize("case", ["mask", "cache", "mamba"])
+def test_packed_rows_that_see_each_other_are_refused(tmp_path, case):
+    model = tiny_llama()
+    if case == "mamba":
+        config = MambaConfig(vocab_size=262, hidden_size=32, num_hidden_layers=2, state_size=4)
+        model = seeded(MambaForCausalLM, config)
+    batch = packed_batch(mask=case == "mask") | {"use_cache": case == "cache"}
+    if case == "mamba":
+        del batch["use_cache"]
+    with (
+        pytest.raises(ValueError, match=r"Rows are packed, and seem to see each other"),
+        gs.record(model, out=tmp_path / "run"),
+    ):
+        model(**batch).loss.backward()
+
+
+def test_packed_rows_of_ones_own_have_an_id_each(tmp_path):
+    model = tiny_llama()
+    batch = packed_batch(mask=False) | {"use_cache": False}
+    with gs.record(model, out=tmp_path / "run", ids="row") as seen:
+        model(**batch, row=[7, 3, 5]).loss.backward()
+    rows = dict(zip(("7", "3", "5"), INSTANCES[:3], strict=True))
+    assert_is_autograd(seen.store, tiny_llama(dtype=torch.float64), rows=rows)
+    with (
+        pytest.raises(ValueError, match="a batch of 3 rows has 1 ids"),
+        gs.record(model, out=tmp_path / "other", ids="row"),
+    ):
+        model(**batch, row=[7])
+
+
+class NumberedMasks(nn.Module):
+    """A model that heeds masks like [1, 1, 2, 2, 0], as axolotl and LLaMA-Factory patch theirs."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = tiny_llama()
+        plain = self.model.forward
+
+        def forward(input_ids, attention_mask=None, **kwargs):
+            if attention_mask is not None:
+                same_BTT = attention_mask[:, :, None] == attention_mask[:, None]
+                attention_mask = same_BTT.tril().unsqueeze(1)
+            return plain(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+        self.model.forward = forward
+
+
+def test_a_mask_that_numbers_packed_rows(tmp_path):
+    model = NumberedMasks().model
+    batch = packed_batch(mask=False)
+    numbers = [i + 1 for i, row in enumerate(INSTANCES[:3]) for _ in row.input_ids]
+    del batch["labels"]
+    labels = packed_batch(mask=False)["labels"]
+    with gs.record(model, out=tmp_path / "run", ids="row") as seen:
+        mask = torch.tensor([numbers])
+        model(**batch, labels=labels, attention_mask=mask, row=[0, 1, 2]).loss.backward()
+    rows = {str(i): row for i, row in enumerate(INSTANCES[:3])}
+    assert_is_autograd(seen.store, tiny_llama(dtype=torch.float64), rows=rows)
+
+
+def test_trls_wrapped_packing_is_refused_by_name(tmp_path):
+    dataset = as_dataset(INSTANCES).remove_columns("instance_index")
+    options = {"packing": True, "packing_strategy": "wrapped", "max_length": 64}
+    trainer = sft_trainer(tmp_path, tiny_llama(), dataset, **options)
+    for loop in (trainer, trainer.model):
+        with (
+            pytest.raises(ValueError, match="packing_strategy is 'wrapped'"),
+            gs.record(loop, out=tmp_path / "run"),
+        ):
+            trainer.train()
+
+
+def preferences():
+    rows = [{"prompt": f"q{i}", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(8)]
+    return Dataset.from_list(rows)
+
+
+def preference_trainer(kind, tmp_path):
+    import trl
+
+    common = {
+        "output_dir": str(tmp_path / "trl"),
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "num_train_epochs": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+    }
+    dataset = preferences()
+    if kind == "KTO":
+        rows = [
+            {"prompt": row["prompt"], "completion": row[name], "label": name == "chosen"}
+            for row in dataset
+            for name in ("chosen", "rejected")
+        ]
+        dataset = Dataset.from_list(rows)
+    return getattr(trl, f"{kind}Trainer")(
+        model=tiny_llama(),
+        ref_model=tiny_llama(),
+        args=getattr(trl, f"{kind}Config")(**common),
+        train_dataset=dataset,
+        processing_class=tiny_tokenizer(),
+    )
+
+
+@pytest.mark.parametrize("kind", ["DPO", "KTO"])
+def test_preferences_are_refused_by_name(tmp_path, kind):
+    trainer = preference_trainer(kind, tmp_path)
+    for loop in (trainer, trainer.model):
+        with (
+            pytest.raises(ValueError, match=f"{kind}Trainer does not train on the likelihood"),
+            gs.record(loop, out=tmp_path / "run"),
+        ):
+            trainer.train()
+
+
+def preference_loss(model, batch):
+    logits = model(**batch).logits[:, :-1].transpose(1, 2)
+    losses = nn.functional.cross_entropy(logits, batch["labels"][:, 1:], reduction="none")
+    return nn.functional.logsigmoid(losses[0].sum() - losses[1].sum())
+
+
+def test_a_loss_that_makes_responses_less_likely_is_refused(tmp_path):
+    model = tiny_llama()
+    batch = as_batch(INSTANCES[:2])
+    with (
+        pytest.raises(ValueError, match="makes the response of a row less likely"),
+        gs.record(model, out=tmp_path / "run"),
+    ):
+        preference_loss(model, batch).backward()
+
+
+def as_batch(rows):
+    width = max(len(row.input_ids) for row in rows)
+
+    def padded(values, fill):
+        return torch.tensor([list(v) + [fill] * (width - len(v)) for v in values])
+
+    return {
+        "input_ids": padded([row.input_ids for row in rows], 0),
+        "labels": padded([row.labels for row in rows], -100),
+        "attention_mask": padded([[1] * len(row.input_ids) for row in rows], 0),
+    }
+
+
+@pytest.mark.parametrize("generation", [2, 3])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_gemma_under_trl(tmp_path, generation, bf16):
+    trainer = sft_trainer(tmp_path, tiny_gemma(generation), bf16=bf16)
+    with gs.record(trainer.model, out=tmp_path / "run") as seen:
+        trainer.train()
+    assert seen.check.path == "hidden-intercepted"
+    model = tiny_gemma(generation).double()
+    if not bf16:
+        assert_is_autograd(seen.store, model)
+    rows = rows_by_tokens()
+    for at, key in enumerate(seen.store.instance_ids):
+        truth, _ = gradients_of(model, rows[key].input_ids, rows[key].labels)
+        for layer in LAYERS:
+            want = float(truth[layer].norm())
+            assert seen.store.statistics[layer]["l2_norm"][at] == pytest.approx(want, rel=0.03)
+
+
+def test_trls_default_precision_and_checkpoints(tmp_path):
+    trainer = sft_trainer(tmp_path, tiny_llama(), bf16=True, gradient_checkpointing=True)
+    with gs.record(trainer, out=tmp_path / "run") as seen:
+        trainer.train()
+    assert seen.check.dtype == "bfloat16"
+    assert set(seen.store.instance_ids) == set(rows_by_tokens())
+
+
+def test_the_auxiliary_loss_of_a_mixture_is_refused_and_without_it_all_is_exact(tmp_path):
+    trainer = sft_trainer(tmp_path / "a", tiny_mixtral())
+    assert trainer.aux_loss_enabled
+    for loop in (trainer, trainer.model):
+        with (
+            pytest.raises(ValueError, match="set router_aux_loss_coef=0"),
+            gs.record(loop, out=tmp_path / "refused"),
+        ):
+            trainer.train()
+    model = tiny_mixtral()
+    model.config.output_router_logits = True
+    with (
+        pytest.raises(ValueError, match="Auxiliary losses"),
+        gs.record(model, out=tmp_path / "of_ones_own"),
+    ):
+        model(**as_batch(INSTANCES[:4])).loss.backward()
+    trainer = sft_trainer(tmp_path / "b", tiny_mixtral(), router_aux_loss_coef=0.0)
+    with gs.record(trainer.model, out=tmp_path / "run") as seen:
+        trainer.train()
+    assert_is_autograd(seen.store, tiny_mixtral(0.0), tolerance=1e-4)  # No float64 experts.
+
+
+def chat_file(tmp_path, n=10):
+    data = tmp_path / "chats.jsonl"
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"question {i * i}"},
+                {"role": "assistant", "content": f"answer {i} " * (i % 4 + 1)},
+            ]
+        }
+        for i in range(n)
+    ]
+    rows[-1] = rows[0]  # Equal rows are two.
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return data
+
+
+@pytest.mark.parametrize("options", [{}, {"packing": True, "max_length": 128}], ids=["", "packed"])
+@pytest.mark.parametrize("by_trainer", [True, False])
+def test_trl_with_a_pool_to_a_subset(tmp_path, options, by_trainer):
+    data = chat_file(tmp_path)
+    trainer = SFTTrainer(
+        model=tiny_llama(),
+        args=SFTConfig(str(tmp_path / "trl"), num_train_epochs=1, report_to="none", use_cpu=True,
+                       bf16=False, learning_rate=0.0, **options),
+        train_dataset=Dataset.from_json(str(data)),
+        processing_class=tiny_tokenizer(),
+    )  # fmt: skip
+    loop = trainer if by_trainer else trainer.model
+    with gs.record(loop, out=tmp_path / "run", pool=gs.load_pool(data)) as seen:
+        trainer.train()
+    assert len(seen.store.instance_ids) == 10
+    assert seen.n_unknown == 0
+    result = gs.select(tmp_path / "run", budget=4)
+    kept = result.selected_file.read_text().splitlines()
+    assert len(kept) == 4
+    assert set(kept) <= set(data.read_text().splitlines())
+
+
+def test_rows_of_another_file_are_told_before_training(tmp_path):
+    data = chat_file(tmp_path)
+    other = tmp_path / "other.jsonl"
+    lines = [json.dumps({"prompt": f"q{i}", "completion": f"a{i}"}) for i in range(3)]
+    other.write_text("\n".join(lines) + "\n")
+    trainer = sft_trainer(tmp_path, tiny_llama(), Dataset.from_json(str(data)), max_length=128)
+    with pytest.raises(ValueError, match="rows are not those of the pool"):
+        gs.record(trainer, out=tmp_path / "run", pool=gs.load_pool(other))
+    some = tmp_path / "some.jsonl"
+    some.write_text("\n".join(data.read_text().splitlines()[:6]) + "\n")
+    with (
+        pytest.warns(UserWarning, match="3 of 10 rows of the loop are not in the pool"),
+        gs.record(trainer, out=tmp_path / "run", pool=gs.load_pool(some)) as seen,
+    ):
+        trainer.train()
+    assert seen.n_unknown == 3
+    assert len(seen.store.instance_ids) == 6
+
+
+def test_data_parallel_on_one_device_is_unwrapped(tmp_path):
+    model = nn.DataParallel(tiny_llama())
+    with gs.record(model, out=tmp_path / "run") as seen:
+        for start in range(0, N, 4):
+            model(**as_batch(INSTANCES[start : start + 4])).loss.backward()
+    assert_is_autograd(seen.store, tiny_llama(dtype=torch.float64))
+
+
+@pytest.fixture
+def liger():
+    pytest.importorskip("triton")
+    return pytest.importorskip("liger_kernel.transformers")
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+def test_ligers_cross_entropy(tmp_path, liger, fused):
+    from transformers.models.llama import modeling_llama
+
+    plain_forward = modeling_llama.LlamaForCausalLM.forward
+    from transformers.loss import loss_utils
+
+    plain_loss = loss_utils.nn.functional.cross_entropy
+    try:
+        liger.apply_liger_kernel_to_llama(
+            rope=False, swiglu=False, rms_norm=False,
+            cross_entropy=not fused, fused_linear_cross_entropy=fused,
+        )  # fmt: skip
+        model = tiny_llama(tied=False).train()
+        with gs.record(model, out=tmp_path / "run") as seen:
+            for start in range(0, N, 4):
+                model(**as_batch(INSTANCES[start : start + 4])).loss.backward()
+    finally:
+        modeling_llama.LlamaForCausalLM.forward = plain_forward
+        loss_utils.nn.functional.cross_entropy = plain_loss
+    assert seen.check.path == "hidden"
+    assert_is_autograd(seen.store, tiny_llama(tied=False, dtype=torch.float64))
+
+
+def test_steps_are_those_of_the_trainer(tmp_path):
+    trainer = sft_trainer(tmp_path, tiny_llama(), batch_size=2, gradient_accumulation_steps=2)
+    with gs.record(trainer, out=tmp_path / "run") as seen:
+        trainer.train()
+    np.testing.assert_array_equal(np.unique(seen.store.step), np.arange(3))
+
+
+def tiny_llava():
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+    from transformers import LlavaForConditionalGeneration as Llava
+
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        image_size=8, patch_size=4, projection_dim=16,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**SMALL),
+        image_token_index=261,
+        vision_feature_layer=-1,
+    )
+    return seeded(Llava, config)
+
+
+@pytest.mark.parametrize("images", ["one a row", "two in one row", "none"])
+def test_images_are_given_to_the_check_too(tmp_path, images):
+    n_images = {"one a row": [1, 1, 1], "two in one row": [2, 0, 1], "none": [0, 0, 0]}[images]
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(6, 260, (3, 20), generator=generator)
+    for row, n in enumerate(n_images):
+        ids[row, 1 : 1 + 4 * n] = 261
+    labels = ids.clone()
+    labels[:, :10] = -100
+    pixels = torch.rand(sum(n_images), 3, 8, 8, generator=generator)
+    extra = {"pixel_values": pixels} if sum(n_images) else {}
+    model = tiny_llava()
+    with gs.record(model, out=tmp_path / "run", ids="row") as seen:
+        batch = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+        model(**batch, **extra, row=torch.arange(3)).loss.backward()
+    truth = tiny_llava().double()
+    head, table = truth.lm_head.weight, truth.get_input_embeddings().weight
+    start = 0
+    for row, n in enumerate(n_images):
+        own = {"pixel_values": pixels[start : start + n].double()} if n else {}
+        start += n
+        logits = truth(input_ids=ids[row : row + 1], **own).logits[0, :-1]
+        loss = nn.functional.cross_entropy(logits, labels[row, 1:])
+        gradients = torch.autograd.grad(loss, (table, head))
+        for layer, gradient in zip(LAYERS, gradients, strict=True):
+            got = seen.store.statistics[layer]["l2_norm"][row]
+            assert got == pytest.approx(float(gradient.norm()), rel=1e-5), layer
