@@ -275,7 +275,7 @@ class _Alone:
         }
         # Images are divided among the rows of a batch by the model: by its tokens, not in order.
         shape = self._labels_BT.shape
-        self.is_possible = all(value.shape[:2] == shape for value in self._others.values())
+        self.is_possible = all(value.shape == shape for value in self._others.values())
 
     def only(self, rows: list[int], args: tuple) -> tuple[tuple, dict[str, Any], Batch]:
         """Return arguments and batch of some rows of the batch, where these are the instances."""
@@ -295,9 +295,7 @@ class _Alone:
         if not self.is_possible:
             return self._loss_among_others(row)
         others = {
-            name: value[row, self._tokens.rows_BT[row] == row][None]
-            for name, value in self._others.items()
-            if not self._tokens.is_packed
+            name: self._tokens.split(value)[row][None] for name, value in self._others.items()
         }
         input_ids_T, labels_T = (
             self._tokens.split(values)[row] for values in (self._input_ids_BT, self._labels_BT)
