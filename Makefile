@@ -34,7 +34,7 @@ test: setup lint
 test-kernels: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,triton]'
 	$(BIN)/pytest tests/gradients
-	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/compiled_kernels.py
 
 clean:
 	rm -rf $(VENV)

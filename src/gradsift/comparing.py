@@ -257,7 +257,10 @@ def _training(
 
     settings = {**captured.settings.sft, **(sft or {})}
     seed = captured.selection.seed
-    return ArmTraining(epochs, settings, _lora(lora, captured), seed, save_steps, keep_models)
+    return ArmTraining(
+        epochs, settings, _lora(lora, captured), seed, save_steps, keep_models,
+        captured.settings.batching,
+    )  # fmt: skip
 
 
 def _lora(wanted: bool | Mapping[str, Any] | None, captured: Captured) -> Mapping[str, Any] | None:

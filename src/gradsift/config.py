@@ -47,6 +47,7 @@ class RunConfig(Settings):
     signal: Literal["full", "head"] | None = None
     when: Literal["during", "after"] | None = None
     preliminary: float = Field(1.0, ge=0, le=1)
+    batching: Literal["auto", "packed", "by_length", "random"] = "auto"
     recording: Literal["auto", "fused", "fused-intercepted", "hooked", "intercepted"] = "auto"
     save_steps: int | None = Field(None, ge=1)
     sketch_size: Literal[64, 128, 256, 512, 1024, 2048] = 1024

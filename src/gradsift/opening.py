@@ -98,4 +98,5 @@ def model_and_settings(
         config.preliminary,
         config.recording,
         config.save_steps,
+        config.batching,
     )

@@ -82,6 +82,7 @@ def capture(
     preliminary: float = 1.0,
     recording: str = "auto",
     save_steps: int | None = None,
+    batching: str = "auto",
     listener: Listener = SILENT,
 ) -> GradientStore:
     """Run the preliminary epoch over a pool and record each instance's gradient.
@@ -107,6 +108,8 @@ def capture(
         preliminary: Fraction of the pool that the preliminary epoch trains on; 0 for none.
         recording: auto, fused, fused-intercepted, hooked or intercepted.
         save_steps: Optimizer updates between two parts of the store; None makes about eight.
+        batching: How rows are put into micro-batches: packed, by_length, random (padded), or auto:
+            packed if the model keeps packed rows apart, else by length.
         listener: Is told what happens.
 
     Returns:
@@ -135,6 +138,7 @@ def capture(
             "preliminary": preliminary,
             "recording": recording,
             "save_steps": save_steps,
+            "batching": batching,
         }
     )
     return _capture(config, pool, listener)

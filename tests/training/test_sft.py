@@ -352,7 +352,7 @@ def test_a_loss_that_weighs_tokens_unequally_is_refused(tmp_path):
     [
         ({"learning_rat": 1e-4}, "does not know: learning_rat"),
         ({"num_train_epochs": 3}, "num_train_epochs: the preliminary epoch is one epoch"),
-        ({"packing": True}, "packing: packed rows lose their identity"),
+        ({"packing": True}, "packing: use --batching"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast', expected a value of type float"),
         ({"per_device_train_batch_size": 0}, "batch_size is 0, expected at least 1"),
         ({"gradient_accumulation_steps": 2.5}, "2.5, expected a value of type int"),

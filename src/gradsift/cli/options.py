@@ -80,6 +80,14 @@ Recording = Annotated[
         "intercepted."
     ),
 ]
+Batching = Annotated[
+    str | None,
+    typer.Option(
+        help="How rows are put into micro-batches: packed end to end, by_length, random (padded "
+        "to the longest), or auto (default): packed if the model keeps packed rows apart, else "
+        "by_length."
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything drawn (default 0).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop after the cost estimate.")]
 Budget = Annotated[

@@ -27,6 +27,7 @@ from gradsift.store.pool_table import write_pool_table
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS, LM_HEAD
+from gradsift.training.batches import BATCHINGS
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.estimate import Estimate, Plan, estimate_cost
 from gradsift.training.model import (
@@ -161,7 +162,7 @@ def _epoch(
         load_model(source),
         tokenizer,
         _trained_on(instances.items, settings),
-        SFTSettings(settings.sft, settings.lora, settings.seed),
+        SFTSettings(settings.sft, settings.lora, settings.seed, batching=settings.batching),
         SketchSpec(settings.sketch_size, settings.seed),
         work_dir,
     )
@@ -182,6 +183,7 @@ def _check_and_estimate(
     for path, why in check.tried.items():
         listener.note(f"not recording {path}: {why}")
     listener.note(f"self-check: {check.sentence()}")
+    listener.note(f"batching: {BATCHINGS[epoch.trainer.batching]}")
     trains = settings.preliminary > 0
     trained = _trained_on(instances.items, settings) if trains else []
     n_steps = epoch.n_steps if trains else 0
@@ -196,7 +198,8 @@ def _check_and_estimate(
     )
     estimate = estimate_cost(epoch.trainer, epoch.recorder, plan, seed=settings.seed)
     listener.note(f"estimate: {estimate.sentence()}")
-    return estimate, {"self_check": asdict(check), "estimate": asdict(estimate)}
+    about = {"self_check": asdict(check), "estimate": asdict(estimate)}
+    return estimate, {**about, "batching": epoch.trainer.batching}
 
 
 def _record_during(
@@ -286,6 +289,8 @@ def _identity(
         row = [instance.instance_id, instance.input_ids, instance.labels]
         content.update(json.dumps(row).encode())
     choices = {key: value for key, value in asdict(settings).items() if key not in NOT_IDENTITY}
+    if settings.batching == "auto":
+        del choices["batching"]  # It follows from the model.
     return {
         "model": model_fingerprint(source, config),
         "dtype": source.dtype,

@@ -22,6 +22,7 @@ class CaptureSettings:
         preliminary: Fraction of the pool that the preliminary epoch trains on; 0 trains nothing.
         recording: A way of recording, or auto.
         save_steps: Optimizer updates between two parts of the store; None makes about eight.
+        batching: How rows are put into micro-batches (`training.batches`), or auto.
     """
 
     max_length: int = 1024
@@ -35,6 +36,7 @@ class CaptureSettings:
     preliminary: float = 1.0
     recording: str = "auto"
     save_steps: int | None = None
+    batching: str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -34,6 +34,7 @@ class ArmTraining:
         seed: Added to the number of each training.
         save_steps: Optimizer updates between two checkpoints; None makes about four.
         keep_models: Whether the trained weights stay in the arm's folder.
+        batching: How rows are put into micro-batches (`training.batches`), or auto.
     """
 
     epochs: float = 3
@@ -42,6 +43,7 @@ class ArmTraining:
     seed: int = 0
     save_steps: int | None = None
     keep_models: bool = False
+    batching: str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained.
@@ -138,14 +140,13 @@ def jobs_of(
             ids = set(rows(arm, seed))
             chosen = [item for item in instances if item.instance_id in ids]
             settings = SFTSettings(
-                training.sft, training.lora, training.seed + seed, training.epochs
-            )
+                training.sft, training.lora, training.seed + seed, training.epochs,
+                batching=training.batching,
+            )  # fmt: skip
             if arm.name == FULL_STEPS:
                 steps = steps_of(len(chosen), training.epochs, settings)
                 chosen = list(instances)
-                settings = SFTSettings(
-                    training.sft, training.lora, training.seed + seed, training.epochs, steps
-                )
+                settings = replace(settings, max_steps=steps)
             jobs.append(Job(arm, seed, chosen, settings, _identity(identity, chosen, settings)))
     return jobs
 
@@ -197,4 +198,6 @@ def _identity(
         "lora": None if settings.lora is None else dict(settings.lora),
         "seed": settings.seed,
     }
+    if settings.batching != "auto":
+        training["batching"] = settings.batching
     return json.loads(json.dumps({**shared, "training": training}, default=str))

@@ -68,7 +68,7 @@ def forward_records(
         The records, without an embedding part.
     """
     batch = trainer._prepare_inputs(_collated(trainer, indices, dataset))
-    batch.pop(INDEX_COLUMN)
+    indices = batch.pop(INDEX_COLUMN)  # In the order in which they were packed.
     labels_BT, tokens = batch.pop("labels"), batch.pop(TOKENS)
     fused = {} if trainer.fused is None else {"response_tokens": tokens}
     step = trainer.state.global_step

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTTrainer
 
@@ -22,8 +23,14 @@ from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
 from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.training.batches import (
+    Batching,
+    LengthGroupedSampler,
+    keeps_apart,
+    packed_batch,
+)
 from gradsift.training.sft_settings import SFTSettings, lora_config, sft_config
-from gradsift.training.tracking import add_fused_head, base_model
+from gradsift.training.tracking import add_fused_head, base_model, track
 
 INDEX_COLUMN = "instance_index"
 TOKENS = "response_tokens"
@@ -39,6 +46,9 @@ class RecordingSFTTrainer(SFTTrainer):
 
     Attributes:
         fused: Our fused head while training calls it, else None.
+        batching: How rows are put into micro-batches.
+        n_tokens: Tokens of the rows that this process was trained on.
+        n_computed: The same with the padding that was computed beside them.
     """
 
     def __init__(
@@ -73,11 +83,32 @@ class RecordingSFTTrainer(SFTTrainer):
             )
         # Not every model takes it as an argument.
         base_model(self.model).config.get_text_config().use_cache = False
+        self._lengths = [len(instance.input_ids) for instance in instances]
+        self.n_tokens = self.n_computed = 0
         self._fused_head = add_fused_head(self.model)
         self.fused: FusedHead | None = self._fused_head
-        self.data_collator = _IndexKeepingCollator(self.data_collator)
+        width = base_model(self.model).get_output_embeddings().weight.shape[1]
+        self.data_collator = _Collator(self.data_collator, width)
+        self.batching = self._choose_batching(settings.batching)
+        self.data_collator.packs = self.batching == "packed"
         # Standard output is for results; progress is reported by whoever runs the trainer.
         self.remove_callback(PrinterCallback)
+
+    def _choose_batching(self, wanted: str) -> Batching:
+        if wanted in ("by_length", "random"):
+            return wanted
+        by_length = sorted(range(len(self._lengths)), key=lambda i: (self._lengths[i], i))
+        n = len(by_length)
+        rows = [self.train_dataset[by_length[at]]["input_ids"] for at in (n // 2, n // 4)]
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        with self.accelerator.autocast():
+            apart = not sharded and keeps_apart(self.model, track(self.model).backbone, rows)
+        if wanted == "packed" and not apart:
+            raise ValueError(
+                f"{type(base_model(self.model)).__name__} does not keep packed rows apart: use "
+                "--batching by_length."
+            )
+        return "packed" if apart else "by_length"
 
     def record_with(self, recorder: Recorder, sink: Callable[[Records], None]) -> None:
         """From now on let `recorder` watch each micro-batch, and give its records to `sink`."""
@@ -98,7 +129,7 @@ class RecordingSFTTrainer(SFTTrainer):
     def forget_metrics(self) -> None:
         """Clear what trl counts in a step, after a step that was only a probe."""
         self._metrics["train"].clear()
-        self._total_train_tokens = 0
+        self._total_train_tokens = self.n_tokens = self.n_computed = 0
 
     def training_step(
         self,
@@ -117,6 +148,8 @@ class RecordingSFTTrainer(SFTTrainer):
             The loss of the micro-batch.
         """
         indices = inputs.pop(INDEX_COLUMN)
+        self.n_tokens += sum(self._lengths[i] for i in indices)
+        self.n_computed += inputs["input_ids"].numel()
         if self._recorder is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
             self._tell_rows(indices)
@@ -169,6 +202,13 @@ class RecordingSFTTrainer(SFTTrainer):
         # A data loader moves them; a batch that was collated by hand comes without one.
         return {**inputs, TOKENS: inputs[TOKENS].to(self.args.device, non_blocking=True)}
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if self.batching != "by_length":
+            return super()._get_train_sampler(train_dataset)
+        args = self.args
+        size = args.per_device_train_batch_size * args.world_size
+        return LengthGroupedSampler(self._lengths, size, args.seed)
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if INDEX_COLUMN not in self._signature_columns:
@@ -207,12 +247,17 @@ def as_dataset(instances: Sequence[Instance]) -> Dataset:
 
 
 @dataclass
-class _IndexKeepingCollator:
+class _Collator:
     collate: Callable[[list[dict]], dict[str, torch.Tensor]]
+    width: int
+    packs: bool = False
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         # The host knows the indices, and where the response tokens are: nobody need ask a device.
         indices = [row[INDEX_COLUMN] for row in rows]
+        if self.packs:
+            batch, tokens, order = packed_batch(rows, self.width, self.collate.pad_token_id)
+            return {**batch, INDEX_COLUMN: [indices[i] for i in order], TOKENS: tokens}
         batch = self.collate([{k: v for k, v in row.items() if k != INDEX_COLUMN} for row in rows])
         tokens = ResponseTokens.compact(batch["labels"], batch.get("attention_mask"))
         return {**batch, INDEX_COLUMN: indices, TOKENS: tokens}

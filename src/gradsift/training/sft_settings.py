@@ -23,8 +23,10 @@ RESERVED = {
     "save_steps": "use --save-steps",
     "save_total_limit": "use --save-steps",
     "resume_from_checkpoint": "running the same command again resumes",
-    "packing": "packed rows lose their identity",
-    "padding_free": "rows must stay apart",
+    "packing": "use --batching",
+    "padding_free": "use --batching",
+    "group_by_length": "use --batching",
+    "train_sampling_strategy": "use --batching",
     "loss_type": "the instance loss is the negative log-likelihood",
     "label_smoothing_factor": "the instance loss is the negative log-likelihood",
     "neftune_noise_alpha": "its noise would be in the recorded gradients",
@@ -49,6 +51,7 @@ class SFTSettings:
         seed: Of the data order and of everything drawn at random.
         epochs: Passes over the rows.
         max_steps: Optimizer updates, whatever `epochs` says; None for what it says.
+        batching: How rows are put into micro-batches (`training.batches`), or auto.
     """
 
     sft: Mapping[str, object]
@@ -56,6 +59,7 @@ class SFTSettings:
     seed: int
     epochs: float = 1
     max_steps: int | None = None
+    batching: str = "auto"
 
 
 def sft_config(settings: SFTSettings, output_dir: Path) -> SFTConfig:

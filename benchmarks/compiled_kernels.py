@@ -3,7 +3,7 @@
 For every configuration: registers, spilled bytes and shared memory of a block, and whether the
 products use the tensor cores.
 
-Usage: python benchmarks/kernels.py [--targets 80,90,100]
+Usage: python benchmarks/compiled_kernels.py [--targets 80,90,100]
 """
 
 import argparse

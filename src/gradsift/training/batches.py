@@ -1,0 +1,195 @@
+"""How rows are put into micro-batches, so that little is computed for padding.
+
+packed: the rows of a micro-batch stand end to end in as few rows of the batch as it takes, if the
+model keeps them apart by their positions. The order of rows, and so every step, is trl's own.
+by_length: rows of about the same length go together, where a model does not keep packed rows
+apart. Only rows of a window of the random order change places, and the batches of a window are
+in random order, so that the step of a row is not its length.
+random: each row of the batch is one row, padded to the longest, as trl does.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+
+from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+
+Batching = Literal["packed", "by_length", "random"]
+# What each does, for people.
+BATCHINGS: dict[Batching, str] = {
+    "packed": "packed (the rows of a micro-batch stand end to end, the model keeps them apart)",
+    "by_length": "by_length (rows of about the same length go together)",
+    "random": "random (rows are padded to the longest of their micro-batch)",
+}
+# Batches among which rows change places: enough that those of a batch are of about one length.
+BATCHES_IN_A_WINDOW = 64
+# A token's attention costs as much as its linear layers in a row of about 6 times the width
+# (24·D² operations for the layers of a block, 4·D·T for the attention).
+WIDTHS_OF_ATTENTION = 6
+# Relative to its size, what rounding may do to a state: when another row of the same length stands
+# before it (only mixtures of experts round anew), and when none does.
+UNCHANGED, ABOUT_THE_SAME = 1e-4, 0.1
+
+
+def bins(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Divide the rows of a micro-batch among rows of a packed batch, at the least cost.
+
+    Args:
+        lengths: Tokens of each row.
+        width: D of the model, which says how dear attention is beside the rest.
+
+    Returns:
+        Positions of the rows in each row of the batch, longest first.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    candidates = [_balanced(order, lengths, n_bins) for n_bins in range(1, len(lengths) + 1)]
+
+    def cost(packed: list[list[int]]) -> float:
+        longest = max(sum(lengths[i] for i in row) for row in packed)
+        return len(packed) * longest * (1 + longest / (WIDTHS_OF_ATTENTION * width))
+
+    return min(candidates, key=cost)
+
+
+def _balanced(order: Sequence[int], lengths: Sequence[int], n_bins: int) -> list[list[int]]:
+    # Each row, the longest first, goes to where there is most room (Graham's LPT rule).
+    packed: list[list[int]] = [[] for _ in range(n_bins)]
+    loads = [(0, at) for at in range(n_bins)]
+    for i in order:
+        load, at = heapq.heappop(loads)
+        packed[at].append(i)
+        heapq.heappush(loads, (load + lengths[i], at))
+    return packed
+
+
+def packed_batch(
+    rows: Sequence[Mapping[str, Sequence[int]]], width: int, pad: int
+) -> tuple[dict[str, torch.Tensor], ResponseTokens, list[int]]:
+    """Put rows end to end.
+
+    There is no attention mask: where a batch has one, models do not look at the positions. What is
+    left over at the end of a row of the batch is a sequence of its own, without labels.
+
+    Args:
+        rows: With `input_ids` and `labels`.
+        width: D of the model.
+        pad: The token for what is left over.
+
+    Returns:
+        `input_ids`, `labels` and `position_ids`, [B, T]; their layout; and which row each of its
+        rows is.
+    """
+    lengths = [len(row["input_ids"]) for row in rows]
+    packed = bins(lengths, width)
+    shape = (len(packed), max(sum(lengths[i] for i in members) for members in packed))
+    input_ids_BT = torch.full(shape, pad)
+    labels_BT = torch.full(shape, IGNORED_LABEL)
+    position_ids_BT, mask_BT = (torch.zeros(shape, dtype=torch.long) for _ in range(2))
+    for at, members in enumerate(packed):
+        start = 0
+        for i in [*members, None]:
+            n = shape[1] - start if i is None else lengths[i]
+            place = (at, slice(start, start + n))
+            position_ids_BT[place] = torch.arange(n)
+            if i is not None:
+                input_ids_BT[place] = torch.tensor(rows[i]["input_ids"])
+                labels_BT[place] = torch.tensor(rows[i]["labels"])
+                # A row's first token is predicted from nothing, and not from the row before it.
+                labels_BT[at, start] = IGNORED_LABEL
+                mask_BT[place] = 1
+            start += n
+    batch = {"input_ids": input_ids_BT, "labels": labels_BT, "position_ids": position_ids_BT}
+    layout = ResponseTokens.compact(labels_BT, mask_BT, position_ids_BT)
+    return batch, layout, [i for members in packed for i in members]
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Rows in random order, those of about the same length together within a window of it.
+
+    transformers' own sorts windows of 50 batches longest first and leaves them so: a row's step
+    would tell its length.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        """Draw nothing yet.
+
+        Args:
+            lengths: Tokens of each row.
+            batch_size: Rows that are computed together, by all processes.
+            seed: Of the order; each epoch has one of its own.
+        """
+        self._lengths, self._batch_size, self._seed, self._epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order; data loaders call this."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        size = self._batch_size * BATCHES_IN_A_WINDOW
+        for start in range(0, len(order), size):
+            window = order[start : start + size]
+            window.sort(key=lambda i: self._lengths[i])
+            batches = [
+                window[at : at + self._batch_size] for at in range(0, len(window), self._batch_size)
+            ]
+            # A batch that is not full stays the last one, or all after it would be cut anew.
+            n_full = len(window) // self._batch_size
+            for at in torch.randperm(n_full, generator=generator).tolist():
+                yield from batches[at]
+            for batch in batches[n_full:]:
+                yield from batch
+
+
+@torch.no_grad()
+def keeps_apart(model: nn.Module, backbone: nn.Module, rows: Sequence[Sequence[int]]) -> bool:
+    """Say whether a model keeps packed rows apart.
+
+    Another first row must change nothing in the second one, and the second one must be about what
+    it is alone. The first is sharp in any precision: what is masked counts for nothing at all.
+
+    Args:
+        model: As training calls it.
+        backbone: Its part whose output carries `last_hidden_state`.
+        rows: Tokens of two rows.
+
+    Returns:
+        Whether rows may be packed.
+    """
+    device = next(model.parameters()).device
+    first_T, second_T = (torch.tensor(list(row), device=device) for row in rows)
+    other_T = first_T.roll(1)
+    positions_1T = torch.cat([torch.arange(len(row), device=device) for row in rows])[None]
+    seen: list[torch.Tensor] = []
+    handle = backbone.register_forward_hook(
+        lambda module, inputs, output: seen.append(output.last_hidden_state[0].float())
+    )
+    was_training = model.training
+    model.eval()
+    try:
+        for before_T in (first_T, other_T):
+            model(input_ids=torch.cat([before_T, second_T])[None], position_ids=positions_1T)
+        model(input_ids=second_T[None])
+    # However a model fails that takes no positions.
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError):
+        return False
+    finally:
+        handle.remove()
+        model.train(was_training)
+    packed_TD, beside_another_TD, alone_TD = (states_TD[-len(second_T) :] for states_TD in seen)
+    size_T = alone_TD.norm(dim=1)
+    gaps = [
+        float(((packed_TD - other_TD).norm(dim=1) / size_T).max())
+        for other_TD in (beside_another_TD, alone_TD)
+    ]
+    return gaps[0] < UNCHANGED and gaps[1] < ABOUT_THE_SAME
