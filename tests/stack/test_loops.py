@@ -156,6 +156,22 @@ def packed_batch(*, mask):
     return batch
 
 
+def test_where_rows_begin_may_be_told_as_flash_attention_is_told(tmp_path):
+    from gradsift.stages.record import _positions
+
+    batch = packed_batch(mask=False)
+    lengths = [len(row.input_ids) for row in INSTANCES[:3]]
+    starts = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    assert torch.equal(_positions(starts, batch["labels"]), batch["position_ids"])
+    # On a CPU no attention heeds them: rows see each other, and that is noticed.
+    del batch["position_ids"]
+    with (
+        pytest.raises(ValueError, match=r"Rows are packed, and seem to see each other"),
+        gs.record(tiny_llama(), out=tmp_path / "run") as seen,
+    ):
+        seen._outer(**batch, use_cache=False, cu_seq_lens_q=starts, cu_seq_lens_k=starts)
+
+
 @pytest.mark.parametrize("case", ["mask", "cache", "mamba"])
 def test_packed_rows_that_see_each_other_are_refused(tmp_path, case):
     model = tiny_llama()
