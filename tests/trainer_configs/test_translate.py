@@ -534,6 +534,32 @@ def test_batches(base, more, expected):
     assert apart is (more == {"packing": True})
 
 
+WARMUPS = [
+    ({"warmup_ratio": 0.1}, 0.1),
+    ({"warmup_steps": 5}, 5),
+    ({"warmup_steps": 5, "warmup_ratio": 0.1}, 5),
+    ({"warmup_steps": 0, "warmup_ratio": 0.1}, 0.1),
+    ({"warmup_steps": 0}, 0),
+]
+
+
+@pytest.mark.parametrize("base", [AXOLOTL, LLAMAFACTORY, TRL], ids=["axolotl", "lf", "trl"])
+@pytest.mark.parametrize(("more", "expected"), WARMUPS)
+def test_warmup(base, more, expected):
+    done = translate(base | more, "x")
+    assert done.settings["sft"]["warmup_steps"] == expected
+    told = [note for note in done.notes if "comes before it" in note]
+    assert len(told) == len(more) - 1
+
+
+def test_two_names_of_one_setting_must_agree():
+    assert translate(TRL | {"max_seq_length": 64}, "x").settings["max_length"] == 64
+    with pytest.raises(ValueError, match=r"max_seq_length: 63 \(another key says 64"):
+        translate(TRL | {"max_seq_length": 63}, "x")
+    with pytest.raises(ValueError, match="load_in_4bit: true"):
+        translate(TRL | {"load_in_8bit": True, "load_in_4bit": True}, "x")
+
+
 def test_quantised_weights():
     assert translate(AXOLOTL | {"adapter": "qlora"}, "x").settings["load_in"] == "4bit"
     assert translate(AXOLOTL | {"load_in_8bit": True}, "x").settings["load_in"] == "8bit"

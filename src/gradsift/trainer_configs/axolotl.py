@@ -6,7 +6,7 @@ from typing import Any
 
 from gradsift.data.chat_templates import OWN
 from gradsift.data.formats import SHAREGPT_ROLES
-from gradsift.trainer_configs.joint import adapters_wanted, batching, lora, one_dataset
+from gradsift.trainer_configs.joint import adapters_wanted, batching, lora, one_dataset, warmup
 from gradsift.trainer_configs.keys import (
     EMPTY,
     Decided,
@@ -523,13 +523,7 @@ def _steps(reading: Reading) -> None:
         reading.set("sft.gradient_accumulation_steps", accumulation)
         if "batch_size" in said and "gradient_accumulation_steps" in said:
             reading.decided["batch_size"] = "gradient_accumulation_steps comes before it"
-    if "warmup_steps" in said:
-        reading.set("sft.warmup_steps", said["warmup_steps"])
-        del said["warmup_ratio"]
-        if "warmup_ratio" in reading.given:
-            reading.decided["warmup_ratio"] = "warmup_steps comes before it"
-    elif "warmup_ratio" in said:
-        reading.set("sft.warmup_steps", said["warmup_ratio"])
+    warmup(reading)
 
 
 def _format(reading: Reading, entry: Any) -> None:

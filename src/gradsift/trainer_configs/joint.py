@@ -47,6 +47,27 @@ def by_length(reading: Reading) -> bool | None:
     return sampler == "group_by_length" or reading.said.get("group_by_length")
 
 
+def warmup(reading: Reading) -> None:
+    """Settle the steps of warmup: their number comes before their share of all steps.
+
+    Args:
+        reading: The configuration.
+    """
+    said = reading.said
+    # 0 is what transformers takes for "not said".
+    if said.get("warmup_steps") or "warmup_ratio" not in reading.given:
+        used, other = "warmup_steps", "warmup_ratio"
+    else:
+        used, other = "warmup_ratio", "warmup_steps"
+    if used not in said:
+        used, other = other, used
+    if used in said:
+        reading.set("sft.warmup_steps", said[used])
+        said.pop(other, None)
+        if other in reading.given:
+            reading.decided[other] = f"{used} comes before it"
+
+
 def batching(reading: Reading, *, packing: bool | None, sees_others: bool) -> None:
     """Settle how rows come together in a batch.
 

@@ -7,7 +7,14 @@ from pathlib import Path
 from gradsift.data.containers import read_rows
 from gradsift.data.llamafactory import read_dataset_info
 from gradsift.data.source import find_source
-from gradsift.trainer_configs.joint import ONE_FILE, adapters_wanted, batching, lora, set_data
+from gradsift.trainer_configs.joint import (
+    ONE_FILE,
+    adapters_wanted,
+    batching,
+    lora,
+    set_data,
+    warmup,
+)
 from gradsift.trainer_configs.keys import (
     Decided,
     Joint,
@@ -236,6 +243,7 @@ def _join(reading: Reading) -> None:
         rank = reading.settings.get("lora.r", 8)
         reading.set("lora.lora_alpha", said.get("lora_alpha", 2 * rank))
     _precision(reading, adapters=adapters)
+    warmup(reading)
     packing = said.get("packing") or said.get("neat_packing")
     batching(
         reading,

@@ -24,7 +24,7 @@ TRAINING_ARGUMENTS: dict[str, Key] = {
         integer,
     ),
     **same(
-        "learning_rate warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm",
+        "learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm",
         "sft.",
         number,
     ),
@@ -42,7 +42,8 @@ TRAINING_ARGUMENTS: dict[str, Key] = {
         flag,
     ),
     "bf16": Setting("sft.bf16", flag),
-    "warmup_ratio": Setting("sft.warmup_steps", ratio),
+    "warmup_steps": Joint("sft.warmup_steps", number),
+    "warmup_ratio": Joint("sft.warmup_steps", ratio),
     "seed": Setting("seed", integer),
     **each("num_train_epochs max_steps", Decided(EPOCHS)),
     **each("output_dir overwrite_output_dir logging_dir", Decided(FOLDER)),

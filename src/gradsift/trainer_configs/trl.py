@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from gradsift.trainer_configs.joint import adapters_wanted, batching, lora, one_dataset, set_data
+from gradsift.trainer_configs.joint import (
+    adapters_wanted,
+    batching,
+    lora,
+    one_dataset,
+    set_data,
+    warmup,
+)
 from gradsift.trainer_configs.keys import (
     Decided,
     Joint,
@@ -118,6 +125,7 @@ def _join(reading: Reading) -> None:
     targets = targets[0] if targets == ["all-linear"] else targets
     wanted = adapters_wanted(reading, bool(said.get("use_peft")))
     lora(reading, wanted=wanted, keys=TRL_KEYS, targets=targets)
+    warmup(reading)
     packing_strategy = said.get("packing_strategy", "bfd")
     if packing_strategy not in ("bfd", "bfd_split", "wrapped"):
         reading.refuse("packing_strategy", "known are bfd, bfd_split and wrapped")
