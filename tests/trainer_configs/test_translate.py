@@ -270,6 +270,64 @@ def test_trl_full():
     assert "packing_strategy: no row is cut in two" in otherwise
 
 
+DEFAULTS = [
+    (
+        {"base_model": "m", "adapter": "lora"},
+        {
+            "model": "m",
+            "max_length": 512,
+            "truncation": "drop",
+            "dtype": "float32",
+            "seed": 42,
+            "lora": {"target_modules": None},
+            "sft": {
+                "per_device_train_batch_size": 1,
+                "lr_scheduler_type": "cosine",
+                "warmup_steps": 0.03,
+                "bf16": False,
+                "fp16": False,
+            },
+        },
+    ),
+    (
+        {"model_name_or_path": "m", "stage": "sft"},
+        {
+            "model": "m",
+            "max_length": 2048,
+            "dtype": "float32",
+            "seed": 42,
+            "lora": {
+                "r": 8,
+                "lora_alpha": 16,
+                "lora_dropout": 0.0,
+                "target_modules": "all-linear",
+            },
+            "sft": {"learning_rate": 5e-5, "bf16": False, "fp16": False},
+        },
+    ),
+    (
+        {"model_name_or_path": "m", "use_peft": True},
+        {
+            "model": "m",
+            "seed": 42,
+            "lora": {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": None},
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("file", "expected"), DEFAULTS, ids=["axolotl", "LLaMA-Factory", "trl"])
+def test_what_a_file_does_not_say_is_as_its_trainer_has_it(monkeypatch, file, expected):
+    utils = pytest.importorskip("transformers.utils")
+    monkeypatch.setattr(utils, "is_torch_bf16_gpu_available", lambda: False)
+    done = translate(file, "x")
+    assert done.settings == expected
+    assert done.notes[-1].startswith(f"x: not said there, so as {done.tool} does: ")
+    for name, value in expected.items():
+        if name in ("max_length", "seed"):
+            assert f" {value}" in done.notes[-1]
+
+
 # Files of each tool in which every key could matter.
 BASES = {
     "axolotl": {"base_model": "m", "sequence_len": 64, "micro_batch_size": 2, "learning_rate": 1},
