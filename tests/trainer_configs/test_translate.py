@@ -483,9 +483,20 @@ def test_null_is_not_said(nothing):
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
 def test_what_is_switched_off_is_no_matter(tool):
-    off = {name: key.off[0] for name, key in tool.keys.items() if isinstance(key, Refused)}
     base = BASES[tool.name]
-    assert translate(base | off, "x").settings == translate(base, "x").settings
+    for off in (False, 0, 0.0):
+        file = {
+            name: off
+            for name, key in tool.keys.items()
+            if isinstance(key, Refused) and off in key.off
+        }
+        assert len(file) > 5
+        assert translate(base | file, "x").settings == translate(base, "x").settings
+
+
+def test_a_learning_rate_of_0_is_not_off():
+    with pytest.raises(ValueError, match="embedding_lr_scale: 0"):
+        translate(AXOLOTL | {"embedding_lr_scale": 0}, "x")
 
 
 def test_what_the_command_line_says_wins():

@@ -200,7 +200,8 @@ AXOLOTL_KEYS: dict[str, Key] = {
     "accelerator_config": Setting("sft.accelerator_config", anything),
     **each(
         "embedding_lr embedding_lr_scale lr_groups",
-        Refused("one learning rate for all parameters; take it out"),
+        # 0 is not off: it would freeze them.
+        Refused("one learning rate for all parameters; take it out", off=()),
     ),
     **each(
         "cosine_min_lr_ratio cosine_constant_lr_ratio lr_quadratic_warmup lr_div_factor eta_min "

@@ -73,7 +73,7 @@ class Refused:
     """
 
     why: str
-    off: tuple[Any, ...] = (False, 0, "no", "none")
+    off: tuple[Any, ...] = (False, 0)
 
 
 Key = Setting | OneOf | Joint | Decided | Refused
