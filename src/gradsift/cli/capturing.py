@@ -15,6 +15,7 @@ from gradsift.cli.options import (
     Batching,
     Beta,
     Budget,
+    ChatTemplate,
     Config,
     Data,
     DatasetInfo,
@@ -53,6 +54,7 @@ from gradsift.cli.options import (
     Strategy,
     SystemColumn,
     Target,
+    TrainerConfig,
     TrainOn,
     Truncation,
     Weights,
@@ -67,6 +69,7 @@ def run(
     budget: Budget = None,
     out: Out = None,
     config: Config = None,
+    trainer_config: TrainerConfig = None,
     format: Format = None,
     id_column: IdColumn = None,
     prompt_column: PromptColumn = None,
@@ -76,6 +79,7 @@ def run(
     dataset_info: DatasetInfo = None,
     split: Split = None,
     train_on: TrainOn = None,
+    chat_template: ChatTemplate = None,
     max_length: MaxLength = None,
     truncation: Truncation = None,
     revision: Revision = None,
@@ -111,7 +115,14 @@ def run(
     json_: Json = False,
 ) -> None:
     """Capture and select: from an SFT file to a smaller one. Run again to resume."""
-    _run(given_settings(locals()), config, select=True, dry_run=dry_run, as_json=json_)
+    _run(
+        given_settings(locals()),
+        config,
+        trainer_config,
+        select=True,
+        dry_run=dry_run,
+        as_json=json_,
+    )
 
 
 def capture(
@@ -119,6 +130,7 @@ def capture(
     model: Model = None,
     out: Out = None,
     config: Config = None,
+    trainer_config: TrainerConfig = None,
     format: Format = None,
     id_column: IdColumn = None,
     prompt_column: PromptColumn = None,
@@ -128,6 +140,7 @@ def capture(
     dataset_info: DatasetInfo = None,
     split: Split = None,
     train_on: TrainOn = None,
+    chat_template: ChatTemplate = None,
     max_length: MaxLength = None,
     truncation: Truncation = None,
     revision: Revision = None,
@@ -147,7 +160,14 @@ def capture(
     json_: Json = False,
 ) -> None:
     """Run the preliminary epoch and record every row's gradient. Run again to resume."""
-    _run(given_settings(locals()), config, select=False, dry_run=dry_run, as_json=json_)
+    _run(
+        given_settings(locals()),
+        config,
+        trainer_config,
+        select=False,
+        dry_run=dry_run,
+        as_json=json_,
+    )
 
 
 def losses(run_folder: RunFolder, json_: Json = False) -> None:
@@ -190,10 +210,17 @@ def demo(
 
 
 def _run(
-    given: dict[str, Any], config: Path | None, *, select: bool, dry_run: bool, as_json: bool
+    given: dict[str, Any],
+    config: Path | None,
+    trainer_config: Path | None,
+    *,
+    select: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     from gradsift.config import resolve
     from gradsift.run import run_stages
 
-    settings = resolve(given, config)
-    show(run_stages(settings, progress(), selecting=select, dry_run=dry_run), as_json)
+    listener = progress()
+    settings = resolve(given, config, trainer_config, tell=listener.note)
+    show(run_stages(settings, listener, selecting=select, dry_run=dry_run), as_json)

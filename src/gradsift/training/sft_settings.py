@@ -109,16 +109,19 @@ def sft_config(settings: SFTSettings, output_dir: Path) -> SFTConfig:
 
 
 def _require_type(key: str, value: object) -> None:
-    usual = SFTConfig.__dataclass_fields__[key].default
+    field = SFTConfig.__dataclass_fields__[key]
+    # Where a share of all steps may stand for their number, the default is 0, the type float.
+    kind = float if field.type is float else type(field.default)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {
         bool: isinstance(value, bool),
         int: number and value == int(value),
         float: number,
-    }.get(type(usual), True)
+    }.get(kind, True)
     if not fits:
-        kind = type(usual).__name__
-        raise ValueError(f"sft setting {key} is {value!r}, expected a value of type {kind}.")
+        raise ValueError(
+            f"sft setting {key} is {value!r}, expected a value of type {kind.__name__}."
+        )
     if key in AT_LEAST_ONE and value < 1:
         raise ValueError(f"sft setting {key} is {value!r}, expected at least 1.")
 
