@@ -45,7 +45,6 @@ class RunConfig(Settings):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     load_in: Literal["4bit", "8bit"] | None = None
     trust_remote_code: bool = False
-    batching: Literal["auto", "packed", "by_length", "random"] = "auto"
     sft: dict[str, Any] = Field(default_factory=dict)
     lora: dict[str, Any] | bool = False
     signal: Literal["full", "head"] | None = None

@@ -191,7 +191,8 @@ def test_axolotl_qlora_with_packing():
             "gradient_checkpointing_kwargs": {"use_reentrant": False},
         },
     }
-    decided, defaults = done.notes
+    decided, otherwise, defaults = done.notes
+    assert "packing: a micro-batch has as many rows as its size says" in otherwise
     named = """tokenizer_type strict datasets[0].ds_type dataset_prepared_path val_set_size
         output_dir eval_sample_packing pad_to_sequence_len wandb_project num_epochs logging_steps
         flash_attention evals_per_epoch saves_per_epoch special_tokens plugins liger_rms_norm"""
@@ -235,7 +236,8 @@ def test_llamafactory_lora(tmp_path, monkeypatch):
     assert "trust_remote_code (code runs only where --trust-remote-code says so)" in decided
     assert "val_size" in decided
     assert "cutoff_len: longer rows keep their beginning" in otherwise
-    assert "packing" not in otherwise
+    assert "packing: a micro-batch has as many rows as its size says" in otherwise
+    assert "kept apart" not in otherwise
     assert "lora_dropout 0.0, seed 42" in defaults
 
 
@@ -266,7 +268,7 @@ def test_trl_full():
     decided, otherwise = done.notes
     for key in ("attn_implementation", "dataset_num_proc", "num_train_epochs", "output_dir"):
         assert key in decided
-    assert "packing: rows of a sequence are kept apart" in otherwise
+    assert "rows of a sequence are kept apart" in otherwise
     assert "packing_strategy: no row is cut in two" in otherwise
 
 
@@ -706,6 +708,6 @@ def test_resolve_puts_three_together(tmp_path):
         "modules_to_save": ["embed_tokens", "lm_head"],
     }
     assert (config.load_in, config.batching, config.data) == ("4bit", "packed", "rows.jsonl")
-    assert len(told) == 2
+    assert len(told) == 3
     assert resolve({"data": "r", "out": "o", "lora": False}, None, theirs).lora is False
     assert resolve({"data": "r", "out": "o", "lora": True}, None, theirs).lora["r"] == 32

@@ -77,8 +77,12 @@ def batching(reading: Reading, *, packing: bool | None, sees_others: bool) -> No
         sees_others: Whether rows that share a sequence would see each other there.
     """
     alike = by_length(reading)
-    if packing and sees_others and not reading.is_taken("batching"):
-        reading.remarks["packing"] = "rows of a sequence are kept apart: none sees another"
+    if packing and not reading.is_taken("batching"):
+        apart = "; rows of a sequence are kept apart: none sees another" if sees_others else ""
+        reading.remarks["packing"] = (
+            "a micro-batch has as many rows as its size says, packed, and not as many full "
+            f"sequences: raise the batch size for as many rows in a step{apart}"
+        )
     if packing:
         reading.set("batching", "packed")
     elif alike:
