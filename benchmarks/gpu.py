@@ -435,6 +435,7 @@ def in_four_bits(model):
     """As canonical QLoRA loads a model: nf4, twice quantised, all linear layers but the head."""
     from transformers import BitsAndBytesConfig
     from transformers.integrations import replace_with_bnb_linear
+    from transformers.quantizers import AutoHfQuantizer
 
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -453,7 +454,8 @@ def in_four_bits(model):
             module.weight = weight.to(DEVICE)
     model.config.quantization_config = config
     model.is_loaded_in_4bit = model.is_quantized = True
-    model.quantization_method = "bitsandbytes"
+    model.quantization_method = config.quant_method
+    model.hf_quantizer = AutoHfQuantizer.from_config(config)
     return model.to(DEVICE)
 
 
