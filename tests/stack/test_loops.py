@@ -404,6 +404,44 @@ def test_trl_with_a_pool_to_a_subset(tmp_path, options, by_trainer):
     assert set(kept) <= set(data.read_text().splitlines())
 
 
+FORMATS = {
+    "pairs": lambda row: {"prompt": row["question"], "completion": row["answer"]},
+    "text": lambda row: {"text": f"### Question:\n{row['question']}\n### Answer:\n{row['answer']}"},
+    "chat": lambda row: {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": row["question"]},
+            {"role": "assistant", "content": row["answer"]},
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_rows_that_the_loop_puts_into_words_of_its_own(tmp_path, form):
+    """The pool has question and answer columns; what trl is given is written from them."""
+    data = tmp_path / "qa.jsonl"
+    rows = [
+        {"question": f"What is number {i}?", "answer": "so " * (i % 2) + f"it is {i}"}
+        for i in range(9)
+    ]
+    rows.append(rows[4])
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = Dataset.from_list([FORMATS[form](row) for row in rows])
+    trainer = sft_trainer(tmp_path, tiny_llama(), dataset, max_length=256)
+    with gs.record(trainer, out=tmp_path / "run", pool=gs.load_pool(data)) as seen:
+        trainer.train()
+    assert seen.n_unknown == 0
+    assert len(seen.store.instance_ids) == 10
+    tokenizer, pool = tiny_tokenizer(), gs.load_pool(data)
+    ids = {row.instance_id: i for i, row in enumerate(pool.rows)}
+    n_response = dict(zip(seen.store.instance_ids, seen.store.n_response_tokens, strict=True))
+    if form == "pairs":  # Each row is the one that it says it is.
+        for instance_id, n in n_response.items():
+            answer = rows[ids[instance_id]]["answer"]
+            assert n == len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
+
+
 def test_rows_of_another_file_are_told_before_training(tmp_path):
     data = chat_file(tmp_path)
     other = tmp_path / "other.jsonl"

@@ -27,7 +27,7 @@ from gradsift.gradients.records import Records
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
-from gradsift.stages.row_names import ByColumn, ByContent, RowNames, names_by_tokens
+from gradsift.stages.row_names import ByColumn, ByContent, RowNames, names_by_text
 from gradsift.store.manifest import Manifest
 from gradsift.store.pool_table import write_pool_table
 from gradsift.store.reader import GradientStore, read_store
@@ -410,7 +410,7 @@ class Recording:
         require_recordable(self._trainer)
         self._count_updates = lambda: self._trainer.state.global_step
         if self._names is None:
-            self._names = names_by_tokens(self._pool, self._trainer)
+            self._names = names_by_text(self._pool, self._trainer)
 
     def _counter_of(self, model: nn.Module) -> Callable[[], int]:
         if hasattr(model, "global_steps"):  # DeepSpeed's engine has an optimizer of its own kind.
