@@ -44,6 +44,7 @@ class RunConfig(Settings):
     trust_remote_code: bool = False
     sft: dict[str, Any] = Field(default_factory=dict)
     lora: dict[str, Any] | bool = False
+    load_in: Literal["4bit", "8bit"] | None = None
     signal: Literal["full", "head"] | None = None
     when: Literal["during", "after"] | None = None
     preliminary: float = Field(1.0, ge=0, le=1)
@@ -64,6 +65,15 @@ class RunConfig(Settings):
             raise ValueError(
                 "`when: during` records the whole epoch, both layers; `signal: head` and "
                 "`preliminary` below 1 need `when: after`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_over_quantised_weights(self) -> RunConfig:
+        if self.load_in is not None and self.lora_settings() is None:
+            raise ValueError(
+                f"`load_in: {self.load_in}` quantises the weights, over which only adapters are "
+                "trained: add --lora (lora: true in a configuration file)"
             )
         return self
 

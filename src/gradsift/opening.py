@@ -84,7 +84,12 @@ def model_and_settings(
     from gradsift.training.model import find_model
 
     source = find_model(
-        config.model, config.revision, config.dtype, config.trust_remote_code, tell=listener.note
+        config.model,
+        config.revision,
+        config.dtype,
+        config.trust_remote_code,
+        config.load_in,
+        tell=listener.note,
     )
     return source, CaptureSettings(
         config.max_length,

@@ -22,8 +22,9 @@ from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
 from gradsift.gradients.tokens import ResponseTokens
+from gradsift.training.adapters import trained_dtype_is
 from gradsift.training.sft_settings import SFTSettings, lora_config, sft_config
-from gradsift.training.tracking import add_fused_head, base_model
+from gradsift.training.tracking import add_fused_head, base_model, can_be_fused
 
 INDEX_COLUMN = "instance_index"
 TOKENS = "response_tokens"
@@ -74,7 +75,10 @@ class RecordingSFTTrainer(SFTTrainer):
         # Not every model takes it as an argument.
         base_model(self.model).config.get_text_config().use_cache = False
         self._fused_head = add_fused_head(self.model)
-        self.fused: FusedHead | None = self._fused_head
+        self.fused: FusedHead | None = self._fused_head if can_be_fused(self.model) else None
+        if getattr(model, "is_quantized", False) and not self.args.bf16:
+            # trl holds adapters over quantised weights in bf16, whatever the products are in.
+            trained_dtype_is(self.model, torch.float32)
         self.data_collator = _IndexKeepingCollator(self.data_collator)
         # Standard output is for results; progress is reported by whoever runs the trainer.
         self.remove_callback(PrinterCallback)
