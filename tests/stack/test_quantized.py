@@ -138,6 +138,8 @@ def trainer_for(tmp_path, folder, load_in, **sft):
 def test_4bit_is_that_of_qlora(folders):
     model = load_model(find_model(folders[True], load_in="4bit"))
     said = model.config.quantization_config
+    # Its columns of outliers would make rows influence each other.
+    assert quantized.quantization_for("8bit").llm_int8_threshold == pytest.approx(0)
     assert (said.bnb_4bit_quant_type, said.bnb_4bit_use_double_quant) == ("nf4", True)
     on_cpu = not torch.accelerator.is_available()
     assert said.bnb_4bit_compute_dtype == (torch.float32 if on_cpu else torch.bfloat16)
@@ -209,6 +211,59 @@ def test_a_quantised_head_is_dequantised_once_a_step(tmp_path, folders, monkeypa
     monkeypatch.setattr(bnb.autograd._functions.F, "dequantize_4bit", counted)
     probe_step(trainer, list(range(4)), recorder)
     assert calls.count(True) == 1
+
+
+def embedding_by_bitsandbytes(kind, **options):
+    def quantise(model):
+        embedding = kind(262, 32, **options)
+        embedding.load_state_dict(model.model.embed_tokens.state_dict())
+        model.model.embed_tokens = embedding.to("cpu")
+
+    return quantise
+
+
+def embedding_by_torchao(model):
+    torchao = pytest.importorskip("torchao.quantization")
+    config = torchao.IntxWeightOnlyConfig(torch.int8, granularity=torchao.PerAxis(0))
+    torchao.quantize_(
+        model, config, filter_fn=lambda module, _: isinstance(module, torch.nn.Embedding)
+    )
+
+
+QUANTISED_EMBEDDINGS = {
+    "nf4": embedding_by_bitsandbytes(bnb.nn.Embedding4bit, quant_type="nf4"),
+    "int8": embedding_by_bitsandbytes(bnb.nn.Embedding8bit),
+    "torchao": embedding_by_torchao,
+}
+
+
+@pytest.mark.parametrize("name", QUANTISED_EMBEDDINGS)
+def test_a_quantised_embedding(tmp_path, name):
+    base = tiny_llama(tied=False)
+    QUANTISED_EMBEDDINGS[name](base)
+    assert quantized.quantization_of(base.model.embed_tokens) is not None
+    model = trained(with_lora(base), lr=0.01)
+    seen = recorded(model, tmp_path)
+
+    def truth(*row):
+        return gradients_at_outputs(model, base.model.embed_tokens, base.lm_head, *row)
+
+    assert worst_error(seen.store, truth) < 1e-5
+
+
+def test_a_weight_that_is_not_offered_as_numbers_is_refused_by_name(tmp_path):
+    class Packed(torch.nn.Linear):
+        """As gptq and awq do it: no weight, but packed integers."""
+
+        def __init__(self):
+            super().__init__(32, 262, bias=False)
+            del self.weight
+            self.qweight = torch.nn.Parameter(torch.zeros(1, dtype=torch.int32), False)
+
+    model = tiny_llama(tied=False)
+    model.lm_head = Packed()
+    with pytest.raises(ValueError, match=r"Packed.*Leave lm_head and the embedding out"):
+        gs.record(model, out=tmp_path)
 
 
 def test_outliers_couple_rows_and_that_is_said(tmp_path, folders):
@@ -288,6 +343,12 @@ def test_a_run_with_load_in(tmp_path, folders):
     assert trained_arm.n_rows == 4
     made_with = json.loads((trained_arm.folder / "gradsift.json").read_text())
     assert made_with["identity"]["load_in"] == "4bit"
+    test = write_pool(tmp_path / "test.jsonl", 6)
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    quick = {"budgets": [4], "seeds": 2, "epochs": 1, "max_new_tokens": 2}
+    options = {"arms": ["base", "random"], "general": [str(tmp_path / "text.txt")], **quick}
+    compared = gs.compare(tmp_path / "run", test=str(test), **options)
+    assert set(compared.summary()["arms"]) == {"base", "random 4"}
     with pytest.raises(ValueError, match=r"--load-in 4bit.*add --lora"):
         gs.train(tmp_path / "run", arm="random", budget=4, epochs=1, lora=False)
 

@@ -115,6 +115,8 @@ def watched_head(module: nn.Module, model_name: str) -> nn.Linear | WatchedLayer
                          "supported; one linear layer is.")  # fmt: skip
     if adapter is None and quantization_of(base) is None:
         return module
+    if not hasattr(base, "weight"):  # What has none says here what to do.
+        dense_weight(base)
     replaced = None
     if adapter is not None:
         replaced = f"the head is adapted (peft: {adapter} on lm_head)"

@@ -159,7 +159,7 @@ def dense_weight(module: nn.Module) -> torch.Tensor:
         if hasattr(getattr(module, "weight", None), "dequantize"):
             return module.weight.dequantize()
     raise ValueError(
-        f"a layer that is recorded is quantised: {what}, which does not offer its weight as plain "
+        f"the embedding or the head is quantised: {what}, which does not offer its weight as plain "
         "numbers. Leave lm_head and the embedding out of the quantisation."
     )
 
