@@ -30,6 +30,7 @@ from gradsift.training.self_check import first_exact_path
 from gradsift.training.sft import RecordingSFTTrainer
 from gradsift.training.sft_settings import SFTSettings
 from oracle import relative_error, statistics_of
+from test_cli import invoke
 from tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -369,6 +370,16 @@ def test_without_lora_it_is_refused_at_once(tmp_path, folders, monkeypatch):
         gs.check(folders[True], load_in="8bit")
 
 
+def test_the_command_line(folders):
+    options = ["--load-in", "4bit", "--sft", "per_device_train_batch_size=2"]
+    done = invoke("check", folders[True], "--lora", *options)
+    assert done.exit_code == 0, done.output
+    assert "weights: nf4, double quantisation (bitsandbytes), head float32" in done.output
+    refused = invoke("capture", "x.jsonl", "--model", folders[True], "--out", "x", *options)
+    assert refused.exit_code != 0
+    assert "add --lora" in refused.output
+
+
 def test_settings_of_the_models_loading_are_not_trls(folders):
     with pytest.raises(ValueError, match=r"model_init_kwargs.*--load-in, --dtype and --revision"):
         gs.check(folders[True], sft={"model_init_kwargs": {"load_in_4bit": True}})
@@ -402,7 +413,7 @@ def test_a_saved_checkpoint(tmp_path, folders, name):
     assert found.weights == f"{name} (bitsandbytes)"
     text = found.text()
     assert f"weights: {name} (bitsandbytes), head float32" in text
-    assert "trained: LoRA on 7 kinds of layers, 0.0 M of 0.0 M parameters" in text
+    assert "trained: LoRA on 7 kinds of layers, 0.0 M of 0 M parameters" in text
     assert "gradients at the embedding and the LM head, as if both were trained" in text
 
 

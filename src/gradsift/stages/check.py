@@ -74,10 +74,10 @@ class ModelCheck:
     def text(self) -> str:
         """Return what a person wants to know."""
         lines = [
-            f"{self.model} ({self.architecture}, {_millions(self.n_parameters)} parameters)",
+            f"{self.model} ({self.architecture}, {self.n_parameters / 1e6:.0f} M parameters)",
             f"weights: {self.weights}" + (f", head {self.head}" * (self.head != self.weights)),
-            f"trained: {self.trained}, {_millions(self.n_trained)} of "
-            f"{_millions(self.n_parameters)} parameters",
+            f"trained: {self.trained}, {self.n_trained / 1e6:.1f} M of "
+            f"{self.n_parameters / 1e6:.0f} M parameters",
             "recorded: gradients at the embedding and the LM head"
             + (", as if both were trained" * (self.n_trained < self.n_parameters)),
             f"recording is {'exact' if not self.check.warning else 'that of training'} here: "
@@ -135,7 +135,3 @@ def check_model(
         n_trained(model),
         check,
     )
-
-
-def _millions(number: int) -> str:
-    return f"{number / 1e6:.1f} M" if number < 1e7 else f"{number / 1e6:.0f} M"
