@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import gradsift as gs
@@ -308,6 +308,9 @@ def test_an_arm_is_examined_through_the_very_weights_it_was_trained_over(tmp_pat
             model(input_ids=tokens).logits for model in (tuned.model, again, plain)
         )
     assert torch.equal(got, loaded_again)
+    unmerged = PeftModel.from_pretrained(load_model(source), str(tmp_path / "kept"))
+    with torch.no_grad():
+        assert torch.equal(got, unmerged(input_ids=tokens).logits)
     assert (got - untrained).abs().max() > 0.01
     with torch.no_grad():
         assert torch.equal(got, tuned.model.train()(input_ids=tokens).logits)
@@ -370,14 +373,15 @@ def test_without_lora_it_is_refused_at_once(tmp_path, folders, monkeypatch):
         gs.check(folders[True], load_in="8bit")
 
 
-def test_the_command_line(folders):
+def test_the_command_line(capsys, folders):
     options = ["--load-in", "4bit", "--sft", "per_device_train_batch_size=2"]
-    done = invoke("check", folders[True], "--lora", *options)
-    assert done.exit_code == 0, done.output
-    assert "weights: nf4, double quantisation (bitsandbytes), head float32" in done.output
-    refused = invoke("capture", "x.jsonl", "--model", folders[True], "--out", "x", *options)
-    assert refused.exit_code != 0
-    assert "add --lora" in refused.output
+    code, output, _ = invoke(capsys, "check", folders[True], "--lora", *options)
+    assert code == 0
+    assert "weights: nf4, double quantisation (bitsandbytes), head float32" in output
+    given = ("x.jsonl", "--model", folders[True], "--out", "x", *options)
+    code, _, errors = invoke(capsys, "capture", *given)
+    assert code != 0
+    assert "add --lora" in errors
 
 
 def test_settings_of_the_models_loading_are_not_trls(folders):

@@ -64,8 +64,7 @@ def track(model: nn.Module, fused: FusedHead | None = None) -> TrackedModel:
         The modules to watch.
 
     Raises:
-        ValueError: If the model has another kind of embedding or head than is recorded here, or
-            one that the fused head would not compute as the model does.
+        ValueError: If the model has another kind of embedding or head than is recorded here.
     """
     require_rows_of_their_own_tokens(model)
     base = base_model(model)
@@ -74,8 +73,6 @@ def track(model: nn.Module, fused: FusedHead | None = None) -> TrackedModel:
         raise ValueError(f"{name} is an encoder-decoder model: gradsift records causal LMs.")
     embedding = watched_embedding(base.get_input_embeddings(), name)
     head = watched_head(base.get_output_embeddings(), name)
-    if fused is not None:
-        require_fusable(head)
     return TrackedModel(
         outer=model,
         backbone=_backbone(base),
