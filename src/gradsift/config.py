@@ -71,6 +71,15 @@ class RunConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _adapters_over_quantised_weights(self) -> RunConfig:
+        if self.load_in is not None and self.lora_settings() is None:
+            raise ValueError(
+                f"`load_in: {self.load_in}` quantises the weights, over which only adapters are "
+                "trained: add --lora (lora: true in a configuration file)"
+            )
+        return self
+
     @field_validator("budget", mode="before")
     @classmethod
     def _no_truth_value(cls, value: object) -> object:

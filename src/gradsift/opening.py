@@ -88,7 +88,12 @@ def model_and_settings(
     from gradsift.training.model import find_model, load_tokenizer
 
     source = find_model(
-        config.model, config.revision, config.dtype, config.trust_remote_code, tell=listener.note
+        config.model,
+        config.revision,
+        config.dtype,
+        config.trust_remote_code,
+        config.load_in,
+        tell=listener.note,
     )
     if config.chat_template is not None:
         require_template(load_tokenizer(source), config.chat_template)

@@ -65,6 +65,10 @@ RemoteCode = Annotated[
 Lora = Annotated[
     bool | None, typer.Option("--lora/--full", help="Train LoRA adapters or all parameters.")
 ]
+LoadIn = Annotated[
+    str | None,
+    typer.Option(help="Quantise the weights while loading: 4bit (QLoRA) or 8bit; needs --lora."),
+]
 Sft = Annotated[
     list[str] | None,
     typer.Option("--sft", help="A setting of trl's SFTConfig, as key=value; may be repeated."),

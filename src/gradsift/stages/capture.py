@@ -36,8 +36,10 @@ from gradsift.training.model import (
     load_model,
     load_tokenizer,
     model_fingerprint,
+    require_adapters,
     tokenizer_fingerprint,
 )
+from gradsift.training.quantized import weights_of
 from gradsift.training.scoring import score
 from gradsift.training.sft_settings import SFTSettings
 
@@ -74,7 +76,9 @@ def capture_pool(
     Raises:
         ValueError: For settings that cannot be, a store of another make, or a failed self-check.
     """
-    tokenizer, config = load_tokenizer(source), load_config(source)
+    config = load_config(source)
+    require_adapters(source, config, has_adapters=settings.lora is not None)
+    tokenizer = load_tokenizer(source)
     instances = _tokenize(pool, tokenizer, config, settings, listener)
     identity = _identity(pool, source, tokenizer, config, instances, settings)
     existing = load_manifest(out)
@@ -91,6 +95,7 @@ def capture_pool(
         **about_stack(STACK),
         **about_pool(pool),
         "model": source.name,
+        "weights": weights_of(epoch.trainer.model),
         "notes": dict(instances.notes),
         **about,
     }
@@ -129,7 +134,9 @@ def estimate_capture(
     Returns:
         The estimate.
     """
-    tokenizer, config = load_tokenizer(source), load_config(source)
+    config = load_config(source)
+    require_adapters(source, config, has_adapters=settings.lora is not None)
+    tokenizer = load_tokenizer(source)
     instances = _tokenize(pool, tokenizer, config, settings, listener)
     with tempfile.TemporaryDirectory() as nowhere:
         epoch = _epoch(source, tokenizer, instances, settings, Path(nowhere))
@@ -184,6 +191,8 @@ def _check_and_estimate(
         listener.note(f"not recording {path}: {why}")
     listener.note(f"self-check: {check.sentence()}")
     listener.note(f"batching: {BATCHINGS[epoch.trainer.batching]}")
+    if check.warning:
+        listener.note(f"warning: {check.warning}")
     trains = settings.preliminary > 0
     trained = _trained_on(instances.items, settings) if trains else []
     n_steps = epoch.n_steps if trains else 0
@@ -294,6 +303,8 @@ def _identity(
     return {
         "model": model_fingerprint(source, config),
         "dtype": source.dtype,
+        # Stores from before there was this setting stay what they are.
+        **({} if source.load_in is None else {"load_in": source.load_in}),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "data": f"sha256 {pool.sha256[:16]}",
         "instances": f"sha256 {content.hexdigest()[:16]}",

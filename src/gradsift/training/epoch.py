@@ -24,6 +24,7 @@ from gradsift.training.self_check import first_exact_path
 from gradsift.training.sft import RecordingSFTTrainer
 from gradsift.training.sft_settings import SFTSettings
 from gradsift.training.sitting import Sitting
+from gradsift.training.tracking import track
 
 DEFAULT_N_PARTS = 8
 
@@ -78,7 +79,7 @@ class PreliminaryEpoch:
         self._work_dir = work_dir
         self._sketch = sketch
         self.trainer = RecordingSFTTrainer(model, tokenizer, instances, settings, work_dir)
-        self.content_width = self.trainer.model.get_output_embeddings().weight.shape[1]
+        self.content_width = track(self.trainer.model).head.weight.shape[1]
         self.recorder: Recorder | None = None
         self.n_steps = self._total_steps()
 

@@ -23,6 +23,7 @@ from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
 from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.training.adapters import trained_dtype_is
 from gradsift.training.batches import (
     Batching,
     LengthGroupedSampler,
@@ -30,7 +31,7 @@ from gradsift.training.batches import (
     packed_batch,
 )
 from gradsift.training.sft_settings import SFTSettings, lora_config, sft_config
-from gradsift.training.tracking import add_fused_head, base_model, track
+from gradsift.training.tracking import add_fused_head, base_model, can_be_fused, track
 
 INDEX_COLUMN = "instance_index"
 TOKENS = "response_tokens"
@@ -86,8 +87,11 @@ class RecordingSFTTrainer(SFTTrainer):
         self._lengths = [len(instance.input_ids) for instance in instances]
         self.n_tokens = self.n_computed = 0
         self._fused_head = add_fused_head(self.model)
-        self.fused: FusedHead | None = self._fused_head
-        width = base_model(self.model).get_output_embeddings().weight.shape[1]
+        self.fused: FusedHead | None = self._fused_head if can_be_fused(self.model) else None
+        if getattr(model, "is_quantized", False) and not self.args.bf16:
+            # trl holds adapters over quantised weights in bf16, whatever the products are in.
+            trained_dtype_is(self.model, torch.float32)
+        width = track(self.model).head.weight.shape[1]
         self.data_collator = _Collator(self.data_collator, width)
         self.batching = self._choose_batching(settings.batching)
         self.data_collator.packs = self.batching == "packed"

@@ -11,6 +11,8 @@ import torch
 from peft import LoraConfig
 from trl import SFTConfig
 
+from gradsift.terms import LM_HEAD
+
 # What gradsift decides itself, and why the user's value is refused.
 RESERVED = {
     "output_dir": "the run folder is used",
@@ -23,6 +25,7 @@ RESERVED = {
     "save_steps": "use --save-steps",
     "save_total_limit": "use --save-steps",
     "resume_from_checkpoint": "running the same command again resumes",
+    "model_init_kwargs": "the model is loaded before: use --load-in, --dtype and --revision",
     "packing": "use --batching",
     "padding_free": "use --batching",
     "group_by_length": "use --batching",
@@ -136,12 +139,18 @@ def lora_config(settings: SFTSettings) -> LoraConfig | None:
         The configuration.
 
     Raises:
-        ValueError: For a key that LoraConfig does not know.
+        ValueError: For a key that LoraConfig does not know, or an adapter of the head.
     """
     if settings.lora is None:
         return None
     unknown = sorted(settings.lora.keys() - LoraConfig.__dataclass_fields__.keys())
     if unknown:
         raise ValueError(f"lora settings that peft's LoraConfig does not know: {unknown}.")
+    targets = settings.lora.get("target_modules")
+    if isinstance(targets, list | tuple) and LM_HEAD in targets:
+        raise ValueError(
+            f"lora setting target_modules has {LM_HEAD!r}: trl trains no adapter of the head. "
+            f"Leave it out, or train the head itself: modules_to_save: [{LM_HEAD}]."
+        )
     defaults = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
     return LoraConfig(**{**defaults, **settings.lora})
