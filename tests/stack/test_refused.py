@@ -28,6 +28,7 @@ def quantised_by(method, folder, **settings):
 
 def test_without_lora_it_is_refused_at_once(tmp_path, model, monkeypatch):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+    monkeypatch.setattr(model_of, "require_bitsandbytes", lambda what: None)
     given = {"data": "x.jsonl", "model": model, "out": str(tmp_path), "load_in": "4bit"}
     with pytest.raises(ValueError, match=r"load_in: 4bit.*add --lora"):
         resolve(given, None)
