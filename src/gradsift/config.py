@@ -267,6 +267,8 @@ def _one_line(error: ValidationError, fields: Iterable[str]) -> str:
             lines.append(f"unknown key {key!r}; known are {known}")
         elif item["type"] == "missing":
             lines.append(f"{key!r} is missing: give it on the command line or in the file")
+        elif not item["loc"]:  # Of several settings together.
+            lines.append(item["msg"].removeprefix("Value error, "))
         else:
             lines.append(f"{key} is {item['input']!r}: {item['msg']}")
     return "; ".join(lines) + "."

@@ -41,6 +41,11 @@ from tiny import tiny_llama, tiny_tokenizer
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
 def lora(**options):
     options = {"r": 2, "lora_alpha": 8, "target_modules": ALL, "task_type": "CAUSAL_LM", **options}
     return LoraConfig(**options)
@@ -227,6 +232,8 @@ def test_what_leaves_the_head_a_plain_layer_stays_fused(tmp_path, name):
 @pytest.mark.parametrize("tied", [True, False])
 def test_trainable_tokens_in_our_trainer(tmp_path, tied):
     trainer = trainer_for(tmp_path, {"r": 2, "trainable_token_indices": TOKENS}, tied=tied)
+    # Also while nobody records, such as for an arm.
+    assert (trainer.fused is None) == tied
     recorder, result = first_exact_path(trainer, SKETCH, LENGTHS)
     assert result.path == ("hooked" if tied else "fused")
     trainer.train()

@@ -41,7 +41,7 @@ from gradsift.training.model import (
 )
 from gradsift.training.quantized import weights_of
 from gradsift.training.scoring import score
-from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.sft_settings import SFTSettings, require_settings
 
 CHECKPOINTS = "checkpoints"
 # These change how a capture is done, not what it records.
@@ -78,6 +78,7 @@ def capture_pool(
     """
     config = load_config(source)
     require_adapters(source, config, has_adapters=settings.lora is not None)
+    require_settings(SFTSettings(settings.sft, settings.lora, settings.seed))
     tokenizer = load_tokenizer(source)
     instances = _tokenize(pool, tokenizer, config, settings, listener)
     identity = _identity(pool, source, tokenizer, config, instances, settings)
@@ -136,6 +137,7 @@ def estimate_capture(
     """
     config = load_config(source)
     require_adapters(source, config, has_adapters=settings.lora is not None)
+    require_settings(SFTSettings(settings.sft, settings.lora, settings.seed))
     tokenizer = load_tokenizer(source)
     instances = _tokenize(pool, tokenizer, config, settings, listener)
     with tempfile.TemporaryDirectory() as nowhere:

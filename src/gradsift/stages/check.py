@@ -22,7 +22,7 @@ from gradsift.training.model import (
     require_adapters,
 )
 from gradsift.training.quantized import n_parameters, weight_of, weights_of
-from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.sft_settings import SFTSettings, require_settings
 from gradsift.training.tracking import base_model, track
 
 # Any text will do; four of different lengths, so that the two that are compared are padded.
@@ -111,6 +111,7 @@ def check_model(
     """
     config = load_config(source)
     require_adapters(source, config, has_adapters=settings.lora is not None)
+    require_settings(settings)
     tokenizer = load_tokenizer(source)
     instances = []
     for i, (prompt, response) in enumerate(TEXTS):

@@ -81,15 +81,7 @@ def sft_config(settings: SFTSettings, output_dir: Path) -> SFTConfig:
     Raises:
         ValueError: For a key that SFTConfig does not know or that gradsift sets itself.
     """
-    reserved = sorted(settings.sft.keys() & RESERVED.keys())
-    if reserved:
-        reasons = "; ".join(f"{key}: {RESERVED[key]}" for key in reserved)
-        raise ValueError(f"sft settings that gradsift decides itself: {reasons}.")
-    unknown = sorted(settings.sft.keys() - SFTConfig.__dataclass_fields__.keys())
-    if unknown:
-        raise ValueError(f"sft settings that trl's SFTConfig does not know: {', '.join(unknown)}.")
-    for key, value in settings.sft.items():
-        _require_type(key, value)
+    require_settings(settings)
     on_cpu = not torch.accelerator.is_available()
     defaults = {"bf16": False, "gradient_checkpointing": False, "use_cpu": True} if on_cpu else {}
     with warnings.catch_warnings():
@@ -109,6 +101,28 @@ def sft_config(settings: SFTSettings, output_dir: Path) -> SFTConfig:
             )
         except (TypeError, ValueError, ImportError) as error:
             raise ValueError(f"sft settings: {error}") from error
+
+
+def require_settings(settings: SFTSettings) -> None:
+    """Refuse the user's settings that cannot be, before anything is loaded.
+
+    Args:
+        settings: The user's.
+
+    Raises:
+        ValueError: For a key that SFTConfig or LoraConfig does not know or that gradsift sets
+            itself, or a value of another type.
+    """
+    reserved = sorted(settings.sft.keys() & RESERVED.keys())
+    if reserved:
+        reasons = "; ".join(f"{key}: {RESERVED[key]}" for key in reserved)
+        raise ValueError(f"sft settings that gradsift decides itself: {reasons}.")
+    unknown = sorted(settings.sft.keys() - SFTConfig.__dataclass_fields__.keys())
+    if unknown:
+        raise ValueError(f"sft settings that trl's SFTConfig does not know: {', '.join(unknown)}.")
+    for key, value in settings.sft.items():
+        _require_type(key, value)
+    lora_config(settings)
 
 
 def _require_type(key: str, value: object) -> None:
