@@ -124,6 +124,7 @@ AXOLOTL_BY_HAND = {
         "lr_scheduler_type": "cosine",
         "optim": "adamw_torch",
         "bf16": False,
+        "warmup_steps": 0.03,  # axolotl's own default.
     },
     "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
 }
