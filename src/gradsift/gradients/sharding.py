@@ -1,17 +1,57 @@
-"""A weight of which each process holds a part, as a whole."""
+"""Weights of which each process holds a part: FSDP2's DTensors, DeepSpeed's ZeRO-3 parameters."""
 
 from __future__ import annotations
 
 import torch
+import torch.distributed
 
 
-def whole(tensor: torch.Tensor | None) -> torch.Tensor | None:
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Return whether this process holds a part of a tensor only, at least between its uses."""
+    return hasattr(tensor, "full_tensor") or hasattr(tensor, "ds_id")
+
+
+def shape_of(tensor: torch.Tensor) -> torch.Size:
+    """Return the shape of the whole; ZeRO-3 leaves a parameter empty while it is not used."""
+    return getattr(tensor, "ds_shape", tensor.shape)
+
+
+def whole(
+    tensor: torch.Tensor | None, *, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor | None:
     """Return a tensor as it is, or gathered from all processes; they all must ask for it.
 
     Args:
-        tensor: A plain tensor, or one that FSDP2 keeps as a DTensor; None stays None.
+        tensor: A plain tensor, or one of which each process holds a part; None stays None.
+        dtype: In which parts are sent; a plain tensor keeps its own.
+        device: Where parts are sent from; they may be kept elsewhere.
 
     Returns:
-        The whole; a gradient flows back to the shards.
+        The whole, without a graph. It stays what it is when its owner frees the parameter, unless
+        it is a plain tensor.
     """
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    if tensor is None:
+        return None
+    if hasattr(tensor, "full_tensor"):
+        return tensor.detach().to(device, dtype).full_tensor()
+    if hasattr(tensor, "ds_id"):
+        return _from_partitions(tensor, dtype, device)
+    return tensor.detach()
+
+
+def _from_partitions(
+    parameter: torch.Tensor, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    # From the partitions themselves: DeepSpeed's own gathering would free the parameter afterwards,
+    # although the model may be about to use it, and refuses one that is on its way already.
+    part = parameter.ds_tensor
+    if not part.numel():
+        raise ValueError(
+            "DeepSpeed keeps the head's weight on NVMe (offload_param), where it cannot be read: "
+            "set offload_param's device to cpu or none."
+        )
+    group = getattr(parameter, "ds_process_group", None)
+    part = part.detach().to(device, dtype).flatten().contiguous()
+    parts = part.new_empty(part.numel() * torch.distributed.get_world_size(group))
+    torch.distributed.all_gather(list(parts.split(part.numel())), part, group=group)
+    return parts[: parameter.ds_numel].view(parameter.ds_shape)

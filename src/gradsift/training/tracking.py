@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.records import TrackedModel
+from gradsift.gradients.sharding import is_sharded
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.transform import HeadTransform
 
@@ -39,10 +41,24 @@ def add_fused_head(model: nn.Module) -> FusedHead:
         if response_tokens is None:
             return original(*args, **kwargs)
         hidden = _backbone(base)(*args, **kwargs).last_hidden_state
-        return {"log_probs": fused(hidden, base.get_output_embeddings(), response_tokens)}
+        head = base.get_output_embeddings()
+        return {"log_probs": _log_probs(fused, hidden, head, response_tokens)}
 
     base.forward = forward
     return fused
+
+
+def _log_probs(
+    fused: FusedHead, hidden_BTD: torch.Tensor, head: nn.Linear, tokens: ResponseTokens
+) -> torch.Tensor:
+    if not is_sharded(head.weight):
+        return fused(hidden_BTD, head, tokens)
+    # While a module is called its weight is whole, and what it brings is added up over processes.
+    head.forward = lambda hidden_BTD: fused(hidden_BTD, head, tokens)
+    try:
+        return head(hidden_BTD)
+    finally:
+        del head.forward
 
 
 def track(model: nn.Module, fused: FusedHead | None = None) -> TrackedModel:
