@@ -1,6 +1,5 @@
 """One process of several: trains tiny models whose weights or optimizers are sharded."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -9,7 +8,9 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 import gradsift as gs
-from tiny import tiny_llama
+from gradsift.training.sft import as_dataset
+from tiny import random_instances, tiny_llama, tiny_tokenizer
+from transformers import DataCollatorForSeq2Seq
 
 N_STEPS, N_ROWS, WORLD = 5, 6, 2
 LEARNING_RATE = 0.05
@@ -31,6 +32,8 @@ FSDP2 = (
     "fsdp2 hidden-intercepted",
     "fsdp2 scaled",
 )
+TRAINERS = ("Trainer", "SFTTrainer", "SFTTrainer untied")
+INSTANCES = random_instances(20, seed=3, n_prompt=2)
 
 
 class Scaled(torch.nn.Embedding):
@@ -142,6 +145,54 @@ def loops(out, cases):
             print("recorded", case, flush=True)
 
 
+def trainer_of(name, work_dir, **options):
+    from transformers import Trainer, TrainingArguments
+    from trl import SFTConfig, SFTTrainer
+
+    with_liger = " liger" in name
+    kind = {"Trainer": TrainingArguments, "SFTTrainer": SFTConfig}[name.split()[0]]
+    own = {} if kind is TrainingArguments else {"max_length": None, "gradient_checkpointing": False}
+    arguments = kind(
+        output_dir=str(work_dir),
+        learning_rate=LEARNING_RATE,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        num_train_epochs=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=False,
+        use_liger_kernel=with_liger,
+        **own,
+        **options,
+    )
+    tokenizer, model, data = tiny_tokenizer(), model_of(name), as_dataset(INSTANCES)
+    if kind is SFTConfig:
+        return SFTTrainer(model, arguments, train_dataset=data, processing_class=tokenizer)
+    collate = DataCollatorForSeq2Seq(tokenizer, padding=True)
+    return Trainer(model, arguments, data_collator=collate, train_dataset=data)
+
+
+def sharding_options(kind):
+    if kind == "fsdp2":
+        return {"fsdp": True, "fsdp_config": {"version": 2}}
+    few = {"stage3_param_persistence_threshold": 0} if kind == "zero3" else {}
+    config = deepspeed_config(int(kind[4]), **few)
+    return {"deepspeed": config | {"train_micro_batch_size_per_gpu": "auto"}}
+
+
+def trainers(out, kind, names):
+    for name in names:
+        for given in ("trainer", "model"):
+            options = sharding_options(kind)
+            trainer = trainer_of(name, out / "work", per_device_train_batch_size=2, **options)
+            loop = trainer if given == "trainer" else trainer.model
+            with gs.record(loop, out=out / f"{name} {given}"):
+                trainer.train()
+
+
 def main():
     out, kind = Path(sys.argv[1]), sys.argv[2]
     if kind == "fsdp2":
@@ -152,6 +203,8 @@ def main():
 
         deepspeed.init_distributed("gloo")
         loops(out, sys.argv[3:] or DEEPSPEED)
+    elif kind == "trainers":
+        trainers(out, sys.argv[3], sys.argv[4:] or TRAINERS)
     dist.destroy_process_group()
 
 
