@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
+from transformers import DataCollatorForSeq2Seq
 
 import gradsift as gs
 from gradsift.training.sft import as_dataset
 from tiny import random_instances, tiny_llama, tiny_tokenizer
-from transformers import DataCollatorForSeq2Seq
 
 N_STEPS, N_ROWS, WORLD = 5, 6, 2
 LEARNING_RATE = 0.05
@@ -29,10 +29,11 @@ FSDP2 = (
     "fsdp2 untied head",
     "fsdp2 untied head checkpointing",
     "fsdp2 resharding",
+    "fsdp2 untied group resharding",
     "fsdp2 hidden-intercepted",
     "fsdp2 scaled",
 )
-TRAINERS = ("Trainer", "SFTTrainer", "SFTTrainer untied")
+TRAINERS = ("Trainer", "SFTTrainer untied")
 INSTANCES = random_instances(20, seed=3, n_prompt=2)
 
 
@@ -125,6 +126,8 @@ def shard(model, case):
     if "head" in case:
         fully_shard(model.lm_head)
         fully_shard(model.model.embed_tokens)
+    if "group" in case:  # As accelerate does it.
+        fully_shard([model.model.norm, model.lm_head])
     fully_shard(model, reshard_after_forward="resharding" in case)
 
 
@@ -183,6 +186,21 @@ def sharding_options(kind):
     return {"deepspeed": config | {"train_micro_batch_size_per_gpu": "auto"}}
 
 
+def let_accelerate_shard_on_cpus():
+    """It shards in processes with an accelerator each; the code from there on is the same."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    original = PartialState.__init__
+
+    def init(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = init
+
+
 def trainers(out, kind, names):
     for name in names:
         for given in ("trainer", "model"):
@@ -195,6 +213,8 @@ def trainers(out, kind, names):
 
 def main():
     out, kind = Path(sys.argv[1]), sys.argv[2]
+    if "fsdp2" in sys.argv:
+        let_accelerate_shard_on_cpus()
     if kind == "fsdp2":
         dist.init_process_group("gloo")
         loops(out, sys.argv[3:] or FSDP2)
@@ -205,6 +225,11 @@ def main():
         loops(out, sys.argv[3:] or DEEPSPEED)
     elif kind == "trainers":
         trainers(out, sys.argv[3], sys.argv[4:] or TRAINERS)
+    elif kind == "capture":
+        from gradsift.cli.main import main as command
+
+        sys.argv[1:] = ["capture", *sys.argv[4:]]
+        command()
     dist.destroy_process_group()
 
 

@@ -30,7 +30,7 @@ from gradsift.gradients.intercept import Interception
 from gradsift.gradients.micro_batch import EmbeddingCall, HeadCall, MicroBatch
 from gradsift.gradients.precision import at_least_float32
 from gradsift.gradients.records import Check, RecordingPath, Records, TrackedModel
-from gradsift.gradients.sharding import shape_of, whole
+from gradsift.gradients.sharding import frees_weights, shape_of, whole
 from gradsift.gradients.sketch import SketchSpec, TensorSketch
 from gradsift.gradients.statistics import embedding_summaries
 from gradsift.gradients.tokens import ResponseTokens
@@ -86,6 +86,7 @@ class Recorder:
             )
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._batch: MicroBatch | None = None
+        self._weights_are_freed = False
         self._transform: HeadTransform | None = None
         weights = (model.embedding.weight, model.head.weight)
         self._sketches = {
@@ -101,6 +102,7 @@ class Recorder:
         Returns:
             This recorder.
         """
+        self._weights_are_freed = frees_weights(self.model.outer)
         if self._interception is not None:
             self._handles = self._interception.attach()
         else:
@@ -251,8 +253,10 @@ class Recorder:
         self._batch.product_dtype = product_dtype(hidden)
         # Here, where all processes are: in the backward pass they need not meet.
         head, dtype, device = self.model.head, self._batch.product_dtype, hidden.device
-        weights = (whole(tensor, dtype=dtype, device=device) for tensor in (head.weight, head.bias))
-        self._batch.head_weights = tuple(weights)
+        self._batch.head_weights = tuple(
+            whole(tensor, dtype=dtype, device=device, is_freed=self._weights_are_freed)
+            for tensor in (head.weight, head.bias)
+        )
         if torch.is_grad_enabled() and hidden.requires_grad:
             self._batch.hidden_output = hidden
             self._batch.await_gradient(hidden, self._batch.keep_hidden_backprops)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import torch
 import torch.distributed
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
     """Return whether this process holds a part of a tensor only, at least between its uses."""
     return hasattr(tensor, "full_tensor") or hasattr(tensor, "ds_id")
+
+
+def frees_weights(model: nn.Module) -> bool:
+    """Return whether a model's weights, whole while they are used, may be freed afterwards."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def shape_of(tensor: torch.Tensor) -> torch.Size:
@@ -17,18 +24,18 @@ def shape_of(tensor: torch.Tensor) -> torch.Size:
 
 
 def whole(
-    tensor: torch.Tensor | None, *, dtype: torch.dtype, device: torch.device
+    tensor: torch.Tensor | None, *, dtype: torch.dtype, device: torch.device, is_freed: bool
 ) -> torch.Tensor | None:
     """Return a tensor as it is, or gathered from all processes; they all must ask for it.
 
     Args:
         tensor: A plain tensor, or one of which each process holds a part; None stays None.
-        dtype: In which parts are sent; a plain tensor keeps its own.
+        dtype: In which parts are sent; a plain tensor that stays keeps its own.
         device: Where parts are sent from; they may be kept elsewhere.
+        is_freed: Whether a plain tensor may be freed before it was used here, see `frees_weights`.
 
     Returns:
-        The whole, without a graph. It stays what it is when its owner frees the parameter, unless
-        it is a plain tensor.
+        The whole, without a graph, for as long as it is needed.
     """
     if tensor is None:
         return None
@@ -36,7 +43,7 @@ def whole(
         return tensor.detach().to(device, dtype).full_tensor()
     if hasattr(tensor, "ds_id"):
         return _from_partitions(tensor, dtype, device)
-    return tensor.detach()
+    return tensor.detach().to(dtype, copy=True) if is_freed else tensor.detach()
 
 
 def _from_partitions(

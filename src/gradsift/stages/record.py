@@ -22,7 +22,6 @@ from transformers import Trainer
 
 from gradsift.data.pool import Pool, PoolRow
 from gradsift.gradients.check import CheckResult, require_same_loss
-from gradsift.gradients.intercept import is_plain
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
 from gradsift.gradients.sharding import is_sharded, shape_of
@@ -43,6 +42,7 @@ from gradsift.training.loops import (
 )
 from gradsift.training.plain_loss import Batch, RememberedForward, copied
 from gradsift.training.self_check import LOOP_PATHS, check_forward, paths_of
+from gradsift.training.sharding import unchecked
 from gradsift.training.sitting import store_rows
 from gradsift.training.tracking import base_model, track
 
@@ -398,12 +398,9 @@ class Recording:
     def _checked(self, args: tuple, kwargs: dict[str, Any], batch: _Batch) -> Recorder:
         if self._is_sharded:
             # Whole gradients would have to be gathered from all processes, in step with them.
-            path = self._paths[self._paths[0] == "hidden" and not is_plain(self._tracked.embedding)]
-            device = batch.input_ids_BT.device
-            recorder = Recorder(self._tracked, self._sketch, path=path, device=device)
-            dtype = str(self._tracked.head.weight.dtype).removeprefix("torch.")
-            name = recorder.arithmetic.name
-            self.check = CheckResult(0, None, None, recorder.path, name, dtype)
+            recorder, self.check = unchecked(
+                self._tracked, self._sketch, self._paths, batch.input_ids_BT.device
+            )
             return recorder
         self._checking = True
         try:

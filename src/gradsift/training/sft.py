@@ -22,6 +22,7 @@ from gradsift.data.instances import Instance
 from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
+from gradsift.gradients.sharding import shape_of
 from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
 from gradsift.training.batches import (
     Batching,
@@ -71,6 +72,7 @@ class RecordingSFTTrainer(SFTTrainer):
         self._recorder: Recorder | None = None
         self._sink: Callable[[Records], None] | None = None
         self._tell_rows: Callable[[list[int]], None] = lambda indices: None
+        self._before_first: Callable[[torch.nn.Module, dict], None] | None = None
         with warnings.catch_warnings():
             # peft asks for it under the old name; the user can do nothing.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
@@ -87,7 +89,7 @@ class RecordingSFTTrainer(SFTTrainer):
         self.n_tokens = self.n_computed = 0
         self._fused_head = add_fused_head(self.model)
         self.fused: FusedHead | None = self._fused_head
-        width = base_model(self.model).get_output_embeddings().weight.shape[1]
+        width = shape_of(base_model(self.model).get_output_embeddings().weight)[1]
         self.data_collator = _Collator(self.data_collator, width)
         self.batching = self._choose_batching(settings.batching)
         self.data_collator.packs = self.batching == "packed"
@@ -101,6 +103,11 @@ class RecordingSFTTrainer(SFTTrainer):
         n = len(by_length)
         rows = [self.train_dataset[by_length[at]]["input_ids"] for at in (n // 2, n // 4)]
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if wanted == "packed" and sharded:
+            raise ValueError(
+                "whether the model keeps packed rows apart cannot be tried before training under "
+                "FSDP or DeepSpeed: use --batching by_length."
+            )
         with self.accelerator.autocast():
             apart = not sharded and keeps_apart(self.model, track(self.model).backbone, rows)
         if wanted == "packed" and not apart:
@@ -113,6 +120,10 @@ class RecordingSFTTrainer(SFTTrainer):
     def record_with(self, recorder: Recorder, sink: Callable[[Records], None]) -> None:
         """From now on let `recorder` watch each micro-batch, and give its records to `sink`."""
         self._recorder, self._sink = recorder, sink
+
+    def look_at_first(self, look: Callable[[torch.nn.Module, dict], None]) -> None:
+        """Call `look` with the wrapped model and the first micro-batch, before its step."""
+        self._before_first = look
 
     def tell_rows(self, tell: Callable[[list[int]], None]) -> None:
         """From now on call `tell` with the rows of each micro-batch that was trained on."""
@@ -155,6 +166,9 @@ class RecordingSFTTrainer(SFTTrainer):
             self._tell_rows(indices)
             return loss
         inputs = self._prepare_inputs(inputs)
+        if self._before_first is not None:
+            look, self._before_first = self._before_first, None
+            look(model, inputs)
         self._recorder.begin(
             indices,
             self.state.global_step,
