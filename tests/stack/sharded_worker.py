@@ -34,6 +34,7 @@ FSDP2 = (
     "fsdp2 scaled",
 )
 TRAINERS = ("Trainer", "SFTTrainer untied")
+MODELS = ("tied", "untied")
 INSTANCES = random_instances(20, seed=3, n_prompt=2)
 
 
@@ -211,6 +212,49 @@ def trainers(out, kind, names):
                 trainer.train()
 
 
+class Interrupted(Exception):
+    """As a kill, at a place where all processes are."""
+
+
+def capture(out, inputs, *, rows_a_process, when="during", model="untied", **options):
+    sft = {
+        "learning_rate": LEARNING_RATE,
+        "optim": "sgd",
+        "optim_args": "momentum=0.5",  # FSDP2 resumes no optimizer without a state.
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "per_device_train_batch_size": rows_a_process,
+        **options,
+    }
+    pool = gs.load_pool(str(inputs / "data.jsonl"))
+    settings = {"when": when, "save_steps": 2, "batching": "by_length"}
+    return gs.capture(str(inputs / model), pool, out=out / f"{model} {when}", sft=sft, **settings)
+
+
+def captures(out, kind, inputs):
+    options = {"rows_a_process": 2, **sharding_options(kind)}
+    for model in MODELS:
+        for when in ("during", "after"):
+            capture(out, inputs, model=model, when=when, **options)
+    from gradsift.training.checkpoint import SaveEvery
+
+    whole, n_saved = SaveEvery.on_save, []
+
+    def on_save(self, *arguments, **named):
+        n_saved.append(1)
+        if len(n_saved) == 2:
+            raise Interrupted
+        whole(self, *arguments, **named)
+
+    SaveEvery.on_save = on_save
+    try:
+        capture(out / "resumed", inputs, **options)
+        raise AssertionError("was not interrupted")
+    except Interrupted:
+        SaveEvery.on_save = whole
+    capture(out / "resumed", inputs, **options)
+
+
 def main():
     out, kind = Path(sys.argv[1]), sys.argv[2]
     if "fsdp2" in sys.argv:
@@ -225,6 +269,8 @@ def main():
         loops(out, sys.argv[3:] or DEEPSPEED)
     elif kind == "trainers":
         trainers(out, sys.argv[3], sys.argv[4:] or TRAINERS)
+    elif kind == "captures":
+        captures(out, sys.argv[3], Path(sys.argv[4]))
     elif kind == "capture":
         from gradsift.cli.main import main as command
 

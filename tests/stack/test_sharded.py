@@ -1,5 +1,6 @@
 """Two processes (gloo), sharded weights or optimizers: the records of one, each row once."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import pytest
 from sharded_worker import (
     DEEPSPEED,
     FSDP2,
+    MODELS,
     TRAINERS,
+    capture,
     model_of,
     train,
     trainer_of,
@@ -18,6 +21,7 @@ from sharded_worker import (
 
 import gradsift as gs
 from gradsift.store.reader import read_store
+from tiny import save_tiny
 
 WORKER = Path(__file__).parent / "sharded_worker.py"
 
@@ -104,3 +108,34 @@ def test_trainers(tmp_path, kind):
             two = read_store(tmp_path / f"{name} {given}")
             assert_same_records(two, one.store)
             assert two.manifest.about["self_check"]["n_rows"] == (2 if kind == "zero2" else 0)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    for model in MODELS:
+        save_tiny(folder / model, tied=model == "tied")
+    lines = [
+        json.dumps({"prompt": f"question {i * i}", "completion": f"answer {i} " * (i % 4 + 1)})
+        for i in range(20)
+    ]
+    (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["zero2", "zero3", "fsdp2"])
+def test_capture(tmp_path, inputs, kind):
+    """Weights change on the way: equal records also mean that training is the same."""
+    if kind != "fsdp2":
+        pytest.importorskip("deepspeed")
+    launch(WORKER, tmp_path, "captures", kind, inputs)
+    for model in MODELS:
+        for when in ("during", "after"):
+            options = {"when": when, "model": model, "rows_a_process": 4}
+            one = capture(tmp_path / "one", inputs, **options)
+            two = read_store(tmp_path / f"{model} {when}")
+            assert sorted(set(two.step)) == ([0, 1, 2, 3, 4] if when == "during" else [5])
+            assert_same_records(two, one)
+            assert two.manifest.about["self_check"]["n_rows"] == (2 if kind == "zero2" else 0)
+            if (model, when) == ("untied", "during"):
+                assert_same_records(read_store(tmp_path / "resumed" / "untied during"), one)
