@@ -125,15 +125,17 @@ def require_same_loss_as_fused(model: nn.Module, inputs: Mapping[str, torch.Tens
         tokens = ResponseTokens.of(labels_1T, mask_1T)
         fused_N = model(**batch, response_tokens=tokens)["log_probs"]
     targets_T = labels_1T[0, 1:]
-    own = torch.nn.functional.cross_entropy(
-        logits_TV.float(), targets_T, ignore_index=IGNORED_LABEL, reduction="sum"
+    own_T = torch.nn.functional.cross_entropy(
+        logits_TV.float(), targets_T, ignore_index=IGNORED_LABEL, reduction="none"
     )
-    off = float((own + fused_N.sum()).abs() / own.abs().clamp(min=1e-6))
+    fused_T = -tokens.put(fused_N)[0, :-1]
+    off_T = (own_T - fused_T)[targets_T != IGNORED_LABEL].abs()
+    off = float(off_T.mean()) if len(off_T) else 0.0
     if off > tolerance_for(product_dtype(logits_TV)):
         raise ValueError(
-            f"the loss of the first row differs by {off:.1e} of itself from that of the model's "
-            "own logits: the model does something after its last layer that the fused head does "
-            "not. Use --recording hooked."
+            f"the losses of the first row's tokens differ by {off:.1e} nats from those of the "
+            "model's own logits: the model does something after its last layer that the fused head "
+            "does not. Use --recording hooked."
         )
 
 
