@@ -227,7 +227,9 @@ def capture(out, inputs, *, rows_a_process, when="during", model="untied", **opt
         **options,
     }
     pool = gs.load_pool(str(inputs / "data.jsonl"))
-    settings = {"when": when, "save_steps": 2, "batching": "by_length"}
+    # Of 21 rows: the last step of training is whole, the last part of scoring is not.
+    preliminary = 0.95 if when == "after" else 1.0
+    settings = {"when": when, "preliminary": preliminary, "save_steps": 2, "batching": "by_length"}
     return gs.capture(str(inputs / model), pool, out=out / f"{model} {when}", sft=sft, **settings)
 
 

@@ -117,7 +117,7 @@ def inputs(tmp_path_factory):
         save_tiny(folder / model, tied=model == "tied")
     lines = [
         json.dumps({"prompt": f"question {i * i}", "completion": f"answer {i} " * (i % 4 + 1)})
-        for i in range(20)
+        for i in range(21)
     ]
     (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
     return folder
@@ -134,7 +134,7 @@ def test_capture(tmp_path, inputs, kind):
             options = {"when": when, "model": model, "rows_a_process": 4}
             one = capture(tmp_path / "one", inputs, **options)
             two = read_store(tmp_path / f"{model} {when}")
-            assert sorted(set(two.step)) == ([0, 1, 2, 3, 4] if when == "during" else [5])
+            assert sorted(set(two.step)) == ([0, 1, 2, 3, 4, 5] if when == "during" else [5])
             assert_same_records(two, one)
             assert two.manifest.about["self_check"]["n_rows"] == (2 if kind == "zero2" else 0)
             if (model, when) == ("untied", "during"):

@@ -149,8 +149,7 @@ class PreliminaryEpoch:
         self.trainer.add_callback(SkipNonFiniteSteps(sitting.step_is_finite, can_skip=can_skip))
         self.trainer.add_callback(SaveEvery(self.steps_between(save_steps), sitting.flush))
         self.trainer.record_with(self.recorder, sitting.add)
-        if divides_weights(self.trainer.accelerator) and self.trainer.fused is not None:
-            self.trainer.look_at_first(require_same_loss_as_fused)
+        self._look_at_first()
         checkpoint = checkpoint_at(self._work_dir, resumed_at) if resumed_at else None
         with self.recorder:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -173,6 +172,7 @@ class PreliminaryEpoch:
         Returns:
             What was done.
         """
+        self._look_at_first()
         result = train_plainly(
             self.trainer,
             self._instances,
@@ -181,6 +181,10 @@ class PreliminaryEpoch:
             on_progress=on_progress,
         )
         return EpochResult(result.loss_curve, 0, 0, result.resumed_at_step)
+
+    def _look_at_first(self) -> None:
+        if divides_weights(self.trainer.accelerator) and self.trainer.fused is not None:
+            self.trainer.look_at_first(require_same_loss_as_fused)
 
     def clean_up(self) -> None:
         """Remove the checkpoints."""

@@ -159,6 +159,9 @@ class RecordingSFTTrainer(SFTTrainer):
             The loss of the micro-batch.
         """
         indices = inputs.pop(INDEX_COLUMN)
+        if self._before_first is not None:
+            look, self._before_first = self._before_first, None
+            look(model, self._prepare_inputs(inputs))
         self.n_tokens += sum(self._lengths[i] for i in indices)
         self.n_computed += inputs["input_ids"].numel()
         if self._recorder is None:
@@ -166,9 +169,6 @@ class RecordingSFTTrainer(SFTTrainer):
             self._tell_rows(indices)
             return loss
         inputs = self._prepare_inputs(inputs)
-        if self._before_first is not None:
-            look, self._before_first = self._before_first, None
-            look(model, inputs)
         self._recorder.begin(
             indices,
             self.state.global_step,

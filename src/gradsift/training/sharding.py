@@ -23,7 +23,10 @@ from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
 from gradsift.training.loops import FSDP1
 from gradsift.training.probe import without_dropout
 
-ONE_PROCESS_CHECK = "`gradsift check MODEL` makes it in one process, also on a small sibling"
+ONE_PROCESS_CHECK = (
+    "`gradsift check MODEL` makes it in one process, also on a small sibling of the model; here "
+    "the first row's loss is compared with that of the model's own logits"
+)
 
 
 def divides_weights(accelerator: Accelerator) -> bool:
