@@ -23,7 +23,7 @@ import gradsift as gs
 from gradsift.store.reader import read_store
 from tiny import save_tiny
 
-WORKER = Path(__file__).parent / "sharded_worker.py"
+WORKER = Path(__file__).parents[1] / "sharded_worker.py"
 
 
 def launch(*command, timeout=240, expected=0):

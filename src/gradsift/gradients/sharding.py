@@ -9,8 +9,13 @@ from torch.distributed.fsdp import FSDPModule
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
-    """Return whether this process holds a part of a tensor only, at least between its uses."""
+    """Return whether this process holds a part of a tensor only; FSDP2's are whole while in use."""
     return hasattr(tensor, "full_tensor") or hasattr(tensor, "ds_id")
+
+
+def is_divided(model: nn.Module) -> bool:
+    """Return whether some of a model's parameters are divided among processes, also if in use."""
+    return frees_weights(model) or any(is_sharded(p) for p in model.parameters())
 
 
 def frees_weights(model: nn.Module) -> bool:

@@ -24,7 +24,7 @@ from gradsift.data.pool import Pool, PoolRow
 from gradsift.gradients.check import CheckResult, require_same_loss
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
-from gradsift.gradients.sharding import is_sharded, shape_of
+from gradsift.gradients.sharding import is_divided, shape_of
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
@@ -226,7 +226,7 @@ class Recording:
                 self._know_trainer()
         if self._n_batches == 0:
             self._engine = self._engine or engine_around(self._outer)
-            self._is_sharded = any(is_sharded(p) for p in self._outer.parameters())
+            self._is_sharded = is_divided(self._outer)
         batch = self._batch_of(args, kwargs, ids)
         is_to_check = self._recorder is None and not self._is_sharded
         if is_to_check and not bool(batch.tokens.n_tokens_I.any()):

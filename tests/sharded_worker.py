@@ -29,6 +29,7 @@ FSDP2 = (
     "fsdp2 untied head",
     "fsdp2 untied head checkpointing",
     "fsdp2 resharding",
+    "fsdp2 undivided layers",
     "fsdp2 untied group resharding",
     "fsdp2 hidden-intercepted",
     "fsdp2 scaled",
@@ -122,7 +123,7 @@ def engine_of(model, case):
 
 
 def shard(model, case):
-    for layer in model.model.layers:
+    for layer in () if "undivided" in case else model.model.layers:
         fully_shard(layer)
     if "head" in case:
         fully_shard(model.lm_head)
