@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+import gradsift as gs
+from gradsift.store.reader import read_store
 from sharded_worker import (
     DEEPSPEED,
     FSDP2,
@@ -18,9 +21,6 @@ from sharded_worker import (
     train,
     trainer_of,
 )
-
-import gradsift as gs
-from gradsift.store.reader import read_store
 from tiny import save_tiny
 
 WORKER = Path(__file__).parents[1] / "sharded_worker.py"
