@@ -1,14 +1,16 @@
 # make demo   create the environment and run the whole job on an embedded default
 # make test   create the environment and run every check
 # make setup  create the environment only
+# make test-stack   also install bitsandbytes, Liger, DeepSpeed and others, and run the tests that need them
 # make test-kernels   also install Triton, run its kernels in its interpreter, compile them for GPUs
 .POSIX:
 PYTHON = python3
 VENV = .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+STACK = $(VENV)/.stack
 
-.PHONY: setup demo test test-kernels lint clean
+.PHONY: setup demo test test-stack test-kernels lint clean
 
 setup: $(STAMP)
 
@@ -30,6 +32,15 @@ lint: setup
 
 test: setup lint
 	$(BIN)/pytest
+
+# DeepSpeed looks for a GPU while it is installed.
+$(STACK): $(STAMP)
+	DS_ACCELERATOR=cpu DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[dev,stack]'
+	touch $(STACK)
+
+test-stack: $(STACK)
+	$(BIN)/pytest tests/stack tests/test_trainer_configs.py
 
 test-kernels: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,triton]'

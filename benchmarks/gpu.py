@@ -6,7 +6,7 @@ shapes of real models, each way in turn in one run. It ends non-zero if a number
 broke; a missed goal of speed is only printed. FOLDER/gpu.json is written after each section.
 
 Usage: python benchmarks/gpu.py [--out .gpu/out] [--only correctness|speed]
-       [--shapes 135m,1b,7b-lora-32k,7b-lora-152k] [--repeats 5] [--seed N] [--tiny]
+       [--shapes 135m,1b,7b-lora-32k,7b-lora-152k,7b-qlora-32k] [--repeats 5] [--seed N] [--tiny]
 """
 
 import argparse
@@ -66,7 +66,7 @@ class Report:
 
     def __init__(self, folder):
         self.started, self.path = time.perf_counter(), Path(folder) / "gpu.json"
-        self.found = {"wrong": [], "checks": [], "waits": [], "speed": {}}
+        self.found = {"wrong": [], "checks": [], "waits": [], "speed": {}, "packing": {}}
 
     def say(self, text):
         print(f"[{time.perf_counter() - self.started:6.1f} s] {text}", flush=True)
@@ -370,7 +370,10 @@ def check_embedding(report, seed):
         for dtype in ALLOWED:
             delta_BTD = normal((5, n_positions, width), seed).to(dtype)
             poison()
-            got = embedding_summaries(tokens_BT, delta_BTD, n_rows, sketch, padding_idx)
+            rows_P = torch.arange(5, device=DEVICE).repeat_interleave(n_positions)
+            got = embedding_summaries(
+                tokens_BT.flatten(), rows_P, delta_BTD.flatten(0, 1), 5, n_rows, sketch, padding_idx
+            )
             errors = []
             for row in range(5):
                 gradient_VD = torch.zeros(n_rows, width, dtype=torch.float64, device=DEVICE)
@@ -400,6 +403,7 @@ class Shape:
     length: int = 512
     lora: bool = False
     bf16: bool = True
+    four_bit: bool = False
 
 
 SHAPES = {
@@ -407,12 +411,14 @@ SHAPES = {
     "1b": Shape(128_256, 2048, 16, 8192, 32, 8, batch=8),
     "7b-lora-32k": Shape(32_000, 4096, 32, 11_008, 32, 32, batch=8, lora=True),
     "7b-lora-152k": Shape(152_064, 3584, 28, 18_944, 28, 4, batch=8, lora=True),
+    "7b-qlora-32k": Shape(32_000, 4096, 32, 11_008, 32, 32, batch=8, lora=True, four_bit=True),
 }
 SMALL = Shape(512, 64, 2, 128, 4, 2, batch=4, length=128 if CUDA else 24)
 
 
 def tiny(shape):
-    return replace(SMALL, n_columns=shape.n_columns // 64, lora=shape.lora, batch=2, length=32)
+    kind = {"lora": shape.lora, "four_bit": shape.four_bit}
+    return replace(SMALL, n_columns=shape.n_columns // 64, **kind, batch=2, length=32)
 
 
 def tokenizer():
@@ -425,7 +431,35 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=core, **special)
 
 
-def trainer_of(shape, n_rows, *, seed=0, shortest=1.0):
+def in_four_bits(model):
+    """As canonical QLoRA loads a model: nf4, twice quantised, all linear layers but the head."""
+    from transformers import BitsAndBytesConfig
+    from transformers.integrations import replace_with_bnb_linear
+    from transformers.quantizers import AutoHfQuantizer
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+    weights = {name: p.detach().cpu() for name, p in model.named_parameters() if p.dim() == 2}
+    model = replace_with_bnb_linear(model, ["lm_head"], config)
+    for name, module in model.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            import bitsandbytes
+
+            weight = bitsandbytes.nn.Params4bit(
+                weights[f"{name}.weight"], requires_grad=False, quant_type="nf4",
+                compress_statistics=True,
+            )  # fmt: skip
+            module.weight = weight.to(DEVICE)
+    model.config.quantization_config = config
+    model.is_loaded_in_4bit = model.is_quantized = True
+    model.quantization_method = config.quant_method
+    model.hf_quantizer = AutoHfQuantizer.from_config(config)
+    return model.to(DEVICE)
+
+
+def trainer_of(shape, n_rows, *, seed=0, shortest=1.0, batching="random"):
     """Built where it is used, with trl's defaults for a GPU; every row is half response."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -437,13 +471,16 @@ def trainer_of(shape, n_rows, *, seed=0, shortest=1.0):
     with DEVICE:
         dtype = torch.bfloat16 if shape.lora else torch.float32
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = in_four_bits(model) if shape.four_bit else model
     rng, rows = random.Random(seed), []
     for row in range(n_rows):
         length = rng.randint(int(shortest * shape.length), shape.length)
         ids = [rng.randrange(6, shape.n_columns) for _ in range(length)]
         rows.append(Instance(f"r{row}", ids, [-100] * (length // 2) + ids[length // 2 :]))
     sft = {"per_device_train_batch_size": shape.batch, "bf16": shape.bf16}
-    settings = SFTSettings({**sft, "gradient_checkpointing": True}, {} if shape.lora else None, 0)
+    settings = SFTSettings(
+        {**sft, "gradient_checkpointing": True}, {} if shape.lora else None, 0, batching=batching
+    )
     return RecordingSFTTrainer(model, tokenizer(), rows, settings, Path(tempfile.mkdtemp()))
 
 
@@ -642,6 +679,35 @@ def tabulate(report, name, shape, said):
         )
 
 
+# 3. Rows of real lengths: padded and packed.
+
+PADDED_TRL, PADDED, PACKED = "trl's own, padded", "recording, padded", "recording, packed"
+PACKINGS = (PADDED_TRL, PADDED, PACKED)
+
+
+def measure_packing(report, name, shape, repeats):
+    trainer = trainer_of(shape, shape.batch * (repeats + 2), shortest=0.05, batching="packed")
+    steps = Steps(trainer)
+    ways = {PADDED_TRL: (False, TRL), PADDED: (False, FUSED), PACKED: (True, FUSED)}
+    seconds, computed = {way: [] for way in PACKINGS}, Counter()
+    for repeat in range(repeats + 2):
+        for way in PACKINGS[repeat % 3 :] + PACKINGS[: repeat % 3]:
+            trainer.data_collator.packs, how = ways[way]
+            batch = steps.batch(repeat)
+            computed[way] += batch["input_ids"].numel()
+            synchronize()
+            started = time.perf_counter()
+            steps.run(how, batch)
+            synchronize()
+            seconds[way].append(time.perf_counter() - started)
+            steps.clear()
+    report.found["packing"][name] = {"seconds": seconds, "computed": computed}
+    own = median(seconds[PADDED_TRL][2:])
+    for way in PACKINGS:
+        ratio = median(seconds[way][2:]) / own
+        print(f"    {name}: {way:20} {ratio:.3f} of trl's padded step, {computed[way]} tokens")
+
+
 def about():
     def git(*command):
         command = ["git", "-C", str(Path(__file__).parents[1]), *command]
@@ -696,7 +762,13 @@ def main():
     if arguments.only != "correctness":
         for name in arguments.shapes.split(","):
             shape = tiny(SHAPES[name]) if arguments.tiny else SHAPES[name]
+            if shape.four_bit and importlib.util.find_spec("bitsandbytes") is None:
+                report.say(f"speed, {name}: skipped: no bitsandbytes")
+                continue
             report.attempt(f"speed, {name}", measure, name, shape, arguments.repeats)
+        for name in ("135m", "7b-lora-32k"):
+            shape = tiny(SHAPES[name]) if arguments.tiny else SHAPES[name]
+            report.attempt(f"packing, {name}", measure_packing, name, shape, arguments.repeats)
     wrong = report.found["wrong"]
     report.say("\n  ".join([f"{len(wrong)} wrong", *wrong]))
     raise SystemExit(1 if wrong else 0)

@@ -31,7 +31,7 @@ FSDP2 = (
     "fsdp2 resharding",
     "fsdp2 undivided layers",
     "fsdp2 untied group resharding",
-    "fsdp2 hidden-intercepted",
+    "fsdp2 untied head hidden-intercepted",
     "fsdp2 scaled",
 )
 TRAINERS = ("Trainer", "SFTTrainer untied")
@@ -229,8 +229,9 @@ def capture(out, inputs, *, rows_a_process, when="during", model="untied", **opt
     }
     pool = gs.load_pool(str(inputs / "data.jsonl"))
     # Of 21 rows: the last step of training is whole, the last part of scoring is not.
-    preliminary = 0.95 if when == "after" else 1.0
-    settings = {"when": when, "preliminary": preliminary, "save_steps": 2, "batching": "by_length"}
+    settings = {"when": when, "save_steps": 2, "batching": "by_length"}
+    if when == "after":
+        settings |= {"preliminary": 0.95, "signal": "full" if model == "tied" else "head"}
     return gs.capture(str(inputs / model), pool, out=out / f"{model} {when}", sft=sft, **settings)
 
 

@@ -1,4 +1,7 @@
-"""The documentation says what the code does. `python tests/test_docs.py` rewrites docs/cli.md."""
+"""The documentation says what the code does.
+
+`python tests/test_docs.py` rewrites docs/cli.md and the tables of docs/trainer-configs.md.
+"""
 
 import json
 import re
@@ -42,6 +45,67 @@ def command_line_reference() -> str:
 
 def test_the_command_line_reference_is_up_to_date():
     assert (ROOT / "docs/cli.md").read_text(encoding="utf-8") == command_line_reference()
+
+
+TABLES = "<!-- tables: written by `python tests/test_docs.py` -->\n"
+
+
+def trainer_configs_page() -> str:
+    from gradsift.trainer_configs import axolotl, trl
+    from gradsift.trainer_configs.translate import TOOLS
+
+    page = (ROOT / "docs/trainer-configs.md").read_text(encoding="utf-8")
+    entries = {"axolotl": axolotl.ENTRY_KEYS, "trl": trl.ENTRY_KEYS}
+    parts = [page.partition(TABLES)[0] + TABLES]
+    for tool in TOOLS:
+        parts.append(f"## {tool.name}\n")
+        parts.append(keys_tables(tool.keys))
+        if tool.name in entries:
+            parts.append(f"### {tool.name}: an entry of `datasets`\n")
+            parts.append(keys_tables(entries[tool.name]))
+    return "\n".join(parts)
+
+
+def keys_tables(keys) -> str:
+    from gradsift.trainer_configs.keys import Decided, Joint, OneOf, Refused, Setting
+
+    becomes, decided, refused = {}, {}, {}
+    for name, key in keys.items():
+        if isinstance(key, Setting | Joint):
+            becomes.setdefault(key.to, []).append(name)
+        elif isinstance(key, OneOf):
+            ends = [f"{word(value)}{arrow(end)}" for value, end in key.values.items()]
+            becomes.setdefault(f"{', '.join(ends)}; others refused", []).append(name)
+        elif isinstance(key, Decided):
+            decided.setdefault(key.why, []).append(name)
+        elif isinstance(key, Refused):
+            refused.setdefault(key.why, []).append(name)
+    return "\n".join(
+        [
+            table("key", "becomes", becomes),
+            table("decided, or of no consequence", "why", decided),
+            table("refused", "why, and what to do", refused),
+        ]
+    )
+
+
+def word(value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def arrow(settings) -> str:
+    return "".join(f" → {name} {word(value)}" for name, value in settings.items())
+
+
+def table(left, right, rows) -> str:
+    lines = [f"| {left} | {right} |", "| --- | --- |"]
+    lines += [f"| {', '.join(f'`{key}`' for key in keys)} | {end} |" for end, keys in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_tables_of_trainers_keys_are_up_to_date():
+    page = (ROOT / "docs/trainer-configs.md").read_text(encoding="utf-8")
+    assert page == trainer_configs_page()
 
 
 def test_every_reason_is_documented():
@@ -127,3 +191,4 @@ def test_the_commands_of_the_readme_work(tmp_path, monkeypatch, capsys):
 
 if __name__ == "__main__":
     (ROOT / "docs/cli.md").write_text(command_line_reference(), encoding="utf-8")
+    (ROOT / "docs/trainer-configs.md").write_text(trainer_configs_page(), encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gradsift.data.source import absolute
 from gradsift.selection.settings import Settings
+from gradsift.trainer_configs.translate import translate
 
 CONFIG_NAME = "config.yaml"
 
@@ -36,11 +37,13 @@ class RunConfig(Settings):
     dataset_info: str | None = None
     split: str | None = None
     train_on: Literal["all", "last"] = "all"
+    chat_template: str | None = None
 
     max_length: int = Field(1024, ge=2)
     truncation: Literal["keep_start", "keep_end", "drop"] = "keep_start"
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    load_in: Literal["4bit", "8bit"] | None = None
     trust_remote_code: bool = False
     sft: dict[str, Any] = Field(default_factory=dict)
     lora: dict[str, Any] | bool = False
@@ -65,6 +68,15 @@ class RunConfig(Settings):
             raise ValueError(
                 "`when: during` records the whole epoch, both layers; `signal: head` and "
                 "`preliminary` below 1 need `when: after`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_over_quantised_weights(self) -> RunConfig:
+        if self.load_in is not None and self.lora_settings() is None:
+            raise ValueError(
+                f"`load_in: {self.load_in}` quantises the weights, over which only adapters are "
+                "trained: add --lora (lora: true in a configuration file)"
             )
         return self
 
@@ -109,25 +121,52 @@ class RunConfig(Settings):
         return {} if self.lora else None
 
 
-def resolve(given: dict[str, Any], config_file: Path | None) -> RunConfig:
-    """Put a YAML file and the command line together; the command line wins, also inside `sft`.
+def resolve(
+    given: dict[str, Any],
+    config_file: Path | None,
+    trainer_config: Path | None = None,
+    *,
+    tell: Callable[[str], None] = lambda line: None,
+) -> RunConfig:
+    """Put YAML files and the command line together; the command line wins, also inside `sft`.
 
     Args:
         given: What the command line says; None means not said.
         config_file: A YAML file, or None.
+        trainer_config: A configuration of axolotl, LLaMA-Factory or trl; what the other two say
+            wins.
+        tell: Called with a line worth reading about the trainer's configuration.
 
     Returns:
         The settings, with the paths of data and run folder made absolute.
 
     Raises:
-        ValueError: For an unknown key, a value that does not fit or a setting that is missing.
+        ValueError: For an unknown key, a value that does not fit or a setting that is missing; for
+            what a trainer's configuration says and gradsift does not do.
     """
     values = {} if config_file is None else read_yaml(config_file)
     said = {key: value for key, value in given.items() if value is not None}
     if isinstance(values.get("sft"), dict) and "sft" in said:
         said["sft"] = values["sft"] | said["sft"]
     values |= said
-    return validated(values, "settings" if config_file is None else str(config_file))
+    if trainer_config is not None:
+        ours = {key: value for key, value in values.items() if value is not None}
+        translation = translate(read_yaml(trainer_config), str(trainer_config), ours)
+        for line in translation.notes:
+            tell(line)
+        values = _over(translation.settings, ours)
+    files = [str(file) for file in (config_file, trainer_config) if file is not None]
+    return validated(values, " and ".join(files) or "settings")
+
+
+def _over(beneath: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    values = {**beneath, **ours}
+    for key in ("sft", "lora"):
+        if isinstance(ours.get(key), dict):
+            values[key] = {**beneath.get(key, {}), **ours[key]}
+    if ours.get("lora") is True:
+        values["lora"] = beneath.get("lora", True)
+    return values
 
 
 def validated_settings(values: dict[str, Any]) -> Settings:
@@ -228,6 +267,8 @@ def _one_line(error: ValidationError, fields: Iterable[str]) -> str:
             lines.append(f"unknown key {key!r}; known are {known}")
         elif item["type"] == "missing":
             lines.append(f"{key!r} is missing: give it on the command line or in the file")
+        elif not item["loc"]:  # Of several settings together.
+            lines.append(item["msg"].removeprefix("Value error, "))
         else:
             lines.append(f"{key} is {item['input']!r}: {item['msg']}")
     return "; ".join(lines) + "."

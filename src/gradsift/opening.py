@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradsift.config import CONFIG_NAME, RunConfig, resolve
+from gradsift.data.chat_templates import require_template
 from gradsift.data.loading import load_pool
 from gradsift.data.pool import Pool
 from gradsift.stages.capture_settings import CaptureSettings
@@ -79,13 +80,23 @@ def model_and_settings(
 
     Returns:
         What is loaded and how.
+
+    Raises:
+        ValueError: If the model's chat template is not the one that is required.
     """
     # Heavy, and only needed here.
-    from gradsift.training.model import find_model
+    from gradsift.training.model import find_model, load_tokenizer
 
     source = find_model(
-        config.model, config.revision, config.dtype, config.trust_remote_code, tell=listener.note
+        config.model,
+        config.revision,
+        config.dtype,
+        config.trust_remote_code,
+        config.load_in,
+        tell=listener.note,
     )
+    if config.chat_template is not None:
+        require_template(load_tokenizer(source), config.chat_template)
     return source, CaptureSettings(
         config.max_length,
         config.truncation,

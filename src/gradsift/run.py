@@ -72,6 +72,7 @@ def capture(
     revision: str | None = None,
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    load_in: str | None = None,
     max_length: int = 1024,
     truncation: str = "keep_start",
     sft: Mapping[str, Any] | None = None,
@@ -97,6 +98,7 @@ def capture(
         revision: Of a hub model.
         dtype: Of the weights: float32, bfloat16 or float16.
         trust_remote_code: Whether code that comes with the model may run.
+        load_in: Quantise the weights to 4bit or 8bit while loading; needs LoRA. None leaves them.
         max_length: Tokens after which an instance is truncated.
         truncation: keep_start, keep_end, or drop.
         sft: Settings for trl's SFTConfig.
@@ -128,6 +130,7 @@ def capture(
             "revision": revision,
             "dtype": dtype,
             "trust_remote_code": trust_remote_code,
+            "load_in": load_in,
             "max_length": max_length,
             "truncation": truncation,
             "sft": dict(sft or {}),
@@ -151,6 +154,7 @@ def check(
     revision: str | None = None,
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    load_in: str | None = None,
     sft: Mapping[str, Any] | None = None,
     lora: Mapping[str, Any] | bool = False,
     recording: str = "auto",
@@ -162,6 +166,7 @@ def check(
         revision: Of a hub model.
         dtype: Of the weights: float32, bfloat16 or float16.
         trust_remote_code: Whether code that comes with the model may run.
+        load_in: Quantise the weights to 4bit or 8bit while loading; needs LoRA. None leaves them.
         sft: Settings for trl's SFTConfig.
         lora: Settings for peft's LoraConfig, or True for its defaults; False trains all parameters.
         recording: auto, fused, fused-intercepted, hooked or intercepted.
@@ -176,7 +181,7 @@ def check(
     from gradsift.training.model import find_model, without_progress_bars
     from gradsift.training.sft_settings import SFTSettings
 
-    source = find_model(model, revision, dtype, trust_remote_code)
+    source = find_model(model, revision, dtype, trust_remote_code, load_in)
     settings = SFTSettings(sft or {}, None if lora is False else {} if lora is True else lora, 0)
     with without_progress_bars():
         return check_model(source, settings, recording=recording)

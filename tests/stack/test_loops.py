@@ -156,6 +156,22 @@ def packed_batch(*, mask):
     return batch
 
 
+def test_where_rows_begin_may_be_told_as_flash_attention_is_told(tmp_path):
+    from gradsift.stages.record import _positions
+
+    batch = packed_batch(mask=False)
+    lengths = [len(row.input_ids) for row in INSTANCES[:3]]
+    starts = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    assert torch.equal(_positions(starts, batch["labels"]), batch["position_ids"])
+    # On a CPU no attention heeds them: rows see each other, and that is noticed.
+    del batch["position_ids"]
+    with (
+        pytest.raises(ValueError, match=r"Rows are packed, and seem to see each other"),
+        gs.record(tiny_llama(), out=tmp_path / "run") as seen,
+    ):
+        seen._outer(**batch, use_cache=False, cu_seq_lens_q=starts, cu_seq_lens_k=starts)
+
+
 @pytest.mark.parametrize("case", ["mask", "cache", "mamba"])
 def test_packed_rows_that_see_each_other_are_refused(tmp_path, case):
     model = tiny_llama()
@@ -388,6 +404,44 @@ def test_trl_with_a_pool_to_a_subset(tmp_path, options, by_trainer):
     assert set(kept) <= set(data.read_text().splitlines())
 
 
+FORMATS = {
+    "pairs": lambda row: {"prompt": row["question"], "completion": row["answer"]},
+    "text": lambda row: {"text": f"### Question:\n{row['question']}\n### Answer:\n{row['answer']}"},
+    "chat": lambda row: {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": row["question"]},
+            {"role": "assistant", "content": row["answer"]},
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_rows_that_the_loop_puts_into_words_of_its_own(tmp_path, form):
+    """The pool has question and answer columns; what trl is given is written from them."""
+    data = tmp_path / "qa.jsonl"
+    rows = [
+        {"question": f"What is number {i}?", "answer": "so " * (i % 2) + f"it is {i}"}
+        for i in range(9)
+    ]
+    rows.append(rows[4])
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = Dataset.from_list([FORMATS[form](row) for row in rows])
+    trainer = sft_trainer(tmp_path, tiny_llama(), dataset, max_length=256)
+    with gs.record(trainer, out=tmp_path / "run", pool=gs.load_pool(data)) as seen:
+        trainer.train()
+    assert seen.n_unknown == 0
+    assert len(seen.store.instance_ids) == 10
+    tokenizer, pool = tiny_tokenizer(), gs.load_pool(data)
+    ids = {row.instance_id: i for i, row in enumerate(pool.rows)}
+    n_response = dict(zip(seen.store.instance_ids, seen.store.n_response_tokens, strict=True))
+    if form == "pairs":  # Each row is the one that it says it is.
+        for instance_id, n in n_response.items():
+            answer = rows[ids[instance_id]]["answer"]
+            assert n == len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
+
+
 def test_rows_of_another_file_are_told_before_training(tmp_path):
     data = chat_file(tmp_path)
     other = tmp_path / "other.jsonl"
@@ -496,3 +550,100 @@ def test_images_are_given_to_the_check_too(tmp_path, images):
         for layer, gradient in zip(LAYERS, gradients, strict=True):
             got = seen.store.statistics[layer]["l2_norm"][row]
             assert got == pytest.approx(float(gradient.norm()), rel=1e-5), layer
+
+
+def loop(model, optimizer=None, accumulation=1, rows=INSTANCES):
+    for number, start in enumerate(range(0, len(rows), 4)):
+        (model(**as_batch(rows[start : start + 4])).loss / accumulation).backward()
+        if optimizer is not None and number % accumulation == accumulation - 1:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("how", ["whole", "in place", "regional"])
+def test_compiled_models(tmp_path, how):
+    plain = model = tiny_llama()
+    if how == "whole":
+        model = torch.compile(model, backend="aot_eager")
+    elif how == "in place":
+        model.compile(backend="aot_eager")
+    else:
+        for layer in model.model.layers:
+            layer.compile(backend="aot_eager")
+    with gs.record(model, out=tmp_path / "run") as seen:
+        loop(model)
+    assert plain.config.model_type == "llama"
+    assert_is_autograd(seen.store, tiny_llama(dtype=torch.float64))
+
+
+def test_accumulation_counts_updates(tmp_path):
+    model = tiny_llama()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    with gs.record(model, out=tmp_path / "run") as seen:
+        loop(model, optimizer, accumulation=2)
+    np.testing.assert_array_equal(np.unique(seen.store.step), [0, 1])
+    assert_is_autograd(seen.store, tiny_llama(dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["AdamW8bit", "PagedAdamW8bit", "PagedAdamW32bit"])
+def test_optimizers_of_bitsandbytes(tmp_path, name):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = tiny_llama()
+    try:
+        optimizer = getattr(bitsandbytes.optim, name)(model.parameters(), lr=0.0)
+        loop(tiny_llama(), getattr(bitsandbytes.optim, name)(tiny_llama().parameters(), lr=0.0))
+    except (RuntimeError, NotImplementedError, AttributeError) as error:
+        pytest.skip(f"needs a GPU: {error}")
+    with gs.record(model, out=tmp_path / "run") as seen:
+        loop(model, optimizer)
+    assert set(seen.store.step) == {0, 1, 2}
+    assert_is_autograd(seen.store, tiny_llama(dtype=torch.float64))
+
+
+def test_rows_grouped_by_length(tmp_path):
+    options = {"train_sampling_strategy": "group_by_length"}
+    trainer = sft_trainer(tmp_path, tiny_llama(), **options)
+    with gs.record(trainer, out=tmp_path / "run") as seen:
+        trainer.train()
+    assert_is_autograd(seen.store, tiny_llama(dtype=torch.float64))
+
+
+def tiny_qwen_vl():
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    text = SMALL | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2,
+              "patch_size": 4, "spatial_merge_size": 1}  # fmt: skip
+    config = Qwen2VLConfig(
+        text_config=text, vision_config=vision, image_token_id=258, video_token_id=259,
+        vision_start_token_id=260, vision_end_token_id=261,
+    )  # fmt: skip
+    return seeded(Qwen2VLForConditionalGeneration, config)
+
+
+def tiny_gemma_vision():
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, SiglipVisionConfig
+
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    config = Gemma3Config(
+        text_config=Gemma3TextConfig(**SMALL, head_dim=8), vision_config=vision,
+        mm_tokens_per_image=4, image_token_index=261, boi_token_index=260, eoi_token_index=259,
+    )  # fmt: skip
+    return seeded(Gemma3ForConditionalGeneration, config)
+
+
+@pytest.mark.parametrize("make", [tiny_qwen_vl, tiny_gemma_vision, tiny_llava])
+def test_rows_of_text_in_models_that_see(tmp_path, make):
+    rows = [row for row in INSTANCES if max(row.input_ids) < 258] or INSTANCES[:2]
+    model = make()
+    extra = {"token_type_ids": None} if make is tiny_gemma_vision else {}
+    batch = as_batch(rows)
+    if extra:  # Gemma 3 wants them while it is trained: 0 is text.
+        extra = {"token_type_ids": torch.zeros_like(batch["input_ids"])}
+    with gs.record(model.train(), out=tmp_path / "run") as seen:
+        model(**batch, **extra).loss.backward()
+    by_tokens = {key: row for key, row in rows_by_tokens().items() if row in rows}
+    assert_is_autograd(seen.store, make().eval().double(), rows=by_tokens)

@@ -80,7 +80,7 @@ def test_fsdp2_in_a_loop_of_ones_own(tmp_path):
     paths = {
         case: read_store(tmp_path / case).manifest.about["self_check"]["path"] for case in FSDP2
     }
-    assert paths.pop("fsdp2 scaled") == paths.pop("fsdp2 hidden-intercepted")
+    assert paths.pop("fsdp2 scaled") == paths.pop("fsdp2 untied head hidden-intercepted")
     assert set(paths.values()) == {"hidden"}
 
 
@@ -136,6 +136,7 @@ def test_capture(tmp_path, inputs, kind):
             two = read_store(tmp_path / f"{model} {when}")
             assert sorted(set(two.step)) == ([0, 1, 2, 3, 4, 5] if when == "during" else [5])
             assert_same_records(two, one)
+            assert len(two.layers) == (1 if (model, when) == ("untied", "after") else 2)
             assert two.manifest.about["self_check"]["n_rows"] == (2 if kind == "zero2" else 0)
             if (model, when) == ("untied", "during"):
                 assert_same_records(read_store(tmp_path / "resumed" / "untied during"), one)

@@ -16,7 +16,7 @@ def given_settings(arguments: dict[str, Any]) -> dict[str, Any]:
     Returns:
         Without those that are no settings; None means not said.
     """
-    other = {"config", "dry_run", "json_", "run_folder"}
+    other = {"config", "trainer_config", "dry_run", "json_", "run_folder"}
     given = {k: v for k, v in arguments.items() if k not in other and not callable(v)}
     if given.get("sft"):
         given["sft"] = _key_values(given["sft"])

@@ -15,6 +15,7 @@ from gradsift.cli.options import (
     Batching,
     Beta,
     Budget,
+    ChatTemplate,
     Config,
     Data,
     DatasetInfo,
@@ -27,6 +28,7 @@ from gradsift.cli.options import (
     Json,
     Keep,
     Layers,
+    LoadIn,
     Lora,
     MaxLength,
     Model,
@@ -53,6 +55,7 @@ from gradsift.cli.options import (
     Strategy,
     SystemColumn,
     Target,
+    TrainerConfig,
     TrainOn,
     Truncation,
     Weights,
@@ -67,6 +70,7 @@ def run(
     budget: Budget = None,
     out: Out = None,
     config: Config = None,
+    trainer_config: TrainerConfig = None,
     format: Format = None,
     id_column: IdColumn = None,
     prompt_column: PromptColumn = None,
@@ -76,12 +80,14 @@ def run(
     dataset_info: DatasetInfo = None,
     split: Split = None,
     train_on: TrainOn = None,
+    chat_template: ChatTemplate = None,
     max_length: MaxLength = None,
     truncation: Truncation = None,
     revision: Revision = None,
     dtype: Dtype = None,
     trust_remote_code: RemoteCode = None,
     lora: Lora = None,
+    load_in: LoadIn = None,
     sft: Sft = None,
     save_steps: SaveSteps = None,
     sketch_size: SketchSize = None,
@@ -111,7 +117,14 @@ def run(
     json_: Json = False,
 ) -> None:
     """Capture and select: from an SFT file to a smaller one. Run again to resume."""
-    _run(given_settings(locals()), config, select=True, dry_run=dry_run, as_json=json_)
+    _run(
+        given_settings(locals()),
+        config,
+        trainer_config,
+        select=True,
+        dry_run=dry_run,
+        as_json=json_,
+    )
 
 
 def capture(
@@ -119,6 +132,7 @@ def capture(
     model: Model = None,
     out: Out = None,
     config: Config = None,
+    trainer_config: TrainerConfig = None,
     format: Format = None,
     id_column: IdColumn = None,
     prompt_column: PromptColumn = None,
@@ -128,12 +142,14 @@ def capture(
     dataset_info: DatasetInfo = None,
     split: Split = None,
     train_on: TrainOn = None,
+    chat_template: ChatTemplate = None,
     max_length: MaxLength = None,
     truncation: Truncation = None,
     revision: Revision = None,
     dtype: Dtype = None,
     trust_remote_code: RemoteCode = None,
     lora: Lora = None,
+    load_in: LoadIn = None,
     sft: Sft = None,
     save_steps: SaveSteps = None,
     sketch_size: SketchSize = None,
@@ -147,7 +163,14 @@ def capture(
     json_: Json = False,
 ) -> None:
     """Run the preliminary epoch and record every row's gradient. Run again to resume."""
-    _run(given_settings(locals()), config, select=False, dry_run=dry_run, as_json=json_)
+    _run(
+        given_settings(locals()),
+        config,
+        trainer_config,
+        select=False,
+        dry_run=dry_run,
+        as_json=json_,
+    )
 
 
 def losses(run_folder: RunFolder, json_: Json = False) -> None:
@@ -163,6 +186,7 @@ def check(
     dtype: Dtype = None,
     trust_remote_code: RemoteCode = None,
     lora: Lora = None,
+    load_in: LoadIn = None,
     sft: Sft = None,
     recording: Recording = None,
     json_: Json = False,
@@ -190,10 +214,17 @@ def demo(
 
 
 def _run(
-    given: dict[str, Any], config: Path | None, *, select: bool, dry_run: bool, as_json: bool
+    given: dict[str, Any],
+    config: Path | None,
+    trainer_config: Path | None,
+    *,
+    select: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     from gradsift.config import resolve
     from gradsift.run import run_stages
 
-    settings = resolve(given, config)
-    show(run_stages(settings, progress(), selecting=select, dry_run=dry_run), as_json)
+    listener = progress()
+    settings = resolve(given, config, trainer_config, tell=listener.note)
+    show(run_stages(settings, listener, selecting=select, dry_run=dry_run), as_json)

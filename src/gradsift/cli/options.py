@@ -15,6 +15,13 @@ Config = Annotated[
     Path | None,
     typer.Option(help="YAML file with any of these settings; the command line wins."),
 ]
+TrainerConfig = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML file of axolotl, LLaMA-Factory or trl: what it says is done, or refused by "
+        "name; --config and the command line win."
+    ),
+]
 Format = Annotated[
     str | None,
     typer.Option(
@@ -35,6 +42,13 @@ Split = Annotated[str | None, typer.Option(help="Split of a hub dataset or of a 
 TrainOn = Annotated[
     str | None, typer.Option(help="Assistant turns trained on: all (default) or last.")
 ]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(
+        help="Require that the model's own chat template is like this one (chatml, llama3, …); "
+        "tokenizer_default: whichever it is."
+    ),
+]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens of an instance (default 1024).")]
 Truncation = Annotated[
     str | None,
@@ -50,6 +64,10 @@ RemoteCode = Annotated[
 ]
 Lora = Annotated[
     bool | None, typer.Option("--lora/--full", help="Train LoRA adapters or all parameters.")
+]
+LoadIn = Annotated[
+    str | None,
+    typer.Option(help="Quantise the weights while loading: 4bit (QLoRA) or 8bit; needs --lora."),
 ]
 Sft = Annotated[
     list[str] | None,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import Record, RecordingPath, Records, TrackedModel
+from gradsift.gradients.records import Record, RecordingPath, Records, TrackedModel, WatchedLayer
 from gradsift.gradients.statistics import GradientSummary, dense_summary
 from gradsift.terms import LAYERS, STATISTICS
 
@@ -40,6 +41,8 @@ class CheckResult:
         dtype: The lowest precision among the watched tensors.
         errors: The worst relative error of each layer and statistic, as "layer statistic".
         tried: Why other ways were not taken, by their name.
+        warning: Why a row's gradient in a micro-batch is not quite that of the row alone; "" if it
+            is.
     """
 
     n_rows: int
@@ -50,6 +53,7 @@ class CheckResult:
     dtype: str
     errors: dict[str, float] = field(default_factory=dict)
     tried: dict[str, str] = field(default_factory=dict)
+    warning: str = ""
 
     def sentence(self) -> str:
         """Return the outcome as one line."""
@@ -89,8 +93,7 @@ def autograd_summaries(
     Returns:
         The summary for each of LAYERS.
     """
-    with _differentiable_alone(model), torch.enable_grad():
-        weights = (model.embedding.weight, model.head.weight)
+    with _differentiable_alone(model) as weights, torch.enable_grad():
         gradients = torch.autograd.grad(loss(), weights)
     return {
         layer: dense_summary(gradient, recorder.sketch(layer))
@@ -208,20 +211,58 @@ def _likely_cause(layer: str, ratio: float) -> str:
 
 
 @contextmanager
-def _differentiable_alone(model: TrackedModel) -> Generator[None, None, None]:
-    """Give the head a weight of its own (tied weights would mix); let both weights be trained."""
-    embedding, head = model.embedding.weight, model.head.weight
-    was_trained = embedding.requires_grad
-    tied = head is embedding
-    own = nn.Parameter(head.detach().clone()) if tied else head
-    head_was_trained = own.requires_grad
-    model.head.weight = own
-    embedding.requires_grad_(True)
-    own.requires_grad_(True)
-    try:
-        yield
-    finally:
-        embedding.requires_grad_(was_trained)
-        own.requires_grad_(head_was_trained)
-        if tied:
-            model.head.weight = head
+def _differentiable_alone(
+    model: TrackedModel,
+) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+    """Let both weights be trained, each apart from the other (tied weights would mix).
+
+    A layer that is wrapped or quantised gets a weight of zeros beside its own, whose product is
+    added to its output: that has the gradient which its own would have.
+
+    Yields:
+        The tensors whose gradients are those of embedding and head.
+    """
+    with ExitStack() as stack:
+        embedding, head = model.embedding, model.head
+        holder = head.base if isinstance(head, WatchedLayer) else head
+        if not isinstance(embedding, WatchedLayer):
+            if holder.weight is embedding.weight:
+                own = nn.Parameter(holder.weight.detach().clone(), requires_grad=False)
+                stack.callback(setattr, holder, "weight", holder.weight)
+                holder.weight = own
+            table = _trained_meanwhile(embedding, stack)
+        else:
+            table = _beside(embedding, _looked_up, stack)
+        if isinstance(head, WatchedLayer):
+            yield table, _beside(head, _multiplied, stack)
+        else:
+            yield table, _trained_meanwhile(head, stack)
+
+
+def _trained_meanwhile(layer: nn.Module, stack: ExitStack) -> torch.Tensor:
+    stack.callback(layer.weight.requires_grad_, layer.weight.requires_grad)
+    return layer.weight.requires_grad_(True)
+
+
+def _beside(
+    layer: WatchedLayer,
+    product: Callable[[torch.Tensor, torch.Tensor, int | None], torch.Tensor],
+    stack: ExitStack,
+) -> torch.Tensor:
+    weight = layer.weight
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    zeros = torch.zeros(weight.shape, dtype=dtype, device=weight.device, requires_grad=True)
+
+    def add(_: object, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        return output + product(inputs[0], zeros, layer.padding_idx).to(output.dtype)
+
+    stack.callback(layer.register_forward_hook(add).remove)
+    return zeros
+
+
+def _looked_up(tokens: torch.Tensor, weight: torch.Tensor, padding_idx: int | None) -> torch.Tensor:
+    return F.embedding(tokens, weight, padding_idx)
+
+
+def _multiplied(x: torch.Tensor, weight: torch.Tensor, _: int | None) -> torch.Tensor:
+    return F.linear(x, weight.to(x.dtype))

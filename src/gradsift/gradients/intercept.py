@@ -72,7 +72,8 @@ class _Mode(TorchFunctionMode):
         on_head_use: Callable[[torch.Tensor, torch.Tensor], None],
     ):
         super().__init__()
-        self._table, self._head = table, head
+        # What stands in for a layer is watched by its module, and computes its weight when asked.
+        self._table, self._head = (m if isinstance(m, nn.Module) else None for m in (table, head))
         self._on_table_use, self._on_head_use = on_table_use, on_head_use
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -83,9 +84,9 @@ class _Mode(TorchFunctionMode):
                 args, kwargs, ("input", "weight", "padding_idx")
             )
             # FSDP2 puts another tensor there while the module is used.
-            if weight is self._table.weight:
+            if self._table is not None and weight is self._table.weight:
                 self._on_table_use(tokens, output, padding_idx)
-        elif func is F.linear:
+        elif func is F.linear and self._head is not None:
             x, weight = _arguments(args, kwargs, ("input", "weight"))
             if weight is self._head.weight:
                 self._on_head_use(x, output)

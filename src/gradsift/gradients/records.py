@@ -134,6 +134,50 @@ class Records:
 
 
 @dataclass(frozen=True)
+class WatchedLayer:
+    """A layer that something wraps (an adapter) or whose weight is no plain tensor (quantised).
+
+    It stands in for the plain layer. Its gradient is that of a plain weight whose product is added
+    to the module's output, which is the base weight's own where that enters by a product alone.
+
+    Attributes:
+        module: What the model calls; its inputs and outputs are watched.
+        base: The layer inside, which holds the weight; perhaps the module itself.
+        dense: Returns the weight as a plain tensor; may compute it.
+        padding_idx: Of an embedding.
+        needs_module: Why nobody may multiply by the weight in the module's place; None if one may.
+    """
+
+    module: nn.Module
+    base: nn.Module
+    dense: Callable[[], torch.Tensor]
+    padding_idx: int | None = None
+    needs_module: str | None = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight as a plain tensor."""
+        return self.dense()
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The bias, or None."""
+        return getattr(self.base, "bias", None)
+
+    def register_forward_hook(
+        self, hook: Callable[[object, tuple, torch.Tensor], object]
+    ) -> torch.utils.hooks.RemovableHandle:
+        """Watch the module; the hook is called with this in the module's place.
+
+        Returns:
+            A handle that ends it.
+        """
+        return self.module.register_forward_hook(
+            lambda module, inputs, output: hook(self, inputs, output)
+        )
+
+
+@dataclass(frozen=True)
 class TrackedModel:
     """The modules whose inputs and outputs are watched.
 
@@ -141,14 +185,14 @@ class TrackedModel:
         outer: The module that training calls.
         backbone: Its output carries `last_hidden_state` [B, T, D].
         embedding: The input embedding.
-        head: The output projection; only its weight and bias are read.
+        head: The output projection; only its weight and bias are read, and its outputs watched.
         transform: What happens to the head's output before the softmax.
         fused: The head that training calls in its place, if it does.
     """
 
     outer: nn.Module
     backbone: nn.Module
-    embedding: nn.Embedding
-    head: nn.Linear
+    embedding: nn.Embedding | WatchedLayer
+    head: nn.Linear | WatchedLayer
     transform: HeadTransform
     fused: FusedHead | None = None

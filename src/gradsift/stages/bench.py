@@ -33,7 +33,7 @@ from gradsift.stages.listener import SILENT, Listener
 from gradsift.store.files import write_json
 from gradsift.training.estimate import duration
 from gradsift.training.finetune import FineTuned
-from gradsift.training.model import ModelSource, best_device, load_model
+from gradsift.training.model import ModelSource, load_model, on_best_device
 
 SCORES = "scores.json"
 ANSWERS = "answers.jsonl"
@@ -145,9 +145,7 @@ def _do(job: Job, bench: Bench, listener: Listener) -> dict[str, Any]:
             "seconds": tuned.training.seconds,
             "loss_curve": tuned.training.loss_curve,
         }
-    scores, answers = take_exam(
-        model.eval().to(best_device()), bench.tokenizer, bench.exam, listener
-    )
+    scores, answers = take_exam(on_best_device(model.eval()), bench.tokenizer, bench.exam, listener)
     _require_finite(scores, job)
     ids = [bench.exam.instances[i].instance_id for i in bench.exam.asked]
     folder.mkdir(parents=True, exist_ok=True)

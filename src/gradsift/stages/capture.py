@@ -36,10 +36,12 @@ from gradsift.training.model import (
     load_model,
     load_tokenizer,
     model_fingerprint,
+    require_adapters,
     tokenizer_fingerprint,
 )
+from gradsift.training.quantized import weights_of
 from gradsift.training.scoring import score
-from gradsift.training.sft_settings import SFTSettings, sft_config
+from gradsift.training.sft_settings import SFTSettings, require_settings, sft_config
 from gradsift.training.sharding import (
     ONE_PROCESS_CHECK,
     divides_weights,
@@ -81,7 +83,10 @@ def capture_pool(
     Raises:
         ValueError: For settings that cannot be, a store of another make, or a failed self-check.
     """
-    tokenizer, config = load_tokenizer(source), load_config(source)
+    config = load_config(source)
+    require_adapters(source, config, has_adapters=settings.lora is not None)
+    require_settings(SFTSettings(settings.sft, settings.lora, settings.seed))
+    tokenizer = load_tokenizer(source)
     instances = _tokenize(pool, tokenizer, config, settings, listener)
     identity = _identity(pool, source, tokenizer, config, instances, settings)
     existing = load_manifest(out)
@@ -98,6 +103,7 @@ def capture_pool(
         **about_stack(STACK),
         **about_pool(pool),
         "model": source.name,
+        "weights": weights_of(epoch.trainer.model),
         "notes": dict(instances.notes),
         **about,
     }
@@ -139,7 +145,10 @@ def estimate_capture(
     Raises:
         ValueError: If a step cannot be timed before training begins (FSDP, DeepSpeed).
     """
-    tokenizer, config = load_tokenizer(source), load_config(source)
+    config = load_config(source)
+    require_adapters(source, config, has_adapters=settings.lora is not None)
+    require_settings(SFTSettings(settings.sft, settings.lora, settings.seed))
+    tokenizer = load_tokenizer(source)
     instances = _tokenize(pool, tokenizer, config, settings, listener)
     with tempfile.TemporaryDirectory() as nowhere:
         epoch = _epoch(source, tokenizer, instances, settings, Path(nowhere))
@@ -208,6 +217,8 @@ def _check_and_estimate(
     if check.n_rows == 0:
         listener.note(ONE_PROCESS_CHECK)
     listener.note(f"batching: {BATCHINGS[epoch.trainer.batching]}")
+    if check.warning:
+        listener.note(f"warning: {check.warning}")
     about = {"self_check": asdict(check), "batching": epoch.trainer.batching}
     accelerator = epoch.trainer.accelerator
     if divides_weights(accelerator) or uses_deepspeed(accelerator):
@@ -321,6 +332,8 @@ def _identity(
     return {
         "model": model_fingerprint(source, config),
         "dtype": source.dtype,
+        # Stores from before there was this setting stay what they are.
+        **({} if source.load_in is None else {"load_in": source.load_in}),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "data": f"sha256 {pool.sha256[:16]}",
         "instances": f"sha256 {content.hexdigest()[:16]}",

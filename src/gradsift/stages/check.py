@@ -8,13 +8,22 @@ from pathlib import Path
 
 from gradsift.data.instances import Instance
 from gradsift.gradients.check import CheckResult
+from gradsift.gradients.records import WatchedLayer
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import IGNORED_LABEL
 from gradsift.terms import LAYERS
+from gradsift.training.adapters import adapters_of, n_trained
 from gradsift.training.epoch import PreliminaryEpoch
-from gradsift.training.model import ModelSource, load_model, load_tokenizer
-from gradsift.training.sft_settings import SFTSettings
-from gradsift.training.tracking import base_model
+from gradsift.training.model import (
+    ModelSource,
+    load_config,
+    load_model,
+    load_tokenizer,
+    require_adapters,
+)
+from gradsift.training.quantized import n_parameters, weight_of, weights_of
+from gradsift.training.sft_settings import SFTSettings, require_settings
+from gradsift.training.tracking import base_model, track
 
 # Any text will do; four of different lengths, so that the two that are compared are padded.
 TEXTS = (
@@ -32,13 +41,21 @@ class ModelCheck:
     Attributes:
         model: As the user named it.
         architecture: Its class.
-        n_parameters: Of the model.
+        n_parameters: Of the model, adapters included.
+        weights: As what its weights are held: a dtype, or a quantisation.
+        head: As what the head's is.
+        trained: What is trained.
+        n_trained: Parameters that are.
         check: The outcome.
     """
 
     model: str
     architecture: str
     n_parameters: int
+    weights: str
+    head: str
+    trained: str
+    n_trained: int
     check: CheckResult
 
     def summary(self) -> dict[str, object]:
@@ -47,6 +64,10 @@ class ModelCheck:
             "model": self.model,
             "architecture": self.architecture,
             "n_parameters": self.n_parameters,
+            "weights": self.weights,
+            "head": self.head,
+            "trained": self.trained,
+            "n_trained": self.n_trained,
             **asdict(self.check),
         }
 
@@ -54,8 +75,16 @@ class ModelCheck:
         """Return what a person wants to know."""
         lines = [
             f"{self.model} ({self.architecture}, {self.n_parameters / 1e6:.0f} M parameters)",
-            f"recording is exact here: {self.check.sentence()}",
+            f"weights: {self.weights}" + (f", head {self.head}" * (self.head != self.weights)),
+            f"trained: {self.trained}, {self.n_trained / 1e6:.1f} M of "
+            f"{self.n_parameters / 1e6:.0f} M parameters",
+            "recorded: gradients at the embedding and the LM head"
+            + (", as if both were trained" * (self.n_trained < self.n_parameters)),
+            f"recording is {'exact' if not self.check.warning else 'that of training'} here: "
+            f"{self.check.sentence()}",
         ]
+        if self.check.warning:
+            lines.append(f"warning: {self.check.warning}")
         for layer in LAYERS:
             errors = {k.split()[1]: e for k, e in self.check.errors.items() if k.startswith(layer)}
             name, worst = max(errors.items(), key=lambda item: item[1])
@@ -80,6 +109,9 @@ def check_model(
     Raises:
         ValueError: If no way of recording is exact on it; says which layer, and by what ratio.
     """
+    config = load_config(source)
+    require_adapters(source, config, has_adapters=settings.lora is not None)
+    require_settings(settings)
     tokenizer = load_tokenizer(source)
     instances = []
     for i, (prompt, response) in enumerate(TEXTS):
@@ -93,5 +125,14 @@ def check_model(
         )
         check = epoch.check(wanted=recording)
     model = epoch.trainer.model
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return ModelCheck(source.name, type(base_model(model)).__name__, n_parameters, check)
+    base, head = base_model(model), track(model).head
+    return ModelCheck(
+        source.name,
+        type(base).__name__,
+        n_parameters(model),
+        weights_of(model),
+        weight_of(head.base if isinstance(head, WatchedLayer) else head),
+        adapters_of(model),
+        n_trained(model),
+        check,
+    )

@@ -16,12 +16,12 @@ from gradsift.stages.captured import Captured
 from gradsift.stages.comparison import Scoreboard, caveats_of, verdicts_of
 from gradsift.stages.comparison_text import CaptureCost, Comparison
 from gradsift.stages.exam import ExamSettings, make_exam, overlap_with
-from gradsift.stages.jobs import ArmTraining, Job, jobs_of
+from gradsift.stages.jobs import ArmTraining, Job, jobs_of, shared_identity
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.stages.rows import instances_of
 from gradsift.store.files import write_atomically, write_json
 from gradsift.training.estimate import duration
-from gradsift.training.model import load_tokenizer
+from gradsift.training.model import load_config, load_tokenizer, require_adapters
 
 COMPARISON = "comparison"
 
@@ -94,10 +94,12 @@ def compare_arms(
         raise ValueError(f"--name is {name!r}, expected letters, digits, '-', '_' and '.'.")
     store, tokenizer = captured.store, load_tokenizer(captured.source)
     _require_free(store.folder, name)
+    config = load_config(captured.source)
+    require_adapters(captured.source, config, has_adapters=training.lora is not None)
     instances = instances_of(store, captured.pool, captured.source, tokenizer, captured.settings)
     rows = rows_of(store, captured.selection, captured.files, arms)
     exam = make_exam(test, tokenizer, captured.settings, exam_settings, listener)
-    identity = {key: store.manifest.identity[key] for key in ("model", "dtype", "tokenizer")}
+    identity = shared_identity(store)
     identity["exam"] = exam.identity
     jobs = jobs_of(arms, rows, instances, training, identity)
     notes = [*_overlap(captured.pool, test), *_equal_arms(jobs)]

@@ -15,6 +15,7 @@ from filelock import FileLock
 from gradsift.data.instances import Instance
 from gradsift.stages.arms import FULL_STEPS, Arm
 from gradsift.stages.listener import Listener
+from gradsift.store.reader import GradientStore
 from gradsift.training.finetune import steps_of
 from gradsift.training.sft_settings import SFTSettings, lora_config
 
@@ -149,6 +150,21 @@ def jobs_of(
                 settings = replace(settings, max_steps=steps)
             jobs.append(Job(arm, seed, chosen, settings, _identity(identity, chosen, settings)))
     return jobs
+
+
+def shared_identity(store: GradientStore) -> dict[str, object]:
+    """Return what identifies the model that all jobs of a run start from.
+
+    Args:
+        store: Of the run.
+
+    Returns:
+        Values by name.
+    """
+    names = ("model", "dtype", "load_in", "tokenizer")
+    return {
+        name: store.manifest.identity[name] for name in names if name in store.manifest.identity
+    }
 
 
 def lock_of(key: str, folder: Path) -> FileLock:

@@ -17,7 +17,7 @@ from gradsift.store.loss_table import (
     write_losses,
 )
 from gradsift.store.reader import GradientStore
-from gradsift.training.model import ModelSource, best_device, load_model, load_tokenizer
+from gradsift.training.model import ModelSource, load_model, load_tokenizer, on_best_device
 from gradsift.training.text_losses import text_losses
 
 ROWS_IN_A_BATCH = 8
@@ -80,7 +80,7 @@ def compute_losses(
     # Rows of about the same length go together, as little is padded then.
     to_do.sort(key=lambda item: (len(item.input_ids), item.instance_id))
     n_tokens, all_tokens = 0, sum(len(item.input_ids) for item in to_do)
-    model = load_model(source).eval().to(best_device()) if to_do else None
+    model = on_best_device(load_model(source).eval()) if to_do else None
     for start in range(0, len(to_do), ROWS_IN_A_PART):
         part = to_do[start : start + ROWS_IN_A_PART]
         found = []

@@ -28,7 +28,7 @@ from gradsift.gradients.sharding import is_divided, shape_of
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
-from gradsift.stages.row_names import ByColumn, ByContent, RowNames, names_by_tokens
+from gradsift.stages.row_names import ByColumn, ByContent, RowNames, names_by_text
 from gradsift.store.manifest import Manifest
 from gradsift.store.pool_table import write_pool_table
 from gradsift.store.reader import GradientStore, read_store
@@ -280,7 +280,10 @@ class Recording:
             )
         # Copies: they are read later, and a loop may fill its tensors anew.
         ids, input_ids_BT, labels_BT = (copied(v) for v in (ids, input_ids_BT, labels_BT))
-        tokens = self._layout(labels_BT, mask_BT, kwargs.get("position_ids"))
+        position_ids_BT = kwargs.get("position_ids")
+        if position_ids_BT is None and kwargs.get("cu_seq_lens_q") is not None:
+            position_ids_BT = _positions(kwargs["cu_seq_lens_q"], labels_BT)
+        tokens = self._layout(labels_BT, mask_BT, position_ids_BT)
         n_ids = (
             tokens.n_rows if ids is None else torch.Size(getattr(ids, "shape", [len(ids)])).numel()
         )
@@ -419,7 +422,7 @@ class Recording:
     def _know_trainer(self) -> None:
         require_recordable(self._trainer)
         if self._names is None:
-            self._names = names_by_tokens(self._pool, self._trainer)
+            self._names = names_by_text(self._pool, self._trainer)
 
     def _count_updates(self) -> int:
         if self._trainer is not None:
@@ -466,6 +469,13 @@ class Recording:
             "model": type(base_model(self._outer)).__name__,
         }
         return about if self._pool is None else about | about_pool(self._pool)
+
+
+def _positions(starts_I1: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    """Return positions that begin anew where packed rows do, [1, T], as FlashAttention is told."""
+    at_T = torch.arange(labels_BT.numel(), device=labels_BT.device)
+    row_T = torch.searchsorted(starts_I1[1:].to(at_T), at_T, right=True)
+    return (at_T - starts_I1.to(at_T)[row_T]).view(labels_BT.shape)
 
 
 def _gather(value: Any) -> list[Any]:

@@ -11,11 +11,14 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedTokenizerBase, Trainer
 
+from gradsift.data.example import Example, Plain
 from gradsift.data.instances import build_instances
 from gradsift.data.pool import Pool
 from gradsift.gradients.tokens import IGNORED_LABEL
 
 NO_LIMIT = 2**31
+# Characters of a response's end by which it is looked up, and the least of a row that tell it.
+ENDING = 16
 
 
 class RowNames(Protocol):
@@ -102,8 +105,12 @@ class ByColumn:
         )
 
 
-class ByTokens:
-    """By the tokens of the pool's rows, as the loop's tokenizer renders them."""
+class ByText:
+    """By what a row says: its tokens, as the loop's tokenizer gives them to a row of the pool.
+
+    A row may have been put into words otherwise (a format of one's own); then it is the row of the
+    pool whose response it ends with, and whose prompt stands before that.
+    """
 
     column = None
 
@@ -118,30 +125,33 @@ class ByTokens:
         """
         self._tokenizer = tokenizer
         examples = [(row.instance_id, row.example) for row in pool.rows if row.example is not None]
-        instances = build_instances(examples, tokenizer, max_length=max_length, truncation=cut)
+        self._pairs = {id_: pair for id_, example in examples if (pair := _pair(example))}
+        self._by_ending: dict[str, list[str]] = defaultdict(list)
+        for id_, (_, response) in self._pairs.items():
+            self._by_ending[response.strip()[-ENDING:]].append(id_)
         self._ids: dict[tuple[int, ...], list[str]] = defaultdict(list)
-        for item in instances.items:
-            self._ids[self._key(item.input_ids)].append(item.instance_id)
-        self._first = instances.items[0].input_ids if instances.items else []
+        self._first: list[int] = []
+        # Questions and answers are a conversation to some tools, and running text to others.
+        as_text = [(id_, Plain(*pair)) for id_, pair in self._pairs.items()]
+        for rendered in (examples, as_text):
+            instances = build_instances(rendered, tokenizer, max_length=max_length, truncation=cut)
+            for item in instances.items:
+                self._first = self._first or item.input_ids
+                ids = self._ids[self._key(item.input_ids)]
+                if item.instance_id not in ids:
+                    ids.append(item.instance_id)
         self._taken: dict[tuple[int, ...], int] = defaultdict(int)
         self._found_any = False
-
-    def _key(self, tokens: Iterable[int]) -> tuple[int, ...]:
-        # Whether an end is added where a template has one already differs between tools.
-        key = list(tokens)
-        while key and key[-1] == self._tokenizer.eos_token_id:
-            key.pop()
-        return tuple(key)
 
     def of(
         self, ids: Any, tokens: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]
     ) -> list[str | None]:
-        """Return the row of the pool that has these tokens; equal rows take turns.
+        """Return the row of the pool that each row is; equal rows take turns.
 
         Raises:
-            ValueError: If no row is of the pool, in the first batch.
+            ValueError: If none is of the pool, in the first batch.
         """
-        names = [self._take(self._key(tokens_T.tolist())) for tokens_T in tokens]
+        names = [self._take(tokens_T.tolist()) for tokens_T in tokens]
         self._found_any |= any(name is not None for name in names)
         if not self._found_any:
             raise ValueError(self._none_is_known(tokens[0].tolist()))
@@ -157,7 +167,7 @@ class ByTokens:
             ValueError: If none is.
         """
         rows = list(rows)
-        unknown = [row for row in rows if self._key(row) not in self._ids]
+        unknown = [row for row in rows if not self._known(row)]
         if rows and len(unknown) == len(rows):
             raise ValueError(self._none_is_known(rows[0]))
         if unknown:
@@ -167,25 +177,61 @@ class ByTokens:
                 stacklevel=4,
             )
 
-    def _take(self, key: tuple[int, ...]) -> str | None:
-        ids = self._ids.get(key)
-        if ids is None:
+    def _key(self, tokens: Iterable[int]) -> tuple[int, ...]:
+        # Whether an end is added where a template has one already differs between tools.
+        key = list(tokens)
+        while key and key[-1] == self._tokenizer.eos_token_id:
+            key.pop()
+        return tuple(key)
+
+    def _known(self, tokens: Sequence[int]) -> list[str]:
+        key = self._key(tokens)
+        if key not in self._ids:
+            self._ids[key] = self._by_words(key)
+        return self._ids[key]
+
+    def _by_words(self, tokens: Sequence[int]) -> list[str]:
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        endings = (text[-n:] for n in range(1, ENDING + 1))
+        lengths: dict[str, int] = {}
+        for id_ in {id_: None for ending in endings for id_ in self._by_ending.get(ending, ())}:
+            prompt, response = (part.strip() for part in self._pairs[id_])
+            length = len(prompt) + len(response)
+            before = text[: len(text) - len(response)]
+            if length >= ENDING and text.endswith(response) and prompt in before:
+                lengths[id_] = length
+        # Of several, the one of which most is there; those that say the same take turns.
+        return [id_ for id_, length in lengths.items() if length == max(lengths.values())]
+
+    def _take(self, tokens: Sequence[int]) -> str | None:
+        ids, key = self._known(tokens), self._key(tokens)
+        if not ids:
             return None
         self._taken[key] += 1
         return ids[(self._taken[key] - 1) % len(ids)]
 
     def _none_is_known(self, tokens: Sequence[int]) -> str:
         return (
-            "the loop's rows are not those of the pool: it was rendered by the loop's tokenizer "
-            f"and chat template, and no row has the same tokens. A row of the loop: "
-            f"{self._tokenizer.decode(tokens)[:200]!r}; of the pool: "
+            "the loop's rows are not those of the pool: rendered by the loop's tokenizer and chat "
+            "template, no row has the same tokens, and none ends with a response of the pool. A "
+            f"row of the loop: {self._tokenizer.decode(tokens)[:200]!r}; of the pool: "
             f"{self._tokenizer.decode(self._first)[:200]!r}. Give the pool of the file that is "
             "trained on, or name a batch column with `ids`."
         )
 
 
-def names_by_tokens(pool: Pool, trainer: Trainer) -> ByTokens:
-    """Find rows by the tokens that a trainer's own tokenizer gives them.
+def _pair(example: Example) -> tuple[str, str] | None:
+    """Return the last prompt and the last response of a row, if they are texts."""
+    if isinstance(example, Plain):
+        return example.prompt, example.response
+    by_role = {message["role"]: message.get("content") for message in example.messages}
+    prompt, response = by_role.get("user", ""), by_role.get("assistant")
+    is_text = isinstance(prompt, str) and isinstance(response, str) and response.strip()
+    return (prompt, response) if is_text else None
+
+
+def names_by_text(pool: Pool, trainer: Trainer) -> ByText:
+    """Find rows by what a trainer's own tokenizer makes of them.
 
     Args:
         pool: Where the rows come from.
@@ -201,11 +247,11 @@ def names_by_tokens(pool: Pool, trainer: Trainer) -> ByTokens:
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ValueError(
             "the trainer has no tokenizer (processing_class), so its rows cannot be found in the "
-            "pool by their tokens: give it one, or name a batch column with `ids`."
+            "pool by what they say: give it one, or name a batch column with `ids`."
         )
     args = trainer.args
     limit = getattr(args, "max_length", None) or NO_LIMIT
-    names = ByTokens(pool, tokenizer, limit, getattr(args, "truncation_mode", "keep_start"))
+    names = ByText(pool, tokenizer, limit, getattr(args, "truncation_mode", "keep_start"))
     dataset = trainer.train_dataset
     if "input_ids" in (getattr(dataset, "column_names", None) or ()):
         names.require_rows(_rows_of(dataset))

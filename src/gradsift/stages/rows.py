@@ -79,6 +79,12 @@ def instances_of(
             f"{store.folder}: was captured in {dtype}, its config.yaml now says {source.dtype}. "
             "Put the old dtype back, or capture again."
         )
+    load_in = store.manifest.identity.get("load_in")
+    if source.load_in != load_in:
+        raise ValueError(
+            f"{store.folder}: was captured with load_in {load_in}, its config.yaml now says "
+            f"{source.load_in}. Put the old one back, or capture again."
+        )
     instances = tokenized(pool, tokenizer, config, settings).items
     table = read_pool_table(store.folder).select(["instance_id", "content_hash"])
     captured = dict(zip(*table.to_pydict().values(), strict=True))

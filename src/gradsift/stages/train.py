@@ -20,6 +20,7 @@ from gradsift.stages.jobs import (
     Job,
     jobs_of,
     lock_of,
+    shared_identity,
 )
 from gradsift.stages.kept import (
     find_kept,
@@ -32,7 +33,7 @@ from gradsift.stages.kept import (
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.stages.rows import instances_of
 from gradsift.store.files import whole_folder
-from gradsift.training.model import load_tokenizer
+from gradsift.training.model import load_config, load_tokenizer, require_adapters
 from gradsift.training.plain import PlainTraining
 
 
@@ -58,10 +59,12 @@ def train_arm(
     Raises:
         ValueError: If the folder holds something else, or rows or model changed.
     """
+    config = load_config(captured.source)
+    require_adapters(captured.source, config, has_adapters=training.lora is not None)
     store, tokenizer = captured.store, load_tokenizer(captured.source)
     instances = instances_of(store, captured.pool, captured.source, tokenizer, captured.settings)
     rows = rows_of(store, captured.selection, captured.files, [arm])
-    identity = {key: store.manifest.identity[key] for key in ("model", "dtype", "tokenizer")}
+    identity = shared_identity(store)
     (job,) = jobs_of([arm], rows, instances, training, identity)
     own = own_folder(job, store.folder)
     folder = (find_kept(job, store.folder) or own) if out is None else out.resolve()

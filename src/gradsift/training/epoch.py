@@ -87,7 +87,7 @@ class PreliminaryEpoch:
         self._work_dir = work_dir
         self._sketch = sketch
         self.trainer = RecordingSFTTrainer(model, tokenizer, instances, settings, work_dir)
-        self.content_width = shape_of(self.trainer.model.get_output_embeddings().weight)[1]
+        self.content_width = shape_of(track(self.trainer.model).head.weight)[1]
         self.recorder: Recorder | None = None
         self.n_steps = self._total_steps()
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.data.instances import Instance
-from gradsift.training.model import ModelSource, load_model
+from gradsift.training.model import ModelSource, is_quantized, load_model
 from gradsift.training.plain import PlainTraining, train_plainly
 from gradsift.training.sft import RecordingSFTTrainer
 from gradsift.training.sft_settings import SFTSettings, sft_config
@@ -26,7 +27,8 @@ class FineTuned:
     """A fine-tuned model and what its training did.
 
     Attributes:
-        model: In evaluation mode; adapters (LoRA) are merged into the weights.
+        model: In evaluation mode; adapters (LoRA) are merged into the weights, unless those are
+            quantised: they would be rounded anew.
         training: Steps, tokens, seconds, loss curve.
     """
 
@@ -118,7 +120,8 @@ def _ready(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     if plain_forward is not None:
         model.forward = plain_forward
     if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+        inner = model.get_base_model()
+        model = inner if is_quantized(inner) else model.merge_and_unload()
     # Training switched it off; generation is slow without.
     model.config.get_text_config().use_cache = True
     return model.eval()
@@ -127,7 +130,9 @@ def _ready(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 def _require_finite(label: str, model: torch.nn.Module, training: PlainTraining) -> None:
     losses = (loss for _, loss in training.loss_curve)
     if not all(map(math.isfinite, losses)) or not all(
-        bool(torch.isfinite(weight).all()) for weight in model.parameters()
+        bool(torch.isfinite(weight).all())
+        for weight in model.parameters()
+        if type(weight) is nn.Parameter
     ):
         raise ValueError(
             f"{label}: loss or weights are not finite numbers; the training diverged. Lower "

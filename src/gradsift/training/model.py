@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,15 @@ from transformers import (
 from transformers.utils import logging
 
 from gradsift.data.demo_model import demo_model_path
+from gradsift.training.quantized import (
+    LOAD_IN,
+    NEEDS_ADAPTERS,
+    keep_numbers_in_evaluation,
+    method_of,
+    quantization_for,
+    require_bitsandbytes,
+    require_readable,
+)
 
 DEMO_MODEL = "demo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,6 +47,7 @@ class ModelSource:
         revision: Of a hub id; None takes the main branch.
         dtype: Of the weights, one of DTYPES.
         trust_remote_code: Whether code that comes with the model may run.
+        load_in: Quantise the weights while they are loaded, to "4bit" or "8bit"; None leaves them.
     """
 
     name: str
@@ -44,6 +55,7 @@ class ModelSource:
     revision: str | None = None
     dtype: str = "float32"
     trust_remote_code: bool = False
+    load_in: str | None = None
 
 
 @contextmanager
@@ -67,6 +79,7 @@ def find_model(
     revision: str | None = None,
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    load_in: str | None = None,
     *,
     tell: Callable[[str], None] | None = None,
 ) -> ModelSource:
@@ -77,18 +90,23 @@ def find_model(
         revision: Of a hub id; None takes the main branch.
         dtype: Of the weights: float32, bfloat16 or float16.
         trust_remote_code: Whether code that comes with the model may run.
+        load_in: Quantise the weights while they are loaded: 4bit or 8bit; None leaves them.
         tell: Called with a line when the demo model is converted.
 
     Returns:
         What to load; nothing is loaded yet.
 
     Raises:
-        ValueError: If the dtype is unknown.
+        ValueError: If the dtype or the quantisation is unknown, or what it needs is missing.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}.")
+    if load_in is not None:
+        if load_in not in LOAD_IN:
+            raise ValueError(f"load_in is {load_in!r}; known are {', '.join(LOAD_IN)}.")
+        require_bitsandbytes(f"--load-in {load_in}")
     path = str(demo_model_path(tell)) if name == DEMO_MODEL else name
-    return ModelSource(name, path, revision, dtype, trust_remote_code)
+    return ModelSource(name, path, revision, dtype, trust_remote_code, load_in)
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -119,17 +137,24 @@ def load_config(source: ModelSource) -> PretrainedConfig:
         The configuration.
 
     Raises:
-        ValueError: If there is none, or it cannot be read.
+        ValueError: If there is none, or it cannot be read, or it is of a model that is not recorded
+            or not read here.
     """
     with _told_plainly("configuration", source):
         config = AutoConfig.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
-    if getattr(config, "quantization_config", None) is not None and not torch.cuda.is_available():
+    if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"{source.name!r} has quantised weights, which are read on a CUDA device only; here is "
-            "none. Take the model's unquantised weights, with --lora to train few of them."
+            f"{source.name!r} is an encoder-decoder model ({config.model_type}): gradsift records "
+            "causal LMs."
         )
+    if source.load_in is not None and method_of(config) is not None:
+        raise ValueError(
+            f"{source.name!r} has weights quantised by {method_of(config)} already: leave "
+            "--load-in out, or take the model's unquantised weights."
+        )
+    require_readable(source.name, config)
     return config
 
 
@@ -140,20 +165,67 @@ def load_model(source: ModelSource) -> PreTrainedModel:
         source: Which model.
 
     Returns:
-        The model, on the CPU; a trainer moves it.
+        The model, on the CPU, from where a trainer moves it; quantised, on the accelerator.
 
     Raises:
         ValueError: If it cannot be loaded.
     """
+    quantised: dict[str, object] = {}
+    if source.load_in is not None:
+        quantised["quantization_config"] = quantization_for(source.load_in)
+    if source.load_in is not None or method_of(load_config(source)) is not None:
+        # They are quantised, or unpacked, where they will be used.
+        quantised["device_map"] = {"": _own_device()}
     with _told_plainly("model", source):
         # Only safetensors: the older format is a pickle, which runs code when it is opened.
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             source.path,
             revision=source.revision,
             dtype=DTYPES[source.dtype],
             trust_remote_code=source.trust_remote_code,
             use_safetensors=True,
+            **quantised,
         )
+    keep_numbers_in_evaluation(model)
+    return model
+
+
+def require_adapters(source: ModelSource, config: PretrainedConfig, *, has_adapters: bool) -> None:
+    """Refuse to train quantised weights themselves.
+
+    Args:
+        source: Which model.
+        config: Its configuration.
+        has_adapters: Whether adapters are trained in their place.
+
+    Raises:
+        ValueError: If they are quantised and there are none.
+    """
+    if has_adapters:
+        return
+    if source.load_in is not None:
+        raise ValueError(f"--load-in {source.load_in}: {NEEDS_ADAPTERS}.")
+    method = method_of(config)
+    if method is not None:
+        raise ValueError(f"{source.name!r} has weights quantised by {method}: {NEEDS_ADAPTERS}.")
+
+
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Return whether a model's weights are quantised."""
+    return bool(getattr(model, "is_quantized", False))
+
+
+def on_best_device(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model on the accelerator that is there; quantised ones were loaded onto it."""
+    return model if is_quantized(model) else model.to(best_device())
+
+
+def _own_device() -> torch.device:
+    device = best_device()
+    # Several processes take one accelerator each.
+    if device.type == "cpu":
+        return device
+    return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def best_device() -> torch.device:

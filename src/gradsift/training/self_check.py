@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,8 +29,9 @@ from gradsift.training.plain_loss import (
     without_reentrant_checkpointing,
 )
 from gradsift.training.probe import forward_records, probe_step, without_dropout
+from gradsift.training.quantized import coupling_of
 from gradsift.training.sft import RecordingSFTTrainer, mean_loss
-from gradsift.training.tracking import base_model, track
+from gradsift.training.tracking import base_model, head_is_called, require_path, track
 
 # From the cheapest to the one that makes the fewest assumptions.
 PATHS: tuple[RecordingPath, ...] = ("fused", "fused-intercepted", "hooked", "intercepted")
@@ -51,6 +53,8 @@ OF_TEXT = (
     "max_length_k",
     "seq_idx",
 )
+# Of rows that the model itself makes depend on their neighbours, by some percent.
+COUPLED_TOLERANCE = 0.1
 # A way that does not fit a model fails in whatever manner the model's code fails.
 _NOT_THIS_WAY = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, AssertionError)
 
@@ -71,7 +75,11 @@ def recorder_for(
 
     Returns:
         The recorder.
+
+    Raises:
+        ValueError: If the way does not fit the model's layers.
     """
+    require_path(track(trainer.model), path)
     trainer.use_fused_head(path.startswith("fused"))
     tracked = track(trainer.model, trainer.fused)
     return Recorder(tracked, sketch, path=path, arithmetic=arithmetic)
@@ -154,7 +162,8 @@ def _first_that_passes(
 
 def _require_finite_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        if not hasattr(parameter, "full_tensor") and not bool(parameter.isfinite().all()):
+        # Sharded weights are elsewhere; quantised ones are whole numbers, and their scales finite.
+        if type(parameter) is nn.Parameter and not bool(parameter.isfinite().all()):
             raise ValueError(
                 f"{type(base_model(model)).__name__}: the weight {name} holds numbers that are not "
                 "finite, so no gradient is. Load it from a whole checkpoint, or in a dtype with a "
@@ -244,15 +253,20 @@ def check_forward(
         indices = chosen
 
     def check(path: RecordingPath, arithmetic: Arithmetic) -> tuple[Recorder, CheckResult]:
+        require_path(model, path)
         recorder = Recorder(model, sketch, path=path, arithmetic=arithmetic)
         with torch.random.fork_rng(), without_dropout(model.outer):
-            seen = forward_and_backward(recorder, indices, args, kwargs, batch)
+            with head_is_called(model.head):
+                seen = forward_and_backward(recorder, indices, args, kwargs, batch)
             records = [record for record in seen.read() if record.index in chosen]
             result = _compared(recorder, records, alone.loss, seen.dtype, tokens.is_packed)
         return recorder, result
 
     with without_reentrant_checkpointing(model.outer), torch.enable_grad():
-        return _first_that_passes(paths, check, model.outer)
+        recorder, result = _first_that_passes(paths, check, model.outer)
+    if result.warning:
+        warnings.warn(result.warning, stacklevel=2)
+    return recorder, result
 
 
 class _Alone:
@@ -319,7 +333,9 @@ def _compared(
     dtype: torch.dtype,
     is_packed: bool = False,
 ) -> CheckResult:
-    tolerance = tolerance_for(dtype)
+    tolerance, coupling = tolerance_for(dtype), coupling_of(recorder.model.outer)
+    if coupling is not None:
+        tolerance = max(tolerance, COUPLED_TOLERANCE)
     errors: dict[str, float] = {}
     for record in records:
         with torch.random.fork_rng():
@@ -331,4 +347,7 @@ def _compared(
             errors[key] = max(error, errors.get(key, 0.0))
     name = recorder.arithmetic.name
     about = (recorder.path, name, str(dtype).removeprefix("torch."))
-    return CheckResult(len(records), max(errors.values()), tolerance, *about, errors)
+    worst = max(errors.values())
+    return CheckResult(
+        len(records), worst, tolerance, *about, errors, warning="" if coupling is None else coupling
+    )

@@ -24,6 +24,7 @@ from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
 from gradsift.gradients.sharding import shape_of
 from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.training.adapters import trained_dtype_is
 from gradsift.training.batches import (
     Batching,
     LengthGroupedSampler,
@@ -31,7 +32,7 @@ from gradsift.training.batches import (
     packed_batch,
 )
 from gradsift.training.sft_settings import SFTSettings, lora_config, sft_config
-from gradsift.training.tracking import add_fused_head, base_model, track
+from gradsift.training.tracking import add_fused_head, base_model, can_be_fused, track
 
 INDEX_COLUMN = "instance_index"
 TOKENS = "response_tokens"
@@ -50,6 +51,7 @@ class RecordingSFTTrainer(SFTTrainer):
         batching: How rows are put into micro-batches.
         n_tokens: Tokens of the rows that this process was trained on.
         n_computed: The same with the padding that was computed beside them.
+        is_probing: Whether a step is made for its numbers only.
     """
 
     def __init__(
@@ -87,9 +89,13 @@ class RecordingSFTTrainer(SFTTrainer):
         base_model(self.model).config.get_text_config().use_cache = False
         self._lengths = [len(instance.input_ids) for instance in instances]
         self.n_tokens = self.n_computed = 0
+        self.is_probing = False
         self._fused_head = add_fused_head(self.model)
-        self.fused: FusedHead | None = self._fused_head
-        width = shape_of(base_model(self.model).get_output_embeddings().weight)[1]
+        self.fused: FusedHead | None = self._fused_head if can_be_fused(self.model) else None
+        if getattr(model, "is_quantized", False) and not self.args.bf16:
+            # trl holds adapters over quantised weights in bf16, whatever the products are in.
+            trained_dtype_is(self.model, torch.float32)
+        width = shape_of(track(self.model).head.weight)[1]
         self.data_collator = _Collator(self.data_collator, width)
         self.batching = self._choose_batching(settings.batching)
         self.data_collator.packs = self.batching == "packed"
@@ -140,7 +146,7 @@ class RecordingSFTTrainer(SFTTrainer):
     def forget_metrics(self) -> None:
         """Clear what trl counts in a step, after a step that was only a probe."""
         self._metrics["train"].clear()
-        self._total_train_tokens = self.n_tokens = self.n_computed = 0
+        self._total_train_tokens = 0
 
     def training_step(
         self,
@@ -162,8 +168,9 @@ class RecordingSFTTrainer(SFTTrainer):
         if self._before_first is not None:
             look, self._before_first = self._before_first, None
             look(model, self._prepare_inputs(inputs))
-        self.n_tokens += sum(self._lengths[i] for i in indices)
-        self.n_computed += inputs["input_ids"].numel()
+        if not self.is_probing:  # A probe may be of rows that are not trained on.
+            self.n_tokens += sum(self._lengths[i] for i in indices)
+            self.n_computed += inputs["input_ids"].numel()
         if self._recorder is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
             self._tell_rows(indices)

@@ -11,6 +11,8 @@ import torch
 from peft import LoraConfig
 from trl import SFTConfig
 
+from gradsift.terms import LM_HEAD
+
 # What gradsift decides itself, and why the user's value is refused.
 RESERVED = {
     "output_dir": "the run folder is used",
@@ -23,6 +25,7 @@ RESERVED = {
     "save_steps": "use --save-steps",
     "save_total_limit": "use --save-steps",
     "resume_from_checkpoint": "running the same command again resumes",
+    "model_init_kwargs": "the model is loaded before: use --load-in, --dtype and --revision",
     "packing": "use --batching",
     "padding_free": "use --batching",
     "group_by_length": "use --batching",
@@ -78,15 +81,7 @@ def sft_config(settings: SFTSettings, output_dir: Path) -> SFTConfig:
     Raises:
         ValueError: For a key that SFTConfig does not know or that gradsift sets itself.
     """
-    reserved = sorted(settings.sft.keys() & RESERVED.keys())
-    if reserved:
-        reasons = "; ".join(f"{key}: {RESERVED[key]}" for key in reserved)
-        raise ValueError(f"sft settings that gradsift decides itself: {reasons}.")
-    unknown = sorted(settings.sft.keys() - SFTConfig.__dataclass_fields__.keys())
-    if unknown:
-        raise ValueError(f"sft settings that trl's SFTConfig does not know: {', '.join(unknown)}.")
-    for key, value in settings.sft.items():
-        _require_type(key, value)
+    require_settings(settings)
     on_cpu = not torch.accelerator.is_available()
     defaults = {"bf16": False, "gradient_checkpointing": False, "use_cpu": True} if on_cpu else {}
     with warnings.catch_warnings():
@@ -108,17 +103,42 @@ def sft_config(settings: SFTSettings, output_dir: Path) -> SFTConfig:
             raise ValueError(f"sft settings: {error}") from error
 
 
+def require_settings(settings: SFTSettings) -> None:
+    """Refuse the user's settings that cannot be, before anything is loaded.
+
+    Args:
+        settings: The user's.
+
+    Raises:
+        ValueError: For a key that SFTConfig or LoraConfig does not know or that gradsift sets
+            itself, or a value of another type.
+    """
+    reserved = sorted(settings.sft.keys() & RESERVED.keys())
+    if reserved:
+        reasons = "; ".join(f"{key}: {RESERVED[key]}" for key in reserved)
+        raise ValueError(f"sft settings that gradsift decides itself: {reasons}.")
+    unknown = sorted(settings.sft.keys() - SFTConfig.__dataclass_fields__.keys())
+    if unknown:
+        raise ValueError(f"sft settings that trl's SFTConfig does not know: {', '.join(unknown)}.")
+    for key, value in settings.sft.items():
+        _require_type(key, value)
+    lora_config(settings)
+
+
 def _require_type(key: str, value: object) -> None:
-    usual = SFTConfig.__dataclass_fields__[key].default
+    field = SFTConfig.__dataclass_fields__[key]
+    # Where a share of all steps may stand for their number, the default is 0, the type float.
+    kind = float if field.type is float else type(field.default)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {
         bool: isinstance(value, bool),
         int: number and value == int(value),
         float: number,
-    }.get(type(usual), True)
+    }.get(kind, True)
     if not fits:
-        kind = type(usual).__name__
-        raise ValueError(f"sft setting {key} is {value!r}, expected a value of type {kind}.")
+        raise ValueError(
+            f"sft setting {key} is {value!r}, expected a value of type {kind.__name__}."
+        )
     if key in AT_LEAST_ONE and value < 1:
         raise ValueError(f"sft setting {key} is {value!r}, expected at least 1.")
 
@@ -133,12 +153,18 @@ def lora_config(settings: SFTSettings) -> LoraConfig | None:
         The configuration.
 
     Raises:
-        ValueError: For a key that LoraConfig does not know.
+        ValueError: For a key that LoraConfig does not know, or an adapter of the head.
     """
     if settings.lora is None:
         return None
     unknown = sorted(settings.lora.keys() - LoraConfig.__dataclass_fields__.keys())
     if unknown:
         raise ValueError(f"lora settings that peft's LoraConfig does not know: {unknown}.")
+    targets = settings.lora.get("target_modules")
+    if isinstance(targets, list | tuple) and LM_HEAD in targets:
+        raise ValueError(
+            f"lora setting target_modules has {LM_HEAD!r}: trl trains no adapter of the head. "
+            f"Leave it out, or train the head itself: modules_to_save: [{LM_HEAD}]."
+        )
     defaults = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
     return LoraConfig(**{**defaults, **settings.lora})

@@ -17,7 +17,7 @@ from gradsift.gradients.check import CheckResult, tolerance_for
 from gradsift.gradients.fused import product_dtype
 from gradsift.gradients.intercept import is_plain
 from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import RecordingPath, TrackedModel
+from gradsift.gradients.records import RecordingPath, TrackedModel, WatchedLayer
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
 from gradsift.training.loops import FSDP1
@@ -96,6 +96,13 @@ def unchecked(
     Raises:
         ValueError: If the embedding does more than looking up, and only its hooks may be used.
     """
+    for name, layer in (("embedding", model.embedding), ("head", model.head)):
+        if isinstance(layer, WatchedLayer):
+            raise ValueError(
+                f"the {name} is adapted or quantised, and weights are divided among processes: "
+                "that was never compared with anything. Leave embedding and head out of the "
+                "adapters and of what is quantised, or use processes with whole weights (DDP)."
+            )
     exact = [p for p in paths if is_plain(model.embedding) or p.endswith("intercepted")]
     if not exact:
         raise ValueError(

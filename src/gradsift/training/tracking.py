@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from gradsift.gradients.fused import FusedHead
-from gradsift.gradients.records import TrackedModel
+from gradsift.gradients.records import RecordingPath, TrackedModel, WatchedLayer
 from gradsift.gradients.sharding import is_sharded
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.transform import HeadTransform
+from gradsift.training.adapters import (
+    require_rows_of_their_own_tokens,
+    watched_embedding,
+    watched_head,
+)
 
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
@@ -41,7 +48,7 @@ def add_fused_head(model: nn.Module) -> FusedHead:
         if response_tokens is None:
             return original(*args, **kwargs)
         hidden = _backbone(base)(*args, **kwargs).last_hidden_state
-        head = base.get_output_embeddings()
+        head = watched_head(base.get_output_embeddings(), type(base).__name__)
         return {"log_probs": _log_probs(fused, hidden, head, response_tokens)}
 
     base.forward = forward
@@ -49,9 +56,12 @@ def add_fused_head(model: nn.Module) -> FusedHead:
 
 
 def _log_probs(
-    fused: FusedHead, hidden_BTD: torch.Tensor, head: nn.Linear, tokens: ResponseTokens
+    fused: FusedHead,
+    hidden_BTD: torch.Tensor,
+    head: nn.Linear | WatchedLayer,
+    tokens: ResponseTokens,
 ) -> torch.Tensor:
-    if not is_sharded(head.weight):
+    if isinstance(head, WatchedLayer) or not is_sharded(head.weight):
         return fused(hidden_BTD, head, tokens)
     # While a module is called its weight is whole, and what it brings is added up over processes.
     head.forward = lambda hidden_BTD: fused(hidden_BTD, head, tokens)
@@ -74,15 +84,13 @@ def track(model: nn.Module, fused: FusedHead | None = None) -> TrackedModel:
     Raises:
         ValueError: If the model has another kind of embedding or head than is recorded here.
     """
+    require_rows_of_their_own_tokens(model)
     base = base_model(model)
-    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     name = type(base).__name__
-    if not isinstance(embedding, nn.Embedding):
-        raise ValueError(f"{name}: the input embedding is a {type(embedding).__name__}, which is "
-                         "not supported; a plain embedding table is.")  # fmt: skip
-    if not isinstance(head, nn.Linear):
-        raise ValueError(f"{name}: the output head is a {type(head).__name__}, which is not "
-                         "supported; one linear layer is.")  # fmt: skip
+    if getattr(base.config, "is_encoder_decoder", False):
+        raise ValueError(f"{name} is an encoder-decoder model: gradsift records causal LMs.")
+    embedding = watched_embedding(base.get_input_embeddings(), name)
+    head = watched_head(base.get_output_embeddings(), name)
     return TrackedModel(
         outer=model,
         backbone=_backbone(base),
@@ -91,6 +99,97 @@ def track(model: nn.Module, fused: FusedHead | None = None) -> TrackedModel:
         transform=head_transform(base.config.get_text_config()),
         fused=fused,
     )
+
+
+def require_fusable(head: nn.Linear | WatchedLayer) -> None:
+    """Refuse a head in whose place the fused head must not multiply.
+
+    Before training an adapter adds nothing, so no comparison would find that it is left out.
+
+    Args:
+        head: As `track` finds it.
+
+    Raises:
+        ValueError: Says why.
+    """
+    why = getattr(head, "needs_module", None)
+    if why is not None:
+        raise ValueError(
+            f"{why}, which would be left out: this way multiplies by the weight alone."
+        )
+
+
+def require_path(model: TrackedModel, path: RecordingPath) -> None:
+    """Refuse a way of recording that does not see all that a wrapped or quantised layer does.
+
+    Args:
+        model: The tracked modules.
+        path: The way.
+
+    Raises:
+        ValueError: Says why.
+    """
+    if path.startswith(("fused", "hidden")):
+        require_fusable(model.head)
+    if not path.endswith("intercepted"):
+        return
+    layers = {"embedding": model.embedding}
+    if path == "intercepted":
+        layers["head"] = model.head
+    for name, layer in layers.items():
+        if isinstance(layer, WatchedLayer):
+            raise ValueError(
+                f"the {name} is wrapped by an adapter or quantised: its weight is not used by a "
+                "plain function that could be intercepted."
+            )
+
+
+@contextmanager
+def head_is_called(head: nn.Linear | WatchedLayer) -> Generator[None, None, None]:
+    """Refuse a forward pass that multiplies by a head's weight where only its module will do.
+
+    Args:
+        head: As `track` finds it.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: If the module was not called meanwhile.
+    """
+    why = getattr(head, "needs_module", None)
+    if why is None:
+        yield
+        return
+    calls: list[None] = []
+    handle = head.register_forward_hook(lambda *_: calls.append(None))
+    try:
+        yield
+    except ValueError:
+        if calls:
+            raise  # Else there is more to say.
+    finally:
+        handle.remove()
+    if not calls:
+        raise ValueError(
+            f"{why}, and the training loop multiplies by its weight without calling it (trl's "
+            "fused head does), which leaves out the rest. Leave lm_head out, or call the model's "
+            "own forward pass."
+        )
+
+
+def can_be_fused(model: nn.Module) -> bool:
+    """Return whether the fused head may stand in for a causal LM's own.
+
+    Args:
+        model: The model that training calls.
+    """
+    base = base_model(model)
+    try:
+        head = watched_head(base.get_output_embeddings(), type(base).__name__)
+    except ValueError:
+        return False
+    return getattr(head, "needs_module", None) is None
 
 
 def _backbone(base: PreTrainedModel) -> nn.Module:

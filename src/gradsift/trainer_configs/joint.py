@@ -1,0 +1,147 @@
+"""Keys that belong together, as all trainers have them: adapters, batches, one dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gradsift.trainer_configs.keys import EMPTY, Key, Reading
+
+# Names that load_dataset takes for "the files that follow".
+FILE_KINDS = ("json", "csv", "parquet", "arrow")
+ONE_FILE = "give one file: merge the others into it, or name DATA on the command line"
+
+
+def adapters_wanted(reading: Reading, said: bool) -> bool:
+    """Return whether adapters are trained: the command line or --config may say it, too."""
+    return said or any(name.startswith("lora.") for name in reading.taken)
+
+
+def lora(reading: Reading, *, wanted: bool, keys: Mapping[str, Key], targets: Any = None) -> None:
+    """Settle whether adapters are trained, and where.
+
+    Args:
+        reading: The configuration; its `lora.` settings stay only where adapters are wanted.
+        wanted: Whether the file says so.
+        keys: The tool's table.
+        targets: What the file says of the modules: names, "all-linear", or None for the choice
+            that peft makes for the architecture.
+    """
+    if wanted:
+        reading.set("lora.target_modules", targets)
+        return
+    for name in [name for name in reading.settings if name.startswith("lora.")]:
+        del reading.settings[name]
+    for name in [name for name in reading.said if name in reading.given]:
+        to = getattr(keys.get(name), "to", "")
+        if to.startswith("lora."):
+            reading.decided[name] = "without an adapter it is of no consequence"
+
+
+def by_length(reading: Reading) -> bool | None:
+    """Return whether rows of a length come together; a sampler that is not known is refused."""
+    sampler = reading.said.get("train_sampling_strategy", "random")
+    if sampler not in ("random", "group_by_length"):
+        reading.refuse("train_sampling_strategy", "known are random and group_by_length")
+    return sampler == "group_by_length" or reading.said.get("group_by_length")
+
+
+def warmup(reading: Reading) -> None:
+    """Settle the steps of warmup: their number comes before their share of all steps.
+
+    Args:
+        reading: The configuration.
+    """
+    said = reading.said
+    # 0 is what transformers takes for "not said".
+    if said.get("warmup_steps") or "warmup_ratio" not in reading.given:
+        used, other = "warmup_steps", "warmup_ratio"
+    else:
+        used, other = "warmup_ratio", "warmup_steps"
+    if used not in said:
+        used, other = other, used
+    if used in said:
+        reading.set("sft.warmup_steps", said[used])
+        said.pop(other, None)
+        if other in reading.given:
+            reading.decided[other] = f"{used} comes before it"
+
+
+def batching(reading: Reading, *, packing: bool | None, sees_others: bool) -> None:
+    """Settle how rows come together in a batch.
+
+    Args:
+        reading: The configuration.
+        packing: Whether the file says that rows share a sequence.
+        sees_others: Whether rows that share a sequence would see each other there.
+    """
+    alike = by_length(reading)
+    if packing and not reading.is_taken("batching"):
+        apart = "; rows of a sequence are kept apart: none sees another" if sees_others else ""
+        reading.remarks["packing"] = (
+            "a micro-batch has as many rows as its size says, packed, and not as many full "
+            f"sequences: raise the batch size for as many rows in a step{apart}"
+        )
+    if packing:
+        reading.set("batching", "packed")
+    elif alike:
+        reading.set("batching", "by_length")
+    elif packing is False or reading.said.get("group_by_length") is False:
+        reading.set("batching", "random")
+
+
+def one_dataset(reading: Reading, key: str, keys: Mapping[str, Key]) -> Reading | None:
+    """Read the only entry of a list of datasets; several are refused.
+
+    Args:
+        reading: The configuration; `data` and `split` are set.
+        key: Of the list.
+        keys: The table of an entry's keys.
+
+    Returns:
+        The entry, read but for what belongs together in it; None if there is not one.
+    """
+    entries = reading.said[key]
+    if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
+        n = f"{len(entries)} of them" if isinstance(entries, list) else "no list"
+        reading.refused[f"{key} ({n})"] = ONE_FILE
+        return None
+    said = {name: value for name, value in entries[0].items() if value not in EMPTY}
+    entry = Reading(said, frozenset(said), reading.taken, reading.settings)
+    entry.read(keys)
+    path, files = said.get("path"), said.get("data_files")
+    files = files if isinstance(files, list) else [files] if files else []
+    if len(files) > 1:
+        entry.refuse("data_files", ONE_FILE)
+    elif files and path not in FILE_KINDS:
+        entry.refuse("data_files", f"expected with path: one of {', '.join(FILE_KINDS)}")
+    elif not files and not isinstance(path, str):
+        entry.refuse("path", "expected a file or a hub id")
+    else:
+        set_data(entry, str(files[0]) if files else path, "split")
+    for name in ("decided", "remarks", "refused"):
+        getattr(reading, name).update(
+            {f"{key}[0].{said}": why for said, why in getattr(entry, name).items()}
+        )
+    reading.unknown += [f"{key}[0].{name}" for name in entry.unknown]
+    return entry
+
+
+def set_data(reading: Reading, name: str, split_key: str) -> None:
+    """Set where the rows come from: a file, a folder or a hub dataset.
+
+    Args:
+        reading: The configuration, or an entry of it.
+        name: A path (from the working directory) or a hub id.
+        split_key: The key that says the split.
+    """
+    split = reading.said.get(split_key)
+    reading.set("data", name)
+    if not Path(name).exists():
+        # That is what all of them take of a hub dataset.
+        reading.set("split", split or "train")
+    elif Path(name).is_dir():
+        reading.set("split", split)
+    elif split not in (None, "train"):
+        reading.refuse(split_key, "a file has no splits; put those rows into a file of their own")

@@ -1,0 +1,78 @@
+"""Values of keys: each function returns one as it is meant, or raises ValueError."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def number(value: Any) -> int | float:
+    """Return a number, also one that YAML takes for text (1e-4)."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            _require(False, "a number")
+    _require(isinstance(value, int | float) and not isinstance(value, bool), "a number")
+    return value
+
+
+def integer(value: Any) -> int:
+    """Return a whole number."""
+    value = number(value)
+    _require(value == int(value), "a whole number")
+    return int(value)
+
+
+def ratio(value: Any) -> int | float:
+    """Return a share of all steps; below 1, for that is how trl tells one from a count."""
+    value = number(value)
+    _require(0 <= value < 1, "a share from 0 to below 1; a number of steps is warmup_steps")
+    return value
+
+
+def flag(value: Any) -> bool:
+    """Return true or false."""
+    _require(isinstance(value, bool), "true or false")
+    return value
+
+
+def text(value: Any) -> str:
+    """Return a name."""
+    _require(isinstance(value, str), "text")
+    return value
+
+
+def names(value: Any) -> list[str]:
+    """Return names, from a list or with commas between them."""
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",")]
+    _require(isinstance(value, list) and all(isinstance(name, str) for name in value), "names")
+    return value
+
+
+def one_of(*words: Any) -> Callable[[Any], Any]:
+    """Return a function that returns one of some words."""
+
+    def read(value: Any) -> Any:
+        fits = any(word == value and type(word) is type(value) for word in words)
+        _require(fits, f"one of {', '.join(str(word) for word in words)}")
+        return value
+
+    return read
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """Return names with what they stand for."""
+    _require(isinstance(value, dict), "names and values")
+    return value
+
+
+def anything(value: Any) -> Any:
+    """Return what it is: the library that takes it checks it."""
+    return value
+
+
+def _require(fits: bool, expected: str) -> None:
+    if not fits:
+        raise ValueError(f"expected {expected}")

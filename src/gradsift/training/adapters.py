@@ -1,0 +1,199 @@
+"""Adapters over the two layers that are recorded: what computes them, and whose gradient it is.
+
+Shapes: V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from peft import PeftModel, PeftType
+from peft.tuners.lora import LoraLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+from torch import nn
+
+from gradsift.gradients.records import WatchedLayer
+from gradsift.training.quantized import dense_weight, multiplies_as_dense, quantization_of
+
+VIRTUAL_TOKENS = (
+    PeftType.PROMPT_TUNING,
+    PeftType.P_TUNING,
+    PeftType.MULTITASK_PROMPT_TUNING,
+    PeftType.CPT,
+)
+
+
+def require_rows_of_their_own_tokens(model: nn.Module) -> None:
+    """Refuse adapters that put tokens of their own into a row.
+
+    Args:
+        model: Perhaps a PEFT model.
+
+    Raises:
+        ValueError: For prompt tuning and its like.
+    """
+    kind = getattr(getattr(model, "active_peft_config", None), "peft_type", None)
+    if kind in VIRTUAL_TOKENS:
+        name = kind.value.lower().replace("_", " ")
+        raise ValueError(
+            f"{name} puts virtual tokens before a row's own, so that the positions of the "
+            "embedding and of the head are no longer those of the labels: it is not recorded. LoRA "
+            "and prefix tuning are."
+        )
+
+
+def watched_embedding(module: nn.Module, model_name: str) -> nn.Embedding | WatchedLayer:
+    """Return what is to be watched of an input embedding.
+
+    Recorded is the gradient at the output of the base table, as if that were trained, whatever
+    adapters add to it.
+
+    Args:
+        module: What the model calls; perhaps a wrapper of peft.
+        model_name: For messages.
+
+    Returns:
+        The table that is used, or a view of what computes it.
+
+    Raises:
+        ValueError: If it is another kind than is recorded here.
+    """
+    module = _chosen_copy(module)
+    tokens = _token_adapter(module)
+    if tokens is not None:
+        table = tokens.get_base_layer()
+        if tokens._get_embed_scale() is not None:
+            raise ValueError(
+                f"{model_name}: the embedding scales its output, and peft's "
+                "trainable_token_indices replaces the module that does: it is not recorded. Use "
+                "modules_to_save instead."
+            )
+        return WatchedLayer(module, table, lambda: table.weight, padding_idx=table.padding_idx)
+    if isinstance(module, BaseTunerLayer):
+        # What they add does not change the gradient that comes to the table's own output.
+        module = module.get_base_layer()
+    if not isinstance(module, nn.Embedding):
+        raise ValueError(f"{model_name}: the input embedding is a {type(module).__name__}, which "
+                         "is not supported; a plain embedding table is.")  # fmt: skip
+    if quantization_of(module) is None:
+        return module
+    dense = dense_weight(module)
+    if dense.shape != (module.num_embeddings, module.embedding_dim):
+        raise ValueError(f"{model_name}: the input embedding is quantised "
+                         f"({quantization_of(module)}), and not as one table.")  # fmt: skip
+    shape_only = dense.new_zeros(1).expand(dense.shape)
+    return WatchedLayer(module, module, lambda: shape_only, padding_idx=module.padding_idx)
+
+
+def watched_head(module: nn.Module, model_name: str) -> nn.Linear | WatchedLayer:
+    """Return what is to be watched of an output head.
+
+    Recorded is the gradient of the base weight, as if that were trained. Adapters that only add to
+    the base layer's output leave it what it is at their sum.
+
+    Args:
+        module: What the model calls; perhaps a wrapper of peft.
+        model_name: For messages.
+
+    Returns:
+        The linear layer that is used, or a view of what computes it.
+
+    Raises:
+        ValueError: If it is another kind than is recorded here.
+    """
+    module = _chosen_copy(module)
+    adapter = None
+    base = module
+    tokens = _token_adapter(module)
+    if tokens is not None:
+        base, adapter = tokens.get_base_layer(), "trainable_token_indices"
+    elif isinstance(module, BaseTunerLayer):
+        base, adapter = module.get_base_layer(), _added(module, model_name)
+    if not isinstance(base, nn.Linear):
+        raise ValueError(f"{model_name}: the output head is a {type(base).__name__}, which is not "
+                         "supported; one linear layer is.")  # fmt: skip
+    if adapter is None and quantization_of(base) is None:
+        return module
+    if not hasattr(base, "weight"):  # What has none says here what to do.
+        dense_weight(base)
+    replaced = None
+    if adapter is not None:
+        replaced = f"the head is adapted (peft: {adapter} on lm_head)"
+    elif not multiplies_as_dense(base):
+        replaced = f"the head is quantised ({quantization_of(base)})"
+    return WatchedLayer(
+        module,
+        base,
+        lambda: dense_weight(base),
+        needs_module=replaced,
+    )
+
+
+def _added(module: BaseTunerLayer, model_name: str) -> str:
+    """Return the name of adapters that only add to a head's output.
+
+    Raises:
+        ValueError: For others.
+    """
+    if not isinstance(module, LoraLayer):
+        kind = type(module).__module__.split(".")[2]
+        raise ValueError(
+            f"{model_name}: the head is adapted by {kind}, which changes more than what is added "
+            "to its output: it is not recorded. Leave lm_head out of peft's target_modules."
+        )
+    if any(name in module.lora_variant for name in module.active_adapters):
+        raise ValueError(
+            f"{model_name}: the head is adapted by a variant of LoRA (use_dora and the like), "
+            "which changes more than what is added to its output: it is not recorded. Leave "
+            "lm_head out of peft's target_modules, or the variant out of its settings."
+        )
+    return "LoRA"
+
+
+def _chosen_copy(module: nn.Module) -> nn.Module:
+    """Return the copy that peft's modules_to_save trains, where it does."""
+    if not isinstance(module, ModulesToSaveWrapper):
+        return module
+    if module.disable_adapters or not module.active_adapters:
+        return module.original_module
+    return module.modules_to_save[module.active_adapters[0]]
+
+
+def _token_adapter(module: nn.Module) -> TrainableTokensLayer | None:
+    if isinstance(module, TrainableTokensWrapper):
+        return module.token_adapter
+    return module if isinstance(module, TrainableTokensLayer) else None
+
+
+def adapters_of(model: nn.Module) -> str:
+    """Say what is trained of a model.
+
+    Args:
+        model: Perhaps a PEFT model.
+
+    Returns:
+        Such as "LoRA on 7 kinds of layers", or "all parameters".
+    """
+    if not isinstance(model, PeftModel):
+        return "all parameters"
+    kind = str(model.active_peft_config.peft_type.value)
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+    kind = "LoRA" if kind == "LORA" else kind.lower().replace("_", " ")
+    return f"{kind} on {len(names)} kinds of layers" if names else kind
+
+
+def n_trained(model: nn.Module) -> int:
+    """Return the number of parameters that are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def trained_dtype_is(model: nn.Module, dtype: torch.dtype) -> None:
+    """Hold everything that is trained in one dtype."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)

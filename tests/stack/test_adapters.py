@@ -1,0 +1,335 @@
+"""Adapters in a loop of one's own and in our trainer: exact also when they add something.
+
+Recorded is the gradient of the base weights, as if they were trained. The adapters are trained
+for some steps first: before, they add nothing, and leaving them out would not be seen.
+"""
+
+import pytest
+import torch
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
+from peft.tuners.lora import Linear
+from transformers import T5Config, T5ForConditionalGeneration
+from trl import SFTConfig, SFTTrainer
+
+import gradsift as gs
+from adapted import (
+    INSTANCES,
+    gradients_at,
+    gradients_at_outputs,
+    in_float64,
+    recorded,
+    trained,
+    worst_error,
+)
+from gradsift.gradients.sketch import SketchSpec
+from gradsift.training import tracking
+from gradsift.training.probe import probe_step
+from gradsift.training.self_check import PATHS, first_exact_path, recorder_for
+from gradsift.training.sft import RecordingSFTTrainer, as_dataset
+from gradsift.training.sft_settings import SFTSettings, lora_config
+from gradsift.training.tracking import track
+from oracle import relative_error, statistics_of
+from tiny import tiny_llama, tiny_tokenizer
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def lora(**options):
+    options = {"r": 2, "lora_alpha": 8, "target_modules": ALL, "task_type": "CAUSAL_LM", **options}
+    return LoraConfig(**options)
+
+
+LAYERS_ALONE = {
+    "LoRA": lora(),
+    "rsLoRA": lora(use_rslora=True),
+    "DoRA": lora(use_dora=True),
+    "PiSSA": lora(init_lora_weights="pissa"),
+    "OLoRA": lora(init_lora_weights="olora"),
+    "IA3": IA3Config(
+        task_type="CAUSAL_LM",
+        target_modules=["k_proj", "v_proj", "down_proj"],
+        feedforward_modules=["down_proj"],
+    ),
+    "VeRA": VeraConfig(r=4, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM"),
+    "prefix tuning": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", LAYERS_ALONE)
+def test_adapters_between_embedding_and_head(tmp_path, name, tied):
+    base = tiny_llama(tied=tied)
+    table, head = base.model.embed_tokens, base.lm_head
+    model = trained(get_peft_model(base, LAYERS_ALONE[name]), lr=0.01)
+    seen = recorded(model, tmp_path)
+    assert (seen.check.path, seen.check.warning) == ("hidden", "")
+
+    def truth(input_ids, labels):
+        return gradients_at(model, table, head, input_ids, labels)
+
+    assert worst_error(seen.store, truth) < 5e-5
+
+
+ON_HEAD = ["lm_head"]
+ON_TABLE = ["embed_tokens"]
+TOKENS = {"embed_tokens": [7, 100, 101, 200]}
+OVER_THE_LAYERS = {
+    "LoRA on the head": lora(target_modules=[*ALL, *ON_HEAD], lora_dropout=0.0),
+    "rsLoRA on the head": lora(target_modules=ON_HEAD, use_rslora=True),
+    "LoRA on the embedding": lora(target_modules=[*ALL, *ON_TABLE]),
+    "LoRA on both": lora(target_modules=[*ALL, *ON_HEAD, *ON_TABLE]),
+    "DoRA on the embedding": lora(target_modules=ON_TABLE, use_dora=True),
+    "head saved": lora(modules_to_save=ON_HEAD),
+    "embedding saved": lora(modules_to_save=ON_TABLE),
+    "both saved": lora(modules_to_save=[*ON_TABLE, *ON_HEAD]),
+    "tokens": lora(trainable_token_indices=TOKENS),
+    "tokens, head saved": lora(trainable_token_indices=TOKENS, modules_to_save=ON_HEAD),
+}
+
+
+def plain_layers(model):
+    """The layers whose weights are used, whatever wraps them; written without the code's help."""
+
+    def inner(module):
+        if hasattr(module, "modules_to_save"):
+            return module.modules_to_save["default"]
+        return module.base_layer if hasattr(module, "base_layer") else module
+
+    base = model.get_base_model()
+    return inner(base.model.embed_tokens), inner(base.lm_head)
+
+
+def truth_for(model, name):
+    if "tokens" not in name:
+        return lambda *row: gradients_at(model, *plain_layers(model), *row)
+    # The table that is used is put together at each call; merged, it is a plain one.
+    merged = in_float64(model).merge_and_unload()
+    return lambda *row: gradients_at(merged, merged.model.embed_tokens, merged.lm_head, *row)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", OVER_THE_LAYERS)
+def test_adapters_over_embedding_and_head(tmp_path, name, tied):
+    if tied and name == "tokens, head saved":
+        pytest.skip("peft refuses it")
+    model = get_peft_model(tiny_llama(tied=tied), OVER_THE_LAYERS[name])
+    model = trained(model)
+    if name == "LoRA on the head":
+        assert model.get_base_model().lm_head.lora_B["default"].weight.abs().max() > 0.05
+    seen = recorded(model, tmp_path)
+    assert worst_error(seen.store, truth_for(in_float64(model), name)) < 5e-5
+    # What the model's own module gives at its output says the same, where it only adds.
+    base = model.get_base_model()
+    if "DoRA" not in name and "saved" not in name:
+        same = in_float64(base)
+        table = same.model.embed_tokens
+        if not hasattr(table, "padding_idx"):
+            table.padding_idx = 0
+
+        def truth(*row):
+            return gradients_at_outputs(same, table, same.lm_head, *row)
+
+        assert worst_error(seen.store, truth) < 5e-5
+
+
+def trainer_for(tmp_path, config, *, tied=False, **sft):
+    settings = {"per_device_train_batch_size": 4, "learning_rate": 0.05, **sft}
+    model = tiny_llama(tied=tied)
+    settings = SFTSettings(settings, config, 0)
+    return RecordingSFTTrainer(model, tiny_tokenizer(), INSTANCES, settings, tmp_path)
+
+
+def with_an_adapted_head(trainer):
+    """trl refuses one at the start; here it comes later."""
+    base = trainer.model.get_base_model()
+    base.lm_head = Linear(base.lm_head, "default", config=lora(), r=2, lora_alpha=8)
+    return trainer
+
+
+SKETCH = SketchSpec(64, 0)
+LENGTHS = [len(item.input_ids) for item in INSTANCES]
+
+
+def error_of_a_step(trainer, recorder):
+    rows = [0, 1, 2]
+    records = probe_step(trainer, rows, recorder).read()
+    errors = []
+    for row, record in zip(rows, records, strict=True):
+        item = INSTANCES[row]
+        layers = plain_layers(trainer.model)
+        truth, _ = gradients_at(trainer.model, *layers, item.input_ids, item.labels)
+        for layer, gradient in truth.items():
+            want = statistics_of(gradient)["l2_norm"]
+            errors.append(relative_error(getattr(record, layer).values_S[5], want, 0))
+    return max(errors)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_our_trainer_leaves_no_adapter_of_the_head_out(tmp_path, tied):
+    trainer = with_an_adapted_head(trainer_for(tmp_path, {"r": 2}, tied=tied))
+    recorder, result = first_exact_path(trainer, SKETCH, LENGTHS)
+    assert result.path == "hooked"
+    assert "would be left out" in result.tried["fused"]
+    assert "would be left out" in result.tried["fused-intercepted"]
+    trainer.train()
+    assert trainer.model.get_base_model().lm_head.lora_B["default"].weight.abs().max() > 0.05
+    assert error_of_a_step(trainer, recorder) < 1e-4
+
+
+def test_the_fused_head_would_leave_it_out_and_the_self_check_would_not_see_it(
+    tmp_path, monkeypatch
+):
+    """Negative control of the test above: that is why ways are refused before they are checked."""
+    trainer = with_an_adapted_head(trainer_for(tmp_path, {"r": 2}))
+    monkeypatch.setattr(tracking, "require_fusable", lambda head: None)
+    recorder, result = first_exact_path(trainer, SKETCH, LENGTHS)
+    assert result.path == "fused"
+    # Some steps of the model's own loss, so that the adapter adds something.
+    trained(trainer.model)
+    assert error_of_a_step(trainer, recorder) > 0.01
+
+
+def test_the_adapter_of_a_head_is_refused_before_a_model_is_loaded():
+    with pytest.raises(ValueError, match=r"target_modules has 'lm_head'.*modules_to_save"):
+        lora_config(SFTSettings({}, {"target_modules": [*ALL, *ON_HEAD]}, 0))
+
+
+SAVED = {
+    "head": {"modules_to_save": ON_HEAD},
+    "embedding": {"modules_to_save": ON_TABLE},
+    "both": {"modules_to_save": [*ON_TABLE, *ON_HEAD]},
+    "LoRA on the embedding": {"target_modules": [*ALL, *ON_TABLE]},
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_what_leaves_the_head_a_plain_layer_stays_fused(tmp_path, name):
+    trainer = trainer_for(tmp_path, {"r": 2, **SAVED[name]})
+    recorder, result = first_exact_path(trainer, SKETCH, LENGTHS)
+    assert result.path == "fused"
+    before = [layer.weight.clone() for layer in plain_layers(trainer.model)]
+    trainer.train()
+    moved = [
+        not torch.equal(was, layer.weight)
+        for was, layer in zip(before, plain_layers(trainer.model), strict=True)
+    ]
+    assert moved == [name in ("embedding", "both"), name in ("head", "both")]
+    assert error_of_a_step(trainer, recorder) < 1e-4
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_trainable_tokens_in_our_trainer(tmp_path, tied):
+    trainer = trainer_for(tmp_path, {"r": 2, "trainable_token_indices": TOKENS}, tied=tied)
+    # Also while nobody records, such as for an arm.
+    assert (trainer.fused is None) == tied
+    recorder, result = first_exact_path(trainer, SKETCH, LENGTHS)
+    assert result.path == ("hooked" if tied else "fused")
+    trainer.train()
+    records = probe_step(trainer, [0, 1, 2], recorder).read()
+    plain = trainer.model.merge_and_unload()
+    for row, record in enumerate(records):
+        item = INSTANCES[row]
+        layers = plain.model.embed_tokens, plain.lm_head
+        truth, _ = gradients_at(plain, *layers, item.input_ids, item.labels)
+        for layer, gradient in truth.items():
+            want = statistics_of(gradient)["l2_norm"]
+            assert relative_error(getattr(record, layer).values_S[5], want, 0) < 1e-4
+
+
+def test_ways_that_do_not_fit_are_refused_by_name(tmp_path):
+    trainer = with_an_adapted_head(trainer_for(tmp_path, {"r": 2}))
+    for path in PATHS:
+        if path != "hooked":
+            with pytest.raises(ValueError, match=r"LoRA on lm_head|wrapped by an adapter"):
+                recorder_for(trainer, path, SKETCH)
+
+
+@pytest.mark.parametrize("resize", [262 + 64, 262 - 6])
+@pytest.mark.parametrize("tied", [True, False])
+def test_resized_embeddings(tmp_path, tied, resize):
+    model = tiny_llama(tied=tied)
+    torch.manual_seed(0)
+    model.resize_token_embeddings(resize)
+    for row in INSTANCES:
+        assert max(row.input_ids) < 262
+    if resize < 262:
+        model = tiny_llama(tied=tied, vocab_size=300)
+        model.resize_token_embeddings(262)
+    seen = recorded(model, tmp_path)
+    truth = in_float64(model)
+
+    def at_weights(*row):
+        return gradients_at(truth, truth.model.embed_tokens, truth.lm_head, *row)
+
+    assert worst_error(seen.store, at_weights) < 5e-5
+
+
+def test_prompt_tuning_is_refused_plainly(tmp_path):
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = get_peft_model(tiny_llama(), config)
+    with pytest.raises(ValueError, match=r"prompt tuning puts virtual tokens before"):
+        gs.record(model, out=tmp_path)
+
+
+def test_an_encoder_decoder_model_is_refused_plainly(tmp_path):
+    config = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=262)
+    model = T5ForConditionalGeneration(config)
+    message = "an encoder-decoder model: gradsift records causal LMs"
+    with pytest.raises(ValueError, match=message):
+        gs.record(model, out=tmp_path / "run")
+    model.save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match=r"encoder-decoder model \(t5\): gradsift records causal"):
+        gs.check(str(tmp_path / "t5"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            IA3Config(
+                task_type="CAUSAL_LM", target_modules=["lm_head"], feedforward_modules=["lm_head"]
+            ),
+            r"adapted by ia3.*Leave lm_head out of peft's target_modules",
+        ),
+        (lora(target_modules=ON_HEAD, use_dora=True), r"use_dora.*Leave lm_head out"),
+    ],
+    ids=["IA3", "DoRA"],
+)
+def test_adapters_that_multiply_at_the_head_are_refused_by_name(config, message):
+    with pytest.raises(ValueError, match=message):
+        track(get_peft_model(tiny_llama(tied=False), config))
+
+
+def test_a_loop_that_multiplies_by_an_adapted_heads_weight_itself_is_refused(tmp_path):
+    """trl refuses such a model at the start, too; here the adapter comes after that."""
+    trainer = SFTTrainer(
+        model=tiny_llama(tied=False),
+        args=SFTConfig(
+            output_dir=str(tmp_path / "trl"),
+            per_device_train_batch_size=4,
+            max_length=None,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+        ),
+        train_dataset=as_dataset(INSTANCES),
+        processing_class=tiny_tokenizer(),
+        peft_config=lora(),
+    )
+    with (
+        pytest.raises(ValueError, match=r"LoRA on lm_head.*trl's fused head"),
+        gs.record(with_an_adapted_head(trainer).model, out=tmp_path / "run"),
+    ):
+        trainer.train()
