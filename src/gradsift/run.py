@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gradsift.stages.check import ModelCheck
     from gradsift.stages.losses import LossesResult
     from gradsift.training.estimate import Estimate
+    from gradsift.training.plan import MemoryPlan
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,47 @@ def check(
     settings = SFTSettings(sft or {}, None if lora is False else {} if lora is True else lora, 0)
     with without_progress_bars():
         return check_model(source, settings, recording=recording)
+
+
+def plan(
+    model: str,
+    *,
+    lora: bool | None = None,
+    load_in: str | None = None,
+    revision: str | None = None,
+    dtype: str = "bfloat16",
+    trust_remote_code: bool = False,
+    **settings: Any,
+) -> MemoryPlan:
+    """Count what a capture would take on each GPU, from a model's configuration alone.
+
+    Args:
+        model: A hub id or a folder with config.json.
+        lora: True for LoRA only, False for all parameters only, None for all ways.
+        load_in: 4bit or 8bit, for QLoRA only.
+        revision: Of a hub model.
+        dtype: Of the weights: float32, bfloat16 or float16.
+        trust_remote_code: Whether code that comes with the model may run.
+        settings: Of `PlanSettings`: gpus, gpu_memory, batch_size, max_length, lora_rank.
+
+    Returns:
+        What fits where; planned, not measured.
+
+    Raises:
+        ValueError: For a configuration that cannot be read, or settings that cannot be.
+    """
+    from gradsift.training.model import DTYPES, find_model, load_config
+    from gradsift.training.plan import TRAININGS, PlanSettings, plan_memory
+
+    trainings = TRAININGS if lora is None else ("LoRA",) if lora else ("full",)
+    if load_in is not None:
+        if lora is False:
+            raise ValueError("--full trains all parameters, --load-in freezes them: give one.")
+        trainings, settings = ("QLoRA",), {**settings, "load_in": load_in}
+    source = find_model(model, revision, dtype, trust_remote_code)
+    settings["weight_bytes"] = DTYPES[dtype].itemsize
+    planned = PlanSettings(trainings, **settings)
+    return plan_memory(model, load_config(source), planned)
 
 
 def losses(run: str | Path, listener: Listener = SILENT) -> LossesResult:

@@ -25,12 +25,18 @@ class Odd(nn.Module):
         return F.linear(torch.tanh(x), weight=self.head)
 
 
+def layer_with(weight):
+    layer = nn.Module()
+    layer.weight = weight
+    return layer
+
+
 def watched():
     model, seen = Odd(), []
     interception = Interception(
         model,
-        model.table,
-        model.head,
+        layer_with(model.table),
+        layer_with(model.head),
         lambda tokens, output, padding_idx: seen.append(("table", tokens.tolist(), padding_idx)),
         lambda x, z: seen.append(("head", tuple(x.shape), tuple(z.shape))),
     )

@@ -9,6 +9,7 @@ import typer
 
 from gradsift.cli.capturing import capture, check, demo, losses, run
 from gradsift.cli.comparing import compare, train
+from gradsift.cli.planning import plan
 from gradsift.cli.selecting import agreement, explain, select, stability, strategies
 
 # In the order of --help.
@@ -24,6 +25,7 @@ COMMANDS = (
     losses,
     agreement,
     check,
+    plan,
     demo,
 )
 

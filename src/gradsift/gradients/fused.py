@@ -14,7 +14,6 @@ from torch import nn
 
 from gradsift.gradients.arithmetic import Arithmetic, arithmetics_for
 from gradsift.gradients.head import HeadProduct, HeadRows, head_pass
-from gradsift.gradients.sharding import whole
 from gradsift.gradients.sketch import TensorSketch
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.transform import HeadTransform
@@ -56,14 +55,14 @@ class FusedHead:
 
         Args:
             hidden_BTD: Last hidden state.
-            head: The head; its weight and bias are read.
+            head: The head; its weight and bias are read, and must be whole.
             tokens: Where the response tokens are.
 
         Returns:
             [N] float32 (or float64). Its gradient must be the same for all tokens, as that of a
             sum or mean is; where it is not, the gradients it causes are not numbers.
         """
-        weight_VD, bias_V = (whole(tensor) for tensor in (head.weight, head.bias))
+        weight_VD, bias_V = head.weight, head.bias
         arithmetic = self.arithmetic or arithmetics_for(weight_VD.device, weight_VD.dtype)[0]
         sketch = None if self.listener is None else self.sketch
         job = _Job(tokens, self.transform, arithmetic, sketch, torch.is_grad_enabled())

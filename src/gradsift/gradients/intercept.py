@@ -16,14 +16,19 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 
+def is_plain(embedding: nn.Embedding) -> bool:
+    """Return whether an embedding gives what it looks up, so that its hooks see the table's use."""
+    return type(embedding).forward is nn.Embedding.forward and "forward" not in vars(embedding)
+
+
 class Interception:
     """Watches a model's forward passes for uses of its table and its head."""
 
     def __init__(
         self,
         outer: nn.Module,
-        table: torch.Tensor,
-        head: torch.Tensor,
+        table: nn.Module,
+        head: nn.Module,
         on_table_use: Callable[[torch.Tensor, torch.Tensor, int | None], None],
         on_head_use: Callable[[torch.Tensor, torch.Tensor], None],
     ):
@@ -31,8 +36,8 @@ class Interception:
 
         Args:
             outer: The module whose forward passes are watched.
-            table: The embedding's weight.
-            head: The head's weight; may be the same one.
+            table: The embedding.
+            head: The head; its weight may be the same one.
             on_table_use: Called with tokens, output and padding index.
             on_head_use: Called with input and output.
         """
@@ -61,13 +66,14 @@ class Interception:
 class _Mode(TorchFunctionMode):
     def __init__(
         self,
-        table: torch.Tensor,
-        head: torch.Tensor,
+        table: nn.Module,
+        head: nn.Module,
         on_table_use: Callable[[torch.Tensor, torch.Tensor, int | None], None],
         on_head_use: Callable[[torch.Tensor, torch.Tensor], None],
     ):
         super().__init__()
-        self._table, self._head = table, head
+        # What stands in for a layer is watched by its module, and computes its weight when asked.
+        self._table, self._head = (m if isinstance(m, nn.Module) else None for m in (table, head))
         self._on_table_use, self._on_head_use = on_table_use, on_head_use
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -77,11 +83,12 @@ class _Mode(TorchFunctionMode):
             tokens, weight, padding_idx = _arguments(
                 args, kwargs, ("input", "weight", "padding_idx")
             )
-            if weight is self._table:
+            # FSDP2 puts another tensor there while the module is used.
+            if self._table is not None and weight is self._table.weight:
                 self._on_table_use(tokens, output, padding_idx)
-        elif func is F.linear:
+        elif func is F.linear and self._head is not None:
             x, weight = _arguments(args, kwargs, ("input", "weight"))
-            if weight is self._head:
+            if weight is self._head.weight:
                 self._on_head_use(x, output)
         return output
 

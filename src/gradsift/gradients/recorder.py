@@ -30,7 +30,7 @@ from gradsift.gradients.intercept import Interception
 from gradsift.gradients.micro_batch import EmbeddingCall, HeadCall, MicroBatch
 from gradsift.gradients.precision import at_least_float32
 from gradsift.gradients.records import Check, RecordingPath, Records, TrackedModel
-from gradsift.gradients.sharding import whole
+from gradsift.gradients.sharding import frees_weights, shape_of, whole
 from gradsift.gradients.sketch import SketchSpec, TensorSketch
 from gradsift.gradients.statistics import embedding_summaries
 from gradsift.gradients.tokens import ResponseTokens
@@ -57,6 +57,7 @@ class Recorder:
         *,
         path: RecordingPath | None = None,
         arithmetic: Arithmetic | None = None,
+        device: torch.device | None = None,
     ):
         """Draw the sketches; nothing is attached yet.
 
@@ -66,28 +67,31 @@ class Recorder:
             path: How the two layers are watched; None: fused if the model has such a head, else
                 hooked.
             arithmetic: How to compute; None takes the fastest one of the device.
+            device: Where the model computes; None: where the head's weight is.
         """
         self.model = model
         self.path = path or ("hooked" if model.fused is None else "fused")
         self._head_is = self.path.removesuffix("-intercepted")
         weight = model.head.weight
-        self.arithmetic = arithmetic or arithmetics_for(weight.device, weight.dtype)[0]
+        device = device or weight.device
+        self.arithmetic = arithmetic or arithmetics_for(device, weight.dtype)[0]
         self._interception = None
         if self.path.endswith("intercepted"):
             self._interception = Interception(
                 model.outer,
-                model.embedding.weight,
-                model.head.weight,
+                model.embedding,
+                model.head,
                 self._on_table_use,
                 self._on_head_use,
             )
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._batch: MicroBatch | None = None
+        self._weights_are_freed = False
         self._transform: HeadTransform | None = None
         weights = (model.embedding.weight, model.head.weight)
         self._sketches = {
             layer: TensorSketch.seeded(
-                *weight.shape, size=sketch.size, seed=2 * sketch.seed + i, device=weight.device
+                *shape_of(weight), size=sketch.size, seed=2 * sketch.seed + i, device=device
             )
             for i, (layer, weight) in enumerate(zip(LAYERS, weights, strict=True))
         }
@@ -98,6 +102,7 @@ class Recorder:
         Returns:
             This recorder.
         """
+        self._weights_are_freed = frees_weights(self.model.outer)
         if self._interception is not None:
             self._handles = self._interception.attach()
         else:
@@ -247,9 +252,11 @@ class Recorder:
         # Autocast may be on inside the model only.
         self._batch.product_dtype = product_dtype(hidden)
         # Here, where all processes are: in the backward pass they need not meet.
-        head = self.model.head
-        weights = (None if w is None else whole(w.detach()) for w in (head.weight, head.bias))
-        self._batch.head_weights = tuple(weights)
+        head, dtype, device = self.model.head, self._batch.product_dtype, hidden.device
+        self._batch.head_weights = tuple(
+            whole(tensor, dtype=dtype, device=device, is_freed=self._weights_are_freed)
+            for tensor in (head.weight, head.bias)
+        )
         if torch.is_grad_enabled() and hidden.requires_grad:
             self._batch.hidden_output = hidden
             self._batch.await_gradient(hidden, self._batch.keep_hidden_backprops)
@@ -298,7 +305,7 @@ class Recorder:
                 rows_P,
                 delta_PD * factor_J[rows_P].unsqueeze(1),
                 batch.tokens.n_rows,
-                self.model.embedding.weight.shape[0],
+                shape_of(self.model.embedding.weight)[0],
                 self._sketches[EMBEDDING],
                 padding_idx,
             )

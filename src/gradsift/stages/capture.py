@@ -41,11 +41,18 @@ from gradsift.training.model import (
 )
 from gradsift.training.quantized import weights_of
 from gradsift.training.scoring import score
-from gradsift.training.sft_settings import SFTSettings, require_settings
+from gradsift.training.sft_settings import SFTSettings, require_settings, sft_config
+from gradsift.training.sharding import (
+    ONE_PROCESS_CHECK,
+    divides_weights,
+    require_supported,
+    uses_deepspeed,
+)
 
 CHECKPOINTS = "checkpoints"
 # These change how a capture is done, not what it records.
 NOT_IDENTITY = ("save_steps", "recording")
+NO_ESTIMATE = "under FSDP and DeepSpeed no step can be timed before training begins"
 STACK = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "pyarrow")
 
 
@@ -91,7 +98,7 @@ def capture_pool(
             shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
             return read_store(out)
     epoch = _epoch(source, tokenizer, instances, settings, out / CHECKPOINTS)
-    estimate, about = _check_and_estimate(epoch, instances, settings, listener)
+    _, about = _check_and_estimate(epoch, instances, settings, listener)
     about = {
         **about_stack(STACK),
         **about_pool(pool),
@@ -115,9 +122,9 @@ def capture_pool(
             on_start()
             write_pool_table(out, _pool_rows(pool, instances))
         if settings.when == "during":
-            _record_during(epoch, writer, settings, estimate, listener)
+            _record_during(epoch, writer, instances, settings, listener)
         else:
-            _record_after(epoch, writer, instances, settings, estimate, listener)
+            _record_after(epoch, writer, instances, settings, listener)
     return read_store(out)
 
 
@@ -134,6 +141,9 @@ def estimate_capture(
 
     Returns:
         The estimate.
+
+    Raises:
+        ValueError: If a step cannot be timed before training begins (FSDP, DeepSpeed).
     """
     config = load_config(source)
     require_adapters(source, config, has_adapters=settings.lora is not None)
@@ -143,6 +153,8 @@ def estimate_capture(
     with tempfile.TemporaryDirectory() as nowhere:
         epoch = _epoch(source, tokenizer, instances, settings, Path(nowhere))
         estimate, _ = _check_and_estimate(epoch, instances, settings, listener)
+    if estimate is None:
+        raise ValueError(f"--dry-run: no estimate; {NO_ESTIMATE}.")
     return estimate
 
 
@@ -167,14 +179,24 @@ def _epoch(
     settings: CaptureSettings,
     work_dir: Path,
 ) -> PreliminaryEpoch:
-    return PreliminaryEpoch(
-        load_model(source),
+    sft = SFTSettings(settings.sft, settings.lora, settings.seed, batching=settings.batching)
+    # While this exists, transformers loads weights for FSDP or ZeRO-3 in parts.
+    config = sft_config(sft, work_dir)
+    model = load_model(source)
+    epoch = PreliminaryEpoch(
+        model,
         tokenizer,
         _trained_on(instances.items, settings),
-        SFTSettings(settings.sft, settings.lora, settings.seed, batching=settings.batching),
+        sft,
         SketchSpec(settings.sketch_size, settings.seed),
         work_dir,
     )
+    del config
+    trainer = epoch.trainer
+    require_supported(
+        trainer.accelerator, wants_fsdp=bool(trainer.args.fsdp), trains=settings.preliminary > 0
+    )
+    return epoch
 
 
 def _trained_on(items: Sequence[Instance], settings: CaptureSettings) -> Sequence[Instance]:
@@ -187,14 +209,21 @@ def _trained_on(items: Sequence[Instance], settings: CaptureSettings) -> Sequenc
 
 def _check_and_estimate(
     epoch: PreliminaryEpoch, instances: Instances, settings: CaptureSettings, listener: Listener
-) -> tuple[Estimate, dict[str, object]]:
+) -> tuple[Estimate | None, dict[str, object]]:
     check = epoch.check(wanted=settings.recording, backward=settings.backward)
     for path, why in check.tried.items():
         listener.note(f"not recording {path}: {why}")
     listener.note(f"self-check: {check.sentence()}")
+    if check.n_rows == 0:
+        listener.note(ONE_PROCESS_CHECK)
     listener.note(f"batching: {BATCHINGS[epoch.trainer.batching]}")
     if check.warning:
         listener.note(f"warning: {check.warning}")
+    about = {"self_check": asdict(check), "batching": epoch.trainer.batching}
+    accelerator = epoch.trainer.accelerator
+    if divides_weights(accelerator) or uses_deepspeed(accelerator):
+        listener.note(f"estimate: none; {NO_ESTIMATE}")
+        return None, {**about, "estimate": None}
     trains = settings.preliminary > 0
     trained = _trained_on(instances.items, settings) if trains else []
     n_steps = epoch.n_steps if trains else 0
@@ -209,20 +238,17 @@ def _check_and_estimate(
     )
     estimate = estimate_cost(epoch.trainer, epoch.recorder, plan, seed=settings.seed)
     listener.note(f"estimate: {estimate.sentence()}")
-    about = {"self_check": asdict(check), "estimate": asdict(estimate)}
-    return estimate, {**about, "batching": epoch.trainer.batching}
+    return estimate, {**about, "estimate": asdict(estimate)}
 
 
 def _record_during(
     epoch: PreliminaryEpoch,
     writer: StoreWriter,
+    instances: Instances,
     settings: CaptureSettings,
-    estimate: Estimate,
     listener: Listener,
 ) -> None:
-    def tell(n_instances: int, n_tokens: int) -> None:
-        listener.progress(n_instances, estimate.n_instances, n_tokens, estimate.n_tokens)
-
+    tell = _tell_progress(instances.items, listener)
     result = epoch.run(writer, save_steps=settings.save_steps, on_progress=tell)
     if result.resumed_at_step:
         listener.note(f"resumed after {result.resumed_at_step} optimizer steps")
@@ -238,16 +264,14 @@ def _record_after(
     writer: StoreWriter,
     instances: Instances,
     settings: CaptureSettings,
-    estimate: Estimate,
     listener: Listener,
 ) -> None:
     if settings.preliminary > 0:
         trained = _trained_on(instances.items, settings)
-        n_tokens = sum(len(item.input_ids) for item in trained)
         listener.note(f"training on {len(trained)} of {len(instances.items)} instances")
         epoch.train(
             save_steps=settings.save_steps,
-            on_progress=lambda n, tokens: listener.progress(n, len(trained), tokens, n_tokens),
+            on_progress=_tell_progress(trained, listener),
         )
         listener.note("scoring all instances")
     n_non_finite = score(
@@ -256,9 +280,7 @@ def _record_after(
         instances.items,
         writer,
         backward=settings.backward,
-        on_progress=lambda n, tokens: listener.progress(
-            n, estimate.n_instances, tokens, estimate.n_tokens
-        ),
+        on_progress=_tell_progress(instances.items, listener),
     )
     epoch.clean_up()
     if n_non_finite:
@@ -266,6 +288,11 @@ def _record_after(
             f"{n_non_finite} rows have a gradient that is not finite: they are excluded from "
             "selection"
         )
+
+
+def _tell_progress(items: Sequence[Instance], listener: Listener) -> Callable[[int, int], None]:
+    n_tokens = sum(len(item.input_ids) for item in items)
+    return lambda n, tokens: listener.progress(n, len(items), tokens, n_tokens)
 
 
 def _require_instances(pool: Pool, instances: Instances) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from gradsift.data.pool import Pool, PoolRow
 from gradsift.gradients.check import CheckResult, require_same_loss
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
+from gradsift.gradients.sharding import is_divided, shape_of
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
@@ -32,9 +33,16 @@ from gradsift.store.manifest import Manifest
 from gradsift.store.pool_table import write_pool_table
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.writer import StoreWriter
-from gradsift.training.loops import require_recordable, trainer_around, unwrapped
+from gradsift.training.loops import (
+    engine_around,
+    is_engine,
+    require_recordable,
+    trainer_around,
+    unwrapped,
+)
 from gradsift.training.plain_loss import Batch, RememberedForward, copied
 from gradsift.training.self_check import LOOP_PATHS, check_forward, paths_of
+from gradsift.training.sharding import unchecked
 from gradsift.training.sitting import store_rows
 from gradsift.training.tracking import base_model, track
 
@@ -73,7 +81,7 @@ class Recording:
 
     Attributes:
         check: What the self-check found, on the first micro-batch; None before it. With sharded
-            parameters (FSDP2) it is not made, and 0 rows are compared.
+            parameters (FSDP2, ZeRO-3) it is not made, and 0 rows are compared.
         n_repeated: Rows that came up again, and were not recorded again.
         n_without_response: Rows without any label, which have no gradient of their own.
         n_unknown: Rows that are not in the pool.
@@ -108,11 +116,11 @@ class Recording:
         model = loop if self._trainer is None else loop.model
         self._outer = unwrapped(model)
         self._tracked = track(self._outer)
-        self._is_sharded = any(hasattr(p, "full_tensor") for p in self._outer.parameters())
+        self._engine = model if is_engine(model) else None
+        self._is_sharded = False  # A trainer shards when it begins.
         self._paths = paths_of(recording, LOOP_PATHS)
         self._pool, self._sketch, self._out = pool, sketch, out
         self._names = self._names_for(ids)
-        self._count_updates = self._counter_of(model)
         if self._trainer is not None:
             self._know_trainer()
         self._recorder: Recorder | None = None
@@ -144,7 +152,7 @@ class Recording:
         self._writer = StoreWriter(
             self._out,
             Manifest(self._identity(), self._about(), None),
-            content_width=self._tracked.head.weight.shape[1],
+            content_width=shape_of(self._tracked.head.weight)[1],
             sketch_size=self._sketch.size,
             rank=rank,
             gather=_gather if together else lambda value: [value],
@@ -216,8 +224,12 @@ class Recording:
             self._trainer = trainer_around(self._outer)
             if self._trainer is not None:
                 self._know_trainer()
+        if self._n_batches == 0:
+            self._engine = self._engine or engine_around(self._outer)
+            self._is_sharded = is_divided(self._outer)
         batch = self._batch_of(args, kwargs, ids)
-        if self._recorder is None and not bool(batch.tokens.n_tokens_I.any()):
+        is_to_check = self._recorder is None and not self._is_sharded
+        if is_to_check and not bool(batch.tokens.n_tokens_I.any()):
             # Nothing to check with; the next one may have labels. It counts, since all processes
             # write after as many.
             self.n_without_response += batch.tokens.n_rows
@@ -381,16 +393,17 @@ class Recording:
         self._n_updates += self._is_ours(optimizer)
 
     def _is_ours(self, optimizer: torch.optim.Optimizer) -> bool:
+        if self._engine is not None:
+            return optimizer is getattr(self._engine, "basic_optimizer", None)
         ours = {id(parameter) for parameter in self._outer.parameters()}
         return any(id(p) in ours for group in optimizer.param_groups for p in group["params"])
 
     def _checked(self, args: tuple, kwargs: dict[str, Any], batch: _Batch) -> Recorder:
         if self._is_sharded:
             # Whole gradients would have to be gathered from all processes, in step with them.
-            recorder = Recorder(self._tracked, self._sketch, path=self._paths[0])
-            dtype = str(self._tracked.head.weight.dtype).removeprefix("torch.")
-            name = recorder.arithmetic.name
-            self.check = CheckResult(0, None, None, recorder.path, name, dtype)
+            recorder, self.check = unchecked(
+                self._tracked, self._sketch, self._paths, batch.input_ids_BT.device
+            )
             return recorder
         self._checking = True
         try:
@@ -408,14 +421,15 @@ class Recording:
 
     def _know_trainer(self) -> None:
         require_recordable(self._trainer)
-        self._count_updates = lambda: self._trainer.state.global_step
         if self._names is None:
             self._names = names_by_text(self._pool, self._trainer)
 
-    def _counter_of(self, model: nn.Module) -> Callable[[], int]:
-        if hasattr(model, "global_steps"):  # DeepSpeed's engine has an optimizer of its own kind.
-            return lambda: model.global_steps
-        return lambda: self._n_updates
+    def _count_updates(self) -> int:
+        if self._trainer is not None:
+            return self._trainer.state.global_step
+        if self._engine is not None:
+            return self._engine.global_steps - self._engine.skipped_steps
+        return self._n_updates
 
     def _flush(self, *, complete: bool = False) -> None:
         self._read()

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gradsift.store.files import sync_folder, write_json
@@ -87,6 +88,7 @@ class SaveEvery(TrainerCallback):
         """Mark the checkpoint, write the records, remove older checkpoints."""
         folder = Path(args.output_dir)
         current = folder / f"checkpoint-{state.global_step}"
+        _wait_for_all()  # Each may write a part of the checkpoint.
         if state.is_world_process_zero:
             sync_folder(current)
             write_json(current / MARKER, {**self._about(), "step": state.global_step})
@@ -105,13 +107,14 @@ class SkipNonFiniteSteps(TrainerCallback):
     for half precision do the same.
     """
 
-    def __init__(self, step_is_finite: Callable[[], bool]):
+    def __init__(self, step_is_finite: Callable[[], bool], *, can_skip: bool = True):
         """Nothing happens until training calls.
 
         Args:
             step_is_finite: Called once at the end of each step: whether its records are finite.
+            can_skip: Whether the update is still to come; DeepSpeed's engine makes it earlier.
         """
-        self._step_is_finite = step_is_finite
+        self._step_is_finite, self._can_skip = step_is_finite, can_skip
 
     def on_pre_optimizer_step(
         self,
@@ -121,6 +124,22 @@ class SkipNonFiniteSteps(TrainerCallback):
         model=None,
         **_: object,
     ) -> None:
-        """Drop the gradients of a step that is not finite, so that the optimizer has none."""
-        if not self._step_is_finite():
-            model.zero_grad(set_to_none=True)
+        """Drop the gradients of a step that is not finite, so that the optimizer has none.
+
+        Raises:
+            ValueError: If it is too late for that.
+        """
+        if self._step_is_finite():
+            return
+        if not self._can_skip:
+            raise ValueError(
+                f"step {state.global_step}: a row's gradient is not finite, and DeepSpeed has made "
+                "its update already. Find the row in one process or with FSDP2, where such updates "
+                "are left out."
+            )
+        model.zero_grad(set_to_none=True)
+
+
+def _wait_for_all() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()

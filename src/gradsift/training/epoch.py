@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gradsift.data.instances import Instance
 from gradsift.gradients.check import CheckResult
 from gradsift.gradients.recorder import Recorder
+from gradsift.gradients.sharding import shape_of
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.store.writer import StoreWriter
 from gradsift.training.checkpoint import (
@@ -20,9 +21,16 @@ from gradsift.training.checkpoint import (
     checkpoint_at,
 )
 from gradsift.training.plain import loss_curve, train_plainly
-from gradsift.training.self_check import first_exact_path
+from gradsift.training.self_check import PATHS, first_exact_path, paths_of
 from gradsift.training.sft import RecordingSFTTrainer
 from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.sharding import (
+    divides_weights,
+    plain_backward,
+    require_same_loss_as_fused,
+    unchecked,
+    uses_deepspeed,
+)
 from gradsift.training.sitting import Sitting
 from gradsift.training.tracking import track
 
@@ -79,7 +87,7 @@ class PreliminaryEpoch:
         self._work_dir = work_dir
         self._sketch = sketch
         self.trainer = RecordingSFTTrainer(model, tokenizer, instances, settings, work_dir)
-        self.content_width = track(self.trainer.model).head.weight.shape[1]
+        self.content_width = shape_of(track(self.trainer.model).head.weight)[1]
         self.recorder: Recorder | None = None
         self.n_steps = self._total_steps()
 
@@ -96,10 +104,20 @@ class PreliminaryEpoch:
         Raises:
             ValueError: If there is none.
         """
+        trainer = self.trainer
+        if divides_weights(trainer.accelerator):
+            paths = paths_of(wanted, PATHS)
+            trainer.use_fused_head(paths[0].startswith("fused"))
+            tracked = track(trainer.model, trainer.fused)
+            self.recorder, result = unchecked(tracked, self._sketch, paths, trainer.args.device)
+            return result
+        if uses_deepspeed(trainer.accelerator):  # It would move the model when it begins.
+            trainer.model.to(trainer.args.device)
         counts = [len(instance.input_ids) for instance in self._instances]
-        self.recorder, result = first_exact_path(
-            self.trainer, self._sketch, counts, wanted=wanted, backward=backward
-        )
+        with plain_backward(trainer.accelerator, trainer.model):
+            self.recorder, result = first_exact_path(
+                trainer, self._sketch, counts, wanted=wanted, backward=backward
+            )
         return result
 
     def run(
@@ -127,9 +145,11 @@ class PreliminaryEpoch:
         assert self.recorder is not None, "run() before check()"
         resumed_at = self._last_step(writer)
         sitting = Sitting(self._instances, writer, on_progress)
-        self.trainer.add_callback(SkipNonFiniteSteps(sitting.step_is_finite))
+        can_skip = not uses_deepspeed(self.trainer.accelerator)
+        self.trainer.add_callback(SkipNonFiniteSteps(sitting.step_is_finite, can_skip=can_skip))
         self.trainer.add_callback(SaveEvery(self.steps_between(save_steps), sitting.flush))
         self.trainer.record_with(self.recorder, sitting.add)
+        self._look_at_first()
         checkpoint = checkpoint_at(self._work_dir, resumed_at) if resumed_at else None
         with self.recorder:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -152,6 +172,7 @@ class PreliminaryEpoch:
         Returns:
             What was done.
         """
+        self._look_at_first()
         result = train_plainly(
             self.trainer,
             self._instances,
@@ -160,6 +181,10 @@ class PreliminaryEpoch:
             on_progress=on_progress,
         )
         return EpochResult(result.loss_curve, 0, 0, result.resumed_at_step)
+
+    def _look_at_first(self) -> None:
+        if divides_weights(self.trainer.accelerator) and self.trainer.fused is not None:
+            self.trainer.look_at_first(require_same_loss_as_fused)
 
     def clean_up(self) -> None:
         """Remove the checkpoints."""

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
 from typing import Any
 
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import Trainer
 from trl import SFTTrainer
+
+FSDP1 = (
+    "FSDP1 flattens the parameters, so the head's weight is not to be found: use FSDP2 "
+    "(torch.distributed.fsdp.fully_shard; fsdp_version: 2 for accelerate and transformers)."
+)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -21,9 +28,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
         The module whose forward pass all of them call.
 
     Raises:
-        ValueError: If it is copied to several devices in every step.
+        ValueError: If it is copied to several devices in every step, or flattened.
     """
     while True:
+        if isinstance(model, FullyShardedDataParallel):
+            raise ValueError(FSDP1)
         devices = getattr(model, "device_ids", None) or ()
         if isinstance(model, nn.DataParallel) and len(devices) > 1:
             raise ValueError(
@@ -49,13 +58,40 @@ def trainer_around(model: nn.Module) -> Trainer | None:
     Returns:
         The innermost trainer of that model on the stack, or None.
     """
-    frame = sys._getframe(1)
-    while frame is not None:
-        caller = frame.f_locals.get("self")
+    for caller in _callers():
         if isinstance(caller, Trainer) and unwrapped(caller.model) is model:
             return caller
-        frame = frame.f_back
     return None
+
+
+def engine_around(model: nn.Module) -> nn.Module | None:
+    """Return DeepSpeed's engine that is calling a model just now, if one does.
+
+    Its optimizer holds other tensors than the model, and may update a part of them at a time; how
+    often it has, only the engine knows.
+
+    Args:
+        model: That is being called.
+
+    Returns:
+        The engine, or None.
+    """
+    for caller in _callers():
+        if is_engine(caller) and unwrapped(caller) is model:
+            return caller
+    return None
+
+
+def is_engine(model: object) -> bool:
+    """Return whether something is DeepSpeed's engine around a model."""
+    return isinstance(model, nn.Module) and hasattr(model, "global_steps")
+
+
+def _callers() -> Generator[object, None, None]:
+    frame = sys._getframe(1)
+    while frame is not None:
+        yield frame.f_locals.get("self")
+        frame = frame.f_back
 
 
 def require_recordable(trainer: Trainer) -> None:

@@ -41,9 +41,11 @@ def probe_step(
     with torch.random.fork_rng(), trainer.accelerator.autocast(), recorder or nullcontext():
         if recorder is not None:
             trainer.record_with(recorder, seen.append)
+        trainer.is_probing = True
         try:
             trainer.training_step(trainer.model, batch, n_items)
         finally:
+            trainer.is_probing = False
             trainer.stop_recording()
             trainer.model.zero_grad(set_to_none=True)
             trainer.forget_metrics()

@@ -9,6 +9,7 @@ from gradsift.gradients.recorder import Recorder
 from gradsift.store.writer import StoreWriter
 from gradsift.training.probe import forward_records, probe_step, without_dropout
 from gradsift.training.sft import RecordingSFTTrainer, as_dataset
+from gradsift.training.sharding import plain_backward
 from gradsift.training.sitting import Sitting
 
 N_PARTS = 8
@@ -46,11 +47,16 @@ def score(
     world = trainer.args.world_size
     # All processes write as many parts, so each part of the work is divided among them.
     part_size = max(batch_size * world, -(-len(to_do) // N_PARTS))
-    with without_dropout(trainer.model):
+    with without_dropout(trainer.model), plain_backward(trainer.accelerator, trainer.model):
         for start in range(0, len(to_do), part_size):
-            mine = to_do[start : start + part_size][trainer.args.process_index :: world]
-            for at in range(0, len(mine), batch_size):
-                sitting.add(take(trainer, mine[at : at + batch_size], recorder, dataset))
+            part = to_do[start : start + part_size]
+            mine = part[trainer.args.process_index :: world]
+            for at in range(0, -(-len(part) // world), batch_size):
+                rows = mine[at : at + batch_size]
+                # All processes make as many passes: weights may be divided among them.
+                records = take(trainer, rows or part[:1], recorder, dataset)
+                if rows:
+                    sitting.add(records)
             sitting.flush(step)
     sitting.flush(step, complete=True)
     return sitting.n_non_finite

@@ -22,6 +22,7 @@ from gradsift.data.instances import Instance
 from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
+from gradsift.gradients.sharding import shape_of
 from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
 from gradsift.training.adapters import trained_dtype_is
 from gradsift.training.batches import (
@@ -50,6 +51,7 @@ class RecordingSFTTrainer(SFTTrainer):
         batching: How rows are put into micro-batches.
         n_tokens: Tokens of the rows that this process was trained on.
         n_computed: The same with the padding that was computed beside them.
+        is_probing: Whether a step is made for its numbers only.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class RecordingSFTTrainer(SFTTrainer):
         self._recorder: Recorder | None = None
         self._sink: Callable[[Records], None] | None = None
         self._tell_rows: Callable[[list[int]], None] = lambda indices: None
+        self._before_first: Callable[[torch.nn.Module, dict], None] | None = None
         with warnings.catch_warnings():
             # peft asks for it under the old name; the user can do nothing.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
@@ -86,12 +89,13 @@ class RecordingSFTTrainer(SFTTrainer):
         base_model(self.model).config.get_text_config().use_cache = False
         self._lengths = [len(instance.input_ids) for instance in instances]
         self.n_tokens = self.n_computed = 0
+        self.is_probing = False
         self._fused_head = add_fused_head(self.model)
         self.fused: FusedHead | None = self._fused_head if can_be_fused(self.model) else None
         if getattr(model, "is_quantized", False) and not self.args.bf16:
             # trl holds adapters over quantised weights in bf16, whatever the products are in.
             trained_dtype_is(self.model, torch.float32)
-        width = track(self.model).head.weight.shape[1]
+        width = shape_of(track(self.model).head.weight)[1]
         self.data_collator = _Collator(self.data_collator, width)
         self.batching = self._choose_batching(settings.batching)
         self.data_collator.packs = self.batching == "packed"
@@ -105,6 +109,11 @@ class RecordingSFTTrainer(SFTTrainer):
         n = len(by_length)
         rows = [self.train_dataset[by_length[at]]["input_ids"] for at in (n // 2, n // 4)]
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if wanted == "packed" and sharded:
+            raise ValueError(
+                "whether the model keeps packed rows apart cannot be tried before training under "
+                "FSDP or DeepSpeed: use --batching by_length."
+            )
         with self.accelerator.autocast():
             apart = not sharded and keeps_apart(self.model, track(self.model).backbone, rows)
         if wanted == "packed" and not apart:
@@ -117,6 +126,10 @@ class RecordingSFTTrainer(SFTTrainer):
     def record_with(self, recorder: Recorder, sink: Callable[[Records], None]) -> None:
         """From now on let `recorder` watch each micro-batch, and give its records to `sink`."""
         self._recorder, self._sink = recorder, sink
+
+    def look_at_first(self, look: Callable[[torch.nn.Module, dict], None]) -> None:
+        """Call `look` with the wrapped model and the first micro-batch, before its step."""
+        self._before_first = look
 
     def tell_rows(self, tell: Callable[[list[int]], None]) -> None:
         """From now on call `tell` with the rows of each micro-batch that was trained on."""
@@ -133,7 +146,7 @@ class RecordingSFTTrainer(SFTTrainer):
     def forget_metrics(self) -> None:
         """Clear what trl counts in a step, after a step that was only a probe."""
         self._metrics["train"].clear()
-        self._total_train_tokens = self.n_tokens = self.n_computed = 0
+        self._total_train_tokens = 0
 
     def training_step(
         self,
@@ -152,8 +165,12 @@ class RecordingSFTTrainer(SFTTrainer):
             The loss of the micro-batch.
         """
         indices = inputs.pop(INDEX_COLUMN)
-        self.n_tokens += sum(self._lengths[i] for i in indices)
-        self.n_computed += inputs["input_ids"].numel()
+        if self._before_first is not None:
+            look, self._before_first = self._before_first, None
+            look(model, self._prepare_inputs(inputs))
+        if not self.is_probing:  # A probe may be of rows that are not trained on.
+            self.n_tokens += sum(self._lengths[i] for i in indices)
+            self.n_computed += inputs["input_ids"].numel()
         if self._recorder is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
             self._tell_rows(indices)

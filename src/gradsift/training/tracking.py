@@ -6,11 +6,13 @@ import functools
 from collections.abc import Generator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.records import RecordingPath, TrackedModel, WatchedLayer
+from gradsift.gradients.sharding import is_sharded
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.transform import HeadTransform
 from gradsift.training.adapters import (
@@ -47,10 +49,26 @@ def add_fused_head(model: nn.Module) -> FusedHead:
             return original(*args, **kwargs)
         hidden = _backbone(base)(*args, **kwargs).last_hidden_state
         head = watched_head(base.get_output_embeddings(), type(base).__name__)
-        return {"log_probs": fused(hidden, head, response_tokens)}
+        return {"log_probs": _log_probs(fused, hidden, head, response_tokens)}
 
     base.forward = forward
     return fused
+
+
+def _log_probs(
+    fused: FusedHead,
+    hidden_BTD: torch.Tensor,
+    head: nn.Linear | WatchedLayer,
+    tokens: ResponseTokens,
+) -> torch.Tensor:
+    if isinstance(head, WatchedLayer) or not is_sharded(head.weight):
+        return fused(hidden_BTD, head, tokens)
+    # While a module is called its weight is whole, and what it brings is added up over processes.
+    head.forward = lambda hidden_BTD: fused(hidden_BTD, head, tokens)
+    try:
+        return head(hidden_BTD)
+    finally:
+        del head.forward
 
 
 def track(model: nn.Module, fused: FusedHead | None = None) -> TrackedModel:
