@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import MambaConfig, MambaForCausalLM, OPTConfig, OPTForCausalLM
 
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.store.manifest import Manifest
@@ -100,13 +100,23 @@ def test_which_models_keep_rows_apart():
     rows = rows_of(random_instances(2, seed=0, n_prompt=1))
     for model in (tiny_llama(), tiny_gpt2(dropout=0.5).train()):
         model.config.use_cache = False
-        assert keeps_apart(model, model.base_model, rows)
+        assert keeps_apart(model, rows)
         assert model.training
     leaking = tiny_llama()
     leaking.config.use_cache = True
-    assert not keeps_apart(leaking, leaking.base_model, rows)
+    assert not keeps_apart(leaking, rows)
     mamba = tiny_mamba()
-    assert not keeps_apart(mamba, mamba.backbone, rows)
+    assert not keeps_apart(mamba, rows)
+
+
+def tiny_opt():
+    config = OPTConfig(
+        vocab_size=262, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+        word_embed_proj_dim=32, max_position_embeddings=64,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return OPTForCausalLM(config)
 
 
 def captured(folder, batching, *, model=None, when="during", backward=True, learning_rate=0.0):
@@ -166,12 +176,14 @@ def test_packing_changes_neither_the_order_nor_the_training(tmp_path):
     assert padded_trainer.n_computed > 1.3 * padded_trainer.n_tokens
 
 
-def test_a_model_that_lets_rows_see_each_other_is_grouped_by_length(tmp_path):
-    trainer, store = captured(tmp_path / "auto", "auto", model=tiny_mamba())
+@pytest.mark.parametrize("make", [tiny_mamba, tiny_opt])
+def test_a_model_that_lets_rows_see_each_other_is_grouped_by_length(tmp_path, make):
+    """OPT counts its positions itself, and calls a part of its backbone only."""
+    trainer, store = captured(tmp_path / "auto", "auto", model=make())
     assert trainer.batching == "by_length"
     assert len(store.instance_ids) == N
-    with pytest.raises(ValueError, match="MambaForCausalLM does not keep packed rows apart"):
-        captured(tmp_path / "packed", "packed", model=tiny_mamba())
+    with pytest.raises(ValueError, match="ForCausalLM does not keep packed rows apart"):
+        captured(tmp_path / "packed", "packed", model=make())
 
 
 def test_names():

@@ -32,9 +32,11 @@ BATCHES_IN_A_WINDOW = 64
 # A token's attention costs as much as its linear layers in a row of about 6 times the width
 # (24·D² operations for the layers of a block, 4·D·T for the attention).
 WIDTHS_OF_ATTENTION = 6
-# Relative to its size, what rounding may do to a state: when another row of the same length stands
+# Relative to their size, what rounding may do to logits: when another row of the same length stands
 # before it (only mixtures of experts round anew), and when none does.
 UNCHANGED, ABOUT_THE_SAME = 1e-4, 0.1
+# Tokens of a row with which that is tried.
+TRIED = 64
 
 
 def bins(lengths: Sequence[int], width: int) -> list[list[int]]:
@@ -152,7 +154,7 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 @torch.no_grad()
-def keeps_apart(model: nn.Module, backbone: nn.Module, rows: Sequence[Sequence[int]]) -> bool:
+def keeps_apart(model: nn.Module, rows: Sequence[Sequence[int]]) -> bool:
     """Say whether a model keeps packed rows apart.
 
     Another first row must change nothing in the second one, and the second one must be about what
@@ -160,36 +162,35 @@ def keeps_apart(model: nn.Module, backbone: nn.Module, rows: Sequence[Sequence[i
 
     Args:
         model: As training calls it.
-        backbone: Its part whose output carries `last_hidden_state`.
-        rows: Tokens of two rows.
+        rows: Tokens of two rows, of which the beginnings are taken.
 
     Returns:
         Whether rows may be packed.
     """
     device = next(model.parameters()).device
-    first_T, second_T = (torch.tensor(list(row), device=device) for row in rows)
+    first_T, second_T = (torch.tensor(list(row[:TRIED]), device=device) for row in rows)
     other_T = first_T.roll(1)
-    positions_1T = torch.cat([torch.arange(len(row), device=device) for row in rows])[None]
-    seen: list[torch.Tensor] = []
-    handle = backbone.register_forward_hook(
-        lambda module, inputs, output: seen.append(output.last_hidden_state[0].float())
-    )
+    lengths = (len(first_T), len(second_T))
+    positions_1T = torch.cat([torch.arange(n, device=device) for n in lengths])[None]
+
+    def logits_of(before_T: torch.Tensor) -> torch.Tensor:
+        ids_1T = torch.cat([before_T, second_T])[None]
+        logits_1TV = model(input_ids=ids_1T, position_ids=positions_1T).logits
+        return logits_1TV[0, -len(second_T) :].float()
+
     was_training = model.training
     model.eval()
     try:
-        for before_T in (first_T, other_T):
-            model(input_ids=torch.cat([before_T, second_T])[None], position_ids=positions_1T)
-        model(input_ids=second_T[None])
+        packed_TV, beside_another_TV = logits_of(first_T), logits_of(other_T)
+        alone_TV = model(input_ids=second_T[None]).logits[0].float()
     # However a model fails that takes no positions.
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError):
         return False
     finally:
-        handle.remove()
         model.train(was_training)
-    packed_TD, beside_another_TD, alone_TD = (states_TD[-len(second_T) :] for states_TD in seen)
-    size_T = alone_TD.norm(dim=1)
+    size_T = alone_TV.norm(dim=1)
     gaps = [
-        float(((packed_TD - other_TD).norm(dim=1) / size_T).max())
-        for other_TD in (beside_another_TD, alone_TD)
+        float(((packed_TV - other_TV).norm(dim=1) / size_T).max())
+        for other_TV in (beside_another_TV, alone_TV)
     ]
     return gaps[0] < UNCHANGED and gaps[1] < ABOUT_THE_SAME

@@ -115,7 +115,7 @@ class RecordingSFTTrainer(SFTTrainer):
                 "FSDP or DeepSpeed: use --batching by_length."
             )
         with self.accelerator.autocast():
-            apart = not sharded and keeps_apart(self.model, track(self.model).backbone, rows)
+            apart = not sharded and keeps_apart(self.model, rows)
         if wanted == "packed" and not apart:
             raise ValueError(
                 f"{type(base_model(self.model)).__name__} does not keep packed rows apart: use "
