@@ -1,5 +1,6 @@
 """`gradsift.record` around what people train with: trl, packing, fused losses, mixtures, images."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -166,7 +167,7 @@ def test_where_rows_begin_may_be_told_as_flash_attention_is_told(tmp_path):
     # On a CPU no attention heeds them: rows see each other, and that is noticed.
     del batch["position_ids"]
     with (
-        pytest.raises(ValueError, match=r"Rows are packed, and seem to see each other"),
+        pytest.raises(ValueError, match="rows are packed, and see each other"),
         gs.record(tiny_llama(), out=tmp_path / "run") as seen,
     ):
         seen._outer(**batch, use_cache=False, cu_seq_lens_q=starts, cu_seq_lens_k=starts)
@@ -182,7 +183,7 @@ def test_packed_rows_that_see_each_other_are_refused(tmp_path, case):
     if case == "mamba":
         del batch["use_cache"]
     with (
-        pytest.raises(ValueError, match=r"Rows are packed, and seem to see each other"),
+        pytest.raises(ValueError, match="rows are packed, and see each other"),
         gs.record(model, out=tmp_path / "run"),
     ):
         model(**batch).loss.backward()
@@ -448,12 +449,12 @@ def test_rows_of_another_file_are_told_before_training(tmp_path):
     lines = [json.dumps({"prompt": f"q{i}", "completion": f"a{i}"}) for i in range(3)]
     other.write_text("\n".join(lines) + "\n")
     trainer = sft_trainer(tmp_path, tiny_llama(), Dataset.from_json(str(data)), max_length=128)
-    with pytest.raises(ValueError, match="rows are not those of the pool"):
+    with pytest.raises(ValueError, match="none of 10 rows of the loop is one of the pool"):
         gs.record(trainer, out=tmp_path / "run", pool=gs.load_pool(other))
     some = tmp_path / "some.jsonl"
     some.write_text("\n".join(data.read_text().splitlines()[:6]) + "\n")
     with (
-        pytest.warns(UserWarning, match="3 of 10 rows of the loop are not in the pool"),
+        pytest.warns(UserWarning, match="rows of the loop are not in the pool"),
         gs.record(trainer, out=tmp_path / "run", pool=gs.load_pool(some)) as seen,
     ):
         trainer.train()
@@ -647,3 +648,186 @@ def test_rows_of_text_in_models_that_see(tmp_path, make):
         model(**batch, **extra).loss.backward()
     by_tokens = {key: row for key, row in rows_by_tokens().items() if row in rows}
     assert_is_autograd(seen.store, make().eval().double(), rows=by_tokens)
+
+
+def flat(rows):
+    """Rows end to end in one row of the batch."""
+    return {
+        "input_ids": torch.tensor([[t for row in rows for t in row.input_ids]]),
+        "labels": torch.tensor([[t for row in rows for t in row.labels]]),
+        "position_ids": torch.tensor([[i for row in rows for i in range(len(row.input_ids))]]),
+    }
+
+
+@pytest.mark.parametrize("leaks", [True, False])
+def test_packed_rows_that_come_later_are_checked_when_they_come(tmp_path, leaks):
+    model = tiny_llama()
+    model.config.use_cache = leaks
+    rows = [INSTANCES[:1], INSTANCES[1:2], INSTANCES[2:5]]
+    with (
+        pytest.raises(ValueError, match="see each other") if leaks else contextlib.nullcontext(),
+        gs.record(model, out=tmp_path / "run") as seen,
+    ):
+        for members in rows:
+            model(**flat(members)).loss.backward()
+    if not leaks:
+        assert len(seen.store.instance_ids) == 5
+
+
+def test_the_rows_that_are_compared_stand_behind_others(tmp_path):
+    """Two rows of the batch hold one row each, the third two, which see each other."""
+    members = [INSTANCES[:1], INSTANCES[1:2], INSTANCES[2:4]]
+    width = max(sum(len(row.input_ids) for row in rows) for rows in members)
+
+    def padded(name, fill):
+        parts = [flat(rows)[name] for rows in members]
+        return torch.cat([nn.functional.pad(p, (0, width - p.shape[1]), value=fill) for p in parts])
+
+    batch = {name: padded(name, fill) for name, fill in
+             (("input_ids", 0), ("labels", -100), ("position_ids", 0))}  # fmt: skip
+    lengths = torch.tensor([[sum(len(row.input_ids) for row in rows)] for rows in members])
+    batch["attention_mask"] = (torch.arange(width)[None] < lengths).long()
+    with (
+        pytest.raises(ValueError, match="see each other"),
+        gs.record(tiny_llama(), out=tmp_path / "run") as seen,
+    ):
+        seen._outer(**batch)
+
+
+def test_a_leak_of_less_than_rounding_in_bf16_is_seen(tmp_path):
+    """A convolution reaches over the beginning of a row; in bf16 10 % are allowed otherwise."""
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    config = Lfm2Config(
+        **SMALL, conv_L_cache=3, full_attn_idxs=[1], layer_types=["conv", "full_attention"]
+    )
+    model = seeded(Lfm2ForCausalLM, config)
+    with (
+        pytest.raises(ValueError, match="see each other"),
+        gs.record(model, out=tmp_path / "run"),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        model(**flat(INSTANCES[:3]), use_cache=False).loss.backward()
+
+
+def test_positions_of_text_and_images(tmp_path):
+    """Qwen2-VL takes [4, B, T]: those of the text first."""
+    model = tiny_qwen_vl()
+    rows = [row for row in INSTANCES if max(row.input_ids) < 258][:3]
+    batch = flat(rows)
+    batch["position_ids"] = batch["position_ids"].expand(4, -1, -1)
+    with gs.record(model, out=tmp_path / "run") as seen:
+        model(**batch, use_cache=False).loss.backward()
+    assert len(seen.store.instance_ids) == len(rows)
+
+
+def test_what_is_left_over_needs_no_id(tmp_path):
+    batch = flat(INSTANCES[:3])
+    for name, fill in (("input_ids", 0), ("labels", -100), ("position_ids", 0)):
+        batch[name] = nn.functional.pad(batch[name], (0, 4), value=fill)
+    model = tiny_llama()
+    with gs.record(model, out=tmp_path / "run", ids="row") as seen:
+        model(**batch, use_cache=False, row=["a", "b", "c"]).loss.backward()
+    rows = dict(zip("abc", INSTANCES[:3], strict=True))
+    assert_is_autograd(seen.store, tiny_llama(dtype=torch.float64), rows=rows)
+
+
+def test_one_packed_row_may_have_its_id_alone(tmp_path):
+    model = tiny_llama()
+    with gs.record(model, out=tmp_path / "run", ids="row") as seen:
+        model(**as_batch(INSTANCES[:1]), row=7).loss.backward()
+    assert seen.store.instance_ids == ("7",)
+
+
+def test_a_row_that_overflowed_is_recorded_when_it_comes_again(tmp_path):
+    model = tiny_llama()
+    batch = as_batch(INSTANCES[:4])
+    with gs.record(model, out=tmp_path / "run") as seen:
+        for scale in (1.0, 3e38, 1.0):
+            rows = INSTANCES[4:8] if scale > 1 else INSTANCES[:4]
+            (model(**as_batch(rows)).loss * scale * 100).backward()
+        model(**as_batch(INSTANCES[4:8])).loss.backward()
+    assert len(batch) == 3
+    assert all(seen.store.finite)
+    assert len(seen.store.instance_ids) == 8
+
+
+def test_rows_that_are_learnt_by_heart_are_no_false_alarm(tmp_path):
+    """The softmax is nearly one-hot: its rounding is as large as what is left of the gradient."""
+    model = tiny_llama()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    rows = INSTANCES[:4]
+    for _ in range(150):
+        loss = model(**as_batch(rows)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert float(loss) < 0.01
+    with gs.record(model, out=tmp_path / "run") as seen:
+        loop(model, rows=rows)
+    assert len(seen.store.instance_ids) == 4
+
+
+def chats_that_end_alike(n, system=None):
+    head = [] if system is None else [{"role": "system", "content": system}]
+    return [
+        {
+            "messages": [
+                *head,
+                {"role": "user", "content": f"How do I count to {i}?"},
+                {"role": "assistant", "content": f"Begin with 1, end with {i}."},
+                {"role": "user", "content": "Thank you!"},
+                {"role": "assistant", "content": "You are welcome, glad to help!"},
+            ]
+        }
+        for i in range(n)
+    ]
+
+
+def test_chats_that_end_alike_are_told_by_all_their_turns(tmp_path):
+    """The loop adds a system prompt, so tokens differ."""
+    data = tmp_path / "chats.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in chats_that_end_alike(9)))
+    dataset = Dataset.from_list(chats_that_end_alike(9, "Be kind."))
+    trainer = sft_trainer(tmp_path, tiny_llama(), dataset, max_length=None)
+    with gs.record(trainer, out=tmp_path / "run", pool=gs.load_pool(data)) as seen:
+        trainer.train()
+    assert (len(seen.store.instance_ids), seen.n_unknown, seen.n_repeated) == (9, 0, 0)
+    assert_right_rows(seen.store, gs.load_pool(data), dataset, trainer)
+
+
+def assert_right_rows(store, pool, dataset, trainer):
+    """The loss under each id is that of the row that the loop made of this row of the pool."""
+    tokenizer, truth = trainer.processing_class, tiny_llama(dtype=torch.float64)
+    losses = dict(zip(store.instance_ids, store.loss, strict=True))
+    for row, made in zip(pool.rows, dataset, strict=True):
+        ids = tokenizer.apply_chat_template(made["messages"], return_dict=True)["input_ids"]
+        _, loss = gradients_of(truth, ids, ids)
+        assert losses[row.instance_id] == pytest.approx(loss, rel=1e-4)
+
+
+def test_rows_that_cannot_be_told_are_not_guessed(tmp_path):
+    """The pool's rows differ in their system prompts only, which the loop leaves out."""
+    data = tmp_path / "chats.jsonl"
+    rows = [chats_that_end_alike(1, f"You are number {i}.")[0] for i in range(3)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows + chats_that_end_alike(5)))
+    dataset = Dataset.from_list(chats_that_end_alike(1) * 3 + chats_that_end_alike(5)[1:])
+    trainer = sft_trainer(tmp_path, tiny_llama(), dataset, max_length=None)
+    with gs.record(trainer, out=tmp_path / "run", pool=gs.load_pool(data)) as seen:
+        trainer.train()
+    pool = [row.instance_id for row in gs.load_pool(data).rows]
+    assert set(seen.store.instance_ids) == set(pool[3:])
+    assert seen.n_repeated == 2  # The same text three times is one row of the pool.
+
+
+def test_the_same_tokens_divided_otherwise_are_other_rows(tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    text = "alpha beta gamma delta"
+    rows = [{"prompt": text[:n], "completion": text[n:]} for n in (5, 10, 16)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trainer = sft_trainer(tmp_path, tiny_llama(), Dataset.from_list(rows), shuffle_dataset=True)
+    with gs.record(trainer, out=tmp_path / "run", pool=gs.load_pool(data)) as seen:
+        trainer.train()
+    n_tokens = dict(zip(seen.store.instance_ids, seen.store.n_response_tokens, strict=True))
+    expected = [len(text) - n + 1 for n in (5, 10, 16)]
+    assert [n_tokens[row.instance_id] for row in gs.load_pool(data).rows] == expected

@@ -16,12 +16,13 @@ from gradsift.training.batches import (
     BATCHINGS,
     LengthGroupedSampler,
     bins,
-    keeps_apart,
     packed_batch,
 )
 from gradsift.training.epoch import PreliminaryEpoch
+from gradsift.training.isolation import keeps_apart
 from gradsift.training.scoring import score
 from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.tracking import track
 from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 N = 26
@@ -100,13 +101,13 @@ def test_which_models_keep_rows_apart():
     rows = rows_of(random_instances(2, seed=0, n_prompt=1))
     for model in (tiny_llama(), tiny_gpt2(dropout=0.5).train()):
         model.config.use_cache = False
-        assert keeps_apart(model, rows)
+        assert keeps_apart(track(model), rows)
         assert model.training
     leaking = tiny_llama()
     leaking.config.use_cache = True
-    assert not keeps_apart(leaking, rows)
+    assert not keeps_apart(track(leaking), rows)
     mamba = tiny_mamba()
-    assert not keeps_apart(mamba, rows)
+    assert not keeps_apart(track(mamba), rows)
 
 
 def tiny_opt():

@@ -210,8 +210,8 @@ class SeenLoss:
             return lambda value: (
                 f"step {step}: the training loss is not the mean negative log-likelihood of the "
                 f"response tokens: {what} by {value:.2g}. Label smoothing, weights of tokens or "
-                "classes, labels other than those announced, or logits that the model changes "
-                "after the head do this."
+                "classes, labels other than those announced, logits that the model changes after "
+                "the head, or a loss scaled beyond what float32 holds do this."
             )
 
         return [
@@ -225,8 +225,8 @@ class SeenLoss:
                 0.5,
                 lambda _: (
                     f"step {step}: the loss makes the response of a row less likely, as that of "
-                    "DPO, KTO or ORPO does with rejected ones. Recording is for supervised "
-                    "fine-tuning."
+                    "DPO, KTO or ORPO does with rejected ones, and label smoothing with rows that "
+                    "are learnt by heart. Recording is for supervised fine-tuning."
                 ),
             ),
             Check(

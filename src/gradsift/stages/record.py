@@ -28,11 +28,12 @@ from gradsift.gradients.sharding import is_divided, shape_of
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
-from gradsift.stages.row_names import ByColumn, ByContent, RowNames, names_by_text
+from gradsift.stages.row_names import ByColumn, ByContent, RowNames, names_by_text, unboxed
 from gradsift.store.manifest import Manifest
 from gradsift.store.pool_table import write_pool_table
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.writer import StoreWriter
+from gradsift.training.isolation import require_apart
 from gradsift.training.loops import (
     engine_around,
     is_engine,
@@ -50,7 +51,7 @@ FLUSH_EVERY = 256  # Micro-batches.
 # Micro-batches whose records stay on the device until they are read together.
 UNREAD = 16
 # Besides the first, micro-batches (from 0) whose backward pass is compared with the plain loss's.
-COMPARED_AGAIN = (9, 99, 999)
+COMPARED_AGAIN = (1, 3, 9, 31, 99, 315, 999, 3161, 9999)
 NOT_RECORDED = "not_recorded"
 
 
@@ -62,6 +63,7 @@ class _Batch:
     input_ids_BT: torch.Tensor
     labels_BT: torch.Tensor
     tokens: ResponseTokens
+    is_numbered: torch.Tensor | None  # Whether its mask numbers rows, though it was not expected.
 
     def tensors(self) -> Batch:
         """Return tokens, labels and their layout."""
@@ -132,7 +134,8 @@ class Recording:
         self._n_batches = self._n_updates = 0
         self._open_batch: _Batch | None = None
         self._to_compare: RememberedForward | None = None
-        self._numbers_rows = False
+        self._numbers_rows = self._is_apart = False
+        self._not_finite: dict[str, tuple[int, list[dict[str, object]]]] = {}
         self.check: CheckResult | None = None
         self.n_repeated = self.n_without_response = self.n_unknown = 0
         self.store: GradientStore | None = None
@@ -235,6 +238,8 @@ class Recording:
             self.n_without_response += batch.tokens.n_rows
             self._n_batches += 1
             return
+        if batch.tokens.is_packed and not self._is_apart and not self._is_sharded:
+            self._require_apart(args, kwargs, batch)
         is_compared = self._recorder is None or self._n_batches in COMPARED_AGAIN
         if is_compared and not self._is_sharded:
             self._to_compare = RememberedForward.of(self._outer, args, kwargs, batch.tensors())
@@ -276,7 +281,8 @@ class Recording:
         if labels_BT is None:
             raise ValueError(
                 "the model was called without `labels`, so it cannot be told which tokens are the "
-                "response. Pass them to the model; its own loss need not be used."
+                "response. Pass them to the model; its own loss need not be used. (transformers "
+                "and trl take them away where compute_loss_func or label smoothing is set.)"
             )
         # Copies: they are read later, and a loop may fill its tensors anew.
         ids, input_ids_BT, labels_BT = (copied(v) for v in (ids, input_ids_BT, labels_BT))
@@ -284,15 +290,34 @@ class Recording:
         if position_ids_BT is None and kwargs.get("cu_seq_lens_q") is not None:
             position_ids_BT = _positions(kwargs["cu_seq_lens_q"], labels_BT)
         tokens = self._layout(labels_BT, mask_BT, position_ids_BT)
-        n_ids = (
-            tokens.n_rows if ids is None else torch.Size(getattr(ids, "shape", [len(ids)])).numel()
-        )
-        if n_ids != tokens.n_rows:
+        if ids is not None:
+            ids = self._one_for_each(ids, tokens)
+        is_numbered = None
+        if mask_BT is not None and mask_BT.dim() == 2 and not tokens.is_packed:
+            is_numbered = (mask_BT > 1).any()
+        return _Batch(ids, input_ids_BT, labels_BT, tokens, is_numbered)
+
+    def _one_for_each(self, ids: Any, tokens: ResponseTokens) -> list[Any]:
+        """Return an id for each row; what is left over in a packed row needs none.
+
+        Raises:
+            ValueError: If there are more or fewer.
+        """
+        ids = unboxed(ids)
+        labelled = [row for row, length in enumerate(tokens.lengths) if length]
+        if tokens.is_packed and len(ids) == len(labelled) != tokens.n_rows:
+            by_row = dict(zip(labelled, ids, strict=True))
+            ids = [by_row.get(row) for row in range(tokens.n_rows)]
+        if len(ids) != tokens.n_rows:
+            where = (
+                "a row begins wherever position_ids do not go on by one" if tokens.is_packed else
+                "also for those that are packed into one"
+            )  # fmt: skip
             raise ValueError(
-                f"a batch of {tokens.n_rows} rows has {n_ids} ids in {self._names.column!r}: "
-                "expected one for each row, also of those that are packed into one."
+                f"a batch of {tokens.n_rows} rows has {len(ids)} ids in {self._names.column!r}: "
+                f"expected one for each row ({where})."
             )
-        return _Batch(ids, input_ids_BT, labels_BT, tokens)
+        return ids
 
     def _layout(
         self,
@@ -307,8 +332,11 @@ class Recording:
                     "positions are padding, and where a packed row begins, cannot be told."
                 )
             mask_BT = None
-        if position_ids_BT is not None and position_ids_BT.dim() != 2:
-            position_ids_BT = None  # Of images; such rows are not packed.
+        if position_ids_BT is not None and position_ids_BT.dim() == 3:
+            # Of height and width besides; the first of four is that of the text.
+            planes = position_ids_BT
+            is_of_text = len(planes) == 4 or bool((planes == planes[0]).all())
+            position_ids_BT = planes[0] if is_of_text else None
         if self._n_batches == 0 and mask_BT is not None:
             self._numbers_rows = bool((mask_BT > 1).any())
         if self._numbers_rows:
@@ -345,7 +373,7 @@ class Recording:
                 stacklevel=2,
             )
             return
-        seen, _ = self._unread[-1]
+        seen, _ = self._unread[-1]  # Of the batch that is remembered.
         # The recorder itself is attached, and rests: no micro-batch is open.
         twin = Recorder(
             self._tracked,
@@ -363,6 +391,12 @@ class Recording:
     def _read(self) -> None:
         unread, self._unread = self._unread, []
         for records, batch in unread:
+            if batch.is_numbered is not None and bool(batch.is_numbered):
+                raise ValueError(
+                    "the attention mask numbers packed rows (1, 2, …), and in the first batch it "
+                    "did not: give position_ids that begin anew with each row, or numbers above 1 "
+                    "in the first batch, too."
+                )
             tokens, labels = batch.split()
             ids = self._names.of(batch.ids, tokens, labels)
             read = records.read()
@@ -376,8 +410,13 @@ class Recording:
                 if instance_id in self._seen:
                     self.n_repeated += 1
                     continue
+                rows = store_rows(record, instance_id)
+                if not record.finite:  # A loss scaler begins with overflows: the row comes again.
+                    self._not_finite.setdefault(instance_id, (len(tokens[record.index]), rows))
+                    continue
+                self._not_finite.pop(instance_id, None)
                 self._seen[instance_id] = len(tokens[record.index])
-                self._pending += store_rows(record, instance_id)
+                self._pending += rows
 
     def _keep_what_is_left(self) -> None:
         with suppress(ValueError):  # The loop's own error is on its way already.
@@ -414,6 +453,19 @@ class Recording:
             self._checking = False
         return recorder
 
+    def _require_apart(self, args: tuple, kwargs: dict[str, Any], batch: _Batch) -> None:
+        """Try it with the first rows that are packed, whenever they come."""
+        self._is_apart = self._checking = True
+        try:
+            require_apart(self._tracked, args, kwargs, batch.input_ids_BT, batch.tokens)
+            if self._recorder is not None and bool(batch.tokens.n_tokens_I.any()):
+                check_forward(
+                    self._tracked, self._sketch, (self._recorder.path,), args, kwargs,
+                    batch.tensors(),
+                )  # fmt: skip
+        finally:
+            self._checking = False
+
     def _names_for(self, ids: str | None) -> RowNames | None:
         if ids is not None:
             return ByColumn(ids, self._pool)
@@ -446,6 +498,9 @@ class Recording:
 
     def _complete(self) -> None:
         self._read()
+        for instance_id, (n_tokens, rows) in self._not_finite.items():
+            self._seen[instance_id] = n_tokens
+            self._pending += rows
         if not any(self._writer.gather(bool(self._seen))):
             raise ValueError("nothing was recorded: no backward pass of this model was seen.")
         if self._pool is not None:

@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,8 @@ from gradsift.gradients.tokens import IGNORED_LABEL
 NO_LIMIT = 2**31
 # Characters of a response's end by which it is looked up, and the least of a row that tell it.
 ENDING = 16
+# Rows of a stream after which it is no stream of the pool's.
+ROWS_TO_TRY = 256
 
 
 class RowNames(Protocol):
@@ -90,7 +93,7 @@ class ByColumn:
             ValueError: For an id that the pool does not have.
         """
         # Numbers of whatever library, in whatever box, become Python's own.
-        found = [id_.item() if hasattr(id_, "item") else id_ for id_ in _unboxed(ids)]
+        found = [id_.item() if hasattr(id_, "item") else id_ for id_ in unboxed(ids)]
         return [str(id_) if self._pool is None else self._of_pool(id_) for id_ in found]
 
     def _of_pool(self, id_: int | str) -> str:
@@ -105,11 +108,20 @@ class ByColumn:
         )
 
 
+@dataclass(frozen=True)
+class _Form:
+    """A row of the pool in one of its forms: tokens, and which of them are labelled."""
+
+    says: tuple[str, ...]
+    labelled: tuple[bool, ...]
+
+
 class ByText:
     """By what a row says: its tokens, as the loop's tokenizer gives them to a row of the pool.
 
     A row may have been put into words otherwise (a format of one's own); then it is the row of the
-    pool whose response it ends with, and whose prompt stands before that.
+    pool all of whose turns stand in it in their order, the last one at its end. Rows of the pool
+    that say the same take turns; where rows that say different things fit equally, none is taken.
     """
 
     column = None
@@ -125,36 +137,51 @@ class ByText:
         """
         self._tokenizer = tokenizer
         examples = [(row.instance_id, row.example) for row in pool.rows if row.example is not None]
-        self._pairs = {id_: pair for id_, example in examples if (pair := _pair(example))}
-        self._by_ending: dict[str, list[str]] = defaultdict(list)
-        for id_, (_, response) in self._pairs.items():
-            self._by_ending[response.strip()[-ENDING:]].append(id_)
-        self._ids: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        turns = {id_: turns for id_, example in examples if (turns := _turns(example))}
+        # Ids of the rows that say the same.
+        self._ids: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for id_, says in turns.items():
+            self._ids[says].append(id_)
+        self._by_ending: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+        for says in self._ids:
+            self._by_ending[says[-1][-ENDING:]].append(says)
+        self._forms: dict[tuple[int, ...], set[_Form]] = defaultdict(set)
         self._first: list[int] = []
         # Questions and answers are a conversation to some tools, and running text to others.
-        as_text = [(id_, Plain(*pair)) for id_, pair in self._pairs.items()]
-        for rendered in (examples, as_text):
+        pairs = [
+            (id_, Plain(*pair)) for id_, example in examples if (pair := _pair(example)) is not None
+        ]
+        for rendered in (examples, pairs):
             instances = build_instances(rendered, tokenizer, max_length=max_length, truncation=cut)
             for item in instances.items:
                 self._first = self._first or item.input_ids
-                ids = self._ids[self._key(item.input_ids)]
-                if item.instance_id not in ids:
-                    ids.append(item.instance_id)
-        self._taken: dict[tuple[int, ...], int] = defaultdict(int)
-        self._found_any = False
+                key = self._key(item.input_ids)
+                labelled = tuple(label != IGNORED_LABEL for label in item.labels[: len(key)])
+                says = turns.get(item.instance_id, (item.instance_id,))
+                self._ids.setdefault(says, [item.instance_id])
+                self._forms[key].add(_Form(says, labelled))
+        self._owner: dict[str, tuple[int, ...]] = {}
+        self._mine: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        self._times: dict[tuple[int, ...], int] = defaultdict(int)
+        self._is_of_pool = False
+        self._n_tried = 0
 
     def of(
         self, ids: Any, tokens: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]
     ) -> list[str | None]:
-        """Return the row of the pool that each row is; equal rows take turns.
+        """Return the row of the pool that each row is.
 
         Raises:
-            ValueError: If none is of the pool, in the first batch.
+            ValueError: If none of the first rows is of the pool.
         """
-        names = [self._take(tokens_T.tolist()) for tokens_T in tokens]
-        self._found_any |= any(name is not None for name in names)
-        if not self._found_any:
-            raise ValueError(self._none_is_known(tokens[0].tolist()))
+        names = [
+            self._take(tokens_T.tolist(), (labels_T != IGNORED_LABEL).tolist())
+            for tokens_T, labels_T in zip(tokens, labels, strict=True)
+        ]
+        self._is_of_pool |= any(name is not None for name in names)
+        self._n_tried += len(names)
+        if not self._is_of_pool and self._n_tried >= ROWS_TO_TRY:
+            raise ValueError(self._none_is_known(self._n_tried, tokens[0].tolist()))
         return names
 
     def require_rows(self, rows: Iterable[Sequence[int]]) -> None:
@@ -167,13 +194,15 @@ class ByText:
             ValueError: If none is.
         """
         rows = list(rows)
-        unknown = [row for row in rows if not self._known(row)]
+        unknown = [row for row in rows if not self._candidates(row, None)]
         if rows and len(unknown) == len(rows):
-            raise ValueError(self._none_is_known(rows[0]))
+            raise ValueError(self._none_is_known(len(rows), rows[0]))
+        self._is_of_pool = True
         if unknown:
             warnings.warn(
-                f"{len(unknown)} of {len(rows)} rows of the loop are not in the pool, and will not "
-                f"be recorded; the first: {self._tokenizer.decode(unknown[0])[:200]!r}",
+                f"{len(unknown)} of {len(rows)} rows of the loop are not in the pool, or fit "
+                "several rows of it that differ, and will not be recorded (a batch column named by "
+                f"`ids` would tell them); the first: {self._tokenizer.decode(unknown[0])[:200]!r}",
                 stacklevel=4,
             )
 
@@ -184,50 +213,88 @@ class ByText:
             key.pop()
         return tuple(key)
 
-    def _known(self, tokens: Sequence[int]) -> list[str]:
+    def _candidates(self, tokens: Sequence[int], labelled: Sequence[bool] | None) -> list[str]:
+        """Return the ids of the rows of the pool that say what a row says."""
         key = self._key(tokens)
-        if key not in self._ids:
-            self._ids[key] = self._by_words(key)
-        return self._ids[key]
+        if key not in self._forms:
+            says = self._by_words(key)
+            self._forms[key] = set() if says is None else {_Form(says, ())}
+        forms = self._forms[key]
+        if labelled is not None and len({form.says for form in forms}) > 1:
+            # The same tokens, divided otherwise between prompt and response.
+            forms = {form for form in forms if form.labelled == tuple(labelled[: len(key)])}
+        says = {form.says for form in forms}
+        if labelled is None:
+            return [id_ for one in says for id_ in self._ids[one]]
+        return self._ids[next(iter(says))] if len(says) == 1 else []
 
-    def _by_words(self, tokens: Sequence[int]) -> list[str]:
+    def _by_words(self, tokens: Sequence[int]) -> tuple[str, ...] | None:
         text = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
         endings = (text[-n:] for n in range(1, ENDING + 1))
-        lengths: dict[str, int] = {}
-        for id_ in {id_: None for ending in endings for id_ in self._by_ending.get(ending, ())}:
-            prompt, response = (part.strip() for part in self._pairs[id_])
-            length = len(prompt) + len(response)
-            before = text[: len(text) - len(response)]
-            if length >= ENDING and text.endswith(response) and prompt in before:
-                lengths[id_] = length
-        # Of several, the one of which most is there; those that say the same take turns.
-        return [id_ for id_, length in lengths.items() if length == max(lengths.values())]
+        found: dict[tuple[str, ...], tuple[int, int]] = {}
+        for says in {says for ending in endings for says in self._by_ending.get(ending, ())}:
+            place = _place(says, text)
+            if place is not None and sum(map(len, says)) >= ENDING:
+                found[says] = place
+        # The one whose prompt is nearest to the response, then the one of which most is there.
+        best = [says for says, place in found.items() if place == max(found.values())]
+        return best[0] if len(best) == 1 else None
 
-    def _take(self, tokens: Sequence[int]) -> str | None:
-        ids, key = self._known(tokens), self._key(tokens)
-        if not ids:
-            return None
-        self._taken[key] += 1
-        return ids[(self._taken[key] - 1) % len(ids)]
+    def _take(self, tokens: Sequence[int], labelled: Sequence[bool]) -> str | None:
+        key, ids = self._key(tokens), self._candidates(tokens, labelled)
+        free = next((id_ for id_ in ids if id_ not in self._owner), None)
+        if free is not None:
+            self._owner[free] = key
+            self._mine[key].append(free)
+            return free
+        # Again in a later epoch; an id that another text has is not given twice.
+        mine = [id_ for id_ in self._mine[key] if id_ in ids]
+        self._times[key] += 1
+        return mine[(self._times[key] - 1) % len(mine)] if mine else None
 
-    def _none_is_known(self, tokens: Sequence[int]) -> str:
+    def _none_is_known(self, n_rows: int, tokens: Sequence[int]) -> str:
+        ours, theirs = (self._tokenizer.decode(t)[:200] for t in (self._first, tokens))
         return (
-            "the loop's rows are not those of the pool: rendered by the loop's tokenizer and chat "
-            "template, no row has the same tokens, and none ends with a response of the pool. A "
-            f"row of the loop: {self._tokenizer.decode(tokens)[:200]!r}; of the pool: "
-            f"{self._tokenizer.decode(self._first)[:200]!r}. Give the pool of the file that is "
-            "trained on, or name a batch column with `ids`."
+            f"none of {n_rows} rows of the loop is one of the pool: rendered by the loop's "
+            "tokenizer and chat template no row has the same tokens, and no row's turns stand in "
+            f"one of the loop. A row of the loop: {theirs!r}; of the pool: {ours!r}. Give the pool "
+            "of the file that is trained on, or name a batch column with `ids`."
         )
 
 
-def _pair(example: Example) -> tuple[str, str] | None:
-    """Return the last prompt and the last response of a row, if they are texts."""
+def _turns(example: Example) -> tuple[str, ...] | None:
+    """Return all that a row says, in order, if it is text that ends with a response."""
     if isinstance(example, Plain):
-        return example.prompt, example.response
-    by_role = {message["role"]: message.get("content") for message in example.messages}
-    prompt, response = by_role.get("user", ""), by_role.get("assistant")
-    is_text = isinstance(prompt, str) and isinstance(response, str) and response.strip()
-    return (prompt, response) if is_text else None
+        turns = [example.prompt, example.response]
+    else:
+        turns = [message.get("content") for message in example.messages]
+    if not all(isinstance(turn, str) for turn in turns):
+        return None
+    says = tuple(stripped for turn in turns if (stripped := turn.strip()))
+    return says if turns[-1].strip() else None
+
+
+def _pair(example: Example) -> tuple[str, str] | None:
+    """Return prompt and response of a conversation of one turn each."""
+    if isinstance(example, Plain) or [m["role"] for m in example.messages] != ["user", "assistant"]:
+        return None
+    prompt, response = (message.get("content") for message in example.messages)
+    return (prompt, response) if isinstance(prompt, str) and isinstance(response, str) else None
+
+
+def _place(says: tuple[str, ...], text: str) -> tuple[int, int] | None:
+    """Return where the last turn but one ends if all turns stand in a text, and their length."""
+    if not text.endswith(says[-1]):
+        return None
+    end = len(text) - len(says[-1])
+    nearest = None
+    for turn in reversed(says[:-1]):
+        at = text.rfind(turn, 0, end)
+        if at < 0:
+            return None
+        nearest = at + len(turn) if nearest is None else nearest
+        end = at
+    return (0 if nearest is None else nearest), sum(map(len, says))
 
 
 def names_by_text(pool: Pool, trainer: Trainer) -> ByText:
@@ -267,7 +334,10 @@ def _rows_of(dataset: Any) -> Iterable[Sequence[int]]:
             start += length
 
 
-def _unboxed(ids: Any) -> list[Any]:
+def unboxed(ids: Any) -> list[Any]:
+    """Return ids one by one, out of whatever a loop has put them into."""
+    if isinstance(ids, int | str):
+        return [ids]
     values = ids.flatten().tolist() if hasattr(ids, "flatten") else list(ids)
     return [value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
             for value in values]  # fmt: skip

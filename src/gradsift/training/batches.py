@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import nn
 from torch.utils.data import Sampler
 
 from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
@@ -32,11 +31,6 @@ BATCHES_IN_A_WINDOW = 64
 # A token's attention costs as much as its linear layers in a row of about 6 times the width
 # (24·D² operations for the layers of a block, 4·D·T for the attention).
 WIDTHS_OF_ATTENTION = 6
-# Relative to their size, what rounding may do to logits: when another row of the same length stands
-# before it (only mixtures of experts round anew), and when none does.
-UNCHANGED, ABOUT_THE_SAME = 1e-4, 0.1
-# Tokens of a row with which that is tried.
-TRIED = 64
 
 
 def bins(lengths: Sequence[int], width: int) -> list[list[int]]:
@@ -151,46 +145,3 @@ class LengthGroupedSampler(Sampler[int]):
                 yield from batches[at]
             for batch in batches[n_full:]:
                 yield from batch
-
-
-@torch.no_grad()
-def keeps_apart(model: nn.Module, rows: Sequence[Sequence[int]]) -> bool:
-    """Say whether a model keeps packed rows apart.
-
-    Another first row must change nothing in the second one, and the second one must be about what
-    it is alone. The first is sharp in any precision: what is masked counts for nothing at all.
-
-    Args:
-        model: As training calls it.
-        rows: Tokens of two rows, of which the beginnings are taken.
-
-    Returns:
-        Whether rows may be packed.
-    """
-    device = next(model.parameters()).device
-    first_T, second_T = (torch.tensor(list(row[:TRIED]), device=device) for row in rows)
-    other_T = first_T.roll(1)
-    lengths = (len(first_T), len(second_T))
-    positions_1T = torch.cat([torch.arange(n, device=device) for n in lengths])[None]
-
-    def logits_of(before_T: torch.Tensor) -> torch.Tensor:
-        ids_1T = torch.cat([before_T, second_T])[None]
-        logits_1TV = model(input_ids=ids_1T, position_ids=positions_1T).logits
-        return logits_1TV[0, -len(second_T) :].float()
-
-    was_training = model.training
-    model.eval()
-    try:
-        packed_TV, beside_another_TV = logits_of(first_T), logits_of(other_T)
-        alone_TV = model(input_ids=second_T[None]).logits[0].float()
-    # However a model fails that takes no positions.
-    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError):
-        return False
-    finally:
-        model.train(was_training)
-    size_T = alone_TV.norm(dim=1)
-    gaps = [
-        float(((packed_TV - other_TV).norm(dim=1) / size_T).max())
-        for other_TV in (beside_another_TV, alone_TV)
-    ]
-    return gaps[0] < UNCHANGED and gaps[1] < ABOUT_THE_SAME

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from datasets import Dataset
-from torch import nn
 
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
@@ -85,29 +84,3 @@ def _collated(
 ) -> dict[str, torch.Tensor]:
     dataset = trainer.train_dataset if dataset is None else dataset
     return trainer.data_collator([dataset[i] for i in indices])
-
-
-@contextmanager
-def without_dropout(model: nn.Module) -> Generator[None, None, None]:
-    """Set every dropout probability of a model to 0 inside a `with` block.
-
-    Both kinds are found: dropout modules, and probabilities that a module hands to a function.
-
-    Args:
-        model: The model, in whatever mode it is.
-
-    Yields:
-        Nothing.
-    """
-    changed: list[tuple[nn.Module, str, float]] = []
-    for module in model.modules():
-        for name, value in list(vars(module).items()):
-            is_rate = "drop" in name or (name == "p" and "Dropout" in type(module).__name__)
-            if is_rate and isinstance(value, float) and value > 0:
-                changed.append((module, name, value))
-                setattr(module, name, 0.0)
-    try:
-        yield
-    finally:
-        for module, name, value in changed:
-            setattr(module, name, value)

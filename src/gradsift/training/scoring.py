@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from gradsift.data.instances import Instance
 from gradsift.gradients.recorder import Recorder
 from gradsift.store.writer import StoreWriter
-from gradsift.training.probe import forward_records, probe_step, without_dropout
+from gradsift.training.dropout import without_dropout
+from gradsift.training.probe import forward_records, probe_step
 from gradsift.training.sft import RecordingSFTTrainer, as_dataset
 from gradsift.training.sharding import plain_backward
 from gradsift.training.sitting import Sitting

@@ -23,12 +23,13 @@ from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Record, RecordingPath, TrackedModel
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.training.dropout import without_dropout
 from gradsift.training.plain_loss import (
     Batch,
     forward_and_backward,
     without_reentrant_checkpointing,
 )
-from gradsift.training.probe import forward_records, probe_step, without_dropout
+from gradsift.training.probe import forward_records, probe_step
 from gradsift.training.quantized import coupling_of
 from gradsift.training.sft import RecordingSFTTrainer, mean_loss
 from gradsift.training.tracking import base_model, head_is_called, require_path, track
@@ -196,7 +197,7 @@ def self_check(
     """
     by_length = sorted(range(len(token_counts)), key=lambda i: (token_counts[i], i))
     rows = sorted({by_length[len(by_length) // 4], by_length[3 * len(by_length) // 4]})
-    with without_dropout(trainer.model):
+    with without_dropout(trainer.model), trainer.data_collator.packing_whole():
         seen = (probe_step if backward else forward_records)(trainer, rows, recorder)
 
         def loss_of(index: int) -> torch.Tensor:
@@ -240,7 +241,7 @@ def check_forward(
         ValueError: If none is exact.
     """
     tokens = batch[2]
-    chosen = tokens.n_tokens_I.nonzero().flatten().tolist()[:2]
+    chosen = _to_compare(tokens)
     if not chosen:
         raise ValueError(
             "no row of the first batch has a response token: a label other than -100 whose token "
@@ -267,6 +268,14 @@ def check_forward(
     if result.warning:
         warnings.warn(result.warning, stacklevel=2)
     return recorder, result
+
+
+def _to_compare(tokens: ResponseTokens) -> list[int]:
+    """Return up to two instances with a response, those that stand behind others first."""
+    first_B = tokens.rows_BT[:, 0]
+    with_response = tokens.n_tokens_I.nonzero().flatten().tolist()
+    is_first = set(first_B.tolist())
+    return sorted(sorted(with_response, key=lambda row: (row in is_first, row))[:2])
 
 
 class _Alone:

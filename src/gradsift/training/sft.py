@@ -6,7 +6,8 @@ The only module that depends on trl's insides; `tests/training/test_trl_canary.p
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ from gradsift.training.adapters import trained_dtype_is
 from gradsift.training.batches import (
     Batching,
     LengthGroupedSampler,
-    keeps_apart,
     packed_batch,
 )
+from gradsift.training.isolation import keeps_apart
 from gradsift.training.sft_settings import SFTSettings, lora_config, sft_config
 from gradsift.training.tracking import add_fused_head, base_model, can_be_fused, track
 
@@ -115,7 +116,7 @@ class RecordingSFTTrainer(SFTTrainer):
                 "FSDP or DeepSpeed: use --batching by_length."
             )
         with self.accelerator.autocast():
-            apart = not sharded and keeps_apart(self.model, rows)
+            apart = not sharded and keeps_apart(track(self.model), rows)
         if wanted == "packed" and not apart:
             raise ValueError(
                 f"{type(base_model(self.model)).__name__} does not keep packed rows apart: use "
@@ -272,6 +273,15 @@ class _Collator:
     collate: Callable[[list[dict]], dict[str, torch.Tensor]]
     width: int
     packs: bool = False
+
+    @contextmanager
+    def packing_whole(self) -> Generator[None, None, None]:
+        """Put all rows of a micro-batch into one, at any cost, inside a `with` block."""
+        width, self.width = self.width, 2**62
+        try:
+            yield
+        finally:
+            self.width = width
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         # The host knows the indices, and where the response tokens are: nobody need ask a device.

@@ -20,8 +20,8 @@ from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import RecordingPath, TrackedModel, WatchedLayer
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.training.dropout import without_dropout
 from gradsift.training.loops import FSDP1
-from gradsift.training.probe import without_dropout
 
 ONE_PROCESS_CHECK = (
     "`gradsift check MODEL` makes it in one process, also on a small sibling of the model; here "
