@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -116,6 +116,21 @@ class _Form:
     labelled: tuple[bool, ...]
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """How the turns of a row of the pool stand in a row of the loop.
+
+    Attributes:
+        end: Of the last prompt.
+        gap: What the loop writes between it and the response.
+        length: Of all turns together.
+    """
+
+    end: int
+    gap: str
+    length: int
+
+
 class ByText:
     """By what a row says: its tokens, as the loop's tokenizer gives them to a row of the pool.
 
@@ -160,6 +175,7 @@ class ByText:
                 says = turns.get(item.instance_id, (item.instance_id,))
                 self._ids.setdefault(says, [item.instance_id])
                 self._forms[key].add(_Form(says, labelled))
+        self._gap: str | None = None
         self._owner: dict[str, tuple[int, ...]] = {}
         self._mine: dict[tuple[int, ...], list[str]] = defaultdict(list)
         self._times: dict[tuple[int, ...], int] = defaultdict(int)
@@ -194,6 +210,10 @@ class ByText:
             ValueError: If none is.
         """
         rows = list(rows)
+        # A loop writes the same between prompt and response in every row.
+        others = (key for row in rows if (key := self._key(row)) not in self._forms)
+        gaps = Counter(fit.gap for key in others for fit in self._fits(key).values())
+        self._gap = gaps.most_common(1)[0][0] if gaps else None
         unknown = [row for row in rows if not self._candidates(row, None)]
         if rows and len(unknown) == len(rows):
             raise ValueError(self._none_is_known(len(rows), rows[0]))
@@ -229,16 +249,23 @@ class ByText:
         return self._ids[next(iter(says))] if len(says) == 1 else []
 
     def _by_words(self, tokens: Sequence[int]) -> tuple[str, ...] | None:
+        fits = self._fits(tokens)
+        if self._gap is not None:
+            fits = {says: fit for says, fit in fits.items() if fit.gap == self._gap}
+        else:  # Of a stream it is not known. Little that is said is said by chance, too.
+            fits = {says: fit for says, fit in fits.items() if fit.length >= ENDING}
+        nearest = max((fit.end for fit in fits.values()), default=0)
+        fits = {says: fit for says, fit in fits.items() if fit.end == nearest}
+        longest = max((fit.length for fit in fits.values()), default=0)
+        best = [says for says, fit in fits.items() if fit.length == longest]
+        return best[0] if len(best) == 1 else None
+
+    def _fits(self, tokens: Sequence[int]) -> dict[tuple[str, ...], _Fit]:
+        """Return what the pool says that also stands in a row."""
         text = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
         endings = (text[-n:] for n in range(1, ENDING + 1))
-        found: dict[tuple[str, ...], tuple[int, int]] = {}
-        for says in {says for ending in endings for says in self._by_ending.get(ending, ())}:
-            place = _place(says, text)
-            if place is not None and sum(map(len, says)) >= ENDING:
-                found[says] = place
-        # The one whose prompt is nearest to the response, then the one of which most is there.
-        best = [says for says, place in found.items() if place == max(found.values())]
-        return best[0] if len(best) == 1 else None
+        says = {says for ending in endings for says in self._by_ending.get(ending, ())}
+        return {one: fit for one in says if (fit := _fit(one, text)) is not None}
 
     def _take(self, tokens: Sequence[int], labelled: Sequence[bool]) -> str | None:
         key, ids = self._key(tokens), self._candidates(tokens, labelled)
@@ -282,19 +309,19 @@ def _pair(example: Example) -> tuple[str, str] | None:
     return (prompt, response) if isinstance(prompt, str) and isinstance(response, str) else None
 
 
-def _place(says: tuple[str, ...], text: str) -> tuple[int, int] | None:
-    """Return where the last turn but one ends if all turns stand in a text, and their length."""
+def _fit(says: tuple[str, ...], text: str) -> _Fit | None:
+    """Return how turns stand in a text, the last one at its end; None if they do not."""
     if not text.endswith(says[-1]):
         return None
-    end = len(text) - len(says[-1])
-    nearest = None
+    begins = end = len(text) - len(says[-1])
+    nearest = 0
     for turn in reversed(says[:-1]):
-        at = text.rfind(turn, 0, end)
+        at = text.rfind(turn, 0, begins)
         if at < 0:
             return None
-        nearest = at + len(turn) if nearest is None else nearest
-        end = at
-    return (0 if nearest is None else nearest), sum(map(len, says))
+        nearest = nearest or at + len(turn)
+        begins = at
+    return _Fit(nearest, text[nearest:end], sum(map(len, says)))
 
 
 def names_by_text(pool: Pool, trainer: Trainer) -> ByText:
