@@ -1,7 +1,7 @@
 """Padding, and what it costs: a preliminary epoch and a scoring pass, rows packed, grouped, padded.
 
 Usage: python benchmarks/batching.py POOL [--model demo] [--rows 400] [--max-length 1024]
-       [--batch-size 8] [--tokens-only]
+       [--batch-size 8] [--ways random,by_length,packed] [--tokens-only]
 
 Prints for each way the tokens that are computed for each real one, the wall time, and how far the
 recorded statistics are from those of padded rows (learning rate 0, so that the order of rows does
@@ -89,6 +89,7 @@ def main():
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--tokens-only", action="store_true")
     args = parser.parse_args()
     source = find_model(args.model)
@@ -104,7 +105,7 @@ def main():
         return
     for during in (True, False):
         plain = None
-        for way in WAYS:
+        for way in args.ways.split(","):
             with tempfile.TemporaryDirectory() as folder:
                 seconds, ratio, store = capture(
                     source, tokenizer, instances, way, args.batch_size, Path(folder), during=during
