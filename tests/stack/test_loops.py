@@ -158,12 +158,12 @@ def packed_batch(*, mask):
 
 
 def test_where_rows_begin_may_be_told_as_flash_attention_is_told(tmp_path):
-    from gradsift.stages.record import _positions
+    from gradsift.stages.loop_batch import positions_from
 
     batch = packed_batch(mask=False)
     lengths = [len(row.input_ids) for row in INSTANCES[:3]]
     starts = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
-    assert torch.equal(_positions(starts, batch["labels"]), batch["position_ids"])
+    assert torch.equal(positions_from(starts, batch["labels"]), batch["position_ids"])
     # On a CPU no attention heeds them: rows see each other, and that is noticed.
     del batch["position_ids"]
     with (

@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,9 +26,9 @@ from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
 from gradsift.gradients.sharding import is_divided, shape_of
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.gradients.tokens import ResponseTokens
+from gradsift.stages.loop_batch import LoopBatch, LoopBatches
 from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
-from gradsift.stages.row_names import ByColumn, ByContent, RowNames, names_by_text, unboxed
+from gradsift.stages.row_names import ByColumn, ByContent, RowNames, names_by_text
 from gradsift.store.manifest import Manifest
 from gradsift.store.pool_table import write_pool_table
 from gradsift.store.reader import GradientStore, read_store
@@ -41,7 +41,7 @@ from gradsift.training.loops import (
     trainer_around,
     unwrapped,
 )
-from gradsift.training.plain_loss import Batch, RememberedForward, copied
+from gradsift.training.plain_loss import RememberedForward
 from gradsift.training.self_check import LOOP_PATHS, check_forward, paths_of
 from gradsift.training.sharding import unchecked
 from gradsift.training.sitting import store_rows
@@ -53,26 +53,6 @@ UNREAD = 16
 # Besides the first, micro-batches (from 0) whose backward pass is compared with the plain loss's.
 COMPARED_AGAIN = (1, 3, 9, 31, 99, 315, 999, 3161, 9999)
 NOT_RECORDED = "not_recorded"
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A micro-batch as the loop handed it to its model; ids are read with the records."""
-
-    ids: Any
-    input_ids_BT: torch.Tensor
-    labels_BT: torch.Tensor
-    tokens: ResponseTokens
-    is_numbered: torch.Tensor | None  # Whether its mask numbers rows, though it was not expected.
-
-    def tensors(self) -> Batch:
-        """Return tokens, labels and their layout."""
-        return self.input_ids_BT, self.labels_BT, self.tokens
-
-    def split(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return the tokens and the labels of each row, on the CPU."""
-        tokens = self.tokens.to("cpu")
-        return tuple(tokens.split(t.cpu()) for t in (self.input_ids_BT, self.labels_BT))
 
 
 class Recording:
@@ -129,12 +109,13 @@ class Recording:
         self._handles: list[Any] = []
         self._checking = False
         self._seen: dict[str, int] = {}
-        self._unread: list[tuple[Records, _Batch]] = []
+        self._unread: list[tuple[Records, LoopBatch]] = []
         self._pending: list[dict[str, object]] = []
         self._n_batches = self._n_updates = 0
-        self._open_batch: _Batch | None = None
+        self._open_batch: LoopBatch | None = None
         self._to_compare: RememberedForward | None = None
-        self._numbers_rows = self._is_apart = False
+        self._batches = LoopBatches()
+        self._is_apart = False
         self._not_finite: dict[str, tuple[int, list[dict[str, object]]]] = {}
         self.check: CheckResult | None = None
         self.n_repeated = self.n_without_response = self.n_unknown = 0
@@ -230,7 +211,17 @@ class Recording:
         if self._n_batches == 0:
             self._engine = self._engine or engine_around(self._outer)
             self._is_sharded = is_divided(self._outer)
-        batch = self._batch_of(args, kwargs, ids)
+        if self._names is None:
+            raise ValueError(
+                "a pool needs ids: name the batch column that holds each row's position in it, or "
+                "give the trainer of transformers or trl in the model's place."
+            )
+        if getattr(self._tracked.embedding, "neftune_noise_alpha", None) is not None:
+            raise ValueError(
+                "NEFTune adds noise to the embeddings, which would be in the recorded gradients: "
+                "set neftune_noise_alpha=None in the loop that is recorded."
+            )
+        batch = self._batches.read(args, kwargs, ids, self._names.column)
         is_to_check = self._recorder is None and not self._is_sharded
         if is_to_check and not bool(batch.tokens.n_tokens_I.any()):
             # Nothing to check with; the next one may have labels. It counts, since all processes
@@ -252,96 +243,6 @@ class Recording:
         rows = range(batch.tokens.n_rows)
         self._recorder.begin(rows, self._count_updates(), *batch.tensors())
         self._open_batch = batch
-
-    def _batch_of(self, args: tuple, kwargs: dict[str, Any], ids: Any) -> _Batch:
-        if self._names is None:
-            raise ValueError(
-                "a pool needs ids: name the batch column that holds each row's position in it, or "
-                "give the trainer of transformers or trl in the model's place."
-            )
-        if self._names.column is not None and ids is None:
-            raise ValueError(
-                f"the batch has no column {self._names.column!r}. transformers' Trainer removes "
-                "columns that the model does not name: set remove_unused_columns=False. With a "
-                "pool and its trainer in the model's place no ids are needed."
-            )
-        if getattr(self._tracked.embedding, "neftune_noise_alpha", None) is not None:
-            raise ValueError(
-                "NEFTune adds noise to the embeddings, which would be in the recorded gradients: "
-                "set neftune_noise_alpha=None in the loop that is recorded."
-            )
-        input_ids_BT = kwargs.get("input_ids", args[0] if args else None)
-        labels_BT = kwargs.get("labels")
-        mask_BT = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        if input_ids_BT is None:
-            raise ValueError(
-                "the model was called without `input_ids`: the gradient of the embedding table is "
-                "that of its tokens, so embeddings given in their place are not recorded."
-            )
-        if labels_BT is None:
-            raise ValueError(
-                "the model was called without `labels`, so it cannot be told which tokens are the "
-                "response. Pass them to the model; its own loss need not be used. (transformers "
-                "and trl take them away where compute_loss_func or label smoothing is set.)"
-            )
-        # Copies: they are read later, and a loop may fill its tensors anew.
-        ids, input_ids_BT, labels_BT = (copied(v) for v in (ids, input_ids_BT, labels_BT))
-        position_ids_BT = kwargs.get("position_ids")
-        if position_ids_BT is None and kwargs.get("cu_seq_lens_q") is not None:
-            position_ids_BT = _positions(kwargs["cu_seq_lens_q"], labels_BT)
-        tokens = self._layout(labels_BT, mask_BT, position_ids_BT)
-        if ids is not None:
-            ids = self._one_for_each(ids, tokens)
-        is_numbered = None
-        if mask_BT is not None and mask_BT.dim() == 2 and not tokens.is_packed:
-            is_numbered = (mask_BT > 1).any()
-        return _Batch(ids, input_ids_BT, labels_BT, tokens, is_numbered)
-
-    def _one_for_each(self, ids: Any, tokens: ResponseTokens) -> list[Any]:
-        """Return an id for each row; what is left over in a packed row needs none.
-
-        Raises:
-            ValueError: If there are more or fewer.
-        """
-        ids = unboxed(ids)
-        labelled = [row for row, length in enumerate(tokens.lengths) if length]
-        if tokens.is_packed and len(ids) == len(labelled) != tokens.n_rows:
-            by_row = dict(zip(labelled, ids, strict=True))
-            ids = [by_row.get(row) for row in range(tokens.n_rows)]
-        if len(ids) != tokens.n_rows:
-            where = (
-                "a row begins wherever position_ids do not go on by one" if tokens.is_packed else
-                "also for those that are packed into one"
-            )  # fmt: skip
-            raise ValueError(
-                f"a batch of {tokens.n_rows} rows has {len(ids)} ids in {self._names.column!r}: "
-                f"expected one for each row ({where})."
-            )
-        return ids
-
-    def _layout(
-        self,
-        labels_BT: torch.Tensor,
-        mask_BT: torch.Tensor | None,
-        position_ids_BT: torch.Tensor | None,
-    ) -> ResponseTokens:
-        if mask_BT is not None and mask_BT.dim() != 2:
-            if position_ids_BT is None:
-                raise ValueError(
-                    f"an attention mask of {mask_BT.dim()} dimensions, and no position_ids: which "
-                    "positions are padding, and where a packed row begins, cannot be told."
-                )
-            mask_BT = None
-        if position_ids_BT is not None and position_ids_BT.dim() == 3:
-            # Of height and width besides; the first of four is that of the text.
-            planes = position_ids_BT
-            is_of_text = len(planes) == 4 or bool((planes == planes[0]).all())
-            position_ids_BT = planes[0] if is_of_text else None
-        if self._n_batches == 0 and mask_BT is not None:
-            self._numbers_rows = bool((mask_BT > 1).any())
-        if self._numbers_rows:
-            return ResponseTokens.compact(labels_BT, mask_BT, position_ids_BT)
-        return ResponseTokens.of(labels_BT, copied(mask_BT), position_ids_BT)
 
     @torch.compiler.disable
     def _after_forward(self, module: nn.Module, args: tuple, output: object) -> None:
@@ -391,12 +292,7 @@ class Recording:
     def _read(self) -> None:
         unread, self._unread = self._unread, []
         for records, batch in unread:
-            if batch.is_numbered is not None and bool(batch.is_numbered):
-                raise ValueError(
-                    "the attention mask numbers packed rows (1, 2, …), and in the first batch it "
-                    "did not: give position_ids that begin anew with each row, or numbers above 1 "
-                    "in the first batch, too."
-                )
+            batch.require_no_numbers()
             tokens, labels = batch.split()
             ids = self._names.of(batch.ids, tokens, labels)
             read = records.read()
@@ -437,7 +333,7 @@ class Recording:
         ours = {id(parameter) for parameter in self._outer.parameters()}
         return any(id(p) in ours for group in optimizer.param_groups for p in group["params"])
 
-    def _checked(self, args: tuple, kwargs: dict[str, Any], batch: _Batch) -> Recorder:
+    def _checked(self, args: tuple, kwargs: dict[str, Any], batch: LoopBatch) -> Recorder:
         if self._is_sharded:
             # Whole gradients would have to be gathered from all processes, in step with them.
             recorder, self.check = unchecked(
@@ -453,7 +349,7 @@ class Recording:
             self._checking = False
         return recorder
 
-    def _require_apart(self, args: tuple, kwargs: dict[str, Any], batch: _Batch) -> None:
+    def _require_apart(self, args: tuple, kwargs: dict[str, Any], batch: LoopBatch) -> None:
         """Try it with the first rows that are packed, whenever they come."""
         self._is_apart = self._checking = True
         try:
@@ -524,13 +420,6 @@ class Recording:
             "model": type(base_model(self._outer)).__name__,
         }
         return about if self._pool is None else about | about_pool(self._pool)
-
-
-def _positions(starts_I1: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """Return positions that begin anew where packed rows do, [1, T], as FlashAttention is told."""
-    at_T = torch.arange(labels_BT.numel(), device=labels_BT.device)
-    row_T = torch.searchsorted(starts_I1[1:].to(at_T), at_T, right=True)
-    return (at_T - starts_I1.to(at_T)[row_T]).view(labels_BT.shape)
 
 
 def _gather(value: Any) -> list[Any]:
