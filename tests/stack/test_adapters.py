@@ -4,6 +4,8 @@ Recorded is the gradient of the base weights, as if they were trained. The adapt
 for some steps first: before, they add nothing, and leaving them out would not be seen.
 """
 
+import json
+
 import pytest
 import torch
 from peft import (
@@ -30,13 +32,15 @@ from adapted import (
 )
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training import tracking
+from gradsift.training.finetune import fine_tune
+from gradsift.training.model import find_model, load_model
 from gradsift.training.probe import probe_step
 from gradsift.training.self_check import PATHS, first_exact_path, recorder_for
 from gradsift.training.sft import RecordingSFTTrainer, as_dataset
 from gradsift.training.sft_settings import SFTSettings, lora_config
 from gradsift.training.tracking import track
 from oracle import relative_error, statistics_of
-from tiny import tiny_llama, tiny_tokenizer
+from tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
 
@@ -333,3 +337,65 @@ def test_a_loop_that_multiplies_by_an_adapted_heads_weight_itself_is_refused(tmp
         gs.record(with_an_adapted_head(trainer).model, out=tmp_path / "run"),
     ):
         trainer.train()
+
+
+TASK = """task: mine
+dataset_path: json
+dataset_kwargs: {data_files: {test: TEST}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_target: 0
+doc_to_choice: "{{choices}}"
+metric_list: [{metric: acc}]
+"""
+
+
+def examined(model, folder):
+    """Scores of a task, and logits before and after it."""
+    from gradsift.evaluation.benchmarks import TaskSource, load_tasks, score_tasks
+
+    rows = [{"question": f"what is {i}?", "choices": [" it is", " no"]} for i in range(3)]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "mine.yaml").write_text(TASK.replace("TEST", str(folder / "test.jsonl")))
+    tokens = torch.tensor([INSTANCES[0].input_ids])
+    with torch.no_grad():
+        before = model(input_ids=tokens).logits
+        tasks = load_tasks(TaskSource(files=(folder / "mine.yaml",)))
+        found = score_tasks(model, tiny_tokenizer(), tasks)["mine"]
+        return found, before, model(input_ids=tokens).logits
+
+
+TRAINED_HEADS = [
+    {"modules_to_save": ["lm_head"]},
+    {"modules_to_save": ["embed_tokens", "lm_head"]},
+    {"modules_to_save": ["embed_tokens"]},
+    {"trainable_token_indices": [5, 6]},
+]
+
+
+def tuned_arm(source, adapters, folder):
+    settings = SFTSettings({"learning_rate": 0.05}, {"r": 2, **adapters}, 0)
+    return fine_tune(
+        load_model(source),
+        tiny_tokenizer(),
+        INSTANCES,
+        settings,
+        folder / "work",
+        label="arm",
+        on_progress=lambda *_: None,
+    ).model
+
+
+@pytest.mark.parametrize("adapters", TRAINED_HEADS, ids=str)
+@pytest.mark.parametrize("load_in", [None, "4bit", "8bit"])
+def test_an_arm_with_a_trained_head_is_examined_as_it_was_trained(tmp_path, adapters, load_in):
+    """lm-eval ties the weights of every model again: a head of its own would be overwritten."""
+    if load_in:
+        pytest.importorskip("bitsandbytes")
+    source = find_model(save_tiny(tmp_path / "model", tied=True), load_in=load_in)
+    model = tuned_arm(source, adapters, tmp_path)
+    found, before, after = examined(model, tmp_path)
+    assert len(found.scores) == 3
+    assert torch.equal(before, after)
+    assert "tie_weights" not in vars(model)
