@@ -31,6 +31,7 @@ from adapted import (
     worst_error,
 )
 from gradsift.gradients.sketch import SketchSpec
+from gradsift.stages.check import check_model
 from gradsift.training import tracking
 from gradsift.training.finetune import fine_tune
 from gradsift.training.model import find_model, load_model
@@ -399,3 +400,88 @@ def test_an_arm_with_a_trained_head_is_examined_as_it_was_trained(tmp_path, adap
     assert len(found.scores) == 3
     assert torch.equal(before, after)
     assert "tie_weights" not in vars(model)
+
+
+# --- names and values that peft would leave out, or stumble over
+
+UNFITTING = [
+    ({"modules_to_save": ["wte", "lm_headd"]}, "none .* lm_headd or wte; .*lm_head"),
+    ({"target_modules": ["q_proj", "nope_proj"]}, r"target_modules: none .* is nope_proj; close"),
+    ({"exclude_modules": ["kproj"]}, r"exclude_modules: none .* is kproj; close to it: k_proj"),
+    ({"exclude_modules": "x.*"}, r"exclude_modules: none of the model's modules is x"),
+    ({"rank_pattern": {"qq": 4}}, r"rank_pattern: none of the model's modules is qq"),
+    ({"alpha_pattern": {"embed_tokens": 4}}, r"alpha_pattern: none of the adapted modules is emb"),
+    ({"alpha_pattern": {"(": 4}}, "alpha_pattern: not a regular expression"),
+    ({"target_parameters": ["mlp.nothing"]}, r"target_parameters: none .* is mlp.nothing"),
+    ({"target_modules": ["q_proj"], "layers_to_transform": [0, 9]}, "to_transform: none .* 9"),
+    ({"target_modules": "nothing.*"}, r"target_modules: 'nothing\.\*'\): peft refuses: "),
+    ({"trainable_token_indices": [99999]}, "has 99999, expected ids of tokens, from 0 to 261"),
+    ({"trainable_token_indices": [-1]}, "has -1, expected ids"),
+    ({"trainable_token_indices": {"embd": [1]}}, "trainable_token_indices: none .* is embd"),
+    ({"init_lora_weights": "foo"}, r"init_lora_weights: 'foo'\): peft refuses"),
+    ({"r": 0}, r"r: 0\): peft refuses"),
+    ({"bias": "none", "r": -3}, r"peft refuses"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("adapters", "message"), UNFITTING, ids=str)
+def test_what_fits_no_module_is_refused_by_name_before_training(tmp_path, adapters, message):
+    source = find_model(save_tiny(tmp_path / "model", tied=True))
+    settings = SFTSettings({}, {"r": 2, **adapters}, 0)
+    with pytest.raises(ValueError, match=message) as error:
+        check_model(source, settings)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=message):
+        tuned_arm(source, adapters, tmp_path)
+
+
+def test_a_name_alone_is_a_list_of_it(tmp_path):
+    source = find_model(save_tiny(tmp_path / "model", tied=False))
+    alone = check_model(source, SFTSettings({}, {"r": 2, "modules_to_save": "lm_head"}, 0))
+    listed = check_model(source, SFTSettings({}, {"r": 2, "modules_to_save": ["lm_head"]}, 0))
+    assert alone.n_trained == listed.n_trained
+    without = check_model(source, SFTSettings({}, {"r": 2, "target_modules": ["all-linear"]}, 0))
+    assert alone.n_trained - without.n_trained == 262 * 32
+    assert lora_config(SFTSettings({}, {"target_parameters": "a"}, 0)).target_parameters == ["a"]
+
+
+WRONG = [
+    ({"peft_type": "PROMPT_TUNING"}, "decides itself: peft_type: adapters are LoRA's"),
+    ({"task_type": "SEQ_CLS"}, "task_type: causal language models only"),
+    ({"inference_mode": True, "revision": "x"}, "inference_mode: the adapters are trained; revis"),
+    ({"r": "8"}, "lora setting r is '8', expected a valid integer"),
+    ({"r": True}, "lora setting r is True, expected a valid integer"),
+    ({"bias": "foo"}, "lora setting bias is 'foo', expected 'none', 'all' or 'lora_only'"),
+    ({"trainable_token_indices": "foo"}, "trainable_token_indices is 'foo', expected a valid list"),
+    ({"rank_pattern": "foo"}, "rank_pattern is 'foo', expected a valid dictionary"),
+    ({"modules_to_save": [1]}, r"modules_to_save is \[1\], expected a valid string"),
+    ({"use_dora": "yes"}, "use_dora is 'yes', expected a valid boolean"),
+    ({"layers_pattern": ["h"]}, "peft refuses: `layers_pattern` cannot"),
+    ({"eva_config": 3}, "peft refuses"),
+]
+
+
+@pytest.mark.parametrize(("adapters", "message"), WRONG, ids=str)
+def test_values_that_lora_does_not_take_are_refused_before_anything_is_loaded(adapters, message):
+    with pytest.raises(ValueError, match=message):
+        lora_config(SFTSettings({}, adapters, 0))
+
+
+def test_what_lora_takes():
+    said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "lora_alpha": 2.5, "bias": "all"}
+    config = lora_config(SFTSettings({}, {**said, "init_lora_weights": "pissa_niter_4"}, 0))
+    assert (config.lora_alpha, config.bias) == (2.5, "all")
+
+
+@pytest.mark.parametrize(
+    ("load_in", "adapters", "message"),
+    [
+        ("8bit", {"use_dora": True}, "use_dora: peft's DoRA does not compute over weights in 8"),
+        ("4bit", {"init_lora_weights": "pissa"}, r"init_lora_weights: 'pissa'\): peft refuses"),
+    ],
+)
+def test_what_cannot_be_done_over_quantised_weights(tmp_path, load_in, adapters, message):
+    pytest.importorskip("bitsandbytes")
+    source = find_model(save_tiny(tmp_path / "model"), load_in=load_in)
+    with pytest.raises(ValueError, match=message):
+        check_model(source, SFTSettings({}, {"r": 2, **adapters}, 0))

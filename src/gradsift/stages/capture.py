@@ -30,6 +30,7 @@ from gradsift.terms import LAYERS, LM_HEAD
 from gradsift.training.batches import BATCHINGS
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.estimate import Estimate, Plan, estimate_cost
+from gradsift.training.lora_settings import adapting
 from gradsift.training.model import (
     ModelSource,
     load_config,
@@ -183,14 +184,15 @@ def _epoch(
     # While this exists, transformers loads weights for FSDP or ZeRO-3 in parts.
     config = sft_config(sft, work_dir)
     model = load_model(source)
-    epoch = PreliminaryEpoch(
-        model,
-        tokenizer,
-        _trained_on(instances.items, settings),
-        sft,
-        SketchSpec(settings.sketch_size, settings.seed),
-        work_dir,
-    )
+    with adapting(model, settings.lora, weights=weights_of(model)):
+        epoch = PreliminaryEpoch(
+            model,
+            tokenizer,
+            _trained_on(instances.items, settings),
+            sft,
+            SketchSpec(settings.sketch_size, settings.seed),
+            work_dir,
+        )
     del config
     trainer = epoch.trainer
     require_supported(

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig
 from trl import SFTConfig
 
-from gradsift.terms import LM_HEAD
+from gradsift.training.lora_settings import read_lora
 
 # What gradsift decides itself, and why the user's value is refused.
 RESERVED = {
@@ -153,18 +153,8 @@ def lora_config(settings: SFTSettings) -> LoraConfig | None:
         The configuration.
 
     Raises:
-        ValueError: For a key that LoraConfig does not know, or an adapter of the head.
+        ValueError: For settings that cannot be.
     """
     if settings.lora is None:
         return None
-    unknown = sorted(settings.lora.keys() - LoraConfig.__dataclass_fields__.keys())
-    if unknown:
-        raise ValueError(f"lora settings that peft's LoraConfig does not know: {unknown}.")
-    targets = settings.lora.get("target_modules")
-    if isinstance(targets, list | tuple) and LM_HEAD in targets:
-        raise ValueError(
-            f"lora setting target_modules has {LM_HEAD!r}: trl trains no adapter of the head. "
-            f"Leave it out, or train the head itself: modules_to_save: [{LM_HEAD}]."
-        )
-    defaults = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
-    return LoraConfig(**{**defaults, **settings.lora})
+    return read_lora(settings.lora)
