@@ -127,6 +127,7 @@ def resolve(
     trainer_config: Path | None = None,
     *,
     tell: Callable[[str], None] = lambda line: None,
+    unneeded: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Put YAML files and the command line together; the command line wins, also inside `sft`.
 
@@ -136,6 +137,7 @@ def resolve(
         trainer_config: A configuration of axolotl, LLaMA-Factory or trl; what the other two say
             wins.
         tell: Called with a line worth reading about the trainer's configuration.
+        unneeded: Stands in for settings that nobody says, where they are of no consequence.
 
     Returns:
         The settings, with the paths of data and run folder made absolute.
@@ -156,6 +158,7 @@ def resolve(
             tell(line)
         values = _over(translation.settings, ours)
     files = [str(file) for file in (config_file, trainer_config) if file is not None]
+    values = {**(unneeded or {}), **values}
     return validated(values, " and ".join(files) or "settings")
 
 

@@ -41,6 +41,7 @@ from gradsift.training.sft import RecordingSFTTrainer, as_dataset
 from gradsift.training.sft_settings import SFTSettings, lora_config
 from gradsift.training.tracking import track
 from oracle import relative_error, statistics_of
+from test_cli import invoke
 from tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
@@ -485,3 +486,46 @@ def test_what_cannot_be_done_over_quantised_weights(tmp_path, load_in, adapters,
     source = find_model(save_tiny(tmp_path / "model"), load_in=load_in)
     with pytest.raises(ValueError, match=message):
         check_model(source, SFTSettings({}, {"r": 2, **adapters}, 0))
+
+
+def test_a_capture_says_what_is_trained_and_how_the_weights_are_held(tmp_path, capsys):
+    pytest.importorskip("bitsandbytes")
+    rows = [{"prompt": f"what is {i}?", "completion": f"it is {i}"} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "ours.yaml").write_text(
+        "load_in: 4bit\nlora: {r: 4, rank_pattern: {q_proj: 2}, modules_to_save: lm_head,\n"
+        "  trainable_token_indices: [5, 6]}\nsft: {per_device_train_batch_size: 2}\n"
+    )
+    model = save_tiny(tmp_path / "model", tied=False)
+    command = [str(tmp_path / "rows.jsonl"), "--model", model, "--config"]
+    command += [str(tmp_path / "ours.yaml"), "--out", str(tmp_path / "run")]
+    code, _, errors = invoke(capsys, "capture", *command)
+    assert code == 0, errors
+    # 2 layers: 7 adapters of rank 4 (2 on q_proj), the head, two rows of the table.
+    shapes = {"q": (32, 32, 2), "k": (32, 16, 4), "v": (32, 16, 4), "o": (32, 32, 4)}
+    shapes |= {"up": (32, 64, 4), "gate": (32, 64, 4), "down": (64, 32, 4)}
+    n = 2 * sum(r * (a + b) for a, b, r in shapes.values()) + 262 * 32 + 2 * 32
+    said = "LoRA (r 2 and 4) on 7 kinds of layers, 2 tokens of embed_tokens, lm_head whole: "
+    line = next(line for line in errors.splitlines() if "training: " in line)
+    assert said + f"{n:,} of " in line
+    assert line.endswith("; weights nf4, double quantisation (bitsandbytes)")
+    about = json.loads((tmp_path / "run/manifest.json").read_text())["about"]
+    assert about["training"] in line
+    assert about["versions"]["bitsandbytes"]
+
+
+def test_the_check_takes_the_files_that_a_run_takes(tmp_path, capsys):
+    model = save_tiny(tmp_path / "model", tied=False)
+    (tmp_path / "ours.yaml").write_text("lora: {r: 3}\n")
+    (tmp_path / "theirs.yaml").write_text(
+        f"model_name_or_path: {model}\nuse_peft: true\nlora_r: 5\nmax_length: 64\n"
+        "dataset_name: a/b\nlearning_rate: 1.0e-3\nlora_target_modules: all-linear\n"
+    )
+    both = {}
+    for file in ("--config", "--trainer-config"):
+        name = "ours.yaml" if file == "--config" else "theirs.yaml"
+        given = [model] if file == "--config" else []
+        code, out, errors = invoke(capsys, "check", *given, file, str(tmp_path / name), "--json")
+        assert code == 0, errors
+        both[file] = json.loads(out)["n_trained"]
+    assert both["--trainer-config"] * 3 == both["--config"] * 5

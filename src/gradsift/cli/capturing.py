@@ -181,7 +181,11 @@ def losses(run_folder: RunFolder, json_: Json = False) -> None:
 
 
 def check(
-    model: Annotated[str, typer.Argument(help='Hub id, folder with safetensors, or "demo".')],
+    model: Annotated[
+        str | None, typer.Argument(help='Hub id, folder with safetensors, or "demo".')
+    ] = None,
+    config: Config = None,
+    trainer_config: TrainerConfig = None,
     revision: Revision = None,
     dtype: Dtype = None,
     trust_remote_code: RemoteCode = None,
@@ -192,9 +196,16 @@ def check(
     json_: Json = False,
 ) -> None:
     """Say whether recording is exact on a model: two rows against autograd."""
+    from gradsift.config import resolve
     from gradsift.run import check as check_model
 
-    show(check_model(**said(locals())), json_)
+    given = said(locals())
+    wanted = ("model", "revision", "dtype", "trust_remote_code", "lora", "load_in", "sft",
+              "recording")  # fmt: skip
+    # It has rows of its own, and no run folder.
+    unneeded = {"data": "none", "out": "none"}
+    settings = resolve(given, config, trainer_config, tell=progress().note, unneeded=unneeded)
+    show(check_model(**{name: getattr(settings, name) for name in wanted}), json_)
 
 
 def demo(
