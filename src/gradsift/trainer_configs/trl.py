@@ -27,6 +27,7 @@ from gradsift.trainer_configs.training_arguments import (
     EVALUATION,
     FETCHING,
     LOSS,
+    NO_CLIPPING,
     SPEED,
     TRAINING_ARGUMENTS,
 )
@@ -39,6 +40,7 @@ WHOLE = (
     "gradsift trains on answers only (`text` rows: on every token). Take the key out to have it "
     "so, or say true"
 )
+NO_LIMIT = "no row would be cut: say how long the longest is, here or by --max-length"
 
 _dtype = OneOf(
     {name: {"dtype": name} for name in DTYPES},
@@ -159,4 +161,5 @@ TRL = Tool(
     TRL_KEYS,
     {"seed": 42, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05},
     _join,
+    {"max_length": NO_LIMIT, "max_seq_length": NO_LIMIT, "max_grad_norm": NO_CLIPPING},
 )
