@@ -834,5 +834,6 @@ def test_resolve_puts_three_together(tmp_path):
     assert (config.load_in, config.batching, config.data) == ("4bit", "packed", "rows.jsonl")
     assert len(told) == 4
     assert told[2].endswith("command line: sequence_len, lora_r, weight_decay, warmup_steps")
-    assert resolve({"data": "r", "out": "o", "lora": False}, None, theirs).lora is False
     assert resolve({"data": "r", "out": "o", "lora": True}, None, theirs).lora["r"] == 32
+    theirs.write_text(AXOLOTL_QLORA.replace("qlora", "lora").replace("4bit: true", "4bit: false"))
+    assert resolve({"data": "r", "out": "o", "lora": False}, None, theirs).lora is False
