@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gradsift.cli.arguments import given_settings, said
+from gradsift.cli.arguments import given_settings, one_file, said
 from gradsift.cli.options import (
     Adjust,
     Alpha,
@@ -204,7 +204,13 @@ def check(
               "recording")  # fmt: skip
     # It has rows of its own, and no run folder.
     unneeded = {"data": "none", "out": "none"}
-    settings = resolve(given, config, trainer_config, tell=progress().note, unneeded=unneeded)
+    settings = resolve(
+        given,
+        one_file("--config", config),
+        one_file("--trainer-config", trainer_config),
+        tell=progress().note,
+        unneeded=unneeded,
+    )
     show(check_model(**{name: getattr(settings, name) for name in wanted}), json_)
 
 
@@ -226,8 +232,8 @@ def demo(
 
 def _run(
     given: dict[str, Any],
-    config: Path | None,
-    trainer_config: Path | None,
+    config: list[Path] | None,
+    trainer_config: list[Path] | None,
     *,
     select: bool,
     dry_run: bool,
@@ -237,5 +243,10 @@ def _run(
     from gradsift.run import run_stages
 
     listener = progress()
-    settings = resolve(given, config, trainer_config, tell=listener.note)
+    settings = resolve(
+        given,
+        one_file("--config", config),
+        one_file("--trainer-config", trainer_config),
+        tell=listener.note,
+    )
     show(run_stages(settings, listener, selecting=select, dry_run=dry_run), as_json)
