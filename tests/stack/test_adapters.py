@@ -413,7 +413,7 @@ UNFITTING = [
     ({"rank_pattern": {"qq": 4}}, r"rank_pattern: none of the model's modules is qq"),
     ({"alpha_pattern": {"embed_tokens": 4}}, r"alpha_pattern: none of the adapted modules is emb"),
     ({"alpha_pattern": {"(": 4}}, "alpha_pattern: not a regular expression"),
-    ({"target_parameters": ["mlp.nothing"]}, r"target_parameters: none .* is mlp.nothing"),
+    ({"target_parameters": ["mlp.nothing"]}, "none .* is mlp.nothing; .*weight"),
     ({"target_modules": ["q_proj"], "layers_to_transform": [0, 9]}, "to_transform: none .* 9"),
     ({"target_modules": "nothing.*"}, r"target_modules: 'nothing\.\*'\): peft refuses: "),
     ({"trainable_token_indices": [99999]}, "has 99999, expected ids of tokens, from 0 to 261"),

@@ -32,7 +32,7 @@ RESERVED_LORA: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 DEFAULTS = {"task_type": "CAUSAL_LM", "target_modules": ALL_LINEAR}
 # peft takes what its annotation does not say, and says itself what it takes.
-CHECKED_BY_PEFT = ("init_lora_weights",)
+CHECKED_BY_PEFT = ("init_lora_weights", "layer_replication")
 N_SHOWN = 8
 
 _HINTS = get_type_hints(LoraConfig) | {"lora_alpha": int | float}
@@ -174,7 +174,14 @@ def _require_names(model: nn.Module, config: LoraConfig, lora: Mapping[str, obje
             _require_found(key, [value], modules, lambda said, name: bool(re.fullmatch(said, name)))
         elif value and not isinstance(value, str):
             _require_found(key, value, modules, is_name)
-    _require_found("target_parameters", config.target_parameters or (), parameters, is_name)
+    _require_found(
+        "target_parameters",
+        config.target_parameters or (),
+        parameters,
+        is_name,
+        "of the model's parameters",
+        n_parts=2,
+    )
     for key in ("rank_pattern", "alpha_pattern"):
         _require_found(key, getattr(config, key) or (), modules, is_pattern)
     if config.trainable_token_indices is not None:
@@ -187,6 +194,7 @@ def _require_found(
     names: list[str],
     fits: Callable[[str, str], bool],
     whose: str = "of the model's modules",
+    n_parts: int = 1,
 ) -> None:
     try:
         missing = [said for said in sorted(wanted) if not any(fits(said, name) for name in names)]
@@ -194,12 +202,12 @@ def _require_found(
         raise ValueError(f"lora setting {key}: not a regular expression ({error}).") from None
     if not missing:
         return
-    last = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    last = list(dict.fromkeys(".".join(name.split(".")[-n_parts:]) for name in names))
     known = [name for name in last if not name.isdigit()]
     near = [
         name
         for said in missing
-        for name in difflib.get_close_matches(said.rpartition(".")[2], known, 2)
+        for name in difflib.get_close_matches(".".join(said.split(".")[-n_parts:]), known, 2)
     ]
     hint = f"close to it: {', '.join(dict.fromkeys(near))}" if near else (
         f"there are {', '.join(known[:N_SHOWN])}{' …' * (len(known) > N_SHOWN)}")  # fmt: skip
