@@ -221,7 +221,7 @@ def _require_tokens(
     fits: Callable[[str, str], bool],
 ) -> None:
     key = "trainable_token_indices"
-    n_tokens = model.get_input_embeddings().weight.shape[0]
+    n_tokens = model.get_input_embeddings().num_embeddings
     lists = indices.values() if isinstance(indices, dict) else [indices]
     if isinstance(indices, dict):
         _require_found(key, indices, modules, fits)
