@@ -458,6 +458,7 @@ REFUSALS = [
     (TRL, {"datasets": [{"path": "text", "data_files": "a.txt"}]}, "datasets"),
     (TRL, {"use_peft": 1}, "use_peft: 1 (expected true or false)"),
     (TRL, {"use_peft": "true"}, "use_peft: 'true' (expected true or false)"),
+    (AXOLOTL, {"bf16": "true"}, "bf16: 'true' (expected one of true, false, auto, full)"),
     (TRL, {"max_length": None}, "max_length: null (no row would be cut"),
     (TRL, {"max_grad_norm": None}, "max_grad_norm: null (gradients would not be clipped"),
     (LLAMAFACTORY, {"bf16": True, "fp16": True}, "fp16: true (bf16 is true as well"),
@@ -471,8 +472,8 @@ REFUSALS = [
     (AXOLOTL, {"datasets": "a.jsonl"}, "datasets: a.jsonl (expected a list of one entry, `- path"),
     (AXOLOTL, {"datasets": {"path": "a"}}, "(expected a list of one entry"),
     (AXOLOTL, {"datasets": [{"path": "https://x.y/a.jsonl"}]}, "a.jsonl (an address: download"),
-    (AXOLOTL, {"datasets": [{"path": "~/a.jsonl"}]}, "data: ~/a.jsonl (~ is not expanded"),
-    (AXOLOTL, {"datasets": [{"path": "*.jsonl"}]}, "data: *.jsonl (a pattern: give one file"),
+    (AXOLOTL, {"datasets": [{"path": "~/a.jsonl"}]}, "[0].path: ~/a.jsonl (~ is not expanded"),
+    (AXOLOTL, {"datasets": [{"path": "*.jsonl"}]}, "[0].path: *.jsonl (a pattern: give one file"),
     (AXOLOTL, {"datasets": [{"path": "a" * 5000}]}, "no path (File name too long)"),
     (TRL, {"dataset_name": "a" * 5000}, "no path (File name too long)"),
 ]

@@ -144,14 +144,16 @@ def set_data(reading: Reading, name: str, split_key: str) -> None:
         split_key: The key that says the split.
     """
     split = reading.said.get(split_key)
+    key = next(key for key in ("data_files", "path", "dataset_name", "dataset")
+               if key in reading.said)  # fmt: skip
     reading.set("data", name)
     try:
         exists = Path(name).exists()
     except OSError as error:
-        reading.refused[f"data: {name[:40]}…"] = f"no path ({error.strerror})"
+        reading.refuse(key, f"no path ({error.strerror})")
         return
     if not exists and (why := _no_file(name)):
-        reading.refused[f"data: {name}"] = why
+        reading.refuse(key, why)
     elif not exists:
         # That is what all of them take of a hub dataset.
         reading.set("split", split or "train")

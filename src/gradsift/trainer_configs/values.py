@@ -58,7 +58,8 @@ def one_of(*words: Any) -> Callable[[Any], Any]:
 
     def read(value: Any) -> Any:
         fits = any(word == value and type(word) is type(value) for word in words)
-        _require(fits, f"one of {', '.join(str(word) for word in words)}")
+        shown = (str(word).lower() if isinstance(word, bool) else str(word) for word in words)
+        _require(fits, f"one of {', '.join(shown)}")
         return value
 
     return read
