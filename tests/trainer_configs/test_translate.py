@@ -464,6 +464,8 @@ REFUSALS = [
     (LLAMAFACTORY, {"bf16": True, "fp16": True}, "fp16: true (bf16 is true as well"),
     (LLAMAFACTORY, {"max_grad_norm": None}, "max_grad_norm: null"),
     (LLAMAFACTORY, {"lora_rank": float("inf")}, "lora_rank: inf (expected a finite number)"),
+    (LLAMAFACTORY, {"learning_rate": 10**400}, "(expected a finite number)"),
+    (TRL, {"pad_to_multiple_of": "x"}, "pad_to_multiple_of: x (expected a number)"),
     (LLAMAFACTORY, {"cutoff_len": float("nan")}, "cutoff_len: nan (expected a finite number)"),
     (AXOLOTL, {"seed": "2024-13-45"}, "seed: 2024-13-45 (expected a number)"),
     (AXOLOTL, {"batch_size": 10, "micro_batch_size": 4}, "batch_size: 10 (expected a multiple of"),

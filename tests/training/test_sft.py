@@ -359,6 +359,7 @@ def test_a_loss_that_weighs_tokens_unequally_is_refused(tmp_path):
         ({"optim": "no-such"}, "sft settings: .*no-such"),
         ({"per_device_train_batch_size": float("inf")}, "inf, expected a value of type int"),
         ({"learning_rate": float("nan")}, "nan, expected a value of type float"),
+        ({"learning_rate": 10**400}, "000, expected a value of type float"),
         ({"learning_rate": -1}, r"\(learning_rate: -1\): Invalid learning rate"),
         ({"adam_beta1": 2}, r"\(adam_beta1: 2\): Invalid beta"),
         ({"gradient_checkpointing_kwargs": "foo"}, "'foo', expected a value of type dict"),

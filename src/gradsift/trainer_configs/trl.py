@@ -31,7 +31,7 @@ from gradsift.trainer_configs.training_arguments import (
     SPEED,
     TRAINING_ARGUMENTS,
 )
-from gradsift.trainer_configs.values import anything, flag, integer, names, number, text
+from gradsift.trainer_configs.values import flag, integer, names, number, text
 
 DTYPES = ("float32", "bfloat16", "float16")
 TEMPLATE = "rows are rendered by the model's own chat template, with its own special tokens"
@@ -103,7 +103,7 @@ TRL_KEYS: dict[str, Key] = {
     "packing_strategy": Joint("batching", text),
     "eval_packing": Decided(EVALUATION),
     "padding_free": Decided("how a batch is laid out in memory is decided by --batching"),
-    "pad_to_multiple_of": Setting("sft.pad_to_multiple_of", anything),
+    "pad_to_multiple_of": Setting("sft.pad_to_multiple_of", integer),
     "completion_only_loss": OneOf({True: {}}, WHOLE),
     "assistant_only_loss": OneOf({True: {}}, WHOLE),
     "loss_type": OneOf({"nll": {}, "chunked_nll": {}}, LOSS),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +15,7 @@ def number(value: Any) -> int | float:
         except ValueError:
             _require(False, "a number")
     _require(isinstance(value, int | float) and not isinstance(value, bool), "a number")
-    _require(math.isfinite(value), "a finite number")
+    _require(abs(value) <= sys.float_info.max, "a finite number")
     return value
 
 

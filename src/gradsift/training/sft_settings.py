@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -187,10 +187,11 @@ def _require_type(key: str, value: object) -> None:
     # Where a share of all steps may stand for their number, the default is 0, the type float.
     kind = float if field.type is float else type(field.default)
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    finite = number and abs(value) <= sys.float_info.max
     fits = {
         bool: isinstance(value, bool),
-        int: number and math.isfinite(value) and value == int(value),
-        float: number and math.isfinite(value),
+        int: finite and value == int(value),
+        float: finite,
     }.get(kind, True)
     if key in MAPPINGS and value is not None:
         kind, fits = dict, isinstance(value, dict)
