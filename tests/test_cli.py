@@ -471,7 +471,7 @@ def test_check(capsys, world):
     assert json.loads(out)["path"] == "hooked"
     code, _, err = invoke(capsys, "check", world / "model", "--recording", "guess")
     assert code == 2
-    assert "recording is 'guess', expected auto, fused" in err
+    assert "recording is 'guess': Input should be 'auto', 'fused'" in err
 
 
 def test_agreement_of_different_rows_is_refused(capsys, world, finished, tmp_path):

@@ -203,6 +203,16 @@ def test_run_takes_it_and_the_command_line_wins(here, capsys):
     assert "LLaMA-Factory does: seed 42" in err
 
 
+@pytest.mark.parametrize("option", ["--config", "--trainer-config"])
+@pytest.mark.parametrize("command", ["run", "capture", "check"])
+def test_a_file_that_is_named_twice_is_refused(here, capsys, option, command):
+    (here / "theirs.yaml").write_text(LLAMAFACTORY)
+    files = [option, "theirs.yaml", option, "other.yaml"]
+    code, _, err = invoke(capsys, command, *files)
+    assert code == 2
+    assert f"{option} is given 2 times (theirs.yaml, other.yaml): expected one file." in err
+
+
 MISTAKES = [
     (LLAMAFACTORY.replace("sft", "dpo"), "stage: dpo (gradsift records supervised fine-tuning"),
     (LLAMAFACTORY + "lora_rnk: 3\nneat_pack: true", "lora_rnk, neat_pack; correct them"),

@@ -73,12 +73,17 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _adapters_over_quantised_weights(self) -> RunConfig:
-        if self.load_in is not None and self.lora_settings() is None:
+        if self.load_in is None or self.lora_settings() is not None:
+            return self
+        if "lora" in self.model_fields_set:
             raise ValueError(
                 f"`load_in: {self.load_in}` quantises the weights, over which only adapters are "
-                "trained: add --lora (lora: true in a configuration file)"
+                "trained: drop --full (lora: false), or take load_in out"
             )
-        return self
+        raise ValueError(
+            f"`load_in: {self.load_in}` quantises the weights, over which only adapters are "
+            "trained: add --lora (lora: true in a configuration file)"
+        )
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -127,6 +132,7 @@ def resolve(
     trainer_config: Path | None = None,
     *,
     tell: Callable[[str], None] = lambda line: None,
+    unneeded: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Put YAML files and the command line together; the command line wins, also inside `sft`.
 
@@ -136,6 +142,7 @@ def resolve(
         trainer_config: A configuration of axolotl, LLaMA-Factory or trl; what the other two say
             wins.
         tell: Called with a line worth reading about the trainer's configuration.
+        unneeded: Stands in for settings that nobody says, where they are of no consequence.
 
     Returns:
         The settings, with the paths of data and run folder made absolute.
@@ -151,11 +158,17 @@ def resolve(
     values |= said
     if trainer_config is not None:
         ours = {key: value for key, value in values.items() if value is not None}
-        translation = translate(read_yaml(trainer_config), str(trainer_config), ours)
+        theirs = read_yaml(trainer_config)
+        if theirs.keys() <= RunConfig.model_fields.keys() and theirs.keys() & {"data", "model"}:
+            raise ValueError(
+                f"{trainer_config}: these are settings of gradsift's own: use --config."
+            )
+        translation = translate(theirs, str(trainer_config), ours)
         for line in translation.notes:
             tell(line)
         values = _over(translation.settings, ours)
     files = [str(file) for file in (config_file, trainer_config) if file is not None]
+    values = {**(unneeded or {}), **values}
     return validated(values, " and ".join(files) or "settings")
 
 
@@ -224,6 +237,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_SafeLoader)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+    except _KeyTwiceError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not settings: nested too deeply.") from None
+    except yaml.composer.ComposerError as error:
+        if "single document" not in str(error):
+            raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        line = error.problem_mark.line + 1
+        raise ValueError(
+            f"{path}: a second YAML document begins in line {line} (---): put the settings of both "
+            "into one, or into files of their own."
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -247,8 +272,40 @@ def save(config: RunConfig, folder: Path) -> None:
     temporary.replace(folder / CONFIG_NAME)
 
 
+class _KeyTwiceError(ValueError):
+    """A mapping has a key twice: YAML forbids that, and PyYAML takes the last one."""
+
+
 class _SafeLoader(yaml.SafeLoader):
-    """The safe loader, and 1e-4 is a number, as people mean it (YAML 1.1 wants 1.0e-4)."""
+    """The safe loader, as people mean it.
+
+    1e-4 is a number (YAML 1.1 wants 1.0e-4), what looks like a date or number and cannot be one is
+    text, and a key that a mapping has twice is a mistake.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        lines: dict[object, int] = {}
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.endswith(":merge"):
+                continue
+            key = self.construct_object(key_node)
+            line = key_node.start_mark.line + 1
+            if key in lines:
+                raise _KeyTwiceError(
+                    f"{key_node.value} is said twice, in line {lines[key]} and in line {line}: "
+                    "take one out."
+                )
+            lines[key] = line
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError):
+            if not isinstance(node, yaml.ScalarNode):
+                raise
+            self.recursive_objects.pop(node, None)
+            return node.value
 
 
 _SafeLoader.add_implicit_resolver(

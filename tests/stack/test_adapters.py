@@ -4,6 +4,8 @@ Recorded is the gradient of the base weights, as if they were trained. The adapt
 for some steps first: before, they add nothing, and leaving them out would not be seen.
 """
 
+import json
+
 import pytest
 import torch
 from peft import (
@@ -29,14 +31,18 @@ from adapted import (
     worst_error,
 )
 from gradsift.gradients.sketch import SketchSpec
+from gradsift.stages.check import check_model
 from gradsift.training import tracking
+from gradsift.training.finetune import fine_tune
+from gradsift.training.model import find_model, load_model
 from gradsift.training.probe import probe_step
 from gradsift.training.self_check import PATHS, first_exact_path, recorder_for
 from gradsift.training.sft import RecordingSFTTrainer, as_dataset
 from gradsift.training.sft_settings import SFTSettings, lora_config
 from gradsift.training.tracking import track
 from oracle import relative_error, statistics_of
-from tiny import tiny_llama, tiny_tokenizer
+from test_cli import invoke
+from tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
 
@@ -333,3 +339,193 @@ def test_a_loop_that_multiplies_by_an_adapted_heads_weight_itself_is_refused(tmp
         gs.record(with_an_adapted_head(trainer).model, out=tmp_path / "run"),
     ):
         trainer.train()
+
+
+TASK = """task: mine
+dataset_path: json
+dataset_kwargs: {data_files: {test: TEST}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_target: 0
+doc_to_choice: "{{choices}}"
+metric_list: [{metric: acc}]
+"""
+
+
+def examined(model, folder):
+    """Scores of a task, and logits before and after it."""
+    from gradsift.evaluation.benchmarks import TaskSource, load_tasks, score_tasks
+
+    rows = [{"question": f"what is {i}?", "choices": [" it is", " no"]} for i in range(3)]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "mine.yaml").write_text(TASK.replace("TEST", str(folder / "test.jsonl")))
+    tokens = torch.tensor([INSTANCES[0].input_ids])
+    with torch.no_grad():
+        before = model(input_ids=tokens).logits
+        tasks = load_tasks(TaskSource(files=(folder / "mine.yaml",)))
+        found = score_tasks(model, tiny_tokenizer(), tasks)["mine"]
+        return found, before, model(input_ids=tokens).logits
+
+
+TRAINED_HEADS = [
+    {"modules_to_save": ["lm_head"]},
+    {"modules_to_save": ["embed_tokens", "lm_head"]},
+    {"modules_to_save": ["embed_tokens"]},
+    {"trainable_token_indices": [5, 6]},
+]
+
+
+def tuned_arm(source, adapters, folder):
+    settings = SFTSettings({"learning_rate": 0.05}, {"r": 2, **adapters}, 0)
+    return fine_tune(
+        load_model(source),
+        tiny_tokenizer(),
+        INSTANCES,
+        settings,
+        folder / "work",
+        label="arm",
+        on_progress=lambda *_: None,
+    ).model
+
+
+@pytest.mark.parametrize("adapters", TRAINED_HEADS, ids=str)
+@pytest.mark.parametrize("load_in", [None, "4bit", "8bit"])
+def test_an_arm_with_a_trained_head_is_examined_as_it_was_trained(tmp_path, adapters, load_in):
+    """lm-eval ties the weights of every model again: a head of its own would be overwritten."""
+    if load_in:
+        pytest.importorskip("bitsandbytes")
+    source = find_model(save_tiny(tmp_path / "model", tied=True), load_in=load_in)
+    model = tuned_arm(source, adapters, tmp_path)
+    found, before, after = examined(model, tmp_path)
+    assert len(found.scores) == 3
+    assert torch.equal(before, after)
+    assert "tie_weights" not in vars(model)
+
+
+# --- names and values that peft would leave out, or stumble over
+
+UNFITTING = [
+    ({"modules_to_save": ["wte", "lm_headd"]}, "none .* lm_headd or wte; .*lm_head"),
+    ({"target_modules": ["q_proj", "nope_proj"]}, r"target_modules: none .* is nope_proj; close"),
+    ({"exclude_modules": ["kproj"]}, r"exclude_modules: none .* is kproj; close to it: k_proj"),
+    ({"exclude_modules": "x.*"}, r"exclude_modules: none of the model's modules is x"),
+    ({"rank_pattern": {"qq": 4}}, r"rank_pattern: none of the model's modules is qq"),
+    ({"alpha_pattern": {"embed_tokens": 4}}, r"alpha_pattern: none of the adapted modules is emb"),
+    ({"alpha_pattern": {"(": 4}}, "alpha_pattern: not a regular expression"),
+    ({"target_parameters": ["mlp.nothing"]}, "none .* is mlp.nothing; .*weight"),
+    ({"target_modules": ["q_proj"], "layers_to_transform": [0, 9]}, "to_transform: none .* 9"),
+    ({"target_modules": "nothing.*"}, r"target_modules: 'nothing\.\*'\): peft refuses: "),
+    ({"trainable_token_indices": [99999]}, "has 99999, expected ids of tokens, from 0 to 261"),
+    ({"trainable_token_indices": [-1]}, "has -1, expected ids"),
+    ({"trainable_token_indices": {"embd": [1]}}, "trainable_token_indices: none .* is embd"),
+    ({"init_lora_weights": "foo"}, r"init_lora_weights: 'foo'\): peft refuses"),
+    ({"r": 0}, r"r: 0\): peft refuses"),
+    ({"bias": "none", "r": -3}, r"peft refuses"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("adapters", "message"), UNFITTING, ids=str)
+def test_what_fits_no_module_is_refused_by_name_before_training(tmp_path, adapters, message):
+    source = find_model(save_tiny(tmp_path / "model", tied=True))
+    settings = SFTSettings({}, {"r": 2, **adapters}, 0)
+    with pytest.raises(ValueError, match=message) as error:
+        check_model(source, settings)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=message):
+        tuned_arm(source, adapters, tmp_path)
+
+
+def test_a_name_alone_is_a_list_of_it(tmp_path):
+    source = find_model(save_tiny(tmp_path / "model", tied=False))
+    alone = check_model(source, SFTSettings({}, {"r": 2, "modules_to_save": "lm_head"}, 0))
+    listed = check_model(source, SFTSettings({}, {"r": 2, "modules_to_save": ["lm_head"]}, 0))
+    assert alone.n_trained == listed.n_trained
+    without = check_model(source, SFTSettings({}, {"r": 2, "target_modules": ["all-linear"]}, 0))
+    assert alone.n_trained - without.n_trained == 262 * 32
+    assert lora_config(SFTSettings({}, {"target_parameters": "a"}, 0)).target_parameters == ["a"]
+
+
+WRONG = [
+    ({"peft_type": "PROMPT_TUNING"}, "decides itself: peft_type: adapters are LoRA's"),
+    ({"task_type": "SEQ_CLS"}, "task_type: causal language models only"),
+    ({"inference_mode": True, "revision": "x"}, "inference_mode: the adapters are trained; revis"),
+    ({"r": "8"}, "lora setting r is '8', expected a valid integer"),
+    ({"r": True}, "lora setting r is True, expected a valid integer"),
+    ({"bias": "foo"}, "lora setting bias is 'foo', expected 'none', 'all' or 'lora_only'"),
+    ({"trainable_token_indices": "foo"}, "trainable_token_indices is 'foo', expected a valid list"),
+    ({"rank_pattern": "foo"}, "rank_pattern is 'foo', expected a valid dictionary"),
+    ({"modules_to_save": [1]}, r"modules_to_save is \[1\], expected a valid string"),
+    ({"use_dora": "yes"}, "use_dora is 'yes', expected a valid boolean"),
+    ({"layers_pattern": ["h"]}, "peft refuses: `layers_pattern` cannot"),
+    ({"eva_config": 3}, "peft refuses"),
+]
+
+
+@pytest.mark.parametrize(("adapters", "message"), WRONG, ids=str)
+def test_values_that_lora_does_not_take_are_refused_before_anything_is_loaded(adapters, message):
+    with pytest.raises(ValueError, match=message):
+        lora_config(SFTSettings({}, adapters, 0))
+
+
+def test_what_lora_takes():
+    said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "lora_alpha": 2.5, "bias": "all"}
+    config = lora_config(SFTSettings({}, {**said, "init_lora_weights": "pissa_niter_4"}, 0))
+    assert (config.lora_alpha, config.bias) == (2.5, "all")
+
+
+@pytest.mark.parametrize(
+    ("load_in", "adapters", "message"),
+    [
+        ("8bit", {"use_dora": True}, "use_dora: peft's DoRA does not compute over weights in 8"),
+        ("4bit", {"init_lora_weights": "pissa"}, r"init_lora_weights: 'pissa'\): peft refuses"),
+    ],
+)
+def test_what_cannot_be_done_over_quantised_weights(tmp_path, load_in, adapters, message):
+    pytest.importorskip("bitsandbytes")
+    source = find_model(save_tiny(tmp_path / "model"), load_in=load_in)
+    with pytest.raises(ValueError, match=message):
+        check_model(source, SFTSettings({}, {"r": 2, **adapters}, 0))
+
+
+def test_a_capture_says_what_is_trained_and_how_the_weights_are_held(tmp_path, capsys):
+    pytest.importorskip("bitsandbytes")
+    rows = [{"prompt": f"what is {i}?", "completion": f"it is {i}"} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "ours.yaml").write_text(
+        "load_in: 4bit\nlora: {r: 4, rank_pattern: {q_proj: 2}, modules_to_save: lm_head,\n"
+        "  trainable_token_indices: [5, 6]}\nsft: {per_device_train_batch_size: 2}\n"
+    )
+    model = save_tiny(tmp_path / "model", tied=False)
+    command = [str(tmp_path / "rows.jsonl"), "--model", model, "--config"]
+    command += [str(tmp_path / "ours.yaml"), "--out", str(tmp_path / "run")]
+    code, _, errors = invoke(capsys, "capture", *command)
+    assert code == 0, errors
+    # 2 layers: 7 adapters of rank 4 (2 on q_proj), the head, two rows of the table.
+    shapes = {"q": (32, 32, 2), "k": (32, 16, 4), "v": (32, 16, 4), "o": (32, 32, 4)}
+    shapes |= {"up": (32, 64, 4), "gate": (32, 64, 4), "down": (64, 32, 4)}
+    n = 2 * sum(r * (a + b) for a, b, r in shapes.values()) + 262 * 32 + 2 * 32
+    said = "LoRA (r 2 and 4) on 7 kinds of layers, 2 tokens of embed_tokens, lm_head whole: "
+    line = next(line for line in errors.splitlines() if "training: " in line)
+    assert said + f"{n:,} of " in line
+    assert line.endswith("; weights nf4, double quantisation (bitsandbytes)")
+    about = json.loads((tmp_path / "run/manifest.json").read_text())["about"]
+    assert about["training"] in line
+    assert about["versions"]["bitsandbytes"]
+
+
+def test_the_check_takes_the_files_that_a_run_takes(tmp_path, capsys):
+    model = save_tiny(tmp_path / "model", tied=False)
+    (tmp_path / "ours.yaml").write_text("lora: {r: 3}\n")
+    (tmp_path / "theirs.yaml").write_text(
+        f"model_name_or_path: {model}\nuse_peft: true\nlora_r: 5\nmax_length: 64\n"
+        "dataset_name: a/b\nlearning_rate: 1.0e-3\nlora_target_modules: all-linear\n"
+    )
+    both = {}
+    for file in ("--config", "--trainer-config"):
+        name = "ours.yaml" if file == "--config" else "theirs.yaml"
+        given = [model] if file == "--config" else []
+        code, out, errors = invoke(capsys, "check", *given, file, str(tmp_path / name), "--json")
+        assert code == 0, errors
+        both[file] = json.loads(out)["n_trained"]
+    assert both["--trainer-config"] * 3 == both["--config"] * 5

@@ -457,6 +457,41 @@ REFUSALS = [
     (TRL, {"train_sampling_strategy": "sequential"}, "train_sampling_strategy: sequential"),
     (TRL, {"datasets": [{"path": "text", "data_files": "a.txt"}]}, "datasets"),
     (TRL, {"use_peft": 1}, "use_peft: 1 (expected true or false)"),
+    (TRL, {"use_peft": "true"}, "use_peft: 'true' (expected true or false)"),
+    (AXOLOTL, {"bf16": "true"}, "bf16: 'true' (expected one of true, false, auto, full)"),
+    (TRL, {"max_length": None}, "max_length: null (no row would be cut"),
+    (TRL, {"max_grad_norm": None}, "max_grad_norm: null (gradients would not be clipped"),
+    (LLAMAFACTORY, {"bf16": True, "fp16": True}, "fp16: true (bf16 is true as well"),
+    (LLAMAFACTORY, {"max_grad_norm": None}, "max_grad_norm: null"),
+    (LLAMAFACTORY, {"lora_rank": float("inf")}, "lora_rank: inf (expected a finite number)"),
+    (LLAMAFACTORY, {"learning_rate": 10**400}, "(expected a finite number)"),
+    (TRL, {"pad_to_multiple_of": "x"}, "pad_to_multiple_of: x (expected a number)"),
+    (LLAMAFACTORY, {"cutoff_len": float("nan")}, "cutoff_len: nan (expected a finite number)"),
+    (AXOLOTL, {"seed": "2024-13-45"}, "seed: 2024-13-45 (expected a number)"),
+    (AXOLOTL, {"batch_size": 10, "micro_batch_size": 4}, "batch_size: 10 (expected a multiple of"),
+    (AXOLOTL, {"batch_size": 2, "micro_batch_size": 4}, "batch_size: 2 (expected a multiple of"),
+    (AXOLOTL, {"special_tokens": {1: 2}}, "(1))"),
+    (AXOLOTL, {"datasets": "a.jsonl"}, "datasets: a.jsonl (expected a list of one entry, `- path"),
+    (AXOLOTL, {"datasets": {"path": "a"}}, "(expected a list of one entry"),
+    (AXOLOTL, {"datasets": [{"path": "https://x.y/a.jsonl"}]}, "a.jsonl (an address: download"),
+    (AXOLOTL, {"datasets": [{"path": "~/a.jsonl"}]}, "[0].path: ~/a.jsonl (~ is not expanded"),
+    (AXOLOTL, {"datasets": [{"path": "*.jsonl"}]}, "[0].path: *.jsonl (a pattern: give one file"),
+    (AXOLOTL, {"datasets": [{"path": "a" * 5000}]}, "no path (File name too long)"),
+    (TRL, {"dataset_name": "a" * 5000}, "no path (File name too long)"),
+]
+
+CHATS = {"path": "a", "type": "chat_template"}
+REFUSALS += [
+    (AXOLOTL, {"datasets": [entry]}, message)
+    for entry, message in [
+        ({"path": "a", "type": ["alpaca"]}, "datasets[0].type: ['alpaca'] (known are"),
+        ({"path": "a", "type": {"format": ["x"]}}, "datasets[0].type: {'format': ['x']} (known"),
+        ({"path": "a", "type": {"field_instruction": 1, "field_output": ["o"]}}, "[0].type"),
+        ({**CHATS, "roles": {"user": 1}}, "datasets[0].roles: {'user': 1} (expected names, each"),
+        ({**CHATS, "roles": {"x": None}}, "datasets[0].roles: {'x': None} (expected names"),
+        ({**CHATS, "message_property_mappings": {"role": ["from"]}}, "(expected names, each with"),
+        ({**CHATS, "message_property_mappings": {1: "from"}}, "(expected names, each with a text)"),
+    ]
 ]
 
 
@@ -660,6 +695,98 @@ def test_batch_size_in_all():
     assert done.settings["sft"]["gradient_accumulation_steps"] == 4
 
 
+def test_batch_size_in_all_with_a_micro_batch_of_the_command_line():
+    file = AXOLOTL | {"batch_size": 8, "micro_batch_size": 3}
+    done = translate(file, "x", {"sft": {"per_device_train_batch_size": 4}})
+    assert done.settings["sft"]["gradient_accumulation_steps"] == 2
+    with pytest.raises(ValueError, match="multiple of the micro-batch's 5 rows"):
+        translate(file, "x", {"sft": {"per_device_train_batch_size": 5}})
+    both = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 7}
+    assert "gradient_accumulation_steps" not in translate(file, "x", {"sft": both}).settings["sft"]
+
+
+@pytest.mark.parametrize("file", [AXOLOTL | {"adapter": "lora"}, LLAMAFACTORY, TRL], ids=str)
+def test_all_parameters_where_the_command_line_says_so(file):
+    file |= {"lora_r" if "stage" not in file else "lora_rank": 4, "bf16": True}
+    done = translate(file, "x", {"lora": False})
+    assert "lora" not in done.settings
+    assert any("(--full (lora: false) trains all parameters)" in note for note in done.notes)
+    if "stage" in file:
+        assert done.settings["dtype"] == "float32"
+        assert translate(file, "x").settings["dtype"] == "bfloat16"
+
+
+def test_what_the_command_line_says_otherwise_is_named():
+    file = LLAMAFACTORY | {"learning_rate": 1e-4, "template": "chatml", "val_size": 0.1}
+    ours = {"sft": {"learning_rate": 1e-5}, "chat_template": "chatml", "max_length": 8}
+    notes = translate(file, "x", ours).notes
+    note = next(note for note in notes if "otherwise by --config" in note)
+    assert note.endswith(": cutoff_len, learning_rate, template")
+    assert not any("otherwise by --config" in note for note in translate(file, "x").notes)
+
+
+def test_a_learning_rate_that_axolotl_would_ask_for_is_told():
+    file = {key: value for key, value in AXOLOTL.items() if key != "learning_rate"}
+    told = "learning_rate: is not said: trl's default is taken"
+    assert any(told in note for note in translate(file, "x").notes)
+    assert not any(told in note for note in translate(AXOLOTL, "x").notes)
+    ours = {"sft": {"learning_rate": 1e-5}}
+    assert not any(told in note for note in translate(file, "x", ours).notes)
+
+
+def test_auto_without_bf16_says_what_axolotl_would_do(monkeypatch):
+    utils = pytest.importorskip("transformers.utils")
+    monkeypatch.setattr(utils, "is_torch_bf16_gpu_available", lambda: False)
+    told = "bf16: auto: this device has no bf16, so float32 is taken; axolotl takes fp16"
+    assert any(told in note for note in translate(AXOLOTL, "x").notes)
+    assert not any(told in note for note in translate(AXOLOTL | {"bf16": False}, "x").notes)
+    assert not any(told in note for note in translate(AXOLOTL | {"fp16": True}, "x").notes)
+
+
+YAML_MISTAKES = [
+    ("seed: 1\nmax_length: 5\nseed: 2\n", "seed is said twice, in line 1 and in line 3"),
+    ("sft:\n  optim: a\n  optim: b\n", "optim is said twice, in line 2 and in line 3"),
+    ("seed: 1\n---\nseed: 2\n", "a second YAML document begins in line 2"),
+    ("seed: 2024-13-45\n", "seed is '2024-13-45'"),
+    ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), YAML_MISTAKES, ids=range(len(YAML_MISTAKES)))
+def test_mistakes_in_a_file_are_refused_by_key_and_line(tmp_path, content, message):
+    file = tmp_path / "ours.yaml"
+    file.write_text(content)
+    given = {"data": "d", "model": "m", "out": "o"}
+    with pytest.raises(ValueError, match=message) as error:
+        resolve(given, file)
+    assert str(error.value).startswith(str(file))
+    file.write_text("base_model: m\nsequence_len: 8\n" + content)
+    with pytest.raises(ValueError, match=str(file)):
+        resolve(given, None, file)
+
+
+def test_merged_keys_may_be_said_again(tmp_path):
+    file = tmp_path / "ours.yaml"
+    file.write_text("sft: &a {optim: sgd, seed: 1}\nlora: {<<: *a, r: 2, seed: 3}\n")
+    config = resolve({"data": "d", "model": "m", "out": "o"}, file)
+    assert config.lora == {"optim": "sgd", "seed": 3, "r": 2}
+
+
+def test_our_own_file_goes_to_config(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("data: d\nmodel: m\nout: o\nmax_length: 5\n")
+    with pytest.raises(ValueError, match="settings of gradsift's own: use --config"):
+        resolve({}, None, file)
+
+
+def test_all_parameters_over_weights_in_4_bits(tmp_path):
+    file = tmp_path / "theirs.yaml"
+    file.write_text("base_model: m\nadapter: qlora\nlearning_rate: 1\n")
+    given = {"data": "d", "out": "o", "lora": False}
+    with pytest.raises(ValueError, match=r"drop --full .*, or take load_in out"):
+        resolve(given, None, file)
+
+
 def test_the_first_rows_of_a_file_that_has_no_more(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
@@ -708,6 +835,8 @@ def test_resolve_puts_three_together(tmp_path):
         "modules_to_save": ["embed_tokens", "lm_head"],
     }
     assert (config.load_in, config.batching, config.data) == ("4bit", "packed", "rows.jsonl")
-    assert len(told) == 3
-    assert resolve({"data": "r", "out": "o", "lora": False}, None, theirs).lora is False
+    assert len(told) == 4
+    assert told[2].endswith("command line: sequence_len, lora_r, weight_decay, warmup_steps")
     assert resolve({"data": "r", "out": "o", "lora": True}, None, theirs).lora["r"] == 32
+    theirs.write_text(AXOLOTL_QLORA.replace("qlora", "lora").replace("4bit: true", "4bit: false"))
+    assert resolve({"data": "r", "out": "o", "lora": False}, None, theirs).lora is False

@@ -16,7 +16,7 @@ from gradsift.terms import STATISTICS
 from gradsift.training.probe import probe_step
 from gradsift.training.self_check import PATHS, first_exact_path, recorder_for, self_check
 from gradsift.training.sft import TOKENS, RecordingSFTTrainer, as_dataset
-from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.sft_settings import SFTSettings, require_settings
 from gradsift.training.tracking import track
 from oracle import gradients_of, relative_error, statistics_of
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -357,11 +357,48 @@ def test_a_loss_that_weighs_tokens_unequally_is_refused(tmp_path):
         ({"per_device_train_batch_size": 0}, "batch_size is 0, expected at least 1"),
         ({"gradient_accumulation_steps": 2.5}, "2.5, expected a value of type int"),
         ({"optim": "no-such"}, "sft settings: .*no-such"),
+        ({"per_device_train_batch_size": float("inf")}, "inf, expected a value of type int"),
+        ({"learning_rate": float("nan")}, "nan, expected a value of type float"),
+        ({"learning_rate": 10**400}, "000, expected a value of type float"),
+        ({"learning_rate": -1}, r"\(learning_rate: -1\): Invalid learning rate"),
+        ({"adam_beta1": 2}, r"\(adam_beta1: 2\): Invalid beta"),
+        ({"gradient_checkpointing_kwargs": "foo"}, "'foo', expected a value of type dict"),
+        ({"lr_scheduler_kwargs": "foo"}, "'foo', expected a value of type dict"),
+        ({"lr_scheduler_kwargs": {"foo": 1}}, r"kwargs: {'foo': 1}\): .*foo"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "cosine_with_min_lr'\\): .*min_lr"),
+        ({"optim_args": "a=1,b"}, "optim_args is 'a=1,b', expected name=value"),
+        ({"optim_args": 3}, "optim_args is 3, expected name=value"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path, sft, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         trainer_for(tmp_path, **sft)
+    assert "\n" not in str(error.value)
+    # And before anything is loaded.
+    with pytest.raises(ValueError, match=message):
+        require_settings(SFTSettings(sft, None, 0))
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without accelerator")
+def test_offloading_to_where_everything_is_is_refused():
+    with pytest.raises(ValueError, match="activation_offloading: there is no accelerator"):
+        require_settings(SFTSettings({"activation_offloading": True}, None, 0))
+
+
+@pytest.mark.parametrize(
+    "sft",
+    [
+        {"optim": "adafactor", "optim_args": "scale_parameter=False"},
+        {"optim": "sgd", "lr_scheduler_type": "constant"},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}},
+        {"lr_scheduler_type": "polynomial", "warmup_steps": 0.1, "weight_decay": 0.1},
+        {"optim": "galore_adamw", "optim_target_modules": ["up_proj"]},
+    ],
+)
+def test_settings_that_can_be_leave_the_random_state_alone(sft):
+    before = torch.get_rng_state()
+    require_settings(SFTSettings(sft, None, 0))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_unknown_lora_settings_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,25 @@ def given_settings(arguments: dict[str, Any]) -> dict[str, Any]:
     if given.get("quota"):
         given["quota"] = _quotas(given["quota"])
     return {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
+
+
+def one_file(option: str, files: Sequence[Path] | None) -> Path | None:
+    """Return the file that an option names; typer would take the last of several in silence.
+
+    Args:
+        option: As it is written.
+        files: What it was given.
+
+    Returns:
+        The file, or None where none is named.
+
+    Raises:
+        ValueError: For several.
+    """
+    if files and len(files) > 1:
+        names = ", ".join(str(file) for file in files)
+        raise ValueError(f"{option} is given {len(files)} times ({names}): expected one file.")
+    return files[0] if files else None
 
 
 def said(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -90,5 +110,5 @@ def _yaml_value(text: str, value: str) -> Any:
 
     try:
         return yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ValueError(f"{text}: the value is neither JSON nor YAML.") from None

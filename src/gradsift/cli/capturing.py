@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gradsift.cli.arguments import given_settings, said
+from gradsift.cli.arguments import given_settings, one_file, said
 from gradsift.cli.options import (
     Adjust,
     Alpha,
@@ -181,7 +181,11 @@ def losses(run_folder: RunFolder, json_: Json = False) -> None:
 
 
 def check(
-    model: Annotated[str, typer.Argument(help='Hub id, folder with safetensors, or "demo".')],
+    model: Annotated[
+        str | None, typer.Argument(help='Hub id, folder with safetensors, or "demo".')
+    ] = None,
+    config: Config = None,
+    trainer_config: TrainerConfig = None,
     revision: Revision = None,
     dtype: Dtype = None,
     trust_remote_code: RemoteCode = None,
@@ -192,9 +196,22 @@ def check(
     json_: Json = False,
 ) -> None:
     """Say whether recording is exact on a model: two rows against autograd."""
+    from gradsift.config import resolve
     from gradsift.run import check as check_model
 
-    show(check_model(**said(locals())), json_)
+    given = said(locals())
+    wanted = ("model", "revision", "dtype", "trust_remote_code", "lora", "load_in", "sft",
+              "recording")  # fmt: skip
+    # It has rows of its own, and no run folder.
+    unneeded = {"data": "none", "out": "none"}
+    settings = resolve(
+        given,
+        one_file("--config", config),
+        one_file("--trainer-config", trainer_config),
+        tell=progress().note,
+        unneeded=unneeded,
+    )
+    show(check_model(**{name: getattr(settings, name) for name in wanted}), json_)
 
 
 def demo(
@@ -215,8 +232,8 @@ def demo(
 
 def _run(
     given: dict[str, Any],
-    config: Path | None,
-    trainer_config: Path | None,
+    config: list[Path] | None,
+    trainer_config: list[Path] | None,
     *,
     select: bool,
     dry_run: bool,
@@ -226,5 +243,10 @@ def _run(
     from gradsift.run import run_stages
 
     listener = progress()
-    settings = resolve(given, config, trainer_config, tell=listener.note)
+    settings = resolve(
+        given,
+        one_file("--config", config),
+        one_file("--trainer-config", trainer_config),
+        tell=listener.note,
+    )
     show(run_stages(settings, listener, selecting=select, dry_run=dry_run), as_json)

@@ -12,14 +12,17 @@ RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
 Model = Annotated[str | None, typer.Option(help='Hub id, folder with safetensors, or "demo".')]
 Out = Annotated[str | None, typer.Option(help="Run folder; run again to resume.")]
 Config = Annotated[
-    Path | None,
-    typer.Option(help="YAML file with any of these settings; the command line wins."),
+    list[Path] | None,
+    typer.Option(
+        metavar="<path>", help="YAML file with any of these settings; the command line wins."
+    ),
 ]
 TrainerConfig = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option(
+        metavar="<path>",
         help="YAML file of axolotl, LLaMA-Factory or trl: what it says is done, or refused by "
-        "name; --config and the command line win."
+        "name; --config and the command line win.",
     ),
 ]
 Format = Annotated[

@@ -122,7 +122,7 @@ def score_tasks(
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    with _quiet():
+    with _quiet(), _tied_as_it_is(model):
         lm = SharedPrefixLM(pretrained=model, tokenizer=tokenizer, batch_size=ROWS_IN_A_BATCH)
         # Intervals come later, from all arms together.
         results = evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
@@ -204,6 +204,23 @@ def _scores(task: str, samples: Sequence[dict], way: str) -> TaskScores:
     return TaskScores(
         metric, tuple(float(sample[metric]) for sample in main), digest.hexdigest()[:16], way
     )
+
+
+@contextlib.contextmanager
+def _tied_as_it_is(model: PreTrainedModel) -> Generator[None, None, None]:
+    """Keep lm-eval from tying weights again, as it does with every model that it is given.
+
+    A head that was trained beside a tied embedding (modules_to_save) would be overwritten by that,
+    and over quantised weights its wrapper has no weight that could be tied.
+
+    Yields:
+        Nothing.
+    """
+    model.tie_weights = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del model.tie_weights
 
 
 @contextlib.contextmanager

@@ -27,9 +27,11 @@ from gradsift.store.pool_table import write_pool_table
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS, LM_HEAD
+from gradsift.training.adapters import training_of
 from gradsift.training.batches import BATCHINGS
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.estimate import Estimate, Plan, estimate_cost
+from gradsift.training.lora_settings import adapting
 from gradsift.training.model import (
     ModelSource,
     load_config,
@@ -39,7 +41,7 @@ from gradsift.training.model import (
     require_adapters,
     tokenizer_fingerprint,
 )
-from gradsift.training.quantized import weights_of
+from gradsift.training.quantized import BITSANDBYTES, weights_of
 from gradsift.training.scoring import score
 from gradsift.training.sft_settings import SFTSettings, require_settings, sft_config
 from gradsift.training.sharding import (
@@ -99,11 +101,13 @@ def capture_pool(
             return read_store(out)
     epoch = _epoch(source, tokenizer, instances, settings, out / CHECKPOINTS)
     _, about = _check_and_estimate(epoch, instances, settings, listener)
+    weights = weights_of(epoch.trainer.model)
+    stack = (*STACK, BITSANDBYTES) if BITSANDBYTES in weights else STACK
     about = {
-        **about_stack(STACK),
+        **about_stack(stack),
         **about_pool(pool),
         "model": source.name,
-        "weights": weights_of(epoch.trainer.model),
+        "weights": weights,
         "notes": dict(instances.notes),
         **about,
     }
@@ -183,14 +187,15 @@ def _epoch(
     # While this exists, transformers loads weights for FSDP or ZeRO-3 in parts.
     config = sft_config(sft, work_dir)
     model = load_model(source)
-    epoch = PreliminaryEpoch(
-        model,
-        tokenizer,
-        _trained_on(instances.items, settings),
-        sft,
-        SketchSpec(settings.sketch_size, settings.seed),
-        work_dir,
-    )
+    with adapting(model, settings.lora, weights=weights_of(model)):
+        epoch = PreliminaryEpoch(
+            model,
+            tokenizer,
+            _trained_on(instances.items, settings),
+            sft,
+            SketchSpec(settings.sketch_size, settings.seed),
+            work_dir,
+        )
     del config
     trainer = epoch.trainer
     require_supported(
@@ -210,6 +215,9 @@ def _trained_on(items: Sequence[Instance], settings: CaptureSettings) -> Sequenc
 def _check_and_estimate(
     epoch: PreliminaryEpoch, instances: Instances, settings: CaptureSettings, listener: Listener
 ) -> tuple[Estimate | None, dict[str, object]]:
+    accelerator = epoch.trainer.accelerator
+    training = _training(epoch, settings)
+    listener.note(f"training: {training}")
     check = epoch.check(wanted=settings.recording, backward=settings.backward)
     for path, why in check.tried.items():
         listener.note(f"not recording {path}: {why}")
@@ -219,8 +227,11 @@ def _check_and_estimate(
     listener.note(f"batching: {BATCHINGS[epoch.trainer.batching]}")
     if check.warning:
         listener.note(f"warning: {check.warning}")
-    about = {"self_check": asdict(check), "batching": epoch.trainer.batching}
-    accelerator = epoch.trainer.accelerator
+    about = {
+        "training": training,
+        "self_check": asdict(check),
+        "batching": epoch.trainer.batching,
+    }
     if divides_weights(accelerator) or uses_deepspeed(accelerator):
         listener.note(f"estimate: none; {NO_ESTIMATE}")
         return None, {**about, "estimate": None}
@@ -239,6 +250,14 @@ def _check_and_estimate(
     estimate = estimate_cost(epoch.trainer, epoch.recorder, plan, seed=settings.seed)
     listener.note(f"estimate: {estimate.sentence()}")
     return estimate, {**about, "estimate": asdict(estimate)}
+
+
+def _training(epoch: PreliminaryEpoch, settings: CaptureSettings) -> str:
+    model, accelerator = epoch.trainer.model, epoch.trainer.accelerator
+    what = "nothing, as --preliminary 0 says"
+    if settings.preliminary > 0:
+        what = training_of(model, counted=not divides_weights(accelerator))
+    return f"{what}; weights {weights_of(model)}"
 
 
 def _record_during(

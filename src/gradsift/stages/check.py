@@ -14,6 +14,7 @@ from gradsift.gradients.tokens import IGNORED_LABEL
 from gradsift.terms import LAYERS
 from gradsift.training.adapters import adapters_of, n_trained
 from gradsift.training.epoch import PreliminaryEpoch
+from gradsift.training.lora_settings import adapting
 from gradsift.training.model import (
     ModelSource,
     load_config,
@@ -119,10 +120,12 @@ def check_model(
         end = tokenizer(response, add_special_tokens=False)["input_ids"]
         labels = [IGNORED_LABEL] * len(start) + end
         instances.append(Instance(str(i), start + end, labels))
+    model = load_model(source)
     with tempfile.TemporaryDirectory() as folder:
-        epoch = PreliminaryEpoch(
-            load_model(source), tokenizer, instances, settings, SketchSpec(), Path(folder)
-        )
+        with adapting(model, settings.lora, weights=weights_of(model)):
+            epoch = PreliminaryEpoch(
+                model, tokenizer, instances, settings, SketchSpec(), Path(folder)
+            )
         check = epoch.check(wanted=recording)
     model = epoch.trainer.model
     base, head = base_model(model), track(model).head

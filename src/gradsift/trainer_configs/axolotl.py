@@ -38,12 +38,14 @@ from gradsift.trainer_configs.values import (
     anything,
     flag,
     integer,
+    lists,
     mapping,
     names,
     number,
     one_of,
     ratio,
     text,
+    texts,
 )
 
 # Its names of templates → the same under the names of data/chat_templates.py.
@@ -401,8 +403,8 @@ ENTRY_KEYS: dict[str, Key] = {
     "type": Joint("format"),
     "ds_type": Decided("what a file holds is told by its name"),
     **each("field_messages message_field_role message_field_content", Joint("format", text)),
-    "message_property_mappings": Joint("format", mapping),
-    "roles": Joint("format: must be as roles are read anyway", mapping),
+    "message_property_mappings": Joint("format", texts),
+    "roles": Joint("format: must be as roles are read anyway", lists),
     "field": OneOf({"text": {}}, "rows of plain text are read from the field text"),
     "field_system": OneOf({"system": {}}, "the system prompt is read from the field system"),
     "field_tools": OneOf({"tools": {}}, "tool schemas are read from the field tools"),
@@ -457,7 +459,7 @@ def _tokens_and_plugins(reading: Reading) -> None:
     tokens = reading.said.get("special_tokens", {})
     others = [key for key in tokens if key != "pad_token" and tokens[key] not in EMPTY]
     if others:
-        reading.refuse("special_tokens", f"{TOKENS} ({', '.join(others)})")
+        reading.refuse("special_tokens", f"{TOKENS} ({', '.join(map(str, others))})")
     elif tokens:
         reading.decided["special_tokens"] = "padding is never trained on"
     plugins = reading.said.get("plugins", [])
@@ -495,8 +497,12 @@ def _precision(reading: Reading) -> None:
         from transformers.utils import is_torch_bf16_gpu_available
 
         bf16 = is_torch_bf16_gpu_available()
-        if not bf16 and "bf16" in reading.given:
-            reading.remarks["bf16"] = "auto: this device has no bf16, so it is left out"
+        halved = said.get("fp16") or said.get("float16") or said.get("bfloat16")
+        if not bf16 and not halved and not reading.is_taken("dtype"):
+            reading.remarks["bf16"] = (
+                "auto: this device has no bf16, so float32 is taken; axolotl takes fp16 (fp16: "
+                "true says so)"
+            )
     bf16 = bf16 or said.get("bfloat16", False)
     fp16 = said.get("fp16", False) and not bf16
     half = fp16 or said.get("float16", False)
@@ -519,12 +525,33 @@ def _steps(reading: Reading) -> None:
     said = reading.said
     accumulation = said.get("gradient_accumulation_steps")
     if accumulation is None and "batch_size" in said:
-        accumulation = said["batch_size"] // max(1, reading.settings.get(MICRO_BATCH, 1))
+        accumulation = _accumulation(reading)
     if accumulation is not None:
         reading.set("sft.gradient_accumulation_steps", accumulation)
         if "batch_size" in said and "gradient_accumulation_steps" in said:
             reading.decided["batch_size"] = "gradient_accumulation_steps comes before it"
     warmup(reading)
+    if "learning_rate" not in said and not reading.is_taken("sft.learning_rate"):
+        reading.remarks["learning_rate"] = "is not said: trl's default is taken"
+
+
+def _accumulation(reading: Reading) -> int | None:
+    # The command line may say the micro-batch, and then the file's own does not count.
+    whole, micro = reading.said["batch_size"], reading.settings.get(MICRO_BATCH)
+    if reading.is_taken(MICRO_BATCH):
+        micro = reading.taken.get(MICRO_BATCH)
+    if reading.is_taken("sft.gradient_accumulation_steps"):
+        return None
+    if not isinstance(micro, int) or micro < 1:
+        return None  # It is refused itself.
+    if whole < micro or whole % micro:
+        reading.refuse(
+            "batch_size",
+            f"expected a multiple of the micro-batch's {micro} rows; or say "
+            "gradient_accumulation_steps",
+        )
+        return None
+    return whole // micro
 
 
 def _format(reading: Reading, entry: Any) -> None:
@@ -536,7 +563,7 @@ def _format(reading: Reading, entry: Any) -> None:
     formats = {"alpaca": "alpaca", "completion": "text", "sharegpt": "sharegpt"}
     if kind == "chat_template":
         _turns(reading, entry)
-    elif kind in formats:
+    elif isinstance(kind, str) and kind in formats:
         reading.set("format", formats[kind])
     else:
         reading.refused[f"datasets[0].type: {kind}"] = f"known are {TYPES}"
@@ -589,8 +616,10 @@ def _columns(reading: Reading, kind: dict[str, Any]) -> None:
     # What `gradsift select` writes for axolotl: question and answer as they are.
     said = {key: value for key, value in kind.items() if value not in EMPTY}
     fields = {"field_instruction": "prompt", "field_output": "response", "field_system": "system"}
-    formats = {said.pop("format", None), said.pop("no_input_format", None)}
-    if formats - {"{instruction}", None} or not {*list(fields)[:2]} <= said.keys() <= fields.keys():
+    formats = [said.pop("format", None), said.pop("no_input_format", None)]
+    odd_format = any(form not in ("{instruction}", None) for form in formats)
+    odd_name = not all(isinstance(name, str) for name in said.values())
+    if odd_format or odd_name or not {*list(fields)[:2]} <= said.keys() <= fields.keys():
         reading.refused[f"datasets[0].type: {kind}"] = (
             f"known are {TYPES}, and fields for instruction, output and system with format "
             "{instruction}"

@@ -15,6 +15,8 @@ ONE_FILE = "give one file: merge the others into it, or name DATA on the command
 
 def adapters_wanted(reading: Reading, said: bool) -> bool:
     """Return whether adapters are trained: the command line or --config may say it, too."""
+    if reading.taken.get("lora") is False:
+        return False
     return said or any(name.startswith("lora.") for name in reading.taken)
 
 
@@ -33,10 +35,13 @@ def lora(reading: Reading, *, wanted: bool, keys: Mapping[str, Key], targets: An
         return
     for name in [name for name in reading.settings if name.startswith("lora.")]:
         del reading.settings[name]
+    why = "without an adapter it is of no consequence"
+    if reading.taken.get("lora") is False:
+        why = "--full (lora: false) trains all parameters"
     for name in [name for name in reading.said if name in reading.given]:
         to = getattr(keys.get(name), "to", "")
         if to.startswith("lora."):
-            reading.decided[name] = "without an adapter it is of no consequence"
+            reading.decided[name] = why
 
 
 def by_length(reading: Reading) -> bool | None:
@@ -103,9 +108,11 @@ def one_dataset(reading: Reading, key: str, keys: Mapping[str, Key]) -> Reading 
         The entry, read but for what belongs together in it; None if there is not one.
     """
     entries = reading.said[key]
-    if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
-        n = f"{len(entries)} of them" if isinstance(entries, list) else "no list"
-        reading.refused[f"{key} ({n})"] = ONE_FILE
+    if not isinstance(entries, list) or not isinstance(entries[0], dict):
+        reading.refuse(key, "expected a list of one entry, `- path: …` and what else it says")
+        return None
+    if len(entries) != 1:
+        reading.refused[f"{key} ({len(entries)} of them)"] = ONE_FILE
         return None
     said = {name: value for name, value in entries[0].items() if value not in EMPTY}
     entry = Reading(said, frozenset(said), reading.taken, reading.settings)
@@ -137,11 +144,31 @@ def set_data(reading: Reading, name: str, split_key: str) -> None:
         split_key: The key that says the split.
     """
     split = reading.said.get(split_key)
+    key = next(key for key in ("data_files", "path", "dataset_name", "dataset")
+               if key in reading.said)  # fmt: skip
     reading.set("data", name)
-    if not Path(name).exists():
+    try:
+        exists = Path(name).exists()
+    except OSError as error:
+        reading.refuse(key, f"no path ({error.strerror})")
+        return
+    if not exists and (why := _no_file(name)):
+        reading.refuse(key, why)
+    elif not exists:
         # That is what all of them take of a hub dataset.
         reading.set("split", split or "train")
     elif Path(name).is_dir():
         reading.set("split", split)
     elif split not in (None, "train"):
         reading.refuse(split_key, "a file has no splits; put those rows into a file of their own")
+
+
+def _no_file(name: str) -> str | None:
+    # Why it can be no file and no hub id, if it cannot.
+    if "://" in name:
+        return "an address: download the file, and name it"
+    if name.startswith("~"):
+        return "~ is not expanded in a file: write the path out"
+    if any(sign in name for sign in "*?["):
+        return f"a pattern: {ONE_FILE}"
+    return None

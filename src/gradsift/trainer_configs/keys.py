@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 # What counts as not said.
 EMPTY = (None, "", [], {})
 
@@ -91,6 +93,7 @@ class Reading:
         settings: What the keys became so far, by name.
         decided: What gradsift decides or what is of no consequence, key → why.
         remarks: What is done otherwise, key → how.
+        overridden: Keys that the command line or --config says otherwise.
         refused: What cannot be honoured, key → why.
         unknown: Keys that are in no table.
     """
@@ -103,6 +106,7 @@ class Reading:
     remarks: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    overridden: list[str] = field(default_factory=list)
 
     def is_taken(self, name: str) -> bool:
         """Return whether the command line or --config says a setting."""
@@ -116,8 +120,7 @@ class Reading:
     def refuse(self, key: str, why: str) -> None:
         """Refuse a key, and name its value with it."""
         value = self.said.get(key)
-        shown = str(value) if not isinstance(value, bool) else str(value).lower()
-        self.refused[key if value is None else f"{key}: {_shortened(shown)}"] = why
+        self.refused[key if value is None else f"{key}: {_shortened(_shown(value))}"] = why
 
     def read(self, keys: Mapping[str, Key]) -> None:
         """Read each key for itself; those of kind Joint are left to the tool.
@@ -127,6 +130,8 @@ class Reading:
         """
         for name, value in list(self.said.items()):
             key = keys.get(name)
+            if name in self.given and key is not None and self._is_overridden(key):
+                self.overridden.append(name)
             if key is None:
                 self.unknown.append(name)
             elif isinstance(key, Decided):
@@ -138,6 +143,13 @@ class Reading:
                 self._one_of(name, value, key)
             elif isinstance(key, Joint) or not self.is_taken(key.to):
                 self._value(name, value, key)
+
+    def _is_overridden(self, key: Key) -> bool:
+        if isinstance(key, OneOf):
+            becomes = [name for settings in key.values.values() for name in settings]
+        else:
+            becomes = getattr(key, "to", "").split(", ")
+        return bool(becomes) and all(self.is_taken(name) for name in becomes)
 
     def _value(self, name: str, value: Any, key: Setting | Joint) -> None:
         try:
@@ -179,6 +191,7 @@ class Tool:
         keys: Each key it documents → what becomes of it.
         defaults: What it does where a file says nothing and gradsift would do otherwise.
         join: Reads the keys that belong together.
+        nulls: Keys of which null says something, and why that is refused.
     """
 
     name: str
@@ -186,6 +199,7 @@ class Tool:
     keys: Mapping[str, Key]
     defaults: Mapping[str, Any]
     join: Callable[[Reading], None]
+    nulls: Mapping[str, str] = field(default_factory=dict)
 
 
 def each(names: str, key: Key) -> dict[str, Key]:
@@ -213,6 +227,21 @@ def same(names: str, prefix: str, read: Callable[[Any], Any]) -> dict[str, Key]:
         A part of a table.
     """
     return {name: Setting(prefix + name, read) for name in names.split()}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    # 'true' is text; without its quotes it would look like what was expected.
+    is_odd_text = isinstance(value, str) and not isinstance(_as_yaml(value), str)
+    return repr(value) if is_odd_text else str(value)
+
+
+def _as_yaml(value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        return value
 
 
 def _shortened(text: str) -> str:

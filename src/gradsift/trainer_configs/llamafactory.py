@@ -33,6 +33,7 @@ from gradsift.trainer_configs.training_arguments import (
     FETCHING,
     LOGGING,
     LOSS,
+    NO_CLIPPING,
     REPORTS,
     SAVING,
     SPEED,
@@ -263,6 +264,8 @@ def _precision(reading: Reading, *, adapters: bool) -> None:
         reading.set("dtype", "bfloat16")
         reading.set("sft.bf16", False)
         return
+    if said.get("bf16") and said.get("fp16"):
+        reading.refuse("fp16", "bf16 is true as well; take one")
     computed = "bfloat16" if said.get("bf16") else "float16" if said.get("fp16") else "float32"
     reading.set("sft.bf16", computed == "bfloat16")
     reading.set("sft.fp16", computed == "float16")
@@ -327,4 +330,5 @@ LLAMAFACTORY = Tool(
         "seed": 42,
     },
     _join,
+    {"max_grad_norm": NO_CLIPPING},
 )

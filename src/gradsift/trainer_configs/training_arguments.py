@@ -15,6 +15,7 @@ SPEED = "speed and memory only: the same training up to rounding"
 FOLDER = "the run folder (--out) is used"
 EPOCHS = "the preliminary epoch is one epoch"
 NEFTUNE = "its noise would be in the recorded gradients; take it out"
+NO_CLIPPING = "gradients would not be clipped: say 0 for that"
 LOSS = "a row's loss is its negative log-likelihood; take it out"
 
 TRAINING_ARGUMENTS: dict[str, Key] = {

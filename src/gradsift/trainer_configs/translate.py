@@ -53,6 +53,10 @@ def translate(
     unsaid = {key: value for key, value in tool.defaults.items() if key not in file}
     reading = Reading(unsaid | file, frozenset(file), _taken(ours or {}))
     reading.read(tool.keys)
+    for key, why in tool.nulls.items():
+        to = getattr(tool.keys[key], "to", "")
+        if key in content and content[key] is None and not reading.is_taken(to):
+            reading.refused[f"{key}: null"] = why
     try:
         tool.join(reading)
     except ValueError as error:
@@ -132,11 +136,13 @@ def _notes(reading: Reading, tool: Tool, unsaid: Mapping[str, Any], where: str) 
         by_reason.setdefault(why, []).append(key)
     groups = "; ".join(f"{', '.join(keys)} ({why})" for why, keys in by_reason.items())
     remarks = "; ".join(f"{key}: {how}" for key, how in reading.remarks.items())
+    overridden = [key for key in reading.overridden if key not in reading.decided]
     defaults = ", ".join(f"{key} {value}" for key, value in _at_work(reading, tool, unsaid).items())
     lines = {
         f"read as a configuration of {tool.name}; gradsift decides, or it is of no consequence "
         "for what is recorded: ": groups,
         "done otherwise than by " + tool.name + ": ": remarks,
+        "said otherwise by --config or the command line: ": ", ".join(overridden),
         f"not said there, so as {tool.name} does: ": defaults,
     }
     return tuple(f"{where}: {title}{text}" for title, text in lines.items() if text)

@@ -27,10 +27,11 @@ from gradsift.trainer_configs.training_arguments import (
     EVALUATION,
     FETCHING,
     LOSS,
+    NO_CLIPPING,
     SPEED,
     TRAINING_ARGUMENTS,
 )
-from gradsift.trainer_configs.values import anything, flag, integer, names, number, text
+from gradsift.trainer_configs.values import flag, integer, names, number, text
 
 DTYPES = ("float32", "bfloat16", "float16")
 TEMPLATE = "rows are rendered by the model's own chat template, with its own special tokens"
@@ -39,6 +40,7 @@ WHOLE = (
     "gradsift trains on answers only (`text` rows: on every token). Take the key out to have it "
     "so, or say true"
 )
+NO_LIMIT = "no row would be cut: say how long the longest is, here or by --max-length"
 
 _dtype = OneOf(
     {name: {"dtype": name} for name in DTYPES},
@@ -101,7 +103,7 @@ TRL_KEYS: dict[str, Key] = {
     "packing_strategy": Joint("batching", text),
     "eval_packing": Decided(EVALUATION),
     "padding_free": Decided("how a batch is laid out in memory is decided by --batching"),
-    "pad_to_multiple_of": Setting("sft.pad_to_multiple_of", anything),
+    "pad_to_multiple_of": Setting("sft.pad_to_multiple_of", integer),
     "completion_only_loss": OneOf({True: {}}, WHOLE),
     "assistant_only_loss": OneOf({True: {}}, WHOLE),
     "loss_type": OneOf({"nll": {}, "chunked_nll": {}}, LOSS),
@@ -159,4 +161,5 @@ TRL = Tool(
     TRL_KEYS,
     {"seed": 42, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05},
     _join,
+    {"max_length": NO_LIMIT, "max_seq_length": NO_LIMIT, "max_grad_norm": NO_CLIPPING},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ def number(value: Any) -> int | float:
         except ValueError:
             _require(False, "a number")
     _require(isinstance(value, int | float) and not isinstance(value, bool), "a number")
+    _require(abs(value) <= sys.float_info.max, "a finite number")
     return value
 
 
@@ -56,7 +58,8 @@ def one_of(*words: Any) -> Callable[[Any], Any]:
 
     def read(value: Any) -> Any:
         fits = any(word == value and type(word) is type(value) for word in words)
-        _require(fits, f"one of {', '.join(str(word) for word in words)}")
+        shown = (str(word).lower() if isinstance(word, bool) else str(word) for word in words)
+        _require(fits, f"one of {', '.join(shown)}")
         return value
 
     return read
@@ -66,6 +69,28 @@ def mapping(value: Any) -> dict[str, Any]:
     """Return names with what they stand for."""
     _require(isinstance(value, dict), "names and values")
     return value
+
+
+def texts(value: Any) -> dict[str, str]:
+    """Return names with the text that each stands for."""
+    fits = isinstance(value, dict) and all(isinstance(part, str) for pair in value.items()
+                                           for part in pair)  # fmt: skip
+    _require(fits, "names, each with a text")
+    return value
+
+
+def lists(value: Any) -> dict[str, list[str]]:
+    """Return names with a list of texts for each; one text is a list of it."""
+    _require(isinstance(value, dict), "names, each with a list of texts")
+    found = {key: [words] if isinstance(words, str) else words for key, words in value.items()}
+    for key, words in found.items():
+        _require(
+            isinstance(key, str)
+            and isinstance(words, list)
+            and all(isinstance(word, str) for word in words),
+            "names, each with a list of texts",
+        )
+    return found
 
 
 def anything(value: Any) -> Any:

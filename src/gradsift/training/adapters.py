@@ -14,7 +14,12 @@ from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 
 from gradsift.gradients.records import WatchedLayer
-from gradsift.training.quantized import dense_weight, multiplies_as_dense, quantization_of
+from gradsift.training.quantized import (
+    dense_weight,
+    multiplies_as_dense,
+    n_parameters,
+    quantization_of,
+)
 
 VIRTUAL_TOKENS = (
     PeftType.PROMPT_TUNING,
@@ -181,10 +186,48 @@ def adapters_of(model: nn.Module) -> str:
     names = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer)
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
     }
     kind = "LoRA" if kind == "LORA" else kind.lower().replace("_", " ")
     return f"{kind} on {len(names)} kinds of layers" if names else kind
+
+
+def training_of(model: nn.Module, *, counted: bool = True) -> str:
+    """Say what is trained of a model, in one line.
+
+    Args:
+        model: Perhaps a PEFT model.
+        counted: Whether its parameters are all here, so that they can be counted.
+
+    Returns:
+        Such as "LoRA (r 8) on 7 kinds of layers, lm_head whole: 0.2 M of 3.1 M parameters".
+    """
+    parts = [adapters_of(model)]
+    ranks = {
+        module.r[name]
+        for module in model.modules()
+        if isinstance(module, LoraLayer)
+        for name in module.active_adapters
+        if name in module.r
+    }
+    if ranks:
+        said = "r " + " and ".join(map(str, sorted(ranks)))
+        parts = [parts[0].replace("LoRA", f"LoRA ({said})", 1)]
+    for name, module in model.named_modules():
+        short = name.rpartition(".")[2]
+        if isinstance(module, ModulesToSaveWrapper):
+            parts.append(f"{short} whole")
+        elif isinstance(module, TrainableTokensWrapper):
+            n = len(next(iter(module.token_adapter.token_indices.values())))
+            parts.append(f"{n} tokens of {short}")
+    text = ", ".join(parts)
+    if not counted:
+        return text
+    return f"{text}: {_many(n_trained(model))} of {_many(n_parameters(model))} parameters"
+
+
+def _many(n: int) -> str:
+    return f"{n:,}" if n < 1e6 else f"{n / 1e6:,.1f} M"
 
 
 def n_trained(model: nn.Module) -> int:

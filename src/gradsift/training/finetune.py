@@ -14,8 +14,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.data.instances import Instance
+from gradsift.training.lora_settings import adapting
 from gradsift.training.model import ModelSource, is_quantized, load_model
 from gradsift.training.plain import PlainTraining, train_plainly
+from gradsift.training.quantized import weights_of
 from gradsift.training.sft import RecordingSFTTrainer
 from gradsift.training.sft_settings import SFTSettings, sft_config
 
@@ -67,11 +69,12 @@ def fine_tune(
         The model and what was done.
 
     Raises:
-        ValueError: If the training diverged.
+        ValueError: If the adapters do not fit the model, or the training diverged.
     """
     # Before the trainer: making a configuration resets what accelerate knows.
     n_steps = settings.max_steps or steps_of(len(instances), settings.epochs, settings)
-    trainer = RecordingSFTTrainer(model, tokenizer, instances, settings, work_dir)
+    with adapting(model, settings.lora, weights=weights_of(model)):
+        trainer = RecordingSFTTrainer(model, tokenizer, instances, settings, work_dir)
     training = train_plainly(
         trainer,
         instances,

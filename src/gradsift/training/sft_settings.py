@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
+from transformers import Trainer, get_scheduler
 from trl import SFTConfig
 
-from gradsift.terms import LM_HEAD
+from gradsift.training.lora_settings import read_lora
 
 # What gradsift decides itself, and why the user's value is refused.
 RESERVED = {
@@ -41,6 +43,25 @@ RESERVED = {
     "push_to_hub": "nothing is sent anywhere",
 }
 
+MAPPINGS = (
+    "lr_scheduler_kwargs",
+    "gradient_checkpointing_kwargs",
+    "activation_checkpointing_kwargs",
+)
+# Optimizers that are made for a model's own layers.
+OF_A_MODEL = ("galore", "apollo", "lomo")
+OF_STEPS = (
+    "optim",
+    "optim_args",
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+)
 AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
@@ -81,14 +102,14 @@ def sft_config(settings: SFTSettings, output_dir: Path) -> SFTConfig:
     Raises:
         ValueError: For a key that SFTConfig does not know or that gradsift sets itself.
     """
-    require_settings(settings)
+    _require_values(settings)
     on_cpu = not torch.accelerator.is_available()
     defaults = {"bf16": False, "gradient_checkpointing": False, "use_cpu": True} if on_cpu else {}
     with warnings.catch_warnings():
         # trl's own default sets a name that transformers deprecates; the user can do nothing.
         warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
         try:
-            return SFTConfig(
+            config = SFTConfig(
                 **{**defaults, "logging_steps": 1, "disable_tqdm": True, **settings.sft},
                 output_dir=str(output_dir),
                 num_train_epochs=settings.epochs,
@@ -101,6 +122,13 @@ def sft_config(settings: SFTSettings, output_dir: Path) -> SFTConfig:
             )
         except (TypeError, ValueError, ImportError) as error:
             raise ValueError(f"sft settings: {error}") from error
+    if config.activation_offloading and on_cpu:
+        raise ValueError(
+            "sft setting activation_offloading: there is no accelerator whose memory it would "
+            "save; take it out."
+        )
+    _require_steps(config, settings)
+    return config
 
 
 def require_settings(settings: SFTSettings) -> None:
@@ -113,6 +141,36 @@ def require_settings(settings: SFTSettings) -> None:
         ValueError: For a key that SFTConfig or LoraConfig does not know or that gradsift sets
             itself, or a value of another type.
     """
+    sft_config(settings, Path("."))
+    lora_config(settings)
+
+
+def _require_steps(config: SFTConfig, settings: SFTSettings) -> None:
+    """Try optimizer and schedule on a parameter of no consequence: they check their own values.
+
+    Raises:
+        ValueError: For what one of them refuses.
+    """
+    if any(name in str(getattr(config.optim, "value", config.optim)) for name in OF_A_MODEL):
+        return
+    said = ", ".join(f"{key}: {settings.sft[key]!r}" for key in OF_STEPS if key in settings.sft)
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(config)
+        optimizer = kind([torch.nn.Parameter(torch.zeros(2, 2))], **options)
+        get_scheduler(
+            config.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=config.get_warmup_steps(2),
+            num_training_steps=2,
+            scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+        )
+    # Each optimizer and schedule refuses in its own way.
+    except Exception as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"sft settings ({said or 'none said'}): {what}") from error
+
+
+def _require_values(settings: SFTSettings) -> None:
     reserved = sorted(settings.sft.keys() & RESERVED.keys())
     if reserved:
         reasons = "; ".join(f"{key}: {RESERVED[key]}" for key in reserved)
@@ -122,7 +180,6 @@ def require_settings(settings: SFTSettings) -> None:
         raise ValueError(f"sft settings that trl's SFTConfig does not know: {', '.join(unknown)}.")
     for key, value in settings.sft.items():
         _require_type(key, value)
-    lora_config(settings)
 
 
 def _require_type(key: str, value: object) -> None:
@@ -130,11 +187,18 @@ def _require_type(key: str, value: object) -> None:
     # Where a share of all steps may stand for their number, the default is 0, the type float.
     kind = float if field.type is float else type(field.default)
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    finite = number and abs(value) <= sys.float_info.max
     fits = {
         bool: isinstance(value, bool),
-        int: number and value == int(value),
-        float: number,
+        int: finite and value == int(value),
+        float: finite,
     }.get(kind, True)
+    if key in MAPPINGS and value is not None:
+        kind, fits = dict, isinstance(value, dict)
+    elif key == "optim_args" and value is not None:
+        pairs = value.split(",") if isinstance(value, str) else [""]
+        if not all(pair.count("=") == 1 for pair in pairs):
+            raise ValueError(f"sft setting {key} is {value!r}, expected name=value,name=value.")
     if not fits:
         raise ValueError(
             f"sft setting {key} is {value!r}, expected a value of type {kind.__name__}."
@@ -153,18 +217,8 @@ def lora_config(settings: SFTSettings) -> LoraConfig | None:
         The configuration.
 
     Raises:
-        ValueError: For a key that LoraConfig does not know, or an adapter of the head.
+        ValueError: For settings that cannot be.
     """
     if settings.lora is None:
         return None
-    unknown = sorted(settings.lora.keys() - LoraConfig.__dataclass_fields__.keys())
-    if unknown:
-        raise ValueError(f"lora settings that peft's LoraConfig does not know: {unknown}.")
-    targets = settings.lora.get("target_modules")
-    if isinstance(targets, list | tuple) and LM_HEAD in targets:
-        raise ValueError(
-            f"lora setting target_modules has {LM_HEAD!r}: trl trains no adapter of the head. "
-            f"Leave it out, or train the head itself: modules_to_save: [{LM_HEAD}]."
-        )
-    defaults = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
-    return LoraConfig(**{**defaults, **settings.lora})
+    return read_lora(settings.lora)
