@@ -58,7 +58,8 @@ def capture(source, tokenizer, instances, way, batch_size, folder, *, during):
     epoch.check()
     layers = ("embedding", "lm_head") if during else ("lm_head",)
     manifest = Manifest({}, {}, len(instances), layers)
-    with StoreWriter(folder, manifest, content_width=epoch.content_width) as writer:
+    width = epoch.content_width
+    with StoreWriter(folder, manifest, content_width=width, sketch_size=1024) as writer:
         started = time.perf_counter()
         if during:
             epoch.run(writer, save_steps=10**6, on_progress=lambda *_: None)
