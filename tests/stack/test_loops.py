@@ -831,3 +831,28 @@ def test_the_same_tokens_divided_otherwise_are_other_rows(tmp_path):
     n_tokens = dict(zip(seen.store.instance_ids, seen.store.n_response_tokens, strict=True))
     expected = [len(text) - n + 1 for n in (5, 10, 16)]
     assert [n_tokens[row.instance_id] for row in gs.load_pool(data).rows] == expected
+
+
+def test_accelerate_in_mixed_precision(tmp_path):
+    """Autocast is put around the model's forward pass, and its outputs are float32."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+        model = tiny_llama()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        with gs.record(model, out=tmp_path / "run") as seen:
+            for start in range(0, N, 4):
+                loss = model(**as_batch(INSTANCES[start : start + 4])).loss
+                accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        PartialState._reset_state()
+    assert seen.check.dtype == "bfloat16"
+    assert set(seen.store.step) == {0, 1, 2}
+    assert_is_autograd(seen.store, tiny_llama(dtype=torch.float64), tolerance=0.05)

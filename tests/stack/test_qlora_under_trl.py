@@ -1,16 +1,16 @@
-"""trl's SFTTrainer as people run QLoRA with it, recorded from outside, to a subset."""
+"""QLoRA as people run it, recorded from outside: under trl, to a subset; and in a loop."""
 
 import json
 
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
 import gradsift as gs
-from adapted import gradients_at
+from adapted import gradients_at, recorded, worst_error
 from gradsift.terms import LAYERS
 from tiny import save_tiny, tiny_tokenizer
 
@@ -61,3 +61,27 @@ def test_from_a_file_to_a_subset(tmp_path, bf16, tolerance, packing):
             got = seen.store.statistics[layer]["l2_norm"][i]
             assert got == pytest.approx(float(truth[layer].norm()), rel=tolerance), layer
     assert len(gs.select(tmp_path / "run", budget=4).selected_file.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(("bf16", "tolerance"), [(True, 0.06), (False, 1e-5)])
+def test_the_loop_that_everybody_writes(tmp_path, bf16, tolerance):
+    """Norms and head lifted to float32, reentrant checkpoints, autocast around it all."""
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float32,
+    )  # fmt: skip
+    base = AutoModelForCausalLM.from_pretrained(
+        save_tiny(tmp_path / "model", tied=False), quantization_config=config, dtype=torch.float32
+    )
+    base = prepare_model_for_kbit_training(base)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear")).train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        seen = recorded(model, tmp_path / "run")
+        assert seen.check.dtype == ("bfloat16" if bf16 else "float32")
+        model.gradient_checkpointing_disable()
+        table, head = base.get_input_embeddings(), base.get_output_embeddings()
+
+        def truth(*row):
+            return gradients_at(model, table, head, *row)
+
+        assert worst_error(seen.store, truth) < tolerance

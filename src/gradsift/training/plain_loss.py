@@ -183,4 +183,4 @@ def without_reentrant_checkpointing(model: nn.Module) -> Generator[None, None, N
 def _is_reentrant(module: nn.Module) -> bool:
     # transformers binds the keywords of torch's function to the module.
     function = getattr(module, "_gradient_checkpointing_func", None)
-    return bool(getattr(function, "keywords", {}).get("use_reentrant", False))
+    return getattr(function, "keywords", {}).get("use_reentrant") is not False  # torch's default.
