@@ -24,9 +24,10 @@ LOW_PRECISION_SAME_LOSS = 0.05
 SMALL_ERROR = 0.2
 
 
+# That they see each other is tried before (training/isolation.py).
 PACKED = (
-    "Rows are packed, and seem to see each other: transformers keeps them apart by position_ids "
-    "that begin anew, without an attention_mask and with use_cache=False (a recurrent model never)."
+    "The rows are packed: do the position_ids of each begin anew at 0, and does nothing else tell "
+    "a packed row from one that stands alone?"
 )
 
 

@@ -6,7 +6,7 @@ precision. That is sharper than a comparison with the row alone, which has round
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,22 +82,14 @@ def keeps_apart(model: TrackedModel, rows: Sequence[Sequence[int]]) -> bool:
     positions_1T = torch.cat([torch.arange(len(t), device=device) for t in (first_T, second_T)])
     kwargs = {"input_ids": ids_1T, "position_ids": positions_1T[None]}
     tokens = ResponseTokens.compact(ids_1T, None, positions_1T[None])
-
-    def fits() -> bool:
+    try:
         require_apart(model, (), kwargs, ids_1T, tokens)
         packed_TX = _states(model, (), kwargs)[0, len(first_T) :]
         alone_TX = _states(model, (), {"input_ids": second_T[None]})[0]
-        return _gap(alone_TX, packed_TX) < ABOUT_THE_SAME
-
-    return _without_failing(fits)
-
-
-def _without_failing(do: Callable[[], bool]) -> bool:
-    try:
-        return do()
     # However a model fails that takes no positions.
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError):
         return False
+    return _gap(alone_TX, packed_TX) < ABOUT_THE_SAME
 
 
 @torch.no_grad()
