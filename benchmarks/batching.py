@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import gradsift as gs
-from gradsift.data.instances import build_instances
+from gradsift.data.tokenization import build_instances
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.store.manifest import Manifest
 from gradsift.store.reader import read_store
@@ -24,8 +24,8 @@ from gradsift.store.writer import StoreWriter
 from gradsift.training.batches import LengthGroupedSampler, bins
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.model import find_model, load_model, load_tokenizer
-from gradsift.training.scoring import score
-from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.record_writer import score
+from gradsift.training.trainer_settings import TrainerSettings
 
 WAYS = ("random", "by_length", "packed")
 
@@ -52,7 +52,7 @@ def capture(source, tokenizer, instances, way, batch_size, folder, *, during):
     """Seconds of an epoch or a scoring pass, the ratio of an epoch, and its store."""
     sft = {"per_device_train_batch_size": batch_size, "learning_rate": 0.0}
     epoch = PreliminaryEpoch(
-        load_model(source), tokenizer, instances, SFTSettings(sft, None, 0, batching=way),
+        load_model(source), tokenizer, instances, TrainerSettings(sft, None, 0, batching=way),
         SketchSpec(), folder / "checkpoints",
     )  # fmt: skip
     epoch.check()

@@ -21,15 +21,15 @@ from types import MethodType
 import torch
 from trl import SFTTrainer
 
-from gradsift.data.instances import build_instances
-from gradsift.data.loading import load_pool
+from gradsift.data.pool import load_pool
+from gradsift.data.tokenization import build_instances
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
+from gradsift.training.cost import forward_records, probe_step
+from gradsift.training.layers import track
 from gradsift.training.model import find_model, load_model, load_tokenizer
-from gradsift.training.probe import forward_records, probe_step
-from gradsift.training.sft import TOKENS, RecordingSFTTrainer
-from gradsift.training.sft_settings import SFTSettings
-from gradsift.training.tracking import track
+from gradsift.training.trainer import TOKENS, RecordingSFTTrainer
+from gradsift.training.trainer_settings import TrainerSettings
 
 PLAIN = "plain"
 
@@ -50,7 +50,7 @@ def make_ways(arguments, names):
     source = find_model(arguments.model)
     tokenizer = load_tokenizer(source)
     instances = instances_of(arguments, tokenizer)
-    settings = SFTSettings({}, {} if arguments.lora else None, 0)
+    settings = TrainerSettings({}, {} if arguments.lora else None, 0)
     folder = Path(tempfile.mkdtemp())
     trainer = RecordingSFTTrainer(load_model(source), tokenizer, instances, settings, folder)
     return {name: step_of(name, trainer) for name in names}, instances

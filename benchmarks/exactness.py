@@ -12,16 +12,16 @@ from types import SimpleNamespace
 
 import torch
 
-from gradsift.data.instances import build_instances
-from gradsift.data.loading import load_pool
+from gradsift.data.pool import load_pool
+from gradsift.data.tokenization import build_instances
 from gradsift.gradients.check import autograd_summaries, compare
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.terms import LAYERS
+from gradsift.training.layers import track
 from gradsift.training.model import find_model, load_model, load_tokenizer
-from gradsift.training.sft import RecordingSFTTrainer
-from gradsift.training.sft_settings import SFTSettings
-from gradsift.training.tracking import track
+from gradsift.training.trainer import RecordingSFTTrainer
+from gradsift.training.trainer_settings import TrainerSettings
 
 CONFIGURATIONS = {
     "batch 1": {"per_device_train_batch_size": 1},
@@ -39,7 +39,7 @@ CONFIGURATIONS = {
 
 def trainer_for(source, tokenizer, instances, options):
     sft = {"learning_rate": 0.0, **options}
-    settings = SFTSettings(sft, sft.pop("lora", None), sft.pop("seed", 0))
+    settings = TrainerSettings(sft, sft.pop("lora", None), sft.pop("seed", 0))
     folder = Path(tempfile.mkdtemp())
     return RecordingSFTTrainer(load_model(source), tokenizer, instances, settings, folder)
 

@@ -39,7 +39,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 from trl import SFTTrainer
 
 import gradsift
-from gradsift.data.instances import Instance
+from gradsift.data.tokenization import Instance
 from gradsift.gradients.arithmetic import BATCHED, BLOCKWISE, TRITON, arithmetics_for
 from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.head import HeadOutputs, HeadProduct, head_pass
@@ -48,10 +48,10 @@ from gradsift.gradients.statistics import embedding_summaries
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.transform import HeadTransform
 from gradsift.terms import STATISTICS
-from gradsift.training.probe import forward_records
+from gradsift.training.cost import forward_records
 from gradsift.training.self_check import PATHS, first_exact_path, recorder_for, self_check
-from gradsift.training.sft import INDEX_COLUMN, TOKENS, RecordingSFTTrainer
-from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.trainer import INDEX_COLUMN, TOKENS, RecordingSFTTrainer
+from gradsift.training.trainer_settings import TrainerSettings
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -298,11 +298,11 @@ def check_head(report, case, seed):
 
 def head_errors(rows, lengths, truths):
     errors = []
-    for row, (loss, error_norm, truth) in truths.items():
+    for row, (loss, el2n, truth) in truths.items():
         summaries = rows.summaries
         of_row = truth.errors(summaries.values_BS[row], summaries.sketch_BK[row])
         of_row["loss"] = number(abs(rows.loss_B[row] - loss) / loss)
-        of_row["error_norm"] = number(abs(rows.error_norm_B[row] - error_norm) / error_norm)
+        of_row["el2n"] = number(abs(rows.error_norm_B[row] - el2n) / el2n)
         errors.append(of_row)
     is_counted = rows.n_tokens_B.tolist() == list(lengths)
     return {**largest(errors), "n_tokens": 0.0 if is_counted else math.inf}
@@ -478,7 +478,7 @@ def trainer_of(shape, n_rows, *, seed=0, shortest=1.0, batching="random"):
         ids = [rng.randrange(6, shape.n_columns) for _ in range(length)]
         rows.append(Instance(f"r{row}", ids, [-100] * (length // 2) + ids[length // 2 :]))
     sft = {"per_device_train_batch_size": shape.batch, "bf16": shape.bf16}
-    settings = SFTSettings(
+    settings = TrainerSettings(
         {**sft, "gradient_checkpointing": True}, {} if shape.lora else None, 0, batching=batching
     )
     return RecordingSFTTrainer(model, tokenizer(), rows, settings, Path(tempfile.mkdtemp()))

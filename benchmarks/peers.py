@@ -24,14 +24,14 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from gradsift.data.instances import build_instances
-from gradsift.data.loading import load_pool
+from gradsift.data.pool import load_pool
+from gradsift.data.tokenization import build_instances
 from gradsift.gradients.sketch import SketchSpec
+from gradsift.training.cost import probe_step
 from gradsift.training.model import find_model, load_model, load_tokenizer
-from gradsift.training.probe import probe_step
 from gradsift.training.self_check import recorder_for
-from gradsift.training.sft import RecordingSFTTrainer
-from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.trainer import RecordingSFTTrainer
+from gradsift.training.trainer_settings import TrainerSettings
 
 OURS = "gradsift"
 
@@ -81,7 +81,7 @@ def gradsift_frozen(source, tokenizer, items):
 def gradsift(source, tokenizer, items, frozen=False):
     model = load_model(source)
     folder = Path(tempfile.mkdtemp())
-    trainer = RecordingSFTTrainer(model, tokenizer, items, SFTSettings({}, None, 0), folder)
+    trainer = RecordingSFTTrainer(model, tokenizer, items, TrainerSettings({}, None, 0), folder)
     trainer.model.requires_grad_(not frozen)
     recorder = recorder_for(trainer, "fused", SketchSpec())
 

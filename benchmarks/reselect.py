@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from gradsift.data.containers import fingerprint
-from gradsift.data.source import find_source
+from gradsift.data.sources import find_source
 from gradsift.store.manifest import Manifest
-from gradsift.store.pool_table import INSTANCE, write_pool_table
 from gradsift.store.reader import read_store
+from gradsift.store.tables import INSTANCE, write_pool_table
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS, STATISTICS
 from selection import imitated
@@ -124,7 +124,7 @@ def make_run(like, folder, out, n):
                             "layer": layer,
                             "step": i // 8,
                             "loss": float(store.loss[drawn[i]]),
-                            "error_norm": float(store.error_norm[drawn[i]]),
+                            "el2n": float(store.el2n[drawn[i]]),
                             "n_response_tokens": tokens[i] - 30,
                             **dict.fromkeys(STATISTICS, norm),
                             "status": "ok",

@@ -21,14 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gradsift.selection.budget import Limit
+from gradsift.selection.constraints import Constraints, ResolvedBudget
 from gradsift.selection.content import content_vectors
 from gradsift.selection.density import estimate_density
 from gradsift.selection.greedy import lazy_greedy
 from gradsift.selection.neighbours import find_neighbours, unit_rows
 from gradsift.selection.objective import Objective, coverage
-from gradsift.selection.purse import Terms
-from gradsift.selection.signal import combined_signal, gradient_score, magnitude
+from gradsift.selection.scores import combined_signal, gradient_score, magnitude
 from gradsift.store.reader import read_store
 
 WIDTH = 64
@@ -100,7 +99,7 @@ def scored(values):
     signal = combined_signal(values, layers=tuple(values))
     density = estimate_density(signal)
     size = magnitude(values, layers=tuple(values))
-    return gradient_score(size, density.log_N, "representative"), density
+    return gradient_score(size, density.log_N, "density"), density
 
 
 def growth(run, n, share):
@@ -108,7 +107,7 @@ def growth(run, n, share):
     graph, neighbour_seconds = timed(lambda: find_neighbours(features))
     (score, density), score_seconds = timed(lambda: scored(values))
     rows = int(share * n)
-    terms = Terms(np.ones(n), Limit("rows", rows, float(rows)))
+    terms = Constraints(np.ones(n), ResolvedBudget("rows", rows, float(rows)))
     _, greedy_seconds = timed(lambda: lazy_greedy(Objective(score, graph, float(rows)), terms))
     return {
         "edges_per_row": len(graph.rows_E) / n,
@@ -126,7 +125,7 @@ def exact(run, n, share):
     features, values = imitated(run, n)
     score, _ = scored(values)
     rows = int(share * n)
-    terms = Terms(np.ones(n), Limit("rows", rows, float(rows)))
+    terms = Constraints(np.ones(n), ResolvedBudget("rows", rows, float(rows)))
     whole = find_neighbours(features, complete_rows=n)
     objective = Objective(score, whole, float(rows))
     (best, _), exact_seconds = timed(lambda: lazy_greedy(objective, terms))
@@ -148,7 +147,7 @@ def peers(run, n, share, modes):
 
     features, _ = imitated(run, n)
     rows = int(share * n)
-    terms = Terms(np.ones(n), Limit("rows", rows, float(rows)))
+    terms = Constraints(np.ones(n), ResolvedBudget("rows", rows, float(rows)))
     found = {}
     for mode in modes:
         complete_rows = n if mode == "dense" else 0
@@ -187,7 +186,9 @@ def ours(name, graph, n):
         return Objective(np.zeros(n), graph, float(n), alpha=0.0, beta=float(n), gamma=0.0)
     # Σ_{u, i∈S} s_ui − λ Σ_{i,j∈S} s_ij with λ = ½: the diagonal and both orders of a pair count.
     sums = np.add.reduceat(graph.cosines_E.astype(np.float64), graph.offsets[:-1])
-    return Objective(sums - 0.5, graph, 1.0, alpha=1.0, beta=0.0, gamma=1.0, near_threshold=0.0)
+    return Objective(
+        sums - 0.5, graph, 1.0, alpha=1.0, beta=0.0, gamma=1.0, similarity_threshold=0.0
+    )
 
 
 def theirs_chooses(submodlib, name, mode, matrix, n, rows):

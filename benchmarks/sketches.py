@@ -13,8 +13,8 @@ import random
 import torch
 from scipy.stats import spearmanr
 
-from gradsift.data.instances import build_instances
-from gradsift.data.loading import load_pool
+from gradsift.data.pool import load_pool
+from gradsift.data.tokenization import build_instances
 from gradsift.gradients.sketch import TensorSketch
 from gradsift.training.model import find_model, load_model, load_tokenizer
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gradsift.evaluation.intervals import estimate_difference, pooled_seed_spread
 from gradsift.evaluation.metrics import METRICS, replicate, resampling_weights
-from gradsift.evaluation.uncertainty import estimate_difference, pooled_seed_spread
 
 CASES = [
     {"n_items": 120, "n_seeds": (3, 3), "seed_sd": 0.05},

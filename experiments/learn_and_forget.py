@@ -19,8 +19,8 @@ import json
 from pathlib import Path
 
 import gradsift as gs
+from gradsift.comparison.arms import parse_arms
 from gradsift.progress import stderr_listener
-from gradsift.stages.arms import parse_arms
 
 TASKS = ("arc_easy", "blimp", "lambada", "piqa", "sciq")
 MAX_LENGTH = 256
@@ -56,11 +56,11 @@ PARTS = {
         "grads@50%:seeds=1",
         *(f"grads@50%:{name}=0:seeds=1" for name in ("alpha", "beta", "gamma")),
         *(
-            f"grads@50%:side={side}:seeds=1"
-            for side in ("representative", "informative", "balanced", "grounded")
+            f"grads@50%:score={side}:seeds=1"
+            for side in ("density", "high-norm", "high-norm-in-density", "prompt-gain")
         ),
         *(f"grads@50%:layers={layer}:seeds=1" for layer in ("embedding", "lm_head")),
-        "grads@50%:adjust=none:seeds=1",
+        "grads@50%:detrend=none:seeds=1",
         # Every topic keeps its share.
         "k-means@50%:seeds=1",
         LENDER,
@@ -196,7 +196,7 @@ def tell_of_selections(arguments):
     store, usual = gs.read_store(run), None
     for arm in parse_arms(PARTS["ablations"], (), 1):
         settings = dict(arm.settings)
-        if arm.name == "base" or settings.get("side") == "grounded":
+        if arm.name == "base" or settings.get("score") == "prompt-gain":
             continue
         if "layers" in settings:
             settings["layers"] = (settings["layers"],)

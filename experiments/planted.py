@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 
 import gradsift as gs
-from gradsift.selection.budget import parse_budget
-from gradsift.selection.decision import choose_rows, make_signal
-from gradsift.selection.settings import Settings
-from gradsift.selection.signal import SIDES, rank_correlation
+from gradsift.config import SelectionConfig
+from gradsift.selection.constraints import parse_budget
+from gradsift.selection.scores import SCORES, rank_correlation
+from gradsift.selection.selector import choose_rows, make_signal
+from gradsift.selection.strategies.base import Need
 from gradsift.selection.strategies.catalogue import STRATEGIES
-from gradsift.selection.strategies.task import Need
 from gradsift.stages.candidates import candidates_of, context_of, has_losses
-from gradsift.store.pool_table import read_pool_table
+from gradsift.store.tables import read_pool_table
 
 SHARES = {"swapped": 0.15, "garbled": 0.05, "exact copy": 0.10, "near copy": 0.10}
 
@@ -95,33 +95,33 @@ def capture_reference(name, file, seed, arguments):
         out=folder / "run",
         max_length=arguments.max_length,
         seed=seed,
-        when="after",
-        preliminary=0.0,
+        record_at="after",
+        warmup_fraction=0.0,
     )
 
 
 def variants():
     """Name → settings: every strategy, then grads in many ways."""
     found = {name: {"strategy": name} for name in STRATEGIES if name != "grads"}
-    for side in SIDES:
-        for label, more in {"": {}, ", not adjusted": {"adjust": ()}}.items():
-            found[f"grads, {side}{label}"] = {"side": side, **more}
+    for side in SCORES:
+        for label, more in {"": {}, ", not detrended": {"detrend": ()}}.items():
+            found[f"grads, {side}{label}"] = {"score": side, **more}
     for statistic in ("mean_abs", "max"):
         for layer in ("embedding", "lm_head"):
             found[f"grads, consistent, {layer} {statistic}"] = {
-                "side": "consistent",
+                "score": "low-norm",
                 "layers": (layer,),
                 "signal_statistics": (statistic,),
             }
-    for side in ("representative", "consistent"):
+    for side in ("density", "low-norm"):
         for layer in ("embedding", "lm_head"):
-            found[f"grads, {side}, {layer} alone"] = {"side": side, "layers": (layer,)}
+            found[f"grads, {side}, {layer} alone"] = {"score": side, "layers": (layer,)}
         for name in ("alpha", "beta", "gamma"):
-            found[f"grads, {side}, {name} 0"] = {"side": side, name: 0.0}
+            found[f"grads, {side}, {name} 0"] = {"score": side, name: 0.0}
         for name in ("alpha", "beta", "gamma"):
-            found[f"grads, {side}, {name} 2"] = {"side": side, name: 2.0}
+            found[f"grads, {side}, {name} 2"] = {"score": side, name: 2.0}
     for name in ("alpha", "beta", "gamma"):
-        found[f"grads, grounded, {name} 0"] = {"side": "grounded", name: 0.0}
+        found[f"grads, grounded, {name} 0"] = {"score": "prompt-gain", name: 0.0}
     return found
 
 
@@ -164,7 +164,7 @@ def of_pool(folder, store, arguments):
     truth = Truth([rows[i] for i in pool.ids], arguments.topics)
     found = {budget: {} for budget in arguments.budgets}
     for name, changes in variants().items():
-        settings = Settings(**changes)
+        settings = SelectionConfig(**changes)
         if not settings.needs <= needs:
             continue
         length = rank_correlation(make_signal(pool, settings).score_N, pool.n_response_tokens)
@@ -189,7 +189,7 @@ def of_pool(folder, store, arguments):
 class Truth:
     """What was planted, and topics that no model had a part in."""
 
-    def __init__(self, rows, n_topics):
+    def __init__(self, rows, n_clusters):
         from sklearn.cluster import KMeans
         from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -197,7 +197,7 @@ class Truth:
         self.original = np.unique([row["original"] for row in rows], return_inverse=True)[1]
         texts = [f"{row['prompt']} {row['response']}" for row in rows]
         vectors = TfidfVectorizer(stop_words="english", min_df=2).fit_transform(texts)
-        self.topic = KMeans(n_topics, n_init=4, random_state=0).fit_predict(vectors)
+        self.topic = KMeans(n_clusters, n_init=4, random_state=0).fit_predict(vectors)
 
     def figures(self, rows_S):
         """Shares among the kept rows divided by shares in the pool; topics as a share of all."""

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from gradsift.data.instances import build_instances
-from gradsift.data.loading import load_pool
+from gradsift.data.pool import load_pool
+from gradsift.data.tokenization import build_instances
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.store.manifest import Manifest, load_manifest
 from gradsift.store.reader import read_store
@@ -23,8 +23,8 @@ from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS, STATISTICS
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.model import find_model, load_model, load_tokenizer
-from gradsift.training.scoring import score
-from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.record_writer import score
+from gradsift.training.trainer_settings import TrainerSettings
 
 SKETCH = SketchSpec(1024, 0)
 WINDOW = 101  # Rows of the sliding window whose median is taken off as drift.
@@ -44,7 +44,7 @@ def main():
     rows = [row for row in load_pool(arguments.data).rows if row.example is not None]
     examples = [(row.instance_id, row.example) for row in rows[: arguments.rows]]
     instances = build_instances(examples, tokenizer, max_length=arguments.max_length).items
-    job = Job(arguments, source, tokenizer, instances)
+    job = TrainingRun(arguments, source, tokenizer, instances)
     job.during_and_after()
     job.before_training("preliminary 0", instances[:8], train=False)
     job.before_training("preliminary 0.1", instances[::10], train=True)
@@ -64,13 +64,13 @@ def main():
     (arguments.out / "agreement.json").write_text(json.dumps(results, indent=1))
 
 
-class Job:
+class TrainingRun:
     names = ("during", "after", "after, head only", "preliminary 0", "preliminary 0.1")
 
     def __init__(self, arguments, source, tokenizer, instances):
         self.out, self.instances = arguments.out, instances
         self.source, self.tokenizer = source, tokenizer
-        self.settings = SFTSettings({"per_device_train_batch_size": arguments.batch}, None, 0)
+        self.settings = TrainerSettings({"per_device_train_batch_size": arguments.batch}, None, 0)
 
     def epoch(self, name, trained):
         return PreliminaryEpoch(
@@ -147,8 +147,8 @@ def agreement(stores):
         results["between captures"][f"{a} ~ {b}, loss"] = rank_correlation(
             stores[a].loss, stores[b].loss
         )
-        results["between captures"][f"{a} ~ {b}, error_norm"] = rank_correlation(
-            stores[a].error_norm, stores[b].error_norm
+        results["between captures"][f"{a} ~ {b}, el2n"] = rank_correlation(
+            stores[a].el2n, stores[b].el2n
         )
     for name, store in stores.items():
         by_layer = {
@@ -157,7 +157,7 @@ def agreement(stores):
             for statistic, values in by_name.items()
         }
         by_layer["loss"] = rank_correlation(store.loss, length)
-        by_layer["error_norm"] = rank_correlation(store.error_norm, length)
+        by_layer["el2n"] = rank_correlation(store.el2n, length)
         results["with response length"][name] = by_layer
     during, after = stores["during"], stores["after"]
     for layer in LAYERS:

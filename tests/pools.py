@@ -5,11 +5,10 @@ from dataclasses import replace
 import numpy as np
 
 from gradsift.selection.candidates import Candidates
-from gradsift.selection.content import content_vectors
-from gradsift.selection.decision import Context
+from gradsift.selection.content import content_vectors, find_clusters
 from gradsift.selection.neighbours import find_neighbours
-from gradsift.selection.strategies.task import Need, Reference
-from gradsift.selection.topics import find_topics
+from gradsift.selection.selector import Context
+from gradsift.selection.strategies.base import Need, Reference
 from gradsift.terms import LAYERS, STATISTICS
 
 N = 60
@@ -31,7 +30,7 @@ def make_pool(n=N, seed=0, sources=("book", "forum", "forum")):
         n_response_tokens=n_tokens // 2,
         step=np.arange(n) // 4,
         loss=generator.random(n),
-        error_norm=generator.random(n),
+        el2n=generator.random(n),
         source=[sources[i % len(sources)] for i in range(n)],
         language=["en"] * n,
         features_ND=features.astype(np.float32),
@@ -51,7 +50,7 @@ def context_for(pool, **changes):
         for need in (Need.ANCHOR, Need.TARGET)
     }
     vectors = content_vectors(pool.features_ND, pool.step)
-    context = Context(find_neighbours(vectors), find_topics(vectors), references)
+    context = Context(find_neighbours(vectors), find_clusters(vectors), references)
     return replace(context, **changes)
 
 
@@ -59,7 +58,7 @@ def copied(pool, first, second):
     """The pool with row `second` an exact copy of row `first`, but for the id."""
     rows = np.arange(len(pool))
     rows[second] = first
-    names = ("features_ND", "n_tokens", "n_response_tokens", "step", "loss", "error_norm")
+    names = ("features_ND", "n_tokens", "n_response_tokens", "step", "loss", "el2n")
     arrays = {name: np.asarray(getattr(pool, name))[rows] for name in names}
     by_layer = {
         layer: {name: array[rows] for name, array in by_name.items()}
@@ -77,11 +76,11 @@ def slow_cosines(x):
     return np.array([[x[i] @ x[j] / (norms[i] * norms[j]) for j in every] for i in every])
 
 
-def slow_value(x, score, rows, *, alpha, beta, gamma, near_threshold, expected_rows):
+def slow_value(x, score, rows, *, alpha, beta, gamma, similarity_threshold, expected_rows):
     """F from its definition, in plain loops."""
     if len(rows) == 0:
         return 0.0
-    cosine, n, tau = slow_cosines(x), len(x), near_threshold
+    cosine, n, tau = slow_cosines(x), len(x), similarity_threshold
     covered = sum(max(max(0.0, cosine[u, i]) for i in rows) for u in range(n))
     pairs = [(i, j) for i in rows for j in rows if i < j]
     near = sum(max(0.0, (cosine[i, j] - tau) / (1 - tau)) for i, j in pairs)

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import DataCollatorForSeq2Seq
 
 import gradsift as gs
-from gradsift.training.sft import as_dataset
+from gradsift.training.trainer import as_dataset
 from tiny import random_instances, tiny_llama, tiny_tokenizer
 
 N_STEPS, N_ROWS, WORLD = 5, 6, 2
@@ -217,7 +217,7 @@ class Interrupted(Exception):
     """As a kill, at a place where all processes are."""
 
 
-def capture(out, inputs, *, rows_a_process, when="during", model="untied", **options):
+def capture(out, inputs, *, rows_a_process, record_at="during", model="untied", **options):
     sft = {
         "learning_rate": LEARNING_RATE,
         "optim": "sgd",
@@ -229,9 +229,9 @@ def capture(out, inputs, *, rows_a_process, when="during", model="untied", **opt
     }
     pool = gs.load_pool(str(inputs / "data.jsonl"))
     # Of 21 rows: the last step of training is whole, the last part of scoring is not.
-    settings = {"when": when, "save_steps": 2, "batching": "by_length"}
+    settings = {"record_at": when, "save_steps": 2, "batching": "by_length"}
     if when == "after":
-        settings |= {"preliminary": 0.95, "signal": "full" if model == "tied" else "head"}
+        settings |= {"warmup_fraction": 0.95, "signal": "full" if model == "tied" else "head"}
     return gs.capture(str(inputs / model), pool, out=out / f"{model} {when}", sft=sft, **settings)
 
 
@@ -239,7 +239,7 @@ def captures(out, kind, inputs):
     options = {"rows_a_process": 2, **sharding_options(kind)}
     for model in MODELS:
         for when in ("during", "after"):
-            capture(out, inputs, model=model, when=when, **options)
+            capture(out, inputs, model=model, record_at=when, **options)
     from gradsift.training.checkpoint import SaveEvery
 
     whole, n_saved = SaveEvery.on_save, []

@@ -171,7 +171,7 @@ MISTAKES = [
      "seed: the store has 0, now it is 5"),
     (["select", "{run}", "--budget", "500"], "at most 30"),
     (["select", "{run}", "--budget", "5", "--strategy", "best"], "expected one of grads, random"),
-    (["select", "{run}", "--budget", "5", "--side", "best"], "side"),
+    (["select", "{run}", "--budget", "5", "--side", "best"], "score"),
     (["select", "{run}", "--budget", "5", "--alpha", "-1"], "alpha is -1.0"),
     (["select", "{new}", "--budget", "5"], "no gradient store here"),
     (["select", "{run}"], "budget"),

@@ -385,7 +385,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(world, tmp_path):
 def test_a_process_that_dies_while_it_saves_leaves_nothing_in_the_way(world, tmp_path, monkeypatch):
     options = {"arm": "full", "epochs": 1, "out": tmp_path / "out"}
     with monkeypatch.context() as patched:
-        patched.setattr("gradsift.stages.kept.write_json", die)
+        patched.setattr("gradsift.comparison.saved_models.write_json", die)
         with pytest.raises(Killed):
             train(world / "run", **options)
     assert not (tmp_path / "out").exists()
@@ -477,7 +477,7 @@ def test_weights_that_were_half_written_are_not_taken_for_kept(world, tmp_path, 
     options = {"arms": ("full:seeds=1",), "general": (), "epochs": 1, "max_new_tokens": 4}
     compare(run, test=str(world / "test.jsonl"), **options)
     with monkeypatch.context() as patched:
-        patched.setattr("gradsift.store.files.sync_folder", die)
+        patched.setattr("gradsift.utils.sync_folder", die)
         with pytest.raises(Killed):
             compare(run, test=str(world / "test.jsonl"), keep_models=True, **options)
     compare(run, test=str(world / "test.jsonl"), keep_models=True, **options)
@@ -504,7 +504,7 @@ def test_kept_weights_are_asked_other_questions_without_training_again(
     options["test"] = str(world / "test.jsonl")
     first = compare(run, general=(), max_new_tokens=4, keep_models=True, **options)
     with monkeypatch.context() as patched:
-        patched.setattr("gradsift.stages.kept.fine_tune", never_train)
+        patched.setattr("gradsift.comparison.saved_models.fine_tune", never_train)
         second = compare(run, general=("probe",), max_new_tokens=5, limit=3, **options)
         trained = train(run, arm="full", epochs=1, **how)
         assert trained.folder.parent.parent == run.resolve() / "arms"
@@ -585,7 +585,7 @@ def test_what_train_kept_is_compared_without_training_again(world, tmp_path, mon
     copy_without_arms(world / "run", run)
     train(run, arm="grads", budget="50%", epochs=1)
     options = {"arms": ("grads@50%:seeds=1",), "general": (), "epochs": 1, "max_new_tokens": 4}
-    monkeypatch.setattr("gradsift.stages.kept.fine_tune", never_train)
+    monkeypatch.setattr("gradsift.comparison.saved_models.fine_tune", never_train)
     assert compare(run, test=str(world / "test.jsonl"), **options).board.arms
 
 
@@ -684,7 +684,7 @@ def test_a_budget_of_tokens_is_not_called_equal_steps(world, finished):
 def test_settings_of_several_words_are_taken_for_all_arms_too(capsys, world):
     code, _, err = invoke(
         capsys, "compare", world / "run", "--test", world / "test.jsonl", "--general", "",
-        "--set", "layers=embedding", "--set", "adjust=step+response_length", "--dry-run", "--json",
+        "--set", "layers=embedding", "--set", "detrend=step+response_length", "--dry-run", "--json",
     )  # fmt: skip
     assert code == 0, err
 

@@ -38,7 +38,7 @@ def launch(*command, processes=2):
 def assert_same_records(ours, theirs, rtol=1e-5):
     assert ours.instance_ids == theirs.instance_ids
     np.testing.assert_allclose(ours.loss, theirs.loss, rtol=rtol)
-    np.testing.assert_allclose(ours.error_norm, theirs.error_norm, rtol=rtol)
+    np.testing.assert_allclose(ours.el2n, theirs.el2n, rtol=rtol)
     np.testing.assert_allclose(ours.content_ND, theirs.content_ND, rtol=1e-4, atol=1e-5)
     assert ours.layers == theirs.layers
     for layer, by_name in ours.statistics.items():
@@ -60,7 +60,7 @@ def inputs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("when", ["during", "after"])
+@pytest.mark.parametrize("record_at", ["during", "after"])
 def test_capture_by_two_processes(tmp_path, inputs, when):
     """At learning rate 0 the rows meet the same weights in whatever order."""
     data, model = str(inputs / "data.jsonl"), str(inputs / "model")
@@ -69,7 +69,7 @@ def test_capture_by_two_processes(tmp_path, inputs, when):
     result = launch(*command, "--out", str(tmp_path / "two"))
     assert result.stdout.count("21 instances recorded") == 1
     sft = {"learning_rate": 0.0, "per_device_train_batch_size": 2}
-    one = gs.capture(model, gs.load_pool(data), out=tmp_path / "one", when=when, sft=sft)
+    one = gs.capture(model, gs.load_pool(data), out=tmp_path / "one", record_at=when, sft=sft)
     two = read_store(tmp_path / "two")
     assert len(two.instance_ids) == N
     assert_same_records(two, one)

@@ -13,7 +13,7 @@ import gradsift as gs
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.terms import LAYERS, STATISTICS
 from gradsift.training.self_check import LOOP_PATHS
-from gradsift.training.sft import as_dataset
+from gradsift.training.trainer import as_dataset
 from oracle import gradients_of, relative_error, statistics_of
 from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
 
@@ -186,7 +186,7 @@ def test_transformers_trainer(tmp_path):
 
 
 def assert_trls_store_is_autograd(store, tolerance):
-    from gradsift.stages.row_names import row_key
+    from gradsift.recording.row_names import row_key
 
     keys = {
         row_key(torch.tensor(row.input_ids), torch.tensor(row.labels)): row for row in INSTANCES

@@ -12,7 +12,7 @@ import gradsift as gs
 from gradsift import losses, stability, strategies
 from gradsift.selection import neighbours as graph
 from gradsift.selection.strategies.catalogue import STRATEGIES
-from gradsift.store.neighbour_table import NEIGHBOURS_NAME
+from gradsift.store.tables import NEIGHBOURS_NAME
 from test_cli import invoke
 from tiny import save_tiny
 
@@ -39,7 +39,7 @@ def world(tmp_path_factory):
     gs.capture(model, gs.load_pool(str(folder / "data.jsonl")), out=folder / "run")
     gs.capture(model, gs.load_pool(str(folder / "data.jsonl")), out=folder / "seed1", seed=1)
     other = gs.load_pool(str(folder / "other.jsonl"))
-    gs.capture(model, other, out=folder / "other", when="after", preliminary=0.0)
+    gs.capture(model, other, out=folder / "other", record_at="after", warmup_fraction=0.0)
     losses(folder / "run")
     return folder
 
@@ -78,11 +78,11 @@ def test_side_by_side_has_every_strategy_that_can_be_had(capsys, world):
     assert found["overlap"]["grads"]["grads"] == 1
     both = found["overlap"]["grads"]["random"], found["overlap"]["random"]["grads"]
     assert both[0] == both[1] < 1
-    chosen = strategies(run, budget="25%", names=("grads", "loss-low"), side="informative")
+    chosen = strategies(run, budget="25%", names=("grads", "loss-low"), score="high-norm")
     assert [side.strategy for side in chosen.sides] == ["grads", "loss-low"]
     assert "overlap" in chosen.text()
     subset = {r["instance_id"] for r in decisions(run, "loss-low-25pct") if r["selected"]}
-    other = gs.select(run, budget="25%", side="informative", name="informative").selection
+    other = gs.select(run, budget="25%", score="high-norm", name="high-norm").selection
     expected = len(subset & set(other.ids)) / len(subset | set(other.ids))
     assert chosen.overlap_KK[0, 1] == pytest.approx(expected)
 
@@ -96,7 +96,7 @@ def test_stability_compares_with_other_choices_and_other_captures(capsys, world)
     assert found["by_chance"] == pytest.approx(0.25 / 1.75)
     assert found["overlaps"][f"run {run}"] == 1
     assert 0 < found["overlaps"][f"run {world / 'seed1'}"] < 1
-    assert {"side grounded", "layer lm_head alone", "not adjusted", "beta 0", "seed 1"} <= set(
+    assert {"side grounded", "layer lm_head alone", "not detrended", "beta 0", "seed 1"} <= set(
         found["overlaps"]
     )
     assert "chance" in stability(run, budget=10).text()
@@ -149,9 +149,9 @@ def test_lists_and_quotas_from_files(capsys, world, tmp_path):
         (["--quota", "blog=3"], "there is none of that name; there are 'book', 'forum'"),
         (["--keep", "{model}"], "--keep"),
         (["--keep", "{data}"], "10 of 40 fit"),
-        (["--adjust", "width"], "adjust"),
+        (["--adjust", "width"], "detrend"),
         (["--statistic", "norm"], "expected one or more of max, min"),
-        (["--near-threshold", "1"], "near_threshold is 1.0"),
+        (["--near-threshold", "1"], "similarity_threshold is 1.0"),
         (["--alpha", "0", "--beta", "0", "--gamma", "0"], "nothing to maximise"),
     ],
 )
@@ -176,7 +176,7 @@ def test_strategies_that_need_the_further_pass_say_so_and_run_makes_it(capsys, w
     assert "have no losses of the further pass. Make it with: gradsift losses" in err
     code, out, err = invoke(
         capsys, "run", world / "data.jsonl", "--model", world / "model", "--out", tmp_path / "run",
-        "--budget", "25%", "--side", "grounded", "--json",
+        "--budget", "25%", "--side", "prompt-gain", "--json",
     )  # fmt: skip
     assert code == 0, err
     assert "needs a further pass" in err
@@ -206,7 +206,7 @@ def test_the_further_pass_resumes(world, tmp_path, monkeypatch):
         losses(run, gs_listener(stop_in_the_second_part))
     found = losses(run)
     assert (found.n_instances, found.n_computed) == (N, N - 16)
-    from gradsift.store.loss_table import read_losses
+    from gradsift.store.tables import read_losses
 
     ids = gs.read_store(run).instance_ids
     again = read_losses(run, ids)

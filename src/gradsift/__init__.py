@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from gradsift.version import __version__
 
 if TYPE_CHECKING:
+    from gradsift.commands.explain import explain_row as explain
     from gradsift.comparing import compare, train
-    from gradsift.data.loading import load_pool
-    from gradsift.data.pool import Pool
+    from gradsift.config import SelectionConfig
+    from gradsift.data.pool import Pool, load_pool
+    from gradsift.recording.recording import record
     from gradsift.run import capture, check, losses
     from gradsift.selecting import select, stability, strategies
-    from gradsift.selection.settings import Settings
-    from gradsift.stages.explain import explain_row as explain
-    from gradsift.stages.record import record
     from gradsift.store.reader import GradientStore, read_store
 
 _WHERE = {
@@ -25,13 +24,13 @@ _WHERE = {
     "capture": ("gradsift.run", "capture"),
     "compare": ("gradsift.comparing", "compare"),
     "check": ("gradsift.run", "check"),
-    "explain": ("gradsift.stages.explain", "explain_row"),
-    "load_pool": ("gradsift.data.loading", "load_pool"),
-    "record": ("gradsift.stages.record", "record"),
+    "explain": ("gradsift.commands.explain", "explain_row"),
+    "load_pool": ("gradsift.data.pool", "load_pool"),
+    "record": ("gradsift.recording.recording", "record"),
     "read_store": ("gradsift.store.reader", "read_store"),
     "losses": ("gradsift.run", "losses"),
     "select": ("gradsift.selecting", "select"),
-    "Settings": ("gradsift.selection.settings", "Settings"),
+    "SelectionConfig": ("gradsift.config", "SelectionConfig"),
     "stability": ("gradsift.selecting", "stability"),
     "train": ("gradsift.comparing", "train"),
     "strategies": ("gradsift.selecting", "strategies"),
@@ -40,7 +39,7 @@ _WHERE = {
 __all__ = [
     "GradientStore",
     "Pool",
-    "Settings",
+    "SelectionConfig",
     "__version__",
     "capture",
     "check",

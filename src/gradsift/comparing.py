@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsift.config import validated_settings
+from gradsift.errors import GradsiftError
 from gradsift.opening import load_rows, model_and_settings, open_run
 from gradsift.run import losses
 from gradsift.selecting import files_of
-from gradsift.selection.strategies.task import Need
+from gradsift.selection.strategies.base import Need
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.store.reader import GradientStore
 
 if TYPE_CHECKING:
+    from gradsift.commands.compare import Forecast
+    from gradsift.comparison.arms import Arm
+    from gradsift.comparison.tables import Comparison
+    from gradsift.comparison.training_runs import TrainingConfig
     from gradsift.data.pool import Pool
-    from gradsift.stages.arms import Arm
     from gradsift.stages.captured import Captured
-    from gradsift.stages.compare import Forecast
-    from gradsift.stages.comparison_text import Comparison
-    from gradsift.stages.jobs import ArmTraining
 
 DEFAULT_ARMS = ("base", "full", "full-equal-steps", "random", "grads")
 
@@ -83,7 +84,7 @@ def train(
         budget: Of the usable rows, as for `select`; not for full.
         out: Folder for the model; None for one in the run folder.
         epochs: Passes over the rows.
-        sft: Settings for trl's SFTConfig, over those of the capture.
+        sft: SelectionConfig for trl's SFTConfig, over those of the capture.
         lora: Whether adapters are trained, or their settings; None for what the capture did.
         save_steps: Optimizer updates between two checkpoints.
         anchor: As for `select`.
@@ -99,8 +100,8 @@ def train(
     Raises:
         ValueError: If a setting does not fit, or rows or model changed since the capture.
     """
-    from gradsift.stages.arms import parse_arm
-    from gradsift.stages.train import train_arm
+    from gradsift.commands.train import train_arm
+    from gradsift.comparison.arms import parse_arm
     from gradsift.training.model import without_progress_bars
 
     parsed = parse_arm(arm, budget)
@@ -157,7 +158,7 @@ def compare(
             files (.txt, for perplexity), or probe, which is ours.
         limit: Items of each task, the first ones; None for all.
         epochs: Passes over an arm's rows.
-        sft: Settings for trl's SFTConfig, over those of the capture.
+        sft: SelectionConfig for trl's SFTConfig, over those of the capture.
         lora: Whether adapters are trained, or their settings; None for what the capture did.
         max_new_tokens: Of an answer; None for the longest reference, at most 256.
         keep_models: Whether the trained weights stay in the run folder; they are found again
@@ -179,13 +180,13 @@ def compare(
     Raises:
         ValueError: If a setting does not fit, or rows or model changed since the capture.
     """
-    from gradsift.stages.arms import parse_arms
-    from gradsift.stages.compare import compare_arms
-    from gradsift.stages.exam import ExamSettings
+    from gradsift.commands.compare import compare_arms
+    from gradsift.comparison.arms import parse_arms
+    from gradsift.comparison.suite import EvaluationConfig
     from gradsift.training.model import without_progress_bars
 
     parsed = parse_arms(_several(arms), _several(budgets), seeds)
-    asked = ExamSettings(
+    asked = EvaluationConfig(
         tuple(map(str, _several(general))), limit, max_new_tokens, trust_remote_code
     )
     files = {"anchor": anchor, "target": target, "keep": keep, "drop": drop}
@@ -219,7 +220,7 @@ def _held_out(captured: Captured, test: str | Path | Pool, split: str | None) ->
         columns = [config.prompt_column, config.response_column, config.format]
         like = ", ".join(name for name in columns if name is not None)
         more = f" Held-out rows are read as the run's rows are ({like})." if like else ""
-        raise ValueError(f"--test {test}: {error}{more}") from None
+        raise GradsiftError(f"`test` {test}: {error}{more}") from None
 
 
 def _captured(
@@ -229,11 +230,11 @@ def _captured(
     files: Mapping[str, str | Path | None],
     listener: Listener,
 ) -> Captured:
-    from gradsift.stages.arms import needs_of
+    from gradsift.comparison.arms import needs_of
     from gradsift.stages.captured import Captured
 
     if "strategy" in settings:
-        raise ValueError("settings: strategy is said by the names of the arms.")
+        raise GradsiftError("settings: strategy is said by the names of the arms.")
     selection = validated_settings(dict(settings))
     needs = needs_of(selection, arms)
     store, config = open_run(run)
@@ -252,12 +253,12 @@ def _training(
     save_steps: int | None,
     *,
     keep_models: bool,
-) -> ArmTraining:
-    from gradsift.stages.jobs import ArmTraining
+) -> TrainingConfig:
+    from gradsift.comparison.training_runs import TrainingConfig
 
     settings = {**captured.settings.sft, **(sft or {})}
     seed = captured.selection.seed
-    return ArmTraining(
+    return TrainingConfig(
         epochs, settings, _lora(lora, captured), seed, save_steps, keep_models,
         captured.settings.batching,
     )  # fmt: skip

@@ -1,89 +1,362 @@
-"""The settings of a run: one flat model for the command line, YAML files and the run folder."""
+"""Every setting, once: its type, its default, its help.
+
+The options of the command line, the keys of YAML files, the keyword arguments of the Python
+functions, docs/cli.md and the config.yaml of a run folder all derive from the models below. What
+they share they inherit, so that one `RunConfig` can be given wherever a part of it is wanted.
+"""
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from gradsift.data.source import absolute
-from gradsift.selection.settings import Settings
-from gradsift.trainer_configs.translate import translate
+from gradsift.errors import GradsiftError
+from gradsift.terms import STATISTICS
 
-CONFIG_NAME = "config.yaml"
+DATA, MODEL, CAPTURE, SELECTION = "Data", "Model", "Capture", "Selection"
+TRAINING, EVALUATION = "Training", "Evaluation"
+
+Layer = Literal["embedding", "lm_head"]
+Covariate = Literal["response_length", "prompt_length", "step"]
+COVARIATES: tuple[Covariate, ...] = ("response_length", "prompt_length", "step")
+Budget = str | int | float
+
+# Settings of before, and the values that were renamed with them.
+RENAMED: dict[str, tuple[str, dict[str, str]]] = {
+    "side": (
+        "score",
+        {
+            "consistent": "low-norm",
+            "informative": "high-norm",
+            "representative": "density",
+            "balanced": "high-norm-in-density",
+            "grounded": "prompt-gain",
+        },
+    ),
+    "adjust": ("detrend", {}),
+    "near_threshold": ("similarity_threshold", {}),
+    "when": ("record_at", {}),
+    "preliminary": ("warmup_fraction", {}),
+}
 
 
-class RunConfig(Settings):
-    """Every setting of `gradsift run`, named as its options with underscores for dashes.
+def setting(
+    default: Any,
+    help: str,
+    group: str,
+    *,
+    option: bool = False,
+    flag: str | None = None,
+    **limits: Any,
+) -> Any:
+    """Declare a setting.
 
-    Those of the selection are inherited.
+    Args:
+        default: What it is if nobody says it.
+        help: One line; says the default where that is not a plain value.
+        group: Under which it is listed.
+        option: Whether the command line has an option for it; the others are given by --set.
+        flag: The option's name, if it is not the setting's.
+        limits: For pydantic's Field: ge, lt, ….
     """
+    extra = {"group": group, "option": option, "flag": flag}
+    if isinstance(default, dict):
+        return Field(default_factory=dict, description=help, json_schema_extra=extra, **limits)
+    return Field(default, description=help, json_schema_extra=extra, **limits)
 
-    data: str
-    model: str
-    out: str
-    budget: str | int | float | None = None
 
-    format: str | None = None
-    id_column: str | None = None
-    prompt_column: str | None = None
-    response_column: str | None = None
-    system_column: str | None = None
-    source_column: str | None = None
-    dataset_info: str | None = None
-    split: str | None = None
-    train_on: Literal["all", "last"] = "all"
-    chat_template: str | None = None
+def _path(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
 
-    max_length: int = Field(1024, ge=2)
-    truncation: Literal["keep_start", "keep_end", "drop"] = "keep_start"
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    load_in: Literal["4bit", "8bit"] | None = None
-    trust_remote_code: bool = False
-    sft: dict[str, Any] = Field(default_factory=dict)
-    lora: dict[str, Any] | bool = False
-    signal: Literal["full", "head"] | None = None
-    when: Literal["during", "after"] | None = None
-    preliminary: float = Field(1.0, ge=0, le=1)
-    batching: Literal["auto", "packed", "by_length", "random"] = "auto"
-    recording: Literal["auto", "fused", "fused-intercepted", "hooked", "intercepted"] = "auto"
-    save_steps: int | None = Field(None, ge=1)
-    sketch_size: Literal[64, 128, 256, 512, 1024, 2048] = 1024
 
-    anchor: str | None = None
-    target: str | None = None
-    keep: str | None = None
-    drop: str | None = None
-    weights: bool = False
-    name: str | None = None
+def _words(value: object) -> object:
+    return tuple(re.split(r"[+, ]+", value)) if isinstance(value, str) else value
+
+
+def _several(value: object) -> object:
+    """One thing may be given without a list around it; text is cut at commas."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return (value,) if isinstance(value, Path | int | float) else value
+
+
+PathText = Annotated[str, BeforeValidator(_path)]
+Words = BeforeValidator(_words)
+Several = BeforeValidator(_several)
+
+
+class Group(BaseModel):
+    """Settings that belong together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ReadingConfig(Group):
+    """How rows are read."""
+
+    format: str | None = setting(
+        None,
+        "prompt_completion, messages, text, alpaca, sharegpt or qa (detected).",
+        DATA,
+        option=True,
+    )
+    prompt_column: str | None = setting(None, "Field with the question.", DATA, option=True)
+    response_column: str | None = setting(None, "Field with the answer.", DATA, option=True)
+    system_column: str | None = setting(None, "Field with a system prompt.", DATA)
+    id_column: str | None = setting(None, "Field with the row's id (id).", DATA)
+    source_column: str | None = setting(
+        None, "Field that says where a row comes from (source).", DATA
+    )
+    dataset_info: PathText | None = setting(
+        None, "LLaMA-Factory's dataset_info.json; DATA is a name in it.", DATA
+    )
+    split: str | None = setting(None, "Split of a hub dataset or of a folder.", DATA)
+    train_on: Literal["all", "last"] = setting("all", "Assistant turns trained on.", DATA)
+
+
+class ModelConfig(Group):
+    """Which model."""
+
+    model: PathText = setting(
+        ..., 'Hub id, folder with safetensors, or "demo".', MODEL, option=True
+    )
+    revision: str | None = setting(None, "Revision of a hub model.", MODEL)
+    dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32", "Of the weights.", MODEL, option=True
+    )
+    load_in: Literal["4bit", "8bit"] | None = setting(
+        None,
+        "Quantise the weights while loading: 4bit (QLoRA) or 8bit; needs LoRA.",
+        MODEL,
+        option=True,
+    )
+    trust_remote_code: bool = setting(
+        False, "Run code that comes with a model.", MODEL, option=True
+    )
+
+
+class SeedConfig(Group):
+    """What everything drawn starts from."""
+
+    seed: int = setting(0, "Of everything drawn.", SELECTION, option=True, ge=0)
+
+
+class TrainerConfig(Group):
+    """How a model is trained."""
+
+    sft: dict[str, Any] = setting({}, "A setting of trl's SFTConfig.", TRAINING, option=True)
+    lora: dict[str, Any] | bool | None = setting(
+        None,
+        "Train LoRA adapters or all parameters; in files also settings of peft's LoraConfig.",
+        TRAINING,
+        option=True,
+    )
+    save_steps: int | None = setting(
+        None,
+        "Optimizer steps between checkpoints (some 8 in an epoch, 4 in a training).",
+        TRAINING,
+        ge=1,
+    )
+
+    def lora_settings(self) -> dict[str, Any] | None:
+        """Settings for peft's LoraConfig, or None for full-parameter training."""
+        if isinstance(self.lora, dict):
+            return self.lora
+        return {} if self.lora else None
+
+
+class CaptureConfig(TrainerConfig, SeedConfig):
+    """How a pool is captured."""
+
+    max_length: int = setting(
+        1024, "Tokens after which an instance is truncated.", CAPTURE, option=True, ge=2
+    )
+    truncation: Literal["keep_start", "keep_end", "drop"] = setting(
+        "keep_start", "What becomes of longer instances.", CAPTURE
+    )
+    chat_template: str | None = setting(
+        None,
+        "Require that the model's own chat template is like this one (chatml, llama3, …); "
+        "tokenizer_default: whichever it is.",
+        CAPTURE,
+    )
+    batching: Literal["auto", "packed", "by_length", "random"] = setting(
+        "auto",
+        "How rows are put into micro-batches: packed end to end, by_length, random (padded to the "
+        "longest), or auto: packed if the model keeps packed rows apart, else by_length.",
+        CAPTURE,
+    )
+    signal: Literal["full", "head"] | None = setting(
+        None, "full (both layers) or head (no backward pass; default when scoring).", CAPTURE
+    )
+    record_at: Literal["during", "after"] | None = setting(
+        None, "Record during the preliminary epoch (default), or after it: a scoring pass.", CAPTURE
+    )
+    warmup_fraction: float = setting(
+        1.0, "Fraction of the rows trained on before scoring; 0 for none.", CAPTURE, ge=0, le=1
+    )
+    recording: Literal["auto", "fused", "fused-intercepted", "hooked", "intercepted"] = setting(
+        "auto", "Method of recording; auto takes the first exact one.", CAPTURE
+    )
+    sketch_size: Literal[64, 128, 256, 512, 1024, 2048] = setting(
+        1024, "Numbers of a gradient sketch.", CAPTURE
+    )
 
     @model_validator(mode="after")
-    def _signal_fits(self) -> RunConfig:
-        if self.when == "during" and (self.signal == "head" or self.preliminary < 1):
+    def _signal_fits(self) -> CaptureConfig:
+        if self.record_at == "during" and (self.signal == "head" or self.warmup_fraction < 1):
             raise ValueError(
-                "`when: during` records the whole epoch, both layers; `signal: head` and "
-                "`preliminary` below 1 need `when: after`"
+                "`record_at: during` records the whole epoch, both layers; `signal: head` and "
+                "`warmup_fraction` below 1 need `record_at: after`"
             )
         return self
 
+    @property
+    def scores_after(self) -> bool:
+        """Whether the signal is taken after training: if that is asked for, or implied."""
+        implied = self.signal == "head" or self.warmup_fraction < 1
+        return self.record_at == "after" or (self.record_at is None and implied)
+
+    @property
+    def backward(self) -> bool:
+        """Whether recording needs a backward pass: both layers do, scoring takes the head alone."""
+        return (self.signal or ("head" if self.scores_after else "full")) == "full"
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What determines the records of a given pool and model."""
+        identity = {
+            "max_length": self.max_length,
+            "truncation": self.truncation,
+            "sft": self.sft,
+            "lora": self.lora_settings(),
+            "seed": self.seed,
+            "sketch_size": self.sketch_size,
+            "signal": "full" if self.backward else "head",
+            "record_at": "after" if self.scores_after else "during",
+            "warmup_fraction": self.warmup_fraction,
+        }
+        # auto follows from the model.
+        return identity if self.batching == "auto" else identity | {"batching": self.batching}
+
+
+class SelectionConfig(SeedConfig):
+    """How rows are selected: everything but how many."""
+
+    strategy: str = setting(
+        "grads",
+        "grads, random, or another that `gradsift strategies` lists.",
+        SELECTION,
+        option=True,
+    )
+    score: str = setting(
+        "low-norm",
+        "Gradient score: low-norm, high-norm, density, high-norm-in-density or prompt-gain.",
+        SELECTION,
+        option=True,
+    )
+    layers: Annotated[tuple[Layer, ...], Words] | None = setting(
+        None,
+        "Layers whose statistics make the signal: embedding, lm_head (all there are).",
+        SELECTION,
+    )
+    signal_statistics: Annotated[tuple[str, ...], Words] = setting(
+        ("l2_norm",), f"Statistics that make the signal: {', '.join(STATISTICS)}.", SELECTION
+    )
+    detrend: Annotated[tuple[Covariate, ...], Words] = setting(
+        COVARIATES, "What is taken off the signal first; none for nothing.", SELECTION
+    )
+    alpha: float = setting(
+        1.0, "Weight of the gradient score.", SELECTION, ge=0, allow_inf_nan=False
+    )
+    beta: float = setting(1.0, "Weight of content diversity.", SELECTION, ge=0, allow_inf_nan=False)
+    gamma: float = setting(
+        1.0, "Weight of similarity reduction.", SELECTION, ge=0, allow_inf_nan=False
+    )
+    similarity_threshold: float = setting(
+        0.8, "Similarity above which rows repeat each other.", SELECTION, ge=0, lt=1
+    )
+    quota: dict[str, str | int] = setting(
+        {},
+        'Most rows of a source, as SOURCE=500 or SOURCE=25%; "*" for all others.',
+        SELECTION,
+        option=True,
+    )
+    keep: PathText | None = setting(
+        None, "File of ids that are selected first.", SELECTION, option=True
+    )
+    drop: PathText | None = setting(
+        None, "File of ids that are never selected.", SELECTION, option=True
+    )
+    anchor: PathText | None = setting(
+        None, "Run folder of general rows, for ogs-static.", SELECTION
+    )
+    target: PathText | None = setting(
+        None, "Run folder of target rows, for target-similarity and rds.", SELECTION
+    )
+
+    @field_validator("detrend", mode="before")
+    @classmethod
+    def _none_is_nothing(cls, names: object) -> object:
+        return () if names in ("none", ["none"], ("none",)) else names
+
+    @field_validator("signal_statistics")
+    @classmethod
+    def _known_statistics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names or not set(names) <= set(STATISTICS):
+            raise ValueError(f"expected one or more of {', '.join(STATISTICS)}")
+        return names
+
+    @field_validator("layers")
+    @classmethod
+    def _some_layer(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names is not None and not names:
+            raise ValueError("expected embedding, lm_head or both")
+        return names
+
     @model_validator(mode="after")
-    def _adapters_over_quantised_weights(self) -> RunConfig:
-        if self.load_in is None or self.lora_settings() is not None:
-            return self
-        if "lora" in self.model_fields_set:
+    def _something_to_maximise(self) -> SelectionConfig:
+        if not (self.alpha or self.beta or self.gamma):
             raise ValueError(
-                f"`load_in: {self.load_in}` quantises the weights, over which only adapters are "
-                "trained: drop --full (lora: false), or take load_in out"
+                "alpha, beta and gamma are all 0: there is nothing to maximise. Give one of them "
+                "a value above 0, or use the strategy random"
             )
-        raise ValueError(
-            f"`load_in: {self.load_in}` quantises the weights, over which only adapters are "
-            "trained: add --lora (lora: true in a configuration file)"
-        )
+        return self
+
+
+class SubsetConfig(SelectionConfig):
+    """A selection that is written."""
+
+    weights: bool = setting(
+        False, "Add a weight for each kept row to decisions.parquet.", SELECTION
+    )
+    name: str | None = setting(None, "Name of the selection's folder.", SELECTION, option=True)
+
+
+class RunConfig(ReadingConfig, ModelConfig, CaptureConfig, SubsetConfig):
+    """Everything that `gradsift run` can be told."""
+
+    data: PathText = setting(..., "SFT file, `save_to_disk` folder or hub id.", DATA)
+    out: PathText = setting(..., "Run folder; run again to resume.", DATA, option=True)
+    budget: Budget | None = setting(
+        None,
+        "Of the usable rows: 50%, 500 (rows), 20000tok (tokens) or auto.",
+        SELECTION,
+        option=True,
+    )
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -92,240 +365,146 @@ class RunConfig(Settings):
             raise ValueError("expected 50%, 500 or 20000tok")
         return value
 
-    def with_absolute_paths(self) -> RunConfig:
-        """Return the same settings, usable from any working directory.
-
-        What does not exist as a path (a hub id, a name in dataset_info) stays as it is.
-        """
-        paths = {"out": str(Path(self.out).resolve())}
-        paths_too = ("model", "dataset_info", "anchor", "target", "keep", "drop")
-        for key in (*paths_too, *(() if self.dataset_info else ("data",))):
-            value = getattr(self, key)
-            # The embedded model keeps its name beside a folder that is called so too.
-            if value is not None and (key, value) != ("model", "demo"):
-                paths[key] = absolute(value)
-        return self.model_copy(update=paths)
-
-    def selection_settings(self) -> Settings:
-        """Return the settings of the selection alone."""
-        return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
-
-    def resolved_when(self) -> str:
-        """Return when the signal is taken: after the epoch if that is asked for or implied."""
-        implied = "after" if self.signal == "head" or self.preliminary < 1 else "during"
-        return self.when or implied
-
-    def resolved_signal(self) -> str:
-        """Return what is recorded; afterwards, if nothing is said, what needs no backward pass."""
-        return self.signal or ("head" if self.resolved_when() == "after" else "full")
-
-    def lora_settings(self) -> dict[str, Any] | None:
-        """Return the settings for LoRA, or None for full-parameter training."""
-        if isinstance(self.lora, dict):
-            return self.lora
-        return {} if self.lora else None
-
-
-def resolve(
-    given: dict[str, Any],
-    config_file: Path | None,
-    trainer_config: Path | None = None,
-    *,
-    tell: Callable[[str], None] = lambda line: None,
-    unneeded: Mapping[str, Any] | None = None,
-) -> RunConfig:
-    """Put YAML files and the command line together; the command line wins, also inside `sft`.
-
-    Args:
-        given: What the command line says; None means not said.
-        config_file: A YAML file, or None.
-        trainer_config: A configuration of axolotl, LLaMA-Factory or trl; what the other two say
-            wins.
-        tell: Called with a line worth reading about the trainer's configuration.
-        unneeded: Stands in for settings that nobody says, where they are of no consequence.
-
-    Returns:
-        The settings, with the paths of data and run folder made absolute.
-
-    Raises:
-        ValueError: For an unknown key, a value that does not fit or a setting that is missing; for
-            what a trainer's configuration says and gradsift does not do.
-    """
-    values = {} if config_file is None else read_yaml(config_file)
-    said = {key: value for key, value in given.items() if value is not None}
-    if isinstance(values.get("sft"), dict) and "sft" in said:
-        said["sft"] = values["sft"] | said["sft"]
-    values |= said
-    if trainer_config is not None:
-        ours = {key: value for key, value in values.items() if value is not None}
-        theirs = read_yaml(trainer_config)
-        if theirs.keys() <= RunConfig.model_fields.keys() and theirs.keys() & {"data", "model"}:
+    @model_validator(mode="after")
+    def _adapters_over_quantised_weights(self) -> RunConfig:
+        if self.load_in is None or self.lora_settings() is not None:
+            return self
+        if "lora" in self.model_fields_set:
             raise ValueError(
-                f"{trainer_config}: these are settings of gradsift's own: use --config."
+                f"`load_in: {self.load_in}` quantises the weights, over which only adapters are "
+                "trained: take `lora: false` or `load_in` out"
             )
-        translation = translate(theirs, str(trainer_config), ours)
-        for line in translation.notes:
-            tell(line)
-        values = _over(translation.settings, ours)
-    files = [str(file) for file in (config_file, trainer_config) if file is not None]
-    values = {**(unneeded or {}), **values}
-    return validated(values, " and ".join(files) or "settings")
+        raise ValueError(
+            f"`load_in: {self.load_in}` quantises the weights, over which only adapters are "
+            "trained: add `lora`"
+        )
 
 
-def _over(beneath: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    values = {**beneath, **ours}
-    for key in ("sft", "lora"):
-        if isinstance(ours.get(key), dict):
-            values[key] = {**beneath.get(key, {}), **ours[key]}
-    if ours.get("lora") is True:
-        values["lora"] = beneath.get("lora", True)
-    return values
+class TrainingConfig(TrainerConfig):
+    """How every arm is trained; what is not said is as in the capture."""
+
+    epochs: float = setting(
+        3, "Passes over an arm's rows.", TRAINING, option=True, gt=0, allow_inf_nan=False
+    )
+    keep_models: bool = setting(
+        False, "Keep the weights of every arm, to ask them more later.", TRAINING, option=True
+    )
 
 
-def validated_settings(values: dict[str, Any]) -> Settings:
-    """Check the settings of a selection.
+class EvaluationConfig(Group):
+    """What every model of a comparison is asked, besides the held-out rows."""
 
-    Args:
-        values: By name.
+    general: Annotated[tuple[PathText, ...], Several] = setting(
+        ("sanity",),
+        "What the model could do before: lm-eval tasks, task files (.yaml), text files (.txt, for "
+        "perplexity) or sanity (questions of ours), with commas.",
+        EVALUATION,
+        option=True,
+    )
+    limit: int | None = setting(
+        None, "Items of each task, the first ones (all).", EVALUATION, option=True, ge=1
+    )
+    max_new_tokens: int | None = setting(
+        None, "Of an answer (the longest reference, at most 256).", EVALUATION, ge=1
+    )
+    trust_remote_code: bool = setting(
+        False, "Run code that a task file names.", EVALUATION, option=True
+    )
 
-    Returns:
-        The settings.
 
-    Raises:
-        ValueError: For an unknown key or a value that does not fit.
-    """
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(f"settings: {_one_line(error, Settings.model_fields)}") from None
+class ArmsConfig(Group):
+    """What is compared."""
+
+    arms: Annotated[tuple[str, ...], Several] = setting(
+        ("base", "full", "full-equal-steps", "random", "grads"),
+        "base, full, full-equal-steps (full data, a subset's steps), random or another strategy, "
+        "with commas; NAME@BUDGET:key=value gives one a budget, settings of the selection or seeds "
+        "of its own.",
+        TRAINING,
+        option=True,
+    )
+    budgets: Annotated[tuple[Budget, ...], Several] = setting(
+        ("50%",), "Of arms that name none, with commas.", TRAINING, option=True
+    )
+    seeds: int = setting(3, "Trainings of each arm.", TRAINING, option=True, ge=1)
 
 
-def validated(values: dict[str, Any], where: str = "settings") -> RunConfig:
+class PlanConfig(Group):
+    """What a memory plan is made for."""
+
+    gpus: int = setting(8, "GPUs of one machine.", CAPTURE, option=True, ge=1)
+    gpu_memory: float = setting(80, "GB of each.", CAPTURE, option=True, gt=0)
+    batch_size: int = setting(1, "Rows of a micro-batch on each GPU.", CAPTURE, option=True, ge=1)
+    max_length: int = setting(1024, "Tokens of a row.", CAPTURE, option=True, ge=2)
+    lora_rank: int = setting(8, "Rank of LoRA's adapters.", CAPTURE, option=True, ge=1)
+
+
+AnyGroup = TypeVar("AnyGroup", bound=Group)
+
+
+def fields_of(*groups: type[Group]) -> dict[str, Any]:
+    """Return the settings of some groups by name, each once."""
+    return {name: field for group in groups for name, field in group.model_fields.items()}
+
+
+def validated(
+    group: type[AnyGroup], values: Mapping[str, Any], where: str = "settings"
+) -> AnyGroup:
     """Check settings.
 
     Args:
+        group: What they belong to.
         values: By name.
         where: They come from, for the message.
 
-    Returns:
-        The settings, with absolute paths.
-
     Raises:
-        ValueError: For an unknown key, a value that does not fit or a setting that is missing.
+        GradsiftError: For an unknown key, a value that does not fit or a setting that is missing.
     """
+    require_known(values, group.model_fields, where)
     try:
-        return RunConfig.model_validate(values).with_absolute_paths()
+        return group.model_validate(dict(values))
     except ValidationError as error:
-        of_selection = Settings.model_fields
-        fields = [name for name in RunConfig.model_fields if name not in of_selection]
-        raise ValueError(f"{where}: {_one_line(error, [*fields, *of_selection])}") from None
+        raise GradsiftError(f"{where}: {_one_line(error)}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file of settings.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its keys and values.
-
-    Raises:
-        ValueError: If it cannot be read, or is not a mapping.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_SafeLoader)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
-    except _KeyTwiceError as error:
-        raise ValueError(f"{path}: {error}") from None
-    except RecursionError:
-        raise ValueError(f"{path}: not settings: nested too deeply.") from None
-    except yaml.composer.ComposerError as error:
-        if "single document" not in str(error):
-            raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-        line = error.problem_mark.line + 1
-        raise ValueError(
-            f"{path}: a second YAML document begins in line {line} (---): put the settings of both "
-            "into one, or into files of their own."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: found {type(content).__name__}, expected settings as `key: value` lines."
-        )
-    return {str(key): value for key, value in content.items()}
+def require_known(values: Iterable[str], known: Iterable[str], where: str = "settings") -> None:
+    """Refuse names that are no setting; those of before are told their new name."""
+    known = list(known)
+    for name in values:
+        if name in known:
+            continue
+        if name in RENAMED:
+            new, words = RENAMED[name]
+            also = ", ".join(f"{old} is {word}" for old, word in words.items())
+            hint = f"is now called {new!r}" + (f" ({also})" if also else "")
+            raise GradsiftError(f"{where}: {name!r} {hint}.")
+        raise GradsiftError(f"{where}: unknown key {name!r}; {nearest(name, known)}.")
 
 
-def save(config: RunConfig, folder: Path) -> None:
-    """Write the resolved settings into a run folder; `gradsift run --config` takes them.
-
-    Args:
-        config: The settings.
-        folder: The run folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    temporary = folder / f".{CONFIG_NAME}.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / CONFIG_NAME)
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean …?" for a misspelt name, or all that is known."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=2)
+    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
 
 
-class _KeyTwiceError(ValueError):
-    """A mapping has a key twice: YAML forbids that, and PyYAML takes the last one."""
+def of_today(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that an earlier gradsift saved under the names they have now."""
+    found = {}
+    for name, value in values.items():
+        new, words = RENAMED.get(name, (name, {}))
+        found[new] = words.get(value, value) if isinstance(value, str) else value
+    return found
 
 
-class _SafeLoader(yaml.SafeLoader):
-    """The safe loader, as people mean it.
-
-    1e-4 is a number (YAML 1.1 wants 1.0e-4), what looks like a date or number and cannot be one is
-    text, and a key that a mapping has twice is a mistake.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        lines: dict[object, int] = {}
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.endswith(":merge"):
-                continue
-            key = self.construct_object(key_node)
-            line = key_node.start_mark.line + 1
-            if key in lines:
-                raise _KeyTwiceError(
-                    f"{key_node.value} is said twice, in line {lines[key]} and in line {line}: "
-                    "take one out."
-                )
-            lines[key] = line
-        return super().construct_mapping(node, deep)
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, OverflowError):
-            if not isinstance(node, yaml.ScalarNode):
-                raise
-            self.recursive_objects.pop(node, None)
-            return node.value
-
-
-_SafeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def _one_line(error: ValidationError, fields: Iterable[str]) -> str:
-    known = ", ".join(fields)
+def _one_line(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "settings"
-        if item["type"] == "extra_forbidden":
-            lines.append(f"unknown key {key!r}; known are {known}")
-        elif item["type"] == "missing":
-            lines.append(f"{key!r} is missing: give it on the command line or in the file")
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "missing":
+            lines.append(f"`{key}` is missing")
         elif not item["loc"]:  # Of several settings together.
             lines.append(item["msg"].removeprefix("Value error, "))
         else:
-            lines.append(f"{key} is {item['input']!r}: {item['msg']}")
+            lines.append(f"{key} is {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines) + "."

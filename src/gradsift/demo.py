@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from gradsift.data.demo_pool import write_demo_pool
-from gradsift.data.loading import load_pool
+from gradsift.commands.select import DECISIONS, SelectResult
+from gradsift.data.demo_data import write_demo_pool
+from gradsift.data.pool import load_pool
 from gradsift.run import capture
 from gradsift.selecting import select
 from gradsift.stages.listener import Listener
-from gradsift.stages.select import DECISIONS, SelectResult
 
 if TYPE_CHECKING:
-    from gradsift.stages.comparison_text import Comparison
+    from gradsift.comparison.tables import Comparison
 
 POOL_FILE = "stdlib-docs.jsonl"
 HELD_OUT_FILE = "held-out.jsonl"

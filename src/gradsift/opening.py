@@ -1,15 +1,14 @@
-"""Settings, or a run folder that holds them → its rows, its model, its store."""
+"""SelectionConfig, or a run folder that holds them → its rows, its model, its store."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradsift.config import CONFIG_NAME, RunConfig, resolve
+from gradsift.config import CONFIG_NAME, CaptureConfig, RunConfig, resolve
 from gradsift.data.chat_templates import require_template
-from gradsift.data.loading import load_pool
-from gradsift.data.pool import Pool
-from gradsift.stages.capture_settings import CaptureSettings
+from gradsift.data.pool import Pool, load_pool
+from gradsift.errors import GradsiftError
 from gradsift.stages.listener import Listener
 from gradsift.store.reader import GradientStore, read_store
 
@@ -32,7 +31,7 @@ def open_run(run: str | Path | GradientStore) -> tuple[GradientStore, RunConfig]
     store = run if isinstance(run, GradientStore) else read_store(Path(run).resolve())
     path = store.folder / CONFIG_NAME
     if not path.exists():
-        raise ValueError(
+        raise GradsiftError(
             f"{store.folder}: there is no {CONFIG_NAME} that says how its rows and its model are "
             "loaded; only runs of gradsift capture can be passed over again."
         )
@@ -69,9 +68,7 @@ def load_rows(config: RunConfig, data: str | None = None, split: str | None = No
     )
 
 
-def model_and_settings(
-    config: RunConfig, listener: Listener
-) -> tuple[ModelSource, CaptureSettings]:
+def model_and_settings(config: RunConfig, listener: Listener) -> tuple[ModelSource, CaptureConfig]:
     """Find the model of a run, and the settings of its capture.
 
     Args:
@@ -97,7 +94,7 @@ def model_and_settings(
     )
     if config.chat_template is not None:
         require_template(load_tokenizer(source), config.chat_template)
-    return source, CaptureSettings(
+    return source, CaptureConfig(
         config.max_length,
         config.truncation,
         config.sft,
@@ -106,7 +103,7 @@ def model_and_settings(
         config.sketch_size,
         config.resolved_signal(),
         config.resolved_when(),
-        config.preliminary,
+        config.warmup_fraction,
         config.recording,
         config.save_steps,
         config.batching,

@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradsift.commands.select import Files, SelectResult, select_from_store
 from gradsift.config import CONFIG_NAME, RunConfig, save, validated
 from gradsift.data.pool import Pool
+from gradsift.errors import GradsiftError
 from gradsift.opening import load_rows, model_and_settings, open_run
-from gradsift.selection.budget import Budget, parse_budget
-from gradsift.selection.strategies.task import Need
+from gradsift.selection.constraints import Budget, parse_budget
+from gradsift.selection.strategies.base import Need
 from gradsift.stages.listener import SILENT, Listener
-from gradsift.stages.select import Files, SelectResult, select_from_store
 from gradsift.store.manifest import MANIFEST_NAME
 from gradsift.store.reader import GradientStore
 
 if TYPE_CHECKING:
-    from gradsift.stages.check import ModelCheck
-    from gradsift.stages.losses import LossesResult
-    from gradsift.training.estimate import Estimate
-    from gradsift.training.plan import MemoryPlan
+    from gradsift.commands.check import ModelCheck
+    from gradsift.commands.reference_losses import LossesResult
+    from gradsift.training.cost import Estimate
+    from gradsift.training.memory_plan import MemoryPlan
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def capture(
         load_in: Quantise the weights to 4bit or 8bit while loading; needs LoRA. None leaves them.
         max_length: Tokens after which an instance is truncated.
         truncation: keep_start, keep_end, or drop.
-        sft: Settings for trl's SFTConfig.
-        lora: Settings for peft's LoraConfig; None trains all parameters.
+        sft: SelectionConfig for trl's SFTConfig.
+        lora: SelectionConfig for peft's LoraConfig; None trains all parameters.
         seed: Of the data order and everything drawn.
         sketch_size: Numbers of a gradient sketch, a power of two up to 2,048.
         signal: full (both layers) or head (no backward pass); None: head when scoring.
@@ -138,8 +139,8 @@ def capture(
             "seed": seed,
             "sketch_size": sketch_size,
             "signal": signal,
-            "when": when,
-            "preliminary": preliminary,
+            "record_at": when,
+            "warmup_fraction": preliminary,
             "recording": recording,
             "save_steps": save_steps,
             "batching": batching,
@@ -167,8 +168,8 @@ def check(
         dtype: Of the weights: float32, bfloat16 or float16.
         trust_remote_code: Whether code that comes with the model may run.
         load_in: Quantise the weights to 4bit or 8bit while loading; needs LoRA. None leaves them.
-        sft: Settings for trl's SFTConfig.
-        lora: Settings for peft's LoraConfig, or True for its defaults; False trains all parameters.
+        sft: SelectionConfig for trl's SFTConfig.
+        lora: SelectionConfig for peft's LoraConfig, or True for its defaults; False trains all parameters.
         recording: auto, fused, fused-intercepted, hooked or intercepted.
 
     Returns:
@@ -177,12 +178,14 @@ def check(
     Raises:
         ValueError: If none is.
     """
-    from gradsift.stages.check import check_model
+    from gradsift.commands.check import check_model
     from gradsift.training.model import find_model, without_progress_bars
-    from gradsift.training.sft_settings import SFTSettings
+    from gradsift.training.trainer_settings import TrainerSettings
 
     source = find_model(model, revision, dtype, trust_remote_code, load_in)
-    settings = SFTSettings(sft or {}, None if lora is False else {} if lora is True else lora, 0)
+    settings = TrainerSettings(
+        sft or {}, None if lora is False else {} if lora is True else lora, 0
+    )
     with without_progress_bars():
         return check_model(source, settings, recording=recording)
 
@@ -214,13 +217,13 @@ def plan(
     Raises:
         ValueError: For a configuration that cannot be read, or settings that cannot be.
     """
+    from gradsift.training.memory_plan import TRAININGS, PlanSettings, plan_memory
     from gradsift.training.model import DTYPES, find_model, load_config
-    from gradsift.training.plan import TRAININGS, PlanSettings, plan_memory
 
     trainings = TRAININGS if lora is None else ("LoRA",) if lora else ("full",)
     if load_in is not None:
         if lora is False:
-            raise ValueError("--full trains all parameters, --load-in freezes them: give one.")
+            raise GradsiftError("`full` trains all parameters, `load_in` freezes them: give one.")
         trainings, settings = ("QLoRA",), {**settings, "load_in": load_in}
     source = find_model(model, revision, dtype, trust_remote_code)
     settings["weight_bytes"] = DTYPES[dtype].itemsize
@@ -244,7 +247,7 @@ def losses(run: str | Path, listener: Listener = SILENT) -> LossesResult:
         ValueError: If it is no such folder, or rows or model changed since.
     """
     # Heavy, and only needed here.
-    from gradsift.stages.losses import compute_losses
+    from gradsift.commands.reference_losses import compute_losses
     from gradsift.training.model import without_progress_bars
 
     store, config = open_run(run)
@@ -275,7 +278,7 @@ def run_stages(
     if config.budget is not None:
         budget = parse_budget(config.budget)
     elif selecting and not dry_run:
-        raise ValueError("'budget' is missing: give --budget 50%, 500 or 20000tok.")
+        raise GradsiftError("'budget' is missing: give `budget` 50%, 500 or 20000tok.")
     pool = load_rows(config)
     for line in pool.notes():
         listener.note(line)
@@ -308,13 +311,13 @@ def _select_with_losses(
 
 def _capture(config: RunConfig, pool: Pool, listener: Listener) -> GradientStore:
     # Heavy, and only needed here.
-    from gradsift.stages.capture import capture_pool
+    from gradsift.commands.capture import capture_pool
     from gradsift.training.model import without_progress_bars
 
     out = Path(config.out)
     if (out / CONFIG_NAME).exists() and not (out / MANIFEST_NAME).exists():
-        raise ValueError(
-            f"{out} holds a {CONFIG_NAME} but no run: it would be overwritten. Use another --out."
+        raise GradsiftError(
+            f"{out} holds a {CONFIG_NAME} but no run: it would be overwritten. Use another `out`."
         )
     with without_progress_bars():
         source, settings = model_and_settings(config, listener)
@@ -325,7 +328,7 @@ def _capture(config: RunConfig, pool: Pool, listener: Listener) -> GradientStore
 
 
 def _estimate(config: RunConfig, pool: Pool, listener: Listener) -> Estimate:
-    from gradsift.stages.capture import estimate_capture
+    from gradsift.commands.capture import estimate_capture
     from gradsift.training.model import without_progress_bars
 
     with without_progress_bars():

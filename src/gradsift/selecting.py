@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gradsift.commands.select import Files, SelectResult, select_from_store
+from gradsift.commands.stability import Stability, measure_stability
+from gradsift.commands.strategies import SideBySide, compare_strategies
 from gradsift.config import validated_settings
-from gradsift.selection.budget import parse_budget
-from gradsift.stages.select import Files, SelectResult, select_from_store
-from gradsift.stages.stability import Stability, measure_stability
-from gradsift.stages.strategies import SideBySide, compare_strategies
+from gradsift.selection.constraints import parse_budget
 from gradsift.store.reader import GradientStore, read_store
 
 
@@ -37,7 +37,7 @@ def select(
         drop: File with ids that are never selected, one a line.
         weights: Whether decisions.parquet gets a weight for each selected row.
         name: Of the selection's folder.
-        **settings: Any field of `gradsift.Settings`: strategy, side, alpha, ….
+        **settings: Any field of `gradsift.SelectionConfig`: strategy, side, alpha, ….
 
     Returns:
         What was selected and written.

@@ -20,9 +20,9 @@ from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.terms import STATISTICS
+from gradsift.training.layers import add_fused_head, track
 from gradsift.training.self_check import PATHS
-from gradsift.training.sft import summed_loss
-from gradsift.training.tracking import add_fused_head, track
+from gradsift.training.trainer import summed_loss
 from oracle import gradients_of, relative_error, statistics_of
 
 HERE = Path(__file__).parent

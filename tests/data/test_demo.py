@@ -3,10 +3,9 @@ import sys
 
 import pytest
 
-from gradsift.data import demo_model
-from gradsift.data.demo_model import demo_model_path
-from gradsift.data.demo_pool import demo_rows, write_demo_pool
-from gradsift.data.loading import load_pool
+from gradsift.data import demo_data as demo_model
+from gradsift.data.demo_data import demo_model_path, demo_rows, write_demo_pool
+from gradsift.data.pool import load_pool
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from gradsift.data.example import Chat, Plain
-from gradsift.data.instances import IGNORED, build_instances
+from gradsift.data.tokenization import IGNORED, build_instances
 from tiny import CHAT_TEMPLATE, CHAT_TEMPLATE_MARKED, tiny_llama, tiny_tokenizer
 
 

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradsift.data.containers import write_rows
-from gradsift.data.loading import load_pool
-from gradsift.data.source import find_source
+from gradsift.data.pool import load_pool
+from gradsift.data.sources import find_source
 
 ROWS = [{"prompt": f"q{i}", "response": f"a{i} é\u2028\nx"} for i in range(5)]
 

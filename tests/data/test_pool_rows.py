@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from gradsift.data.loading import load_pool
+from gradsift.data.pool import load_pool
 
 
 def test_ids(tmp_path):

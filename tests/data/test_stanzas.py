@@ -3,10 +3,10 @@ import json
 import pytest
 import yaml
 
+from gradsift.data.dataset_configs import write_dataset_configs
+from gradsift.data.dataset_info import read_dataset_info
 from gradsift.data.formats import Columns
-from gradsift.data.llamafactory import read_dataset_info
-from gradsift.data.loading import load_pool
-from gradsift.data.stanzas import write_stanzas
+from gradsift.data.pool import load_pool
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
 SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
@@ -63,7 +63,7 @@ def test_llamafactory_reads_the_same_rows_by_its_stanza(tmp_path, name):
     path = tmp_path / "selected.jsonl"
     path.write_text(json.dumps(ROWS[name]) + "\n")
     pool = load_pool(str(path))
-    write_stanzas(path, pool.row_format, pool.columns)
+    write_dataset_configs(path, pool.row_format, pool.columns)
     entry = json.loads((tmp_path / "dataset_info.json").read_text())["selected"]
     read = [(m["role"], m["content"]) for m in pool.rows[0].example.messages]
     assert read_as_llamafactory(entry, ROWS[name]) == read
@@ -75,7 +75,7 @@ def test_a_text_stanza_is_for_pre_training_and_comes_back_as_text(tmp_path):
     path = tmp_path / "selected.jsonl"
     path.write_text('{"text": "abc"}\n')
     pool = load_pool(str(path))
-    write_stanzas(path, pool.row_format, pool.columns)
+    write_dataset_configs(path, pool.row_format, pool.columns)
     again = load_pool("selected", dataset_info=str(tmp_path / "dataset_info.json"))
     assert again.row_format == "text"
     assert again.rows[0].example == pool.rows[0].example
@@ -147,7 +147,7 @@ def test_a_text_stanza_is_for_pre_training_and_comes_back_as_text(tmp_path):
 )
 def test_axolotls_stanza(tmp_path, row_format, columns, expected):
     path = tmp_path / "selected.jsonl"
-    write_stanzas(path, row_format, columns)
+    write_dataset_configs(path, row_format, columns)
     (entry,) = yaml.safe_load((tmp_path / "axolotl.yaml").read_text())["datasets"]
     assert entry == {"path": str(path), "ds_type": "json", **expected}
 
@@ -163,11 +163,11 @@ def test_axolotls_stanza(tmp_path, row_format, columns, expected):
     ],
 )
 def test_what_a_trainer_cannot_read_gets_no_stanza(tmp_path, name, row_format, columns, written):
-    assert [p.name for p in write_stanzas(tmp_path / name, row_format, columns)] == written
+    assert [p.name for p in write_dataset_configs(tmp_path / name, row_format, columns)] == written
 
 
 def test_a_folder_of_save_to_disk_has_no_type_for_axolotl(tmp_path):
-    write_stanzas(tmp_path / "selected", "text", Columns())
+    write_dataset_configs(tmp_path / "selected", "text", Columns())
     (entry,) = yaml.safe_load((tmp_path / "axolotl.yaml").read_text())["datasets"]
     assert entry == {
         "path": str(tmp_path / "selected"),

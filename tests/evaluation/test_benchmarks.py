@@ -9,8 +9,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import MambaConfig, MambaForCausalLM
 
 from gradsift.evaluation import shared_prefix
-from gradsift.evaluation.benchmarks import TaskSource, load_tasks, score_tasks
-from gradsift.evaluation.probe import PROBE_FILE
+from gradsift.evaluation.benchmarks import PROBE_FILE, TaskSource, load_tasks, score_tasks
 from gradsift.evaluation.shared_prefix import LIKE_LM_EVAL, SharedPrefixLM
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 

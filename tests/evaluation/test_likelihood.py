@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from transformers import MambaConfig, MambaForCausalLM
 
-from gradsift.data.instances import Instance
+from gradsift.data.tokenization import Instance
 from gradsift.evaluation import likelihood, padding
-from gradsift.evaluation.likelihood import response_losses, window_losses, windows_of
-from gradsift.evaluation.padding import padding_is_exact
+from gradsift.evaluation.losses import padding_is_exact, response_losses, window_losses, windows_of
 from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 

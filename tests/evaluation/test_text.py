@@ -3,10 +3,9 @@ from __future__ import annotations
 import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
-from gradsift.evaluation import synonyms
+from gradsift.evaluation import text_metrics as synonyms
 from gradsift.evaluation.metrics import METRICS, replicate
-from gradsift.evaluation.synonyms import WITHOUT, Synonyms, find_synonyms
-from gradsift.evaluation.text import meteor, score_texts
+from gradsift.evaluation.text_metrics import WITHOUT, Synonyms, find_synonyms, meteor, score_texts
 
 ANSWERS = ["the cat sat on the mat", "it is raining cats and dogs today", "", "completely wrong"]
 REFERENCES = ["the cat sat on a mat", "it rains cats and dogs", "something", "nothing in common"]

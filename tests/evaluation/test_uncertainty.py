@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradsift.evaluation.metrics import METRICS, Replicated, replicate, resampling_weights
-from gradsift.evaluation.uncertainty import (
+from gradsift.evaluation.intervals import (
     Estimate,
     Part,
     estimate_difference,
@@ -13,6 +12,7 @@ from gradsift.evaluation.uncertainty import (
     needed,
     pooled_seed_spread,
 )
+from gradsift.evaluation.metrics import METRICS, Replicated, replicate, resampling_weights
 
 N = 200
 
@@ -150,8 +150,8 @@ def test_what_would_be_needed(items, seeds, expected):
 def test_what_would_be_needed_is_more_where_p_is_adjusted():
     # Alone it would be clear: 2.2 standard errors. Of ten, it is not.
     found = Estimate(2.2, 0.2, 4.2, 0.03, 100, (1, 1), Part(1.0, 99), None)
-    alone, adjusted = needed(found), needed(found, 10)
-    more = [int(text.split()[1]) for text in (alone, adjusted)]
+    alone, detrended = needed(found), needed(found, 10)
+    more = [int(text.split()[1]) for text in (alone, detrended)]
     assert 0 < more[0] < more[1]
 
 

@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
+from gradsift.evaluation.conclusions import Question, decide
+from gradsift.evaluation.intervals import Estimate, Part
 from gradsift.evaluation.metrics import GENERAL, LEARNING
-from gradsift.evaluation.uncertainty import Estimate, Part
-from gradsift.evaluation.verdict import Question, decide
 
 
 def estimate(value, p):

@@ -79,9 +79,9 @@ def assert_close(got, want, scale, tolerance, what):
 
 def assert_is_autograd(case, done, tokens, transform, tolerance):
     truth, gradients = case.autograd(transform)
-    for row, (loss, error_norm, gradient) in truth.items():
+    for row, (loss, el2n, gradient) in truth.items():
         assert float(done.rows.loss_B[row]) == pytest.approx(loss, rel=tolerance, abs=tolerance)
-        assert float(done.rows.error_norm_B[row]) == pytest.approx(error_norm, rel=tolerance)
+        assert float(done.rows.error_norm_B[row]) == pytest.approx(el2n, rel=tolerance)
         want = dense_summary(gradient, case.sketch)
         companions = {"max": want.values_S[:2].abs().max(), "mean": want.values_S[3]}
         companions["min"] = companions["max"]

@@ -15,8 +15,8 @@ from gradsift.gradients import precision
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
-from gradsift.training.sft import summed_loss
-from gradsift.training.tracking import add_fused_head, track
+from gradsift.training.layers import add_fused_head, track
+from gradsift.training.trainer import summed_loss
 from tiny import tiny_llama
 
 N_ROWS, VOCABULARIES = (4, 16), (512, 16384)

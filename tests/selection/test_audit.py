@@ -12,7 +12,7 @@ FINE = Extraction(self_checked=True, non_finite_share=0.0)
 def audited(pool, rows, score=None):
     context = context_for(pool)
     score = np.linspace(0, 1, len(pool)) if score is None else score
-    return audit(pool, np.asarray(rows), score, context.topic_N, context.neighbours, 0.8)
+    return audit(pool, np.asarray(rows), score, context.cluster_N, context.neighbours, 0.8)
 
 
 def test_each_number_is_that_of_the_pool_and_of_the_subset():

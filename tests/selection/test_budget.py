@@ -1,6 +1,6 @@
 import pytest
 
-from gradsift.selection.budget import Budget, Limit, parse_budget
+from gradsift.selection.constraints import Budget, ResolvedBudget, parse_budget
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,11 @@ def test_what_is_no_budget_is_refused_with_the_ways_to_write_one(written, messag
     ],
 )
 def test_a_budget_of_rows_is_a_share_of_the_instances_to_the_nearest_row(written, n, rows):
-    assert parse_budget(written).resolve(n, 1000 * n) == Limit("rows", rows, float(rows))
+    assert parse_budget(written).resolve(n, 1000 * n) == ResolvedBudget("rows", rows, float(rows))
 
 
 def test_a_budget_of_tokens_stands_for_as_many_rows_as_have_that_many_tokens_on_average():
-    assert parse_budget("300tok").resolve(40, 1200) == Limit("tokens", 300, 10.0)
+    assert parse_budget("300tok").resolve(40, 1200) == ResolvedBudget("tokens", 300, 10.0)
 
 
 @pytest.mark.parametrize(

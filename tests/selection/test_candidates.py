@@ -13,7 +13,7 @@ def arrays(n=3):
         "n_response_tokens": np.arange(n) + 2,
         "step": np.arange(n),
         "loss": np.arange(n) / 2,
-        "error_norm": np.arange(n) / 3,
+        "el2n": np.arange(n) / 3,
     }
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy.stats import percentileofscore, spearmanr
 
-from gradsift.selection.budget import parse_budget
-from gradsift.selection.decision import choose_rows, select_rows
-from gradsift.selection.elbow import elbow
-from gradsift.selection.settings import Settings
-from gradsift.selection.signal import SIDES
+from gradsift.config import SelectionConfig
+from gradsift.selection.constraints import parse_budget
+from gradsift.selection.greedy import elbow
+from gradsift.selection.scores import SCORES
+from gradsift.selection.selector import choose_rows, select_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES
 from gradsift.terms import LAYERS, STATISTICS
 from pools import N, context_for, copied, make_pool
@@ -21,7 +21,7 @@ GAINS = ("marginal_gain", "gradient_gain", "diversity_gain", "similarity_penalty
 
 def select(pool, budget="50%", *, context=None, **changes):
     context = context or context_for(pool)
-    return select_rows(pool, parse_budget(budget), Settings(**changes), context)
+    return select_rows(pool, parse_budget(budget), SelectionConfig(**changes), context)
 
 
 @pytest.mark.parametrize("budget", ["50%", "7", "700tok", "100%"])
@@ -88,7 +88,7 @@ def test_the_same_pool_gives_the_same_selection(strategy):
 
 def test_percentiles_are_those_of_scipy():
     pool = make_pool()
-    table = select(pool, adjust=()).table
+    table = select(pool, detrend=()).table
     for layer in LAYERS:
         for name in STATISTICS:
             x = pool.statistics[layer][name]
@@ -99,19 +99,19 @@ def test_percentiles_are_those_of_scipy():
 
 def test_the_second_copy_of_a_row_is_left_out_while_others_remain():
     pool = make_pool()
-    rank = select(pool, "60%", alpha=0.3, adjust=()).table["rank"].tolist()
+    rank = select(pool, "60%", alpha=0.3, detrend=()).table["rank"].tolist()
     # A middling row, which is kept when there is no copy of it.
     middling = rank.index(20)
     other = (middling + 1) % N
     pool = copied(pool, middling, other)
-    table = select(pool, alpha=0.3, adjust=()).table
+    table = select(pool, alpha=0.3, detrend=()).table
     low, high = sorted((middling, other))
     assert table["selected"][low]
     assert not table["selected"][high]
     assert table["nearest_selected"][high] == pool.ids[low]
     assert f"too close to kept row {pool.ids[low]} (similarity 1.00)" in table["reason"][high]
     # Without the similarity term nothing stands against the copy but its content.
-    keeps_both = select(pool, beta=0.0, gamma=0.0, adjust=()).table
+    keeps_both = select(pool, beta=0.0, gamma=0.0, detrend=()).table
     score = keeps_both["gradient_score"]
     assert keeps_both["selected"][high] == (score[high] >= np.sort(score)[-30])
 
@@ -119,7 +119,7 @@ def test_the_second_copy_of_a_row_is_left_out_while_others_remain():
 def test_alone_each_coefficient_does_what_it_says():
     pool = make_pool()
     only = {
-        "gradient": select(pool, beta=0.0, gamma=0.0, side="representative"),
+        "gradient": select(pool, beta=0.0, gamma=0.0, score="density"),
         "content": select(pool, alpha=0.0, gamma=0.0),
         "apart": select(pool, alpha=0.0, beta=0.0),
     }
@@ -147,7 +147,7 @@ def test_losses_stand_beside_those_of_the_pool_and_of_a_seeded_random_subset(str
 
 def test_the_correlations_with_length_and_step_are_reported():
     pool = make_pool()
-    found = select(pool, side="informative")
+    found = select(pool, score="high-norm")
     score = found.table["gradient_score"]
     assert found.audit.length_correlation == pytest.approx(
         spearmanr(score, pool.n_response_tokens).statistic
@@ -159,17 +159,19 @@ def test_what_is_adjusted_for_no_longer_shows_in_the_score():
     pool = make_pool(300)
     for layer in LAYERS:
         pool.statistics[layer]["l2_norm"] /= pool.n_response_tokens**2
-    plain = select(pool, side="consistent", adjust=()).audit.length_correlation
-    adjusted = select(pool, side="consistent", adjust=("response_length",)).audit.length_correlation
+    plain = select(pool, score="low-norm", detrend=()).audit.length_correlation
+    detrended = select(
+        pool, score="low-norm", detrend=("response_length",)
+    ).audit.length_correlation
     assert plain > 0.5
-    assert abs(adjusted) < 0.15
+    assert abs(detrended) < 0.15
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("budget", ["1", "100%", "auto"])
 def test_the_smallest_pools(n, side, budget):
-    found = select(make_pool(n), budget, side=side)
+    found = select(make_pool(n), budget, score=side)
     assert len(found.ids) == (n if budget == "100%" else 1) or budget == "auto"
     if n == 1:
         assert found.table["nearest_selected"] == [None]
@@ -177,7 +179,7 @@ def test_the_smallest_pools(n, side, budget):
         assert "the only row kept" in found.table["reason"][0]
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("budget", ["50%", "60tok"])
 def test_identical_rows_are_kept_in_the_order_of_their_ids(side, budget):
     pool = make_pool(8)
@@ -188,7 +190,7 @@ def test_identical_rows_are_kept_in_the_order_of_their_ids(side, budget):
         n_tokens=np.full(8, 15),
         losses={name: np.ones(8) for name in pool.losses},
     )
-    found = select(pool, budget, side=side)
+    found = select(pool, budget, score=side)
     expected = 4 if budget == "50%" else 1
     assert found.ids == tuple(pool.ids)[:expected]
     assert found.audit.length_correlation is None
@@ -196,7 +198,7 @@ def test_identical_rows_are_kept_in_the_order_of_their_ids(side, budget):
 
 
 def test_reasons_repeat_the_numbers_of_the_table():
-    table = select(make_pool(), side="representative").table
+    table = select(make_pool(), score="density").table
     for row, reason in enumerate(table["reason"]):
         for percentile in re.findall(r"\(density percentile (\d+)", reason):
             assert int(percentile) == round(table["density_pct"][row])
@@ -292,21 +294,21 @@ def test_quotas_need_sources_and_kept_rows_must_be_there():
 
 def test_choosing_alone_chooses_the_same():
     pool = make_pool()
-    arguments = (parse_budget("50%"), Settings(), context_for(pool))
+    arguments = (parse_budget("50%"), SelectionConfig(), context_for(pool))
     whole = select_rows(pool, *arguments)
     assert choose_rows(pool, *arguments).tolist() == whole.rows_S.tolist()
 
 
 def test_the_density_cut_is_told_for_balanced_only():
     pool = make_pool()
-    assert select(pool, side="informative").cut_share is None
-    found = select(pool, side="balanced")
+    assert select(pool, score="high-norm").cut_share is None
+    found = select(pool, score="high-norm-in-density")
     assert found.cut_share == pytest.approx((found.table["gradient_score"] == 0).mean())
 
 
 def test_selecting_imports_neither_torch_nor_pyarrow():
     code = (
-        "import sys, gradsift.selection.decision; "
+        "import sys, gradsift.selection.selector; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'pyarrow')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

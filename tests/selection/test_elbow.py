@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gradsift.selection.elbow import elbow
+from gradsift.selection.greedy import elbow
 
 
 @pytest.mark.parametrize(

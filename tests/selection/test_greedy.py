@@ -5,11 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradsift.selection.budget import Limit
+from gradsift.selection.constraints import Constraints, ResolvedBudget
 from gradsift.selection.greedy import lazy_greedy
 from gradsift.selection.neighbours import find_neighbours
 from gradsift.selection.objective import Objective
-from gradsift.selection.purse import Terms
 
 
 def problem(n, seed, *, alpha=1.0, beta=1.0, gamma=1.0, expected_rows=3.0, tau=0.3, sparse=False):
@@ -23,7 +22,7 @@ def problem(n, seed, *, alpha=1.0, beta=1.0, gamma=1.0, expected_rows=3.0, tau=0
 
 
 def rows_of(n, amount):
-    return Terms(np.ones(n), Limit("rows", amount, float(amount)))
+    return Constraints(np.ones(n), ResolvedBudget("rows", amount, float(amount)))
 
 
 def slow_greedy(objective, costs, limit):
@@ -59,7 +58,7 @@ def test_lazy_greedy_is_greedy(seed, n, gamma, sparse):
     objective = problem(n, seed, gamma=gamma, sparse=sparse)
     rows = 1 + seed % n
     found, gains = lazy_greedy(objective, rows_of(n, rows))
-    order, expected = slow_greedy(objective, np.ones(n), Limit("rows", rows, float(rows)))
+    order, expected = slow_greedy(objective, np.ones(n), ResolvedBudget("rows", rows, float(rows)))
     assert found.tolist() == order
     np.testing.assert_allclose(gains.marginal_N[order], expected, atol=1e-9)
 
@@ -71,7 +70,7 @@ def test_greedy_under_lists_and_quotas_is_greedy_among_what_is_allowed(seed):
     keep = tuple(generator.permutation(n)[:2].tolist())
     barred = tuple(int(r) for r in generator.permutation(n)[:2] if r not in keep)
     most = {0: 2 + int((group[list(keep)] == 0).sum())}
-    terms = Terms(np.ones(n), Limit("rows", 6, 6.0), keep, group, most, barred)
+    terms = Constraints(np.ones(n), ResolvedBudget("rows", 6, 6.0), keep, group, most, barred)
     if terms.room() < 6:
         return
     found, gains = lazy_greedy(objective, terms)
@@ -109,7 +108,9 @@ def test_the_three_terms_are_those_of_the_objective(seed):
         ("gamma", gains.penalty_N, -1),
     ]:
         others = {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, weight: getattr(objective, weight)}
-        part = Objective(objective.score_N, objective.neighbours, 3.0, **others, near_threshold=0.3)
+        part = Objective(
+            objective.score_N, objective.neighbours, 3.0, **others, similarity_threshold=0.3
+        )
         for place, row in enumerate(order):
             step = part.value(order[: place + 1]) - part.value(order[:place])
             assert sign * column[row] == pytest.approx(step, abs=1e-9)
@@ -138,9 +139,9 @@ def test_a_budget_of_rows_is_filled_even_with_negative_gains():
 def test_a_budget_of_tokens_is_never_exceeded_and_follows_gain_per_token(seed, gamma):
     n = 8
     costs = np.random.default_rng(seed).integers(1, 30, size=n)
-    limit = Limit("tokens", int(costs.min()) + seed % 60, 3.0)
+    limit = ResolvedBudget("tokens", int(costs.min()) + seed % 60, 3.0)
     objective = problem(n, seed, gamma=gamma)
-    found, _ = lazy_greedy(objective, Terms(costs, limit))
+    found, _ = lazy_greedy(objective, Constraints(costs, limit))
     assert costs[found].sum() <= limit.amount
     assert len(set(found.tolist())) == len(found) > 0
     order, _ = slow_greedy(objective, costs, limit)
@@ -156,7 +157,7 @@ def test_a_budget_of_tokens_is_never_exceeded_and_follows_gain_per_token(seed, g
 def test_under_tokens_greedy_is_within_the_known_factor_of_the_best_subset(seed):
     n = 9
     costs = np.random.default_rng(seed).integers(1, 30, size=n)
-    objective, limit = problem(n, seed, gamma=0.0), Limit("tokens", 45, 3.0)
+    objective, limit = problem(n, seed, gamma=0.0), ResolvedBudget("tokens", 45, 3.0)
     best = max(
         objective.value(np.array(subset))
         for size in range(1, n + 1)
@@ -164,7 +165,7 @@ def test_under_tokens_greedy_is_within_the_known_factor_of_the_best_subset(seed)
         if costs[list(subset)].sum() <= limit.amount
     )
     # Greedy by gain per cost or the best single element: (1 − 1/e)/2 (Leskovec et al., 2007).
-    found = objective.value(lazy_greedy(objective, Terms(costs, limit))[0])
+    found = objective.value(lazy_greedy(objective, Constraints(costs, limit))[0])
     assert (1 - 1 / np.e) / 2 * best <= found <= best + 1e-9
 
 
@@ -172,13 +173,15 @@ def test_the_best_single_row_wins_over_a_cheap_one_that_shuts_it_out():
     objective = Objective(
         np.array([0.1, 1.0, 0.0, 0.0]), find_neighbours(np.eye(4)), 1.0, 1.0, 0.0, 0.0
     )
-    terms = Terms(np.array([1, 100, 500, 500]), Limit("tokens", 100, 1.0))
+    terms = Constraints(np.array([1, 100, 500, 500]), ResolvedBudget("tokens", 100, 1.0))
     assert lazy_greedy(objective, terms)[0].tolist() == [1]
 
 
 def test_tokens_are_left_over_rather_than_spent_on_a_loss():
     objective = Objective(np.zeros(3), find_neighbours(np.ones((3, 2))), 3.0, gamma=9.0)
-    order, _ = lazy_greedy(objective, Terms(np.full(3, 10), Limit("tokens", 30, 3.0)))
+    order, _ = lazy_greedy(
+        objective, Constraints(np.full(3, 10), ResolvedBudget("tokens", 30, 3.0))
+    )
     assert order.tolist() == [0]
 
 
@@ -186,10 +189,12 @@ def test_rows_that_must_be_kept_stay_when_the_best_single_row_wins():
     objective = Objective(
         np.array([0.1, 1.0, 5.0, 0.0]), find_neighbours(np.eye(4)), 1.0, 1.0, 0.0, 0.0
     )
-    terms = Terms(np.array([1, 100, 10, 500]), Limit("tokens", 110, 1.0), keep=(2,))
+    terms = Constraints(np.array([1, 100, 10, 500]), ResolvedBudget("tokens", 110, 1.0), keep=(2,))
     assert lazy_greedy(objective, terms)[0].tolist() == [2, 1]
 
 
 def test_a_budget_below_the_shortest_instance_is_refused():
     with pytest.raises(ValueError, match="shortest instance has 7"):
-        lazy_greedy(problem(4, 0), Terms(np.array([9, 7, 8, 9]), Limit("tokens", 6, 1.0)))
+        lazy_greedy(
+            problem(4, 0), Constraints(np.array([9, 7, 8, 9]), ResolvedBudget("tokens", 6, 1.0))
+        )

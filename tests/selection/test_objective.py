@@ -28,8 +28,8 @@ def test_the_objective_is_its_definition(seed, tau):
     x, score = features(12, seed=seed), generator.random(12)
     rows = generator.permutation(12)[: 1 + seed * 2]
     weights = {"alpha": 0.7, "beta": 1.3, "gamma": 2.1, "expected_rows": 4.5}
-    found = Objective(score, find_neighbours(x), near_threshold=tau, **weights).value(rows)
-    expected = slow_value(x, score, rows, near_threshold=tau, **weights)
+    found = Objective(score, find_neighbours(x), similarity_threshold=tau, **weights).value(rows)
+    expected = slow_value(x, score, rows, similarity_threshold=tau, **weights)
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -124,9 +124,9 @@ def test_of_equally_near_selected_rows_the_first_is_named():
         ({"beta": float("nan")}, "beta is nan"),
         ({"gamma": float("inf")}, "gamma is inf"),
         ({"alpha": 0.0, "beta": 0.0, "gamma": 0.0}, "nothing to maximise"),
-        ({"near_threshold": 1.0}, "near_threshold is 1.0"),
-        ({"near_threshold": -0.1}, "near_threshold is -0.1"),
-        ({"near_threshold": float("nan")}, "near_threshold is nan"),
+        ({"similarity_threshold": 1.0}, "similarity_threshold is 1.0"),
+        ({"similarity_threshold": -0.1}, "similarity_threshold is -0.1"),
+        ({"similarity_threshold": float("nan")}, "similarity_threshold is nan"),
     ],
 )
 def test_coefficients_that_mean_nothing_are_refused(weights, message):

@@ -1,14 +1,13 @@
 import numpy as np
 import pytest
 
-from gradsift.selection.budget import Limit
-from gradsift.selection.purse import Terms
+from gradsift.selection.constraints import Constraints, ResolvedBudget
 
 COSTS = np.array([3, 1, 4, 1, 5])
 
 
 def terms(kind="rows", amount=3, **changes):
-    return Terms(COSTS, Limit(kind, amount, 3.0), **changes)
+    return Constraints(COSTS, ResolvedBudget(kind, amount, 3.0), **changes)
 
 
 def test_rows_are_counted_one_by_one():

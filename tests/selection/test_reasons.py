@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 
-from gradsift.selection.budget import Limit
+from gradsift.config import SelectionConfig
+from gradsift.selection.constraints import Constraints, ResolvedBudget
 from gradsift.selection.greedy import Gains
-from gradsift.selection.purse import Terms
 from gradsift.selection.reasons import Evidence, write_reasons
-from gradsift.selection.settings import Settings
-from gradsift.selection.strategies.task import Choice
+from gradsift.selection.strategies.base import Choice
 
 
 def reason_of_row(
@@ -21,8 +20,8 @@ def reason_of_row(
     score=(0.8, 0.6, 0.03),
     costs=(10, 10, 10),
     limit=None,
-    side="representative",
-    adjust=(),
+    score="density",
+    detrend=(),
     **settings,
 ):
     """Rows a and b are kept in this order; c is not, and its nearest is a."""
@@ -37,10 +36,10 @@ def reason_of_row(
     )
     gains = Gains(np.array(gradient), np.array(diversity), np.array(penalty))
     choice = Choice(np.array([0, 1]), gains)
-    terms = Terms(np.array(costs), limit or Limit("rows", 2, 2.0))
-    return write_reasons(choice, evidence, Settings(side=side, adjust=adjust, **settings), terms)[
-        row
-    ]
+    terms = Constraints(np.array(costs), limit or ResolvedBudget("rows", 2, 2.0))
+    return write_reasons(
+        choice, evidence, SelectionConfig(score=side, detrend=adjust, **settings), terms
+    )[row]
 
 
 @pytest.mark.parametrize(
@@ -57,16 +56,16 @@ def reason_of_row(
             "less typical gradient (density percentile 49)",
         ),
         (
-            {"cosine": (0.93, 0.93, 0.4), "side": "informative"},
+            {"cosine": (0.93, 0.93, 0.4), "score": "high-norm"},
             "large gradient (magnitude percentile 90), content like that of kept row b (0.93)",
         ),
         (
-            {"side": "informative", "size": (30, 70, 20), "diversity": (0, 0, 0)},
+            {"score": "high-norm", "size": (30, 70, 20), "diversity": (0, 0, 0)},
             "small gradient (magnitude percentile 30)",
         ),
         (
             {
-                "side": "balanced",
+                "score": "high-norm-in-density",
                 "score": (0.0, 0.6, 0.03),
                 "density": (2, 60, 3),
                 "diversity": (0, 0, 0),
@@ -100,22 +99,22 @@ def test_why_a_row_was_kept(case, expected):
             "gain 0.11 < cut 0.25",
         ),
         (
-            {"side": "informative"},
+            {"score": "high-norm"},
             "gradient not large enough (magnitude percentile 20, last kept row 70); "
             "gain 0.11 < cut 0.25",
         ),
         (
-            {"side": "consistent", "adjust": ("response_length",)},
+            {"score": "low-norm", "detrend": ("response_length",)},
             "gradient not small enough for its length (magnitude percentile 20, last kept row 70); "
             "gain 0.11 < cut 0.25",
         ),
         (
-            {"side": "grounded"},
+            {"score": "prompt-gain"},
             "prompt does not help enough (more than in 3 % of the rows, last kept row 60 %); "
             "gain 0.11 < cut 0.25",
         ),
         (
-            {"side": "balanced", "score": (0.8, 0.6, 0.0)},
+            {"score": "high-norm-in-density", "score": (0.8, 0.6, 0.0)},
             "gradient outside the typical region (density percentile 3); gain 0.11 < cut 0.25",
         ),
         (
@@ -142,7 +141,7 @@ def test_why_a_row_was_not_kept_under_rows(case, expected):
     assert reason_of_row(2, **case) == f"not kept: {expected}"
 
 
-TOKENS = Limit("tokens", 25, 2.5)
+TOKENS = ResolvedBudget("tokens", 25, 2.5)
 
 
 @pytest.mark.parametrize(
@@ -174,8 +173,8 @@ def test_why_a_row_was_not_kept_under_tokens(case, expected):
 
 def test_a_random_draw_says_so():
     evidence = Evidence(["a", "b"], *[np.zeros(2)] * 5, None)
-    terms = Terms(np.ones(2), Limit("rows", 1, 1.0))
-    assert write_reasons(Choice(np.array([1])), evidence, Settings(seed=7), terms) == [
+    terms = Constraints(np.ones(2), ResolvedBudget("rows", 1, 1.0))
+    assert write_reasons(Choice(np.array([1])), evidence, SelectionConfig(seed=7), terms) == [
         "not drawn (seed 7)",
         "drawn at random (seed 7)",
     ]
@@ -186,17 +185,17 @@ def test_a_random_draw_says_so():
     [
         (
             False,
-            Limit("rows", 1, 1.0),
+            ResolvedBudget("rows", 1, 1.0),
             ["not kept: loss 2, last kept row 3", "kept (rank 1 of 1): loss 3, high first"],
         ),
         (
             False,
-            Limit("tokens", 7, 1.0),
+            ResolvedBudget("tokens", 7, 1.0),
             ["not kept: loss 2, last kept row 3", "kept (rank 1 of 1): loss 3, high first"],
         ),
         (
             True,
-            Limit("tokens", 7, 1.0),
+            ResolvedBudget("tokens", 7, 1.0),
             [
                 "not kept: its 5 tokens did not fit what was left (loss 2)",
                 "kept (rank 1 of 1): loss 3, low first",
@@ -207,5 +206,5 @@ def test_a_random_draw_says_so():
 def test_a_measure_is_told_with_the_cut(low_first, limit, expected):
     evidence = Evidence(["a", "b", "c"], *[np.zeros(3)] * 5, None)
     choice = Choice(np.array([1]), None, "loss", np.array([2.0, 3.0, np.nan]), low_first)
-    found = write_reasons(choice, evidence, Settings(), Terms(np.full(3, 5), limit))
+    found = write_reasons(choice, evidence, SelectionConfig(), Constraints(np.full(3, 5), limit))
     assert found == [*expected, "not kept: no loss could be computed"]

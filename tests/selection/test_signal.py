@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 from scipy.stats import median_abs_deviation, rankdata, spearmanr
 
 from gradsift.selection.density import estimate_density
-from gradsift.selection.signal import (
-    SIDES,
-    adjusted,
+from gradsift.selection.scores import (
+    SCORES,
     combined_signal,
+    detrended,
     gradient_score,
     magnitude,
     percentile_rank,
@@ -144,18 +144,18 @@ def test_adjusting_takes_length_and_drift_off_and_leaves_the_rest():
     length, step = generator.integers(5, 400, size=n), np.arange(n) // 8
     own = generator.normal(size=n)
     x = own - 2 * np.log(length) - np.sqrt(step)
-    found = adjusted(x, [length, step])
+    found = detrended(x, [length, step])
     assert abs(rank_correlation(x, length)) > 0.3
     for covariate in (length, step):
         assert abs(rank_correlation(found, covariate)) < 0.06
     assert rank_correlation(found, own) > 0.9
-    np.testing.assert_array_equal(adjusted(x, []), x)
+    np.testing.assert_array_equal(detrended(x, []), x)
 
 
 def test_too_few_rows_are_not_adjusted():
     x = np.arange(8.0)
-    np.testing.assert_array_equal(adjusted(x, [x]), x)
-    assert np.ptp(adjusted(np.arange(60.0), [np.arange(60)])) < 59
+    np.testing.assert_array_equal(detrended(x, [x]), x)
+    assert np.ptp(detrended(np.arange(60.0), [np.arange(60)])) < 59
 
 
 def test_magnitude_goes_by_the_statistics_of_the_signal_but_the_signed_mean():
@@ -173,19 +173,19 @@ def test_the_sides_prefer_what_they_say():
     size = np.array([0.0, 1, 2, 3, 9])
     density = np.array([-1.2, -1.0, -1.1, -1.3, -9])
     difficulty = np.array([0.9, 0.2, np.inf, 1.5, 0.5])
-    score = {side: gradient_score(size, density, side, difficulty) for side in SIDES}
-    np.testing.assert_allclose(score["consistent"], [1, 0.75, 0.5, 0.25, 0])
-    np.testing.assert_allclose(score["grounded"], [0.5, 1, 0, 0.25, 0.75])
-    np.testing.assert_allclose(score["representative"], [0.5, 1, 0.75, 0.25, 0])
-    np.testing.assert_allclose(score["informative"], [0, 0.25, 0.5, 0.75, 1])
-    np.testing.assert_allclose(score["balanced"], [0.25, 0.5, 0.75, 1, 0])
+    score = {side: gradient_score(size, density, side, difficulty) for side in SCORES}
+    np.testing.assert_allclose(score["low-norm"], [1, 0.75, 0.5, 0.25, 0])
+    np.testing.assert_allclose(score["prompt-gain"], [0.5, 1, 0, 0.25, 0.75])
+    np.testing.assert_allclose(score["density"], [0.5, 1, 0.75, 0.25, 0])
+    np.testing.assert_allclose(score["high-norm"], [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(score["high-norm-in-density"], [0.25, 0.5, 0.75, 1, 0])
     with pytest.raises(ValueError, match="'middle', expected one of representative"):
         gradient_score(size, density, "middle")
 
 
 @given(
     st.lists(st.tuples(st.floats(-50, 50), st.floats(-700, 10)), min_size=1, max_size=30),
-    st.sampled_from(SIDES),
+    st.sampled_from(SCORES),
 )
 def test_every_score_is_in_0_1_and_follows_its_instance(pairs, side):
     size, density = np.array(pairs).T

@@ -5,16 +5,15 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from gradsift.selection.budget import Limit, parse_budget
+from gradsift.config import SelectionConfig
+from gradsift.selection.constraints import Constraints, ResolvedBudget, parse_budget
 from gradsift.selection.content import content_vectors
-from gradsift.selection.decision import choose_rows, make_signal
 from gradsift.selection.greedy import lazy_greedy
 from gradsift.selection.neighbours import find_neighbours, unit_rows
 from gradsift.selection.objective import Objective
-from gradsift.selection.purse import Terms
-from gradsift.selection.settings import Settings
+from gradsift.selection.selector import choose_rows, make_signal
+from gradsift.selection.strategies.base import Need, Task
 from gradsift.selection.strategies.catalogue import STRATEGIES
-from gradsift.selection.strategies.task import Need, Task
 from gradsift.terms import LAYERS
 from pools import N, context_for, copied, make_pool
 
@@ -22,14 +21,14 @@ from pools import N, context_for, copied, make_pool
 def task(limit=None, pool=None, **terms):
     pool = pool or make_pool()
     context = context_for(pool)
-    limit = limit or Limit("rows", 20, 20.0)
-    signal = make_signal(pool, Settings())
+    limit = limit or ResolvedBudget("rows", 20, 20.0)
+    signal = make_signal(pool, SelectionConfig())
     return Task(
         pool,
         signal,
         context.neighbours,
         Objective(signal.score_N, context.neighbours, limit.expected_rows),
-        Terms(np.asarray(pool.n_tokens), limit, **terms),
+        Constraints(np.asarray(pool.n_tokens), limit, **terms),
         0,
         context.references,
     )
@@ -40,7 +39,9 @@ def choose(name, given):
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize("limit", [Limit("rows", 20, 20.0), Limit("tokens", 500, 10.0)])
+@pytest.mark.parametrize(
+    "limit", [ResolvedBudget("rows", 20, 20.0), ResolvedBudget("tokens", 500, 10.0)]
+)
 def test_every_strategy_keeps_to_budget_lists_and_quotas(name, limit):
     group = np.arange(N) % 3
     given = task(limit, keep=(7, 3), barred=(0, 1), group_N=group, most_G={1: 4})
@@ -57,14 +58,14 @@ def test_every_strategy_keeps_to_budget_lists_and_quotas(name, limit):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_whole_pool_can_be_asked_for(name):
-    order = choose(name, task(Limit("rows", N, float(N)))).order_S
+    order = choose(name, task(ResolvedBudget("rows", N, float(N)))).order_S
     assert sorted(order.tolist()) == list(range(N))
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_smallest_pools(name, n):
-    order = choose(name, task(Limit("rows", 1, 1.0), make_pool(n))).order_S
+    order = choose(name, task(ResolvedBudget("rows", 1, 1.0), make_pool(n))).order_S
     assert len(order) == 1
 
 
@@ -72,7 +73,7 @@ def test_the_smallest_pools(name, n):
 def test_a_budget_that_nothing_fits_is_refused(name):
     pool = replace(make_pool(), n_tokens=np.full(N, 9), n_response_tokens=np.full(N, 4))
     with pytest.raises(ValueError, match="shortest instance has 9"):
-        choose(name, task(Limit("tokens", 8, 1.0), pool))
+        choose(name, task(ResolvedBudget("tokens", 8, 1.0), pool))
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -87,7 +88,7 @@ def test_a_strategy_asks_only_for_what_it_says_it_needs(name):
     )
     context = context_for(whole)
     references = {need: context.references[need] for need in needs if need in context.references}
-    arguments = (parse_budget("20"), Settings(strategy=name))
+    arguments = (parse_budget("20"), SelectionConfig(strategy=name))
     expected = choose_rows(whole, *arguments, context)
     found = choose_rows(bare, *arguments, replace(context, references=references))
     assert found.tolist() == expected.tolist()
@@ -105,7 +106,7 @@ def test_random_is_of_the_seed_alone_and_leaves_the_global_generator_alone():
     np.random.seed(7)
     untouched = np.random.random()
     np.random.seed(7)
-    given = task(Limit("rows", 5, 5.0))
+    given = task(ResolvedBudget("rows", 5, 5.0))
     draws = [tuple(choose("random", replace(given, seed=seed)).order_S) for seed in (0, 0, 1)]
     assert np.random.random() == untouched
     assert draws[0] == draws[1] != draws[2]
@@ -131,7 +132,7 @@ def test_random_draws_every_row_equally_often():
             "grand",
             lambda pool: -np.hypot(*(pool.statistics[layer]["l2_norm"] for layer in LAYERS)),
         ),
-        ("el2n", lambda pool: -pool.error_norm),
+        ("el2n", lambda pool: -pool.el2n),
     ],
 )
 def test_rankings_go_by_what_they_say(name, key):
@@ -143,7 +144,7 @@ def test_rankings_go_by_what_they_say(name, key):
 
 @pytest.mark.parametrize("name", ["ifd-loss", "ifd-perplexity"])
 def test_difficulty_takes_the_highest_below_1_and_the_rest_last(name):
-    given = task(Limit("rows", N, float(N)))
+    given = task(ResolvedBudget("rows", N, float(N)))
     response, alone = (given.pool.losses[key] for key in ("response", "alone"))
     ratio = response / alone if name == "ifd-loss" else np.exp(response) / np.exp(alone)
     order = choose(name, given).order_S
@@ -165,11 +166,11 @@ def test_a_response_of_one_token_has_no_difficulty_and_comes_last():
     alone = pool.losses["alone"].copy()
     alone[5] = np.nan
     pool = replace(pool, losses={**pool.losses, "alone": alone})
-    assert choose("ifd-loss", task(Limit("rows", N, float(N)), pool)).order_S[-1] == 5
+    assert choose("ifd-loss", task(ResolvedBudget("rows", N, float(N)), pool)).order_S[-1] == 5
 
 
 def test_k_center_takes_the_farthest_each_time():
-    given = task(Limit("rows", 8, 8.0), keep=(4,))
+    given = task(ResolvedBudget("rows", 8, 8.0), keep=(4,))
     x = unit_rows(content_vectors(given.pool.features_ND, given.pool.step)).astype(np.float64)
     distance = np.linalg.norm(x[:, None] - x[None], axis=2)
     order = choose("k-center", given).order_S.tolist()
@@ -192,7 +193,7 @@ def test_facility_locations_maximise_coverage_alone():
 
 
 def test_k_means_gives_each_cluster_its_share_and_takes_its_best():
-    given = task(Limit("rows", 30, 30.0))
+    given = task(ResolvedBudget("rows", 30, 30.0))
     choice = choose("k-means", given)
     kmeans = faiss.Kmeans(6, round((N / 2) ** 0.5), niter=20, seed=1, min_points_per_centroid=1)
     x = unit_rows(content_vectors(given.pool.features_ND, given.pool.step))
@@ -211,10 +212,10 @@ def test_k_means_gives_each_cluster_its_share_and_takes_its_best():
 
 def test_deita_leaves_out_what_repeats_a_better_row():
     pool = make_pool()
-    score = make_signal(pool, Settings()).score_N
+    score = make_signal(pool, SelectionConfig()).score_N
     best = int(np.argmax(score))
     pool = copied(pool, best, (best + 1) % N)
-    given = task(Limit("rows", 10, 10.0), pool)
+    given = task(ResolvedBudget("rows", 10, 10.0), pool)
     order = choose("deita", given).order_S.tolist()
     cosine = np.zeros((N, N))
     cosine[given.neighbours.owners(), given.neighbours.rows_E] = given.neighbours.cosines_E
@@ -232,7 +233,7 @@ def information(z, rows):
 
 @pytest.mark.parametrize(("name", "weight"), [("fisher", 0.0), ("spice", 1.0)])
 def test_information_is_that_of_the_determinant(name, weight):
-    given = task(Limit("rows", 12, 12.0))
+    given = task(ResolvedBudget("rows", 12, 12.0))
     z = np.hstack([given.pool.sketches[layer] for layer in sorted(LAYERS)]).astype(np.float64)
     z /= np.sqrt((z**2).sum(axis=1).mean())
     expected: list[int] = []
@@ -252,7 +253,7 @@ def test_information_is_that_of_the_determinant(name, weight):
     ("name", "need"), [("ogs-static", Need.ANCHOR), ("target-similarity", Need.TARGET)]
 )
 def test_likeness_to_a_reference_is_the_mean_cosine(name, need):
-    given = task(Limit("rows", N, float(N)))
+    given = task(ResolvedBudget("rows", N, float(N)))
     ours = np.hstack([given.pool.sketches[layer] for layer in sorted(LAYERS)])
     theirs = np.hstack([given.references[need].sketches[layer] for layer in sorted(LAYERS)])
     cosine = (ours @ theirs.T) / np.outer(
@@ -265,7 +266,7 @@ def test_likeness_to_a_reference_is_the_mean_cosine(name, need):
 
 
 def test_rds_lets_the_targets_take_turns():
-    given = task(Limit("rows", 12, 12.0))
+    given = task(ResolvedBudget("rows", 12, 12.0))
     x, target = given.pool.features_ND, given.references[Need.TARGET].features_MD
     mean, scale = x.mean(axis=0), x.std(axis=0)
     x, target = (x - mean) / scale, (target - mean) / scale

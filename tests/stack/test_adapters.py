@@ -30,16 +30,16 @@ from adapted import (
     trained,
     worst_error,
 )
+from gradsift.commands.check import check_model
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.stages.check import check_model
-from gradsift.training import tracking
+from gradsift.training import layers as tracking
+from gradsift.training.cost import probe_step
 from gradsift.training.finetune import fine_tune
+from gradsift.training.layers import track
 from gradsift.training.model import find_model, load_model
-from gradsift.training.probe import probe_step
 from gradsift.training.self_check import PATHS, first_exact_path, recorder_for
-from gradsift.training.sft import RecordingSFTTrainer, as_dataset
-from gradsift.training.sft_settings import SFTSettings, lora_config
-from gradsift.training.tracking import track
+from gradsift.training.trainer import RecordingSFTTrainer, as_dataset
+from gradsift.training.trainer_settings import TrainerSettings, lora_config
 from oracle import relative_error, statistics_of
 from test_cli import invoke
 from tiny import save_tiny, tiny_llama, tiny_tokenizer
@@ -153,7 +153,7 @@ def test_adapters_over_embedding_and_head(tmp_path, name, tied):
 def trainer_for(tmp_path, config, *, tied=False, **sft):
     settings = {"per_device_train_batch_size": 4, "learning_rate": 0.05, **sft}
     model = tiny_llama(tied=tied)
-    settings = SFTSettings(settings, config, 0)
+    settings = TrainerSettings(settings, config, 0)
     return RecordingSFTTrainer(model, tiny_tokenizer(), INSTANCES, settings, tmp_path)
 
 
@@ -209,7 +209,7 @@ def test_the_fused_head_would_leave_it_out_and_the_self_check_would_not_see_it(
 
 def test_the_adapter_of_a_head_is_refused_before_a_model_is_loaded():
     with pytest.raises(ValueError, match=r"target_modules has 'lm_head'.*modules_to_save"):
-        lora_config(SFTSettings({}, {"target_modules": [*ALL, *ON_HEAD]}, 0))
+        lora_config(TrainerSettings({}, {"target_modules": [*ALL, *ON_HEAD]}, 0))
 
 
 SAVED = {
@@ -377,7 +377,7 @@ TRAINED_HEADS = [
 
 
 def tuned_arm(source, adapters, folder):
-    settings = SFTSettings({"learning_rate": 0.05}, {"r": 2, **adapters}, 0)
+    settings = TrainerSettings({"learning_rate": 0.05}, {"r": 2, **adapters}, 0)
     return fine_tune(
         load_model(source),
         tiny_tokenizer(),
@@ -428,7 +428,7 @@ UNFITTING = [
 @pytest.mark.parametrize(("adapters", "message"), UNFITTING, ids=str)
 def test_what_fits_no_module_is_refused_by_name_before_training(tmp_path, adapters, message):
     source = find_model(save_tiny(tmp_path / "model", tied=True))
-    settings = SFTSettings({}, {"r": 2, **adapters}, 0)
+    settings = TrainerSettings({}, {"r": 2, **adapters}, 0)
     with pytest.raises(ValueError, match=message) as error:
         check_model(source, settings)
     assert "\n" not in str(error.value)
@@ -438,12 +438,16 @@ def test_what_fits_no_module_is_refused_by_name_before_training(tmp_path, adapte
 
 def test_a_name_alone_is_a_list_of_it(tmp_path):
     source = find_model(save_tiny(tmp_path / "model", tied=False))
-    alone = check_model(source, SFTSettings({}, {"r": 2, "modules_to_save": "lm_head"}, 0))
-    listed = check_model(source, SFTSettings({}, {"r": 2, "modules_to_save": ["lm_head"]}, 0))
+    alone = check_model(source, TrainerSettings({}, {"r": 2, "modules_to_save": "lm_head"}, 0))
+    listed = check_model(source, TrainerSettings({}, {"r": 2, "modules_to_save": ["lm_head"]}, 0))
     assert alone.n_trained == listed.n_trained
-    without = check_model(source, SFTSettings({}, {"r": 2, "target_modules": ["all-linear"]}, 0))
+    without = check_model(
+        source, TrainerSettings({}, {"r": 2, "target_modules": ["all-linear"]}, 0)
+    )
     assert alone.n_trained - without.n_trained == 262 * 32
-    assert lora_config(SFTSettings({}, {"target_parameters": "a"}, 0)).target_parameters == ["a"]
+    assert lora_config(TrainerSettings({}, {"target_parameters": "a"}, 0)).target_parameters == [
+        "a"
+    ]
 
 
 WRONG = [
@@ -465,12 +469,12 @@ WRONG = [
 @pytest.mark.parametrize(("adapters", "message"), WRONG, ids=str)
 def test_values_that_lora_does_not_take_are_refused_before_anything_is_loaded(adapters, message):
     with pytest.raises(ValueError, match=message):
-        lora_config(SFTSettings({}, adapters, 0))
+        lora_config(TrainerSettings({}, adapters, 0))
 
 
 def test_what_lora_takes():
     said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "lora_alpha": 2.5, "bias": "all"}
-    config = lora_config(SFTSettings({}, {**said, "init_lora_weights": "pissa_niter_4"}, 0))
+    config = lora_config(TrainerSettings({}, {**said, "init_lora_weights": "pissa_niter_4"}, 0))
     assert (config.lora_alpha, config.bias) == (2.5, "all")
 
 
@@ -485,7 +489,7 @@ def test_what_cannot_be_done_over_quantised_weights(tmp_path, load_in, adapters,
     pytest.importorskip("bitsandbytes")
     source = find_model(save_tiny(tmp_path / "model"), load_in=load_in)
     with pytest.raises(ValueError, match=message):
-        check_model(source, SFTSettings({}, {"r": 2, **adapters}, 0))
+        check_model(source, TrainerSettings({}, {"r": 2, **adapters}, 0))
 
 
 def test_a_capture_says_what_is_trained_and_how_the_weights_are_held(tmp_path, capsys):

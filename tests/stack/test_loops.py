@@ -25,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 
 import gradsift as gs
 from gradsift.terms import LAYERS, STATISTICS
-from gradsift.training.sft import as_dataset
+from gradsift.training.trainer import as_dataset
 from oracle import gradients_of, relative_error, statistics_of
 from tiny import random_instances, tiny_llama, tiny_tokenizer
 
@@ -84,7 +84,7 @@ def sft_trainer(tmp_path, model, dataset=None, **options):
 
 
 def rows_by_tokens():
-    from gradsift.stages.row_names import row_key
+    from gradsift.recording.row_names import row_key
 
     return {
         row_key(torch.tensor(row.input_ids), torch.tensor(row.labels)): row for row in INSTANCES
@@ -158,7 +158,7 @@ def packed_batch(*, mask):
 
 
 def test_where_rows_begin_may_be_told_as_flash_attention_is_told(tmp_path):
-    from gradsift.stages.loop_batch import positions_from
+    from gradsift.recording.loop_batch import positions_from
 
     batch = packed_batch(mask=False)
     lengths = [len(row.input_ids) for row in INSTANCES[:3]]

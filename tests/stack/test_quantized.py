@@ -23,12 +23,12 @@ from adapted import (
 from gradsift.config import resolve
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training import quantized, self_check
+from gradsift.training.cost import probe_step
 from gradsift.training.finetune import fine_tune, load_fine_tuned
 from gradsift.training.model import find_model, load_model
-from gradsift.training.probe import probe_step
 from gradsift.training.self_check import first_exact_path
-from gradsift.training.sft import RecordingSFTTrainer
-from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.trainer import RecordingSFTTrainer
+from gradsift.training.trainer_settings import TrainerSettings
 from oracle import relative_error, statistics_of
 from test_cli import invoke
 from tiny import save_tiny, tiny_llama, tiny_tokenizer
@@ -136,7 +136,7 @@ LENGTHS = [len(item.input_ids) for item in INSTANCES]
 
 def trainer_for(tmp_path, folder, load_in, **sft):
     settings = {"per_device_train_batch_size": 4, "learning_rate": 0.02, **sft}
-    settings = SFTSettings(settings, {"r": 2, "lora_alpha": 8}, 0)
+    settings = TrainerSettings(settings, {"r": 2, "lora_alpha": 8}, 0)
     model = load_model(find_model(folder, load_in=load_in))
     return RecordingSFTTrainer(model, tiny_tokenizer(), INSTANCES, settings, tmp_path)
 
@@ -293,7 +293,9 @@ def test_outliers_couple_rows_and_that_is_said(tmp_path, folders):
 def test_an_arm_is_examined_through_the_very_weights_it_was_trained_over(tmp_path, folders):
     """Merging would round them anew; evaluating on a CPU must not, either."""
     source = find_model(folders[False], load_in="4bit")
-    settings = SFTSettings({"learning_rate": 0.02, "per_device_train_batch_size": 4}, {"r": 2}, 0)
+    settings = TrainerSettings(
+        {"learning_rate": 0.02, "per_device_train_batch_size": 4}, {"r": 2}, 0
+    )
     tuned = fine_tune(
         load_model(source),
         tiny_tokenizer(),

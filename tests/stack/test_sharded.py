@@ -49,7 +49,7 @@ def assert_same_records(two, one, rtol=1e-5):
     np.testing.assert_array_equal(two.step, one.step)
     np.testing.assert_array_equal(two.n_response_tokens, one.n_response_tokens)
     np.testing.assert_allclose(two.loss, one.loss, rtol=rtol)
-    np.testing.assert_allclose(two.error_norm, one.error_norm, rtol=rtol)
+    np.testing.assert_allclose(two.el2n, one.el2n, rtol=rtol)
     np.testing.assert_allclose(two.content_ND, one.content_ND, rtol=1e-4, atol=1e-5)
     assert two.layers == one.layers
     for layer, by_name in two.statistics.items():
@@ -131,7 +131,7 @@ def test_capture(tmp_path, inputs, kind):
     launch(WORKER, tmp_path, "captures", kind, inputs)
     for model in MODELS:
         for when in ("during", "after"):
-            options = {"when": when, "model": model, "rows_a_process": 4}
+            options = {"record_at": when, "model": model, "rows_a_process": 4}
             one = capture(tmp_path / "one", inputs, **options)
             two = read_store(tmp_path / f"{model} {when}")
             assert sorted(set(two.step)) == ([0, 1, 2, 3, 4, 5] if when == "during" else [5])

@@ -5,11 +5,11 @@ import sys
 import numpy as np
 import pytest
 
-from gradsift.store.files import write_json
 from gradsift.store.manifest import MANIFEST_NAME, Manifest, load_manifest
 from gradsift.store.reader import read_store
 from gradsift.store.writer import PARTS_FOLDER, StoreWriter
 from gradsift.terms import LAYERS, STATISTICS
+from gradsift.utils import write_json
 
 WIDTH, SKETCH = 3, 4
 
@@ -33,7 +33,7 @@ def records(*names, status="ok"):
                     "layer": layer,
                     "step": int(value) // 2,
                     "loss": value + 0.5,
-                    "error_norm": value + 0.25,
+                    "el2n": value + 0.25,
                     "n_response_tokens": int(value) + 1,
                     **{s: value + i / 10 for i, s in enumerate(STATISTICS)},
                     "status": status,
@@ -55,7 +55,7 @@ def test_what_is_written_is_read(tmp_path):
     store = read_store(str(tmp_path))
     assert store.instance_ids == ("r1", "r2", "r3", "r4")
     np.testing.assert_array_equal(store.loss, [1.5, 2.5, 3.5, 4.5])
-    np.testing.assert_array_equal(store.error_norm, [1.25, 2.25, 3.25, 4.25])
+    np.testing.assert_array_equal(store.el2n, [1.25, 2.25, 3.25, 4.25])
     np.testing.assert_array_equal(store.n_response_tokens, [2, 3, 4, 5])
     np.testing.assert_allclose(store.statistics["embedding"]["min"], [1.1, 2.1, 3.1, 4.1])
     np.testing.assert_array_equal(store.content_ND, np.repeat([[1], [2], [3], [4]], WIDTH, 1))

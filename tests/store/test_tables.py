@@ -2,16 +2,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gradsift.store.files import write_parquet
-from gradsift.store.loss_table import (
-    LossesMissing,
+from gradsift.store.tables import (
+    NEIGHBOURS_NAME,
+    POOL_NAME,
+    POOL_SCHEMA,
+    ReferenceLossesMissing,
     instances_with_losses,
     n_loss_parts,
     read_losses,
+    read_neighbours,
+    read_pool_table,
     write_losses,
+    write_neighbours,
 )
-from gradsift.store.neighbour_table import NEIGHBOURS_NAME, read_neighbours, write_neighbours
-from gradsift.store.pool_table import POOL_NAME, POOL_SCHEMA, read_pool_table
+from gradsift.utils import write_parquet
 
 GRAPH = (
     np.array([0, 2, 3, 5]),
@@ -44,7 +48,9 @@ def losses(*values):
 def test_losses_of_several_parts_are_read_in_the_order_asked_for(tmp_path):
     write_losses(tmp_path, 0, "m", ["b", "a"], losses(1.0, 2.0))
     assert instances_with_losses(tmp_path, "m") == {"a", "b"}
-    with pytest.raises(LossesMissing, match=r"1 of 3 instances have no losses.*gradsift losses"):
+    with pytest.raises(
+        ReferenceLossesMissing, match=r"1 of 3 instances have no losses.*gradsift losses"
+    ):
         read_losses(tmp_path, ["a", "b", "c"])
     write_losses(tmp_path, n_loss_parts(tmp_path), "m", ["c"], losses(float("nan")))
     found = read_losses(tmp_path, ["a", "b", "c"])

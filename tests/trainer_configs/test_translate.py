@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from gradsift.config import resolve
+from gradsift.data.dataset_configs import axolotl_dataset
 from gradsift.data.formats import Columns
-from gradsift.data.stanzas import axolotl_dataset
 from gradsift.trainer_configs.keys import Decided, Joint, OneOf, Refused, Setting
 from gradsift.trainer_configs.translate import TOOLS, tool_of, translate
 
@@ -382,7 +382,7 @@ def test_what_becomes_an_sft_setting_is_one_that_gradsift_takes():
     trl = pytest.importorskip("trl")
     peft = pytest.importorskip("peft")
     from gradsift.config import RunConfig
-    from gradsift.training.sft_settings import RESERVED
+    from gradsift.training.trainer_settings import RESERVED
 
     names = set()
     for tool in TOOLS:

@@ -20,9 +20,9 @@ from gradsift.training.batches import (
 )
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.isolation import keeps_apart
-from gradsift.training.scoring import score
-from gradsift.training.sft_settings import SFTSettings
-from gradsift.training.tracking import track
+from gradsift.training.layers import track
+from gradsift.training.record_writer import score
+from gradsift.training.trainer_settings import TrainerSettings
 from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 N = 26
@@ -120,14 +120,14 @@ def tiny_opt():
         return OPTForCausalLM(config)
 
 
-def captured(folder, batching, *, model=None, when="during", backward=True, learning_rate=0.0):
+def captured(folder, batching, *, model=None, record_at="during", backward=True, learning_rate=0.0):
     instances = random_instances(N, seed=0, n_prompt=1)
     sft = {"per_device_train_batch_size": 4, "learning_rate": learning_rate}
     epoch = PreliminaryEpoch(
         tiny_llama() if model is None else model,
         tiny_tokenizer(),
         instances,
-        SFTSettings(sft, None, 0, batching=batching),
+        TrainerSettings(sft, None, 0, batching=batching),
         SketchSpec(16, 0),
         folder / "checkpoints",
     )
@@ -144,11 +144,11 @@ def captured(folder, batching, *, model=None, when="during", backward=True, lear
 
 
 @pytest.mark.parametrize(
-    ("when", "backward"), [("during", True), ("after", True), ("after", False)]
+    ("record_at", "backward"), [("during", True), ("after", True), ("after", False)]
 )
 @pytest.mark.parametrize("batching", ["packed", "by_length"])
 def test_records_are_those_of_padded_rows(tmp_path, batching, when, backward):
-    options = {"when": when, "backward": backward}
+    options = {"record_at": when, "backward": backward}
     _, padded = captured(tmp_path / "padded", "random", **options)
     trainer, ours = captured(tmp_path / "ours", batching, **options)
     assert trainer.batching == batching

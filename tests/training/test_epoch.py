@@ -16,9 +16,9 @@ from gradsift.store.manifest import Manifest
 from gradsift.store.reader import read_store
 from gradsift.store.writer import PARTS_FOLDER, StoreWriter
 from gradsift.training.checkpoint import MARKER
+from gradsift.training.cost import Plan, estimate_cost
 from gradsift.training.epoch import PreliminaryEpoch
-from gradsift.training.estimate import Plan, estimate_cost
-from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.trainer_settings import TrainerSettings
 from tiny import random_instances, tiny_llama, tiny_tokenizer
 
 N = 24
@@ -35,7 +35,7 @@ def capture(folder, *, model=None, wait_seconds=0.0, stop_after=None, batching="
         tiny_llama() if model is None else model,
         tiny_tokenizer(),
         make_instances(),
-        SFTSettings(sft, None, 0, batching=batching),
+        TrainerSettings(sft, None, 0, batching=batching),
         SketchSpec(16, 0),
         folder / "checkpoints",
     )
@@ -134,7 +134,7 @@ def test_another_order_of_rows_is_refused(tmp_path):
         tiny_llama(),
         tiny_tokenizer(),
         instances[1:] + instances[:1],
-        SFTSettings({"per_device_train_batch_size": 2, "learning_rate": 1e-2}, None, 0),
+        TrainerSettings({"per_device_train_batch_size": 2, "learning_rate": 1e-2}, None, 0),
         SketchSpec(16, 0),
         tmp_path / "checkpoints",
     )
@@ -185,7 +185,7 @@ def test_the_estimate_counts_and_leaves_the_model_alone(tmp_path):
         tiny_llama(),
         tiny_tokenizer(),
         make_instances(),
-        SFTSettings({}, None, 0),
+        TrainerSettings({}, None, 0),
         SketchSpec(16, 0),
         tmp_path,
     )
@@ -204,12 +204,12 @@ def test_the_estimate_counts_and_leaves_the_model_alone(tmp_path):
 
 @pytest.mark.parametrize("lora", [None, {"r": 2}])
 def test_the_estimate_counts_the_optimizers_state(tmp_path, monkeypatch, lora):
-    monkeypatch.setattr("gradsift.training.estimate._peak_bytes", lambda device: 1000)
+    monkeypatch.setattr("gradsift.training.cost._peak_bytes", lambda device: 1000)
     epoch = PreliminaryEpoch(
         tiny_llama(),
         tiny_tokenizer(),
         make_instances(),
-        SFTSettings({}, lora, 0),
+        TrainerSettings({}, lora, 0),
         SketchSpec(16, 0),
         tmp_path,
     )

@@ -3,6 +3,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from gradsift.gradients.head import HeadTransform
+from gradsift.training.layers import head_transform, track
 from gradsift.training.model import (
     find_model,
     load_config,
@@ -11,7 +12,6 @@ from gradsift.training.model import (
     model_fingerprint,
     tokenizer_fingerprint,
 )
-from gradsift.training.tracking import head_transform, track
 from tiny import save_tiny, tiny_gpt2, tiny_llama
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import LlamaConfig
 
-from gradsift.training.plan import PlanSettings, Shapes, plan_memory
+from gradsift.training.memory_plan import PlanSettings, Shapes, plan_memory
 from tiny import tiny_gpt2, tiny_llama
 
 LLAMA_70B = LlamaConfig(

@@ -10,9 +10,9 @@ from gradsift.store.reader import read_store
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS, STATISTICS
 from gradsift.training.epoch import PreliminaryEpoch
-from gradsift.training.scoring import score
+from gradsift.training.record_writer import score
 from gradsift.training.self_check import PATHS
-from gradsift.training.sft_settings import SFTSettings
+from gradsift.training.trainer_settings import TrainerSettings
 from oracle import gradients_of, relative_error, statistics_of
 from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
 
@@ -28,7 +28,7 @@ def scored(folder, *, model=None, path="auto", backward=False, stop_after=None, 
         tiny_llama() if model is None else model,
         tiny_tokenizer(),
         list(trained) or make_instances(),
-        SFTSettings({"per_device_train_batch_size": 4, "learning_rate": 1e-2}, None, 0),
+        TrainerSettings({"per_device_train_batch_size": 4, "learning_rate": 1e-2}, None, 0),
         SketchSpec(16, 0),
         folder / "checkpoints",
     )

@@ -9,15 +9,15 @@ import torch
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from gradsift.data.instances import Instance
+from gradsift.data.tokenization import Instance
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.terms import STATISTICS
-from gradsift.training.probe import probe_step
+from gradsift.training.cost import probe_step
+from gradsift.training.layers import track
 from gradsift.training.self_check import PATHS, first_exact_path, recorder_for, self_check
-from gradsift.training.sft import TOKENS, RecordingSFTTrainer, as_dataset
-from gradsift.training.sft_settings import SFTSettings, require_settings
-from gradsift.training.tracking import track
+from gradsift.training.trainer import TOKENS, RecordingSFTTrainer, as_dataset
+from gradsift.training.trainer_settings import TrainerSettings, require_settings
 from oracle import gradients_of, relative_error, statistics_of
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 
@@ -41,7 +41,7 @@ INSTANCES = make_instances()
 
 
 def trainer_for(tmp_path, *, model=None, lora=None, seed=0, instances=INSTANCES, **sft):
-    settings = SFTSettings({"per_device_train_batch_size": 4, **sft}, lora, seed)
+    settings = TrainerSettings({"per_device_train_batch_size": 4, **sft}, lora, seed)
     model = tiny_llama() if model is None else model
     return RecordingSFTTrainer(model, tiny_tokenizer(), instances, settings, tmp_path)
 
@@ -114,7 +114,7 @@ def test_error_norms_are_el2n(tmp_path, path):
         response = torch.tensor(instance.labels[1:]) != -100
         error = logits.softmax(1) - torch.nn.functional.one_hot(ids[1:], 262)
         want = error[response].norm(dim=1).mean()
-        assert records[i].error_norm == pytest.approx(want.item(), rel=1e-5)
+        assert records[i].el2n == pytest.approx(want.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("path", "backend"), [("fused", "aot_eager"), ("hooked", "eager")])
@@ -376,13 +376,13 @@ def test_settings_that_cannot_be_are_refused(tmp_path, sft, message):
     assert "\n" not in str(error.value)
     # And before anything is loaded.
     with pytest.raises(ValueError, match=message):
-        require_settings(SFTSettings(sft, None, 0))
+        require_settings(TrainerSettings(sft, None, 0))
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without accelerator")
 def test_offloading_to_where_everything_is_is_refused():
     with pytest.raises(ValueError, match="activation_offloading: there is no accelerator"):
-        require_settings(SFTSettings({"activation_offloading": True}, None, 0))
+        require_settings(TrainerSettings({"activation_offloading": True}, None, 0))
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_offloading_to_where_everything_is_is_refused():
 )
 def test_settings_that_can_be_leave_the_random_state_alone(sft):
     before = torch.get_rng_state()
-    require_settings(SFTSettings(sft, None, 0))
+    require_settings(TrainerSettings(sft, None, 0))
     assert torch.equal(torch.get_rng_state(), before)
 
 

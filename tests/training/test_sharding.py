@@ -8,6 +8,7 @@ import torch
 from gradsift.gradients.sharding import is_sharded, shape_of, whole
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training.checkpoint import SkipNonFiniteSteps
+from gradsift.training.layers import add_fused_head, track
 from gradsift.training.self_check import LOOP_PATHS, PATHS
 from gradsift.training.sharding import (
     divides_weights,
@@ -16,7 +17,6 @@ from gradsift.training.sharding import (
     require_supported,
     unchecked,
 )
-from gradsift.training.tracking import add_fused_head, track
 from tiny import tiny_llama
 
 CPU = torch.device("cpu")

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from gradsift.data.instances import Instance
-from gradsift.data.rendering import IGNORED
-from gradsift.training.text_losses import text_losses
+from gradsift.data.tokenization import IGNORED, Instance
+from gradsift.evaluation.losses import text_losses
 from tiny import random_instances, tiny_gpt2, tiny_llama
 
 

@@ -5,8 +5,8 @@ import inspect
 import torch
 from trl import SFTConfig, SFTTrainer
 
-from gradsift.data.instances import Instance
-from gradsift.training.sft import as_dataset
+from gradsift.data.tokenization import Instance
+from gradsift.training.trainer import as_dataset
 from tiny import tiny_llama, tiny_tokenizer
 
 

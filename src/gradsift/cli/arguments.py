@@ -66,17 +66,17 @@ def selection_settings(given: dict[str, Any]) -> dict[str, Any]:
         given: From `said`; loses `set_`.
 
     Returns:
-        Settings by name.
+        SelectionConfig by name.
 
     Raises:
         ValueError: For another key.
     """
-    from gradsift.selection.settings import Settings
+    from gradsift.config import SelectionConfig
 
     settings = given.pop("set_", {})
     for key in settings:
-        if key not in Settings.model_fields or key in given:
-            known = ", ".join(name for name in Settings.model_fields if name not in given)
+        if key not in SelectionConfig.model_fields or key in given:
+            known = ", ".join(name for name in SelectionConfig.model_fields if name not in given)
             raise ValueError(f"--set {key}: expected one of {known}.")
     return settings
 

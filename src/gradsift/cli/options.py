@@ -122,7 +122,7 @@ Strategy = Annotated[
     str | None,
     typer.Option(help="grads (default), random, or another name that `gradsift strategies` lists."),
 ]
-Side = Annotated[
+Score = Annotated[
     str | None,
     typer.Option(
         help="Gradient score: consistent (default), representative, informative, balanced or "
@@ -182,7 +182,7 @@ ArmSettings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="A setting of the selection for all arms, as key=value (side=balanced); repeated.",
+        help="A setting of the selection for all arms, as key=value (score=balanced); repeated.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]

@@ -23,8 +23,8 @@ from gradsift.cli.options import (
     NeededBudget,
     Quota,
     RunFolder,
+    Score,
     Seed,
-    Side,
     Statistics,
     Strategy,
     Target,
@@ -37,14 +37,14 @@ def select(
     run_folder: RunFolder,
     budget: NeededBudget,
     strategy: Strategy = None,
-    side: Side = None,
+    side: Score = None,
     layers: Layers = None,
     signal_statistics: Statistics = None,
     adjust: Adjust = None,
     alpha: Alpha = None,
     beta: Beta = None,
     gamma: Gamma = None,
-    near_threshold: Near = None,
+    similarity_threshold: Near = None,
     quota: Quota = None,
     keep: Keep = None,
     drop: Drop = None,
@@ -68,14 +68,14 @@ def strategies(
         list[str] | None,
         typer.Option(help="May be repeated (default: all that can be had from what is there)."),
     ] = None,
-    side: Side = None,
+    side: Score = None,
     layers: Layers = None,
     signal_statistics: Statistics = None,
     adjust: Adjust = None,
     alpha: Alpha = None,
     beta: Beta = None,
     gamma: Gamma = None,
-    near_threshold: Near = None,
+    similarity_threshold: Near = None,
     quota: Quota = None,
     keep: Keep = None,
     drop: Drop = None,
@@ -99,14 +99,14 @@ def stability(
         typer.Option(help="Run folder with the same rows, such as one of another seed; repeated."),
     ] = None,
     strategy: Strategy = None,
-    side: Side = None,
+    side: Score = None,
     layers: Layers = None,
     signal_statistics: Statistics = None,
     adjust: Adjust = None,
     alpha: Alpha = None,
     beta: Beta = None,
     gamma: Gamma = None,
-    near_threshold: Near = None,
+    similarity_threshold: Near = None,
     quota: Quota = None,
     keep: Keep = None,
     drop: Drop = None,
@@ -131,7 +131,7 @@ def explain(
     json_: Json = False,
 ) -> None:
     """Say why a row was kept or not."""
-    from gradsift.stages.explain import explain_row
+    from gradsift.commands.explain import explain_row
 
     show(explain_row(run_folder, row_id, name), json_)
 
@@ -142,6 +142,6 @@ def agreement(
     json_: Json = False,
 ) -> None:
     """Say how alike two captures rank the rows, such as a cheap one and a full one."""
-    from gradsift.stages.agreement import compare_runs
+    from gradsift.commands.agreement import compare_runs
 
     show(compare_runs(run_folder, other), json_)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gradsift.errors import GradsiftError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -115,17 +117,17 @@ def require_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         ValueError: If it writes something else, or there is none.
     """
     if name != OWN and name not in FORMS:
-        raise ValueError(f"chat_template is {name!r}; known are {', '.join((OWN, *FORMS))}.")
-    advice = f"--chat-template {OWN} takes the model's own instead."
+        raise GradsiftError(f"chat_template is {name!r}; known are {', '.join((OWN, *FORMS))}.")
+    advice = f"`chat_template` {OWN} takes the model's own instead."
     if not tokenizer.chat_template:
         advice = "Put one into the model's tokenizer_config.json, or leave chat_template out."
-        raise ValueError(f"chat_template is {name!r}, but the tokenizer has none. {advice}")
+        raise GradsiftError(f"chat_template is {name!r}, but the tokenizer has none. {advice}")
     if name == OWN:
         return
     for probe in PROBES:
         wanted, found = _wanted(FORMS[name], probe, tokenizer), _found(probe, tokenizer)
         if wanted != found:
-            raise ValueError(
+            raise GradsiftError(
                 f"chat_template is {name!r}, which writes {wanted!r}; the tokenizer's own writes "
                 f"{found!r}. Rows are rendered by the tokenizer's own: {advice}"
             )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gradsift.data import lines, tables
-from gradsift.data.source import LINE_CONTAINERS, RawRow, Source
+from gradsift.data.sources import LINE_CONTAINERS, RawRow, Source
 
 
 def read_rows(source: Source) -> Iterator[RawRow]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from gradsift.data.formats import SHAREGPT_ROLES, Columns
+from gradsift.errors import GradsiftError
 
 ROWS_TO_DETECT_FROM = 100
 QA_PAIRS = (
@@ -66,12 +67,12 @@ def _detect(first: Sequence[Mapping[str, Any]], columns: Columns) -> str:
     if not found:
         fields = sorted(set().union(*first))
         semicolons = len(fields) == 1 and ";" in fields[0]
-        raise ValueError(
+        raise GradsiftError(
             f"the row format is not recognised from the fields {fields}. "
             + ("The columns seem to be separated by ';': save them with commas. " * semicolons)
             + "Known: messages; conversations (sharegpt); prompt + completion; instruction + "
-            "output (alpaca); question + answer (qa); text. Name two columns with --prompt-column "
-            "and --response-column, or force one with --format."
+            "output (alpaca); question + answer (qa); text. Name two columns with `prompt_column` "
+            "and `response_column`, or force one with `format`."
         )
     return found[0][0]
 
@@ -79,9 +80,9 @@ def _detect(first: Sequence[Mapping[str, Any]], columns: Columns) -> str:
 def _format_of(record: Mapping[str, Any]) -> str | None:
     fields = set(record)
     if {"messages", "conversations"} <= fields:
-        raise ValueError(
-            "the rows have messages and conversations; choose with --format messages or "
-            "--format sharegpt."
+        raise GradsiftError(
+            "the rows have messages and conversations; choose with `format` messages or "
+            "`format` sharegpt."
         )
     if "messages" in fields:
         return "sharegpt" if "from" in next(iter(_turns(record, "messages")), {}) else "messages"
@@ -98,15 +99,15 @@ def _format_of(record: Mapping[str, Any]) -> str | None:
 
 def _require_useful(columns: Columns, row_format: str, fields: set[str]) -> None:
     if columns.prompt and row_format in WITHOUT_PAIR:
-        raise ValueError(
+        raise GradsiftError(
             f"rows of format {row_format} have no question and answer column; leave out "
-            "--prompt-column and --response-column, or say --format qa."
+            "`prompt_column` and `response_column`, or say `format` qa."
         )
     if columns.system and row_format in WITHOUT_SYSTEM:
-        raise ValueError(f"rows of format {row_format} take no --system-column; leave it out.")
+        raise GradsiftError(f"rows of format {row_format} take no `system_column`; leave it out.")
     for name in (columns.prompt, columns.response, columns.system):
         if name is not None and name not in fields:
-            raise ValueError(f"no row has a field {name!r}; found {sorted(fields)}.")
+            raise GradsiftError(f"no row has a field {name!r}; found {sorted(fields)}.")
 
 
 def _sharegpt_names(first: Sequence[Mapping[str, Any]], columns: Columns) -> Columns:

@@ -1,4 +1,7 @@
-"""What a row says, freed from its format: a conversation, or plain text; or why it says nothing."""
+"""What a row says, freed from its format: a conversation, or plain text; or why it says nothing.
+
+Which language a row's answer is in.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ DROP_REASONS = {
     "empty_response": "the response is empty",
     "duplicate_id": "an earlier row has the same id",
     "template_error": "the chat template refuses the conversation",
-    "too_long": "longer than --max-length, with --truncation drop",
+    "too_long": "longer than `max_length`, with `truncation` drop",
     "no_response_token": "after truncation no token of the response is left",
     "not_recorded": "the training loop did not come to it",
     "non_finite_gradient": "its gradient is not finite",
@@ -81,3 +84,33 @@ def require_trainable(example: Example) -> Example:
     if not any((m.get("content") or "").strip() or m.get("tool_calls") for m in trained):
         raise RowError("empty_response", "all trained assistant turns are empty")
     return example
+
+
+# A guess from fewer characters than this is worth nothing.
+FEWEST_CHARACTERS = 40
+# The beginning is enough, and keeps a pool of long rows quick.
+_MOST_CHARACTERS = 1_000
+TOO_SHORT = "too short to tell"
+
+
+def language_of(example: Example) -> str:
+    """Guess the language of what is trained on.
+
+    Args:
+        example: A row.
+
+    Returns:
+        An ISO 639-1 code, or TOO_SHORT.
+    """
+    # It comes with what capturing needs, not with what selecting needs.
+    import py3langid
+
+    if isinstance(example, Plain):
+        text = example.response
+    else:
+        turns = zip(example.messages, example.train, strict=True)
+        text = "\n".join(str(turn.get("content") or "") for turn, trained in turns if trained)
+    text = text.strip()
+    if len(text) < FEWEST_CHARACTERS:
+        return TOO_SHORT
+    return str(py3langid.classify(text[:_MOST_CHARACTERS])[0])

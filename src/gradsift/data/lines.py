@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gradsift.data.source import RawRow
+from gradsift.data.sources import RawRow
+from gradsift.errors import GradsiftError
 
 BOM = b"\xef\xbb\xbf"
 
@@ -102,20 +103,22 @@ def _json(path: Path) -> Iterator[RawRow]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8: {error.reason} at byte {error.start}.") from None
+        raise GradsiftError(f"{path}: not UTF-8: {error.reason} at byte {error.start}.") from None
     with path.open("rb") as file:
         has_bom = file.read(3) == BOM
     decoder = json.JSONDecoder()
     at = _skip_space(text, 0)
     if text[at : at + 1] != "[":
-        raise ValueError(f"{path}: expected a JSON array of objects, found {text[at : at + 20]!r}.")
+        raise GradsiftError(
+            f"{path}: expected a JSON array of objects, found {text[at : at + 20]!r}."
+        )
     at = _skip_space(text, at + 1)
     index, byte, counted, line = 0, len(BOM) if has_bom else 0, 0, 1
     while text[at : at + 1] != "]":
         try:
             value, stop = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            raise ValueError(
+            raise GradsiftError(
                 f"{path}: not JSON: {error}. A JSON array is read whole or not at all; JSON lines "
                 "(.jsonl) survive a broken row."
             ) from None
@@ -134,12 +137,16 @@ def _json(path: Path) -> Iterator[RawRow]:
         if text[at : at + 1] == ",":
             at = _skip_space(text, at + 1)
             if text[at : at + 1] == "]":
-                raise ValueError(f"{path}: line {line}: a comma after the last element; remove it.")
+                raise GradsiftError(
+                    f"{path}: line {line}: a comma after the last element; remove it."
+                )
         elif text[at : at + 1] != "]":
-            raise ValueError(f"{path}: line {line}: expected a comma or ] after element {index}.")
+            raise GradsiftError(
+                f"{path}: line {line}: expected a comma or ] after element {index}."
+            )
     rest = text[at + 1 :].strip(" \t\r\n")
     if rest:
-        raise ValueError(f"{path}: expected nothing after the array's ], found {rest[:20]!r}.")
+        raise GradsiftError(f"{path}: expected nothing after the array's ], found {rest[:20]!r}.")
 
 
 def _skip_space(text: str, at: int) -> int:
@@ -192,16 +199,16 @@ def _column_names(path: Path, reader: Iterator[list[str]]) -> list[str]:
     try:
         names = next(reader, None)
     except csv.Error as problem:
-        raise ValueError(
+        raise GradsiftError(
             f"{path}: line 1: no line with column names: {problem}. Lines must end in \\n or "
             "\\r\\n, and quotes must be closed."
         ) from None
     if not names:
         what = "the file is empty" if names is None else "line 1 is blank"
-        raise ValueError(f"{path}: {what}; expected a line with column names.")
+        raise GradsiftError(f"{path}: {what}; expected a line with column names.")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{path}: line 1: column names must differ, found twice: {twice}.")
+        raise GradsiftError(f"{path}: line 1: column names must differ, found twice: {twice}.")
     return names
 
 

@@ -1,14 +1,28 @@
-"""The pool: every row of an SFT source, with its id and what it says, or the reason why not."""
+"""The pool: every row of an SFT source, with its id and what it says, or the reason why not.
+
+Raw row → pool row: which id it gets, which hash its content has, or why it is dropped.
+
+
+SFT source → pool: which format and columns it has, and each of its rows read.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from gradsift.data.example import Example
-from gradsift.data.formats import Columns
-from gradsift.data.source import Source
+from gradsift.data.containers import fingerprint, read_rows
+from gradsift.data.dataset_info import read_dataset_info
+from gradsift.data.detection import settle_format
+from gradsift.data.example import Example, RowError
+from gradsift.data.formats import ROW_FORMATS, Columns, parse_record
+from gradsift.data.sources import RawRow, Source, absolute, find_source
+from gradsift.errors import GradsiftError
 
 
 @dataclass(frozen=True)
@@ -94,3 +108,255 @@ def place(row: int, line: int | None) -> str:
         line: 1-based line of the file, if it has lines.
     """
     return f"row {row}" if line is None else f"line {line}"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read.
+
+    Attributes:
+        row_format: A key of ROW_FORMATS.
+        columns: Names of their fields.
+        train_on: "all" assistant turns, or the "last".
+        id_column: Field with a row's own id.
+        id_required: Whether a row without one is dropped.
+        source_column: Field that says where a row comes from.
+    """
+
+    row_format: str
+    columns: Columns
+    train_on: str
+    id_column: str
+    id_required: bool
+    source_column: str
+
+
+def pool_rows_of(raw_rows: Sequence[RawRow], how: Reading) -> tuple[PoolRow, ...]:
+    """Read what every row says.
+
+    Args:
+        raw_rows: As they lie in their source.
+        how: They are read.
+
+    Returns:
+        As many rows, in the same order; those that cannot be used with their reason.
+    """
+    rows = _Rows(how)
+    rows.announce(raw.record for raw in raw_rows if raw.record is not None)
+    return tuple(rows.add(raw) for raw in raw_rows)
+
+
+class _Rows:
+    """Turns raw rows into pool rows, knowing the ids of the file and those given so far."""
+
+    def __init__(self, how: Reading):
+        self._how = how
+        self._ids_in_file: Counter[str] = Counter()
+        self._given: set[str] = set()
+        self._place_of: dict[str, str] = {}
+        self._copies: Counter[str] = Counter()
+
+    def announce(self, records: Iterable[Mapping[str, Any]]) -> None:
+        ids = (_text_of(record, self._how.id_column) for record in records)
+        self._ids_in_file.update(own_id for own_id in ids if own_id is not None)
+
+    def add(self, raw: RawRow) -> PoolRow:
+        where = place(raw.index, raw.line)
+        row = PoolRow(raw.index, raw.line, "", raw.start, raw.end, None, None, None, None)
+        own_id = None if raw.record is None else _text_of(raw.record, self._how.id_column)
+        try:
+            example, content_hash = self._example(raw, own_id)
+        except RowError as error:
+            instance_id = self._id_of_dropped(own_id, raw.index, where)
+            row = replace(row, reason=error.reason, detail=error.detail)
+        else:
+            instance_id = self._hash_id(content_hash) if own_id is None else own_id
+            self._place_of[instance_id] = where
+            source = _text_of(raw.record, self._how.source_column)
+            row = replace(row, example=example, content_hash=content_hash, source=source)
+        self._given.add(instance_id)
+        return replace(row, instance_id=instance_id)
+
+    def _example(self, raw: RawRow, own_id: str | None) -> tuple[Example, str]:
+        if raw.error is not None:
+            raise RowError(*raw.error)
+        example = parse_record(
+            raw.record, self._how.row_format, self._how.columns, self._how.train_on
+        )
+        content_hash = _content_hash(example)
+        if own_id is None and self._how.id_required:
+            raise RowError(
+                "missing_field", f"no text or whole number in id field {self._how.id_column!r}"
+            )
+        if own_id is not None and own_id in self._place_of:
+            raise RowError(
+                "duplicate_id", f"id {own_id!r} is also that of {self._place_of[own_id]}"
+            )
+        return example, content_hash
+
+    def _id_of_dropped(self, own_id: str | None, index: int, where: str) -> str:
+        if own_id is None:
+            return self._free(f"dropped-{where.replace(' ', '-')}")
+        # A dropped row must not take an id away from a row that can be used.
+        return own_id if self._ids_in_file[own_id] == 1 else self._free(f"{own_id}#row{index}")
+
+    def _hash_id(self, content_hash: str) -> str:
+        self._copies[content_hash] += 1
+        n = self._copies[content_hash]
+        return self._free(content_hash if n == 1 else f"{content_hash}-{n}")
+
+    def _free(self, wished: str) -> str:
+        while wished in self._given or wished in self._ids_in_file:
+            wished += "_"
+        return wished
+
+
+def _text_of(record: Mapping[str, Any], column: str) -> str | None:
+    value = record.get(column)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        return None
+    # Half a surrogate pair cannot be stored.
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+def _content_hash(example: Example) -> str:
+    text = json.dumps(asdict(example), sort_keys=True, ensure_ascii=False, default=str)
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        found = ascii(text[error.start])
+        raise RowError(
+            "unreadable_line", f"half a surrogate pair ({found}), which stands for no character"
+        ) from None
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+TRAIN_ON = ("all", "last")
+
+
+def load_pool(
+    data: str | Path,
+    *,
+    row_format: str | None = None,
+    id_column: str | None = None,
+    prompt_column: str | None = None,
+    response_column: str | None = None,
+    system_column: str | None = None,
+    source_column: str | None = None,
+    dataset_info: str | Path | None = None,
+    split: str | None = None,
+    train_on: str = "all",
+    labels_needed: bool = True,
+) -> Pool:
+    """Read an SFT source of any known container and row format.
+
+    Args:
+        data: A file, a `save_to_disk` folder, a hub id; with `dataset_info` a name in it.
+        row_format: Forces a format; detected from the first rows if None.
+        id_column: Field with the row's id; `id` is taken if it is there.
+        prompt_column: Field with the question.
+        response_column: Field with the answer.
+        system_column: Field with a system prompt.
+        source_column: Field that says where a row comes from; `source` is taken if it is there.
+        dataset_info: LLaMA-Factory's dataset_info.json.
+        split: Of a folder or hub dataset that has several.
+        train_on: "all" assistant turns, or the "last".
+        labels_needed: Whether fields that are named for id and source have to be there.
+
+    Returns:
+        The pool; rows that cannot be used are in it with their reason.
+
+    Raises:
+        ValueError: If the source cannot be read, its format is not recognised, or no row is usable.
+    """
+    read_as = {
+        "data": str(data) if dataset_info is not None else absolute(data),
+        "format": row_format,
+        "id_column": id_column,
+        "prompt_column": prompt_column,
+        "response_column": response_column,
+        "system_column": system_column,
+        "source_column": source_column,
+        "dataset_info": None if dataset_info is None else absolute(dataset_info),
+        "split": split,
+        "train_on": train_on,
+    }
+    named = Columns(prompt=prompt_column, response=response_column, system=system_column)
+    _require_known(row_format, named, train_on, dataset_info)
+    detected = row_format is None and dataset_info is None
+    if dataset_info is None:
+        source = find_source(str(data), split)
+    else:
+        file, row_format, columns, its_split = read_dataset_info(dataset_info, str(data))
+        source = find_source(file, split or its_split)
+    raw_rows = list(read_rows(source))
+    readable = [raw.record for raw in raw_rows if raw.record is not None]
+    _require_readable(source, raw_rows)
+    if dataset_info is None:
+        row_format, columns = settle_format(readable, row_format, named)
+    if labels_needed:
+        _require_field(source, readable, "id", id_column)
+        _require_field(source, readable, "source", source_column)
+    how = Reading(
+        row_format,
+        columns,
+        train_on,
+        id_column=id_column or "id",
+        id_required=id_column is not None and labels_needed,
+        source_column=source_column or "source",
+    )
+    rows = pool_rows_of(raw_rows, how)
+    pool = Pool(source, row_format, detected, columns, fingerprint(source), rows, read_as)
+    _require_usable(pool)
+    return pool
+
+
+def _require_known(
+    row_format: str | None, named: Columns, train_on: str, dataset_info: str | Path | None
+) -> None:
+    if (named.prompt is None) != (named.response is None):
+        raise GradsiftError(
+            "`prompt_column` and `response_column` belong together; one is missing."
+        )
+    if train_on not in TRAIN_ON:
+        raise GradsiftError(f"train_on is {train_on!r}; known are {', '.join(TRAIN_ON)}.")
+    if row_format is not None and row_format not in ROW_FORMATS:
+        raise GradsiftError(f"format is {row_format!r}; known are {', '.join(ROW_FORMATS)}.")
+    if dataset_info is not None and (row_format is not None or named != Columns()):
+        raise GradsiftError(
+            f"{dataset_info} says the format and the columns; leave out `format` and the "
+            "columns, or `dataset_info`."
+        )
+
+
+def _require_readable(source: Source, raw_rows: Sequence[RawRow]) -> None:
+    if not raw_rows:
+        raise GradsiftError(f"{source.name}: there are no rows in it.")
+    if all(raw.error is not None for raw in raw_rows):
+        first = raw_rows[0]
+        raise GradsiftError(
+            f"{source.name}: none of the {len(raw_rows)} rows can be read; "
+            f"{place(first.index, first.line)}: {first.error[1]}."
+        )
+
+
+def _require_field(
+    source: Source, records: Sequence[Mapping[str, Any]], kind: str, column: str | None
+) -> None:
+    if column is not None and not any(column in record for record in records):
+        raise GradsiftError(
+            f"{source.name}: no row has the {kind} field {column!r}; found "
+            f"{sorted(records[0])}. Name another with --{kind}-column, or leave it out."
+        )
+
+
+def _require_usable(pool: Pool) -> None:
+    if any(row.example is not None for row in pool.rows):
+        return
+    counts = ", ".join(f"{reason} {n}" for reason, n in pool.dropped_by_reason.items())
+    first = pool.rows[0]
+    raise GradsiftError(
+        f"{pool.source.name}: none of the {len(pool.rows)} rows is usable as {pool.row_format} "
+        f"({counts}); {place(first.row, first.line)}: {first.detail}. Force another format with "
+        "`format`, or name two columns with `prompt_column` and `response_column`."
+    )

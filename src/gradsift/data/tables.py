@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradsift.data.source import RawRow, Source
+from gradsift.data.sources import RawRow, Source
+from gradsift.errors import GradsiftError
 
 ROWS_AT_A_TIME = 1000
 
@@ -78,7 +79,9 @@ def _table(source: Source) -> pa.Table:
             with pa.memory_map(source.name) as file:
                 return _arrow_reader(file).read_all()
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{source.name}: cannot be read as {source.container}: {error}") from None
+        raise GradsiftError(
+            f"{source.name}: cannot be read as {source.container}: {error}"
+        ) from None
     dataset = _dataset(source)
     return dataset.with_format("arrow")[:]
 
@@ -105,7 +108,7 @@ def _dataset(source: Source) -> Any:
     try:
         import datasets
     except ImportError:
-        raise ValueError(
+        raise GradsiftError(
             f"{source.name}: reading a {source.container} dataset needs the package datasets: "
             "pip install 'gradsift[train]'"
         ) from None
@@ -116,16 +119,16 @@ def _dataset(source: Source) -> Any:
             found = datasets.load_dataset(source.name)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         first_line = str(error).strip().split("\n")[0]
-        raise ValueError(f"{source.name}: cannot be loaded: {first_line}") from None
+        raise GradsiftError(f"{source.name}: cannot be loaded: {first_line}") from None
     if not isinstance(found, dict):
         if source.split is not None:
-            raise ValueError(f"{source.name}: has no splits; leave out --split {source.split}.")
+            raise GradsiftError(f"{source.name}: has no splits; leave out `split` {source.split}.")
         return found
     if source.split is None and len(found) == 1:
         return next(iter(found.values()))
     if source.split not in found:
-        raise ValueError(
-            f"{source.name}: has the splits {', '.join(found)}; name one with --split."
+        raise GradsiftError(
+            f"{source.name}: has the splits {', '.join(found)}; name one with `split`."
         )
     return found[source.split]
 

@@ -1,4 +1,11 @@
-"""General ability: lm-eval's tasks, run in this process, item by item."""
+"""General ability: lm-eval's tasks, run in this process, item by item.
+
+A small general probe of our own, for where no benchmark is at hand.
+
+Multiple choice: everyday facts, science, arithmetic, grammar and common sense, written for this
+project. It tells a model that forgot a lot from one that did not; it is no benchmark to quote.
+
+"""
 
 from __future__ import annotations
 
@@ -22,7 +29,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gradsift.evaluation.probe import PROBE, probe_task
+from gradsift.errors import GradsiftError
 from gradsift.evaluation.shared_prefix import SharedPrefixLM
 
 # What is read of each item: the first of these that a task has.
@@ -87,14 +94,14 @@ def load_tasks(source: TaskSource, *, trust_code: bool = False) -> dict[str, Any
         known = set(manager.all_tasks)
         missing = [name for name in by_name if name not in known]
         if missing:
-            raise ValueError(
-                f"--general {', '.join(missing)}: lm-eval has no such task. Give a name that "
+            raise GradsiftError(
+                f"`general` {', '.join(missing)}: lm-eval has no such task. Give a name that "
                 "`lm-eval ls tasks` lists, a task's YAML file, a text file, or probe."
             )
         try:
             return manager.load(specs)
         except (OSError, KeyError, TypeError, ImportError) as error:
-            raise ValueError(f"--general: a task cannot be loaded: {error}") from error
+            raise GradsiftError(f"`general`: a task cannot be loaded: {error}") from error
 
 
 def score_tasks(
@@ -161,26 +168,28 @@ def _task_file(path: Path, trust_code: bool) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--general {path}: cannot be read ({error}).") from None
+        raise GradsiftError(f"`general` {path}: cannot be read ({error}).") from None
     if not trust_code and any(
         key in text for key in ("!function", "unsafe_code", "custom_dataset")
     ):
-        raise ValueError(
-            f"--general {path}: this task file names Python code, which would run. Read that code, "
-            "and give --trust-remote-code."
+        raise GradsiftError(
+            f"`general` {path}: this task file names Python code, which would run. Read that code, "
+            "and give `trust_remote_code`."
         )
     if trust_code:
         return str(path)
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"--general {path}: not YAML: {' '.join(str(error).split())}") from None
+        raise GradsiftError(f"`general` {path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or "task" not in content:
-        raise ValueError(f"--general {path}: expected an lm-eval task file, with a `task:` line.")
+        raise GradsiftError(
+            f"`general` {path}: expected an lm-eval task file, with a `task:` line."
+        )
     if _has_key(content, "include"):
-        raise ValueError(
-            f"--general {path}: includes another file, which may name Python code that would run. "
-            "Write its lines into this one, or read it and give --trust-remote-code."
+        raise GradsiftError(
+            f"`general` {path}: includes another file, which may name Python code that would run. "
+            "Write its lines into this one, or read it and give `trust_remote_code`."
         )
     return str(path)
 
@@ -194,7 +203,7 @@ def _has_key(value: object, key: str) -> bool:
 def _scores(task: str, samples: Sequence[dict], way: str) -> TaskScores:
     metric = next((name for name in METRICS if samples and name in samples[0]), None)
     if metric is None:
-        raise ValueError(
+        raise GradsiftError(
             f"task {task}: its items have none of the metrics {', '.join(METRICS)}, so it cannot "
             "be compared item by item."
         )
@@ -241,3 +250,29 @@ def _quiet() -> Generator[None, None, None]:
         logger.setLevel(level)
         if shown:
             enable_progress_bar()
+
+
+PROBE = "probe"
+PROBE_FILE = Path(__file__).with_name("probe.jsonl")
+
+
+def probe_task() -> dict[str, Any]:
+    """Return the probe as a task of lm-eval's.
+
+    Returns:
+        Its configuration; each item has a context, choices and the index of the right one.
+    """
+    return {
+        "task": PROBE,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(PROBE_FILE)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{context}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "target_delimiter": "",
+        "num_fewshot": 0,
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from gradsift.evaluation.padding import padded_left, padding_is_exact
+from gradsift.evaluation.losses import padded_left, padding_is_exact
 
 ROWS_IN_A_BATCH = 32
 

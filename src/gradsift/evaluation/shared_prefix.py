@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from lm_eval.models.huggingface import HFLM
 from transformers import DynamicCache
 
-from gradsift.evaluation.padding import padded_left
+from gradsift.evaluation.losses import padded_left
 
 TOKENS_IN_A_BATCH = 2048
 MOST_CONTINUATIONS = 8

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gradsift.errors import GradsiftError
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Record, RecordingPath, Records, TrackedModel, WatchedLayer
 from gradsift.gradients.statistics import GradientSummary, dense_summary
@@ -161,7 +162,7 @@ def require_match(
         return worst
     got, want = (float(s.values_S[5]) for s in (getattr(record, layer), truth[layer]))
     ratio = got / want if want else float("inf")
-    raise ValueError(
+    raise GradsiftError(
         f"self-check failed: the recorded {layer} gradient of a row is not what autograd gives for "
         f"that row alone. Worst at `{name}`: relative error {worst:.2g}, allowed {tolerance:.0e}; "
         f"l2_norm recorded {got:.6g}, autograd {want:.6g}, ratio {ratio:.6g}. "
@@ -189,9 +190,9 @@ def require_same_loss(seen: Records, plain: Records) -> None:
         (layer, name), worst = max(errors.items(), key=lambda item: item[1])
         # Where the response is nearly certain its gradient is small, and the rounding of the
         # softmax is not.
-        allowed = tolerance * max(1.0, SMALL_ERROR / max(want.error_norm, 1e-30))
+        allowed = tolerance * max(1.0, SMALL_ERROR / max(want.el2n, 1e-30))
         if worst > allowed:
-            raise ValueError(
+            raise GradsiftError(
                 f"the loop's loss is more than the mean negative log-likelihood of the response "
                 f"tokens: without the rest, `{name}` of a row's {layer} gradient differs by "
                 f"{worst:.2g} (allowed {allowed:.0e}). Auxiliary losses (a mixture of experts "

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from gradsift.errors import GradsiftError
 from gradsift.gradients.fused import WEIGHT_TOLERANCE
 from gradsift.gradients.head import HeadRows
 from gradsift.gradients.records import Check
@@ -113,7 +114,7 @@ class MicroBatch:
             )
         missing = [name for name, was_seen in seen.items() if not was_seen]
         if missing:
-            raise ValueError(
+            raise GradsiftError(
                 f"step {self.step}: the hook on the {' and the '.join(missing)} was never called, "
                 "so the gradients of this step were not recorded. Something replaced the model's "
                 "forward pass; recording it is not supported."
@@ -187,7 +188,7 @@ class MicroBatch:
         if tokens_BX.numel() == self.input_ids_BT.numel():
             return self.tokens.rows_BT.flatten()
         if self.tokens.is_packed:
-            raise ValueError(
+            raise GradsiftError(
                 f"step {self.step}: packed rows, and the embedding table is used on "
                 f"{tuple(tokens_BX.shape)} tokens where the batch has "
                 f"{tuple(self.input_ids_BT.shape)}: whose they are cannot be told. Do not pack."
@@ -214,7 +215,7 @@ class MicroBatch:
         """
         n_calls, shape = len(self.head_calls), self.labels_BT.shape
         if n_calls != 1 or self.head_calls[0].x.shape[:-1].numel() != shape.numel():
-            raise ValueError(
+            raise GradsiftError(
                 f"step {self.step}: the head was called {n_calls} times, the last time on "
                 f"{tuple(self.head_calls[-1].x.shape)}; expected once, on [{shape[0]}, {shape[1]}, "
                 "width]. Logits of some positions only are not supported."

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from gradsift.errors import GradsiftError
 from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.precision import widest
 from gradsift.gradients.statistics import GradientSummaries, GradientSummary
@@ -28,7 +29,7 @@ class Record:
         index: The row's index, as given to `begin`.
         step: Optimizer updates made before this gradient was taken.
         loss: Instance loss: mean over the response tokens, in nats.
-        error_norm: Mean over the response tokens of ‖softmax − one-hot‖₂ (EL2N).
+        el2n: Mean over the response tokens of ‖softmax − one-hot‖₂ (EL2N).
         n_response_tokens: Response tokens that have a loss.
         embedding: Summary of the gradient of the instance loss at the input embedding; None if
             there was no backward pass.
@@ -40,7 +41,7 @@ class Record:
     index: int
     step: int
     loss: float
-    error_norm: float
+    el2n: float
     n_response_tokens: int
     embedding: GradientSummary | None
     lm_head: GradientSummary
@@ -111,7 +112,7 @@ class Records:
         values = torch.stack(worst).tolist() if worst else []
         for check, value in zip(checks, values, strict=True):
             if value > check.limit:
-                raise ValueError(check.message(value))
+                raise GradsiftError(check.message(value))
         loss_B, error_B = self.loss_B.tolist(), self.error_norm_B.tolist()
         n_tokens_B, finite_B = self.n_tokens_B.tolist(), self.finite_B().tolist()
         content_BD = self.content_BD.cpu()
@@ -121,7 +122,7 @@ class Records:
                 index=index,
                 step=self.step,
                 loss=loss_B[row],
-                error_norm=error_B[row],
+                el2n=error_B[row],
                 n_response_tokens=n_tokens_B[row],
                 embedding=by_layer[EMBEDDING][row] if EMBEDDING in by_layer else None,
                 lm_head=by_layer[LM_HEAD][row],

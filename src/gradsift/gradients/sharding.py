@@ -7,6 +7,8 @@ import torch.distributed
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from gradsift.errors import GradsiftError
+
 
 def is_sharded(tensor: torch.Tensor) -> bool:
     """Return whether this process holds a part of a tensor only; FSDP2's are whole while in use."""
@@ -58,7 +60,7 @@ def _from_partitions(
     # although the model may be about to use it, and refuses one that is on its way already.
     part = parameter.ds_tensor
     if not part.numel():
-        raise ValueError(
+        raise GradsiftError(
             "DeepSpeed keeps the head's weight on NVMe (offload_param), where it cannot be read: "
             "set offload_param's device to cpu or none."
         )

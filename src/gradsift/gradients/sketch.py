@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gradsift.errors import GradsiftError
 from gradsift.gradients.precision import widest
 
 CHECK_ROWS = 4096
@@ -40,7 +41,7 @@ class SketchSpec:
             ValueError: If it is no power of two, or too large.
         """
         if not 1 <= self.size <= MOST_SKETCH_NUMBERS or self.size & (self.size - 1):
-            raise ValueError(
+            raise GradsiftError(
                 f"sketch_size is {self.size}, expected a power of two up to {MOST_SKETCH_NUMBERS}, "
                 "such as 256 or 1024."
             )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gradsift.errors import GradsiftError
 from gradsift.gradients.precision import widest
 
 
@@ -71,7 +72,7 @@ def transform_between(
             return transform
     z_V, logits_V = (widest(t.flatten(0, -2)[-1]) for t in (z_BTV, logits_BTV))
     ratio = float((logits_V * z_V).sum() / (z_V * z_V).sum())
-    raise ValueError(
+    raise GradsiftError(
         "the model changes the logits after the head in a way that is not known here: they are "
         f"about {ratio:.4g} times the head's output, the configuration says {expected}."
     )

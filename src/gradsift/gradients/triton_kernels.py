@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from gradsift.errors import GradsiftError
 from gradsift.gradients.arithmetic import Chunk
 from gradsift.gradients.plain_torch import Errors
 from gradsift.gradients.precision import widest
@@ -308,4 +309,4 @@ def require_right_sums(device: torch.device) -> None:
     got = [*sums_5.tolist(), float(found.square_n[0]), float(found.delta_nr[0, 1])]
     want = [16, 16, 16**3, 16**3, 16**4, (15 / 16) ** 2 + 15 / 16**2, 1 / 16]
     if any(abs(one - other) > 1e-3 * other for one, other in zip(got, want, strict=True)):
-        raise ValueError(f"sums are {got}, expected {want}")
+        raise GradsiftError(f"sums are {got}, expected {want}")

@@ -1,6 +1,9 @@
 """What a subset is like beside its pool, and what ought to worry the user.
 
 Shapes: N instances of the pool, S rows of a subset.
+
+
+An audit as a program and as a person wants it.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import numpy as np
 
 from gradsift.selection.candidates import Candidates
 from gradsift.selection.neighbours import Neighbours
-from gradsift.selection.signal import rank_correlation
+from gradsift.selection.scores import rank_correlation
 
 # The score is mostly length above this rank correlation.
 LENGTH_WARNING = 0.5
@@ -128,9 +131,9 @@ def audit(
     pool: Candidates,
     selected_S: np.ndarray,
     score_N: np.ndarray,
-    topic_N: np.ndarray,
+    cluster_N: np.ndarray,
     neighbours: Neighbours,
-    near_threshold: float,
+    similarity_threshold: float,
 ) -> Audit:
     """Compare a subset with its pool.
 
@@ -138,9 +141,9 @@ def audit(
         pool: The instances.
         selected_S: Positions of the subset, at least one.
         score_N: Gradient score.
-        topic_N: Cluster of content of each instance.
+        cluster_N: Cluster of content of each instance.
         neighbours: Of the pool.
-        near_threshold: Cosine above which two rows are near-duplicates.
+        similarity_threshold: Cosine above which two rows are near-duplicates.
 
     Returns:
         The audit, without warnings.
@@ -160,10 +163,10 @@ def audit(
         gradient_score=pair(score_N),
         high_loss_share=pair(high_loss_N),
         duplicate_share=(
-            repeated_share(neighbours, everything, near_threshold),
-            repeated_share(neighbours, selected_S, near_threshold),
+            repeated_share(neighbours, everything, similarity_threshold),
+            repeated_share(neighbours, selected_S, similarity_threshold),
         ),
-        topics=_mix([str(topic) for topic in topic_N], selected_N),
+        topics=_mix([str(topic) for topic in cluster_N], selected_N),
         sources=None if pool.source is None else _mix(pool.source, selected_N),
         languages=None if pool.language is None else _mix(pool.language, selected_N),
         length_correlation=rank_correlation(score_N, pool.n_response_tokens),
@@ -200,13 +203,13 @@ def warnings(
     if cut_share is not None and cut_share > CUT_WARNING:
         lines.append(
             f"the density cut calls {100 * cut_share:.0f} % of the pool untypical: more than "
-            f"{100 * CUT_WARNING:.0f} % is rarely noise; compare with another --side"
+            f"{100 * CUT_WARNING:.0f} % is rarely noise; compare with another `side`"
         )
     pool, subset = found.gradient_score
     if uses_score and subset < pool:
         lines.append(
             f"the subset's mean gradient score is {subset:.2f}, below {pool:.2f} of a random "
-            "subset: diversity outweighs it; raise --alpha or lower --beta"
+            "subset: diversity outweighs it; raise `alpha` or lower `beta`"
         )
     pool, subset = found.high_loss_share
     if subset > HIGH_LOSS_WARNING * pool:
@@ -218,7 +221,7 @@ def warnings(
     if uses_score and rho is not None and abs(rho) > LENGTH_WARNING:
         lines.append(
             f"the gradient score is mostly {'length' if rho > 0 else 'shortness'} (rank "
-            f"correlation {rho:+.2f}): try --adjust response_length"
+            f"correlation {rho:+.2f}): try `adjust` response_length"
         )
     for name, mix in (("source", found.sources), ("language", found.languages)):
         if mix is not None and mix.missing:
@@ -229,25 +232,27 @@ def warnings(
             lines.append(
                 f"{name} {value!r} has shrunk from {100 * share:.0f} % of the pool to "
                 f"{100 * kept:.0f} % of the subset"
-                + (f"; --quota '*={mix.kept:.3g}%' keeps it" if name == "source" else "")
+                + (f"; `quota` '*={mix.kept:.3g}%' keeps it" if name == "source" else "")
             )
     return lines
 
 
-def repeated_share(neighbours: Neighbours, rows_S: np.ndarray, near_threshold: float) -> float:
+def repeated_share(
+    neighbours: Neighbours, rows_S: np.ndarray, similarity_threshold: float
+) -> float:
     """Compute the share of rows that repeat another one of them with a smaller position.
 
     Args:
         neighbours: Of the pool.
         rows_S: Positions, at least one.
-        near_threshold: Cosine above which two rows are near-duplicates.
+        similarity_threshold: Cosine above which two rows are near-duplicates.
 
     Returns:
         0 where no two are near-duplicates.
     """
     inside_N = np.zeros(len(neighbours), dtype=bool)
     inside_N[rows_S] = True
-    first_E, second_E, _ = neighbours.pairs_above(near_threshold)
+    first_E, second_E, _ = neighbours.pairs_above(similarity_threshold)
     repeats_E = inside_N[first_E] & inside_N[second_E]
     return len(np.unique(second_E[repeats_E])) / len(rows_S)
 
@@ -270,3 +275,103 @@ def _mix(values: Sequence[str], selected_N: np.ndarray) -> Mix:
     pool = Counter(values)
     subset = Counter(value for value, kept in zip(values, selected_N, strict=True) if kept)
     return Mix({value: (count, subset[value]) for value, count in pool.most_common()})
+
+
+_SHOWN = 5
+
+
+def audit_summary(audit: Audit) -> dict[str, object]:
+    """Return what a program wants to know.
+
+    Args:
+        audit: Of a selection.
+
+    Returns:
+        Values by name; pairs are `pool` and `subset`.
+    """
+    names = (
+        "n_rows",
+        "response_tokens",
+        "loss",
+        "gradient_score",
+        "high_loss_share",
+        "duplicate_share",
+    )
+    pairs = {
+        name: dict(zip(("pool", "subset"), getattr(audit, name), strict=True)) for name in names
+    }
+    mixes = {
+        name: None if mix is None else _mix_summary(mix)
+        for name, mix in (
+            ("topics", audit.topics),
+            ("sources", audit.sources),
+            ("languages", audit.languages),
+        )
+    }
+    return {
+        **pairs,
+        **mixes,
+        "score_length_correlation": audit.length_correlation,
+        "selected_length_correlation": audit.selected_length_correlation,
+    }
+
+
+def audit_lines(audit: Audit) -> list[str]:
+    """Return what a person wants to know.
+
+    Args:
+        audit: Of a selection.
+
+    Returns:
+        Lines of a table: the pool, the subset.
+    """
+    lines = [f"{'rows':44}{'pool':>10}{'subset':>10}"]
+    for label, pair, digits in (
+        ("median response tokens", audit.response_tokens, 0),
+        ("mean loss", audit.loss, 3),
+        ("mean gradient score", audit.gradient_score, 3),
+    ):
+        lines.append(f"{label:44}" + "".join(f"{value:10.{digits}f}" for value in pair))
+    for label, pair in (
+        ("among the tenth with the highest loss", audit.high_loss_share),
+        ("near-duplicates of an earlier row", audit.duplicate_share),
+    ):
+        lines.append(f"{label:44}" + "".join(f"{100 * value:9.1f}%" for value in pair))
+    lines.append(f"{'topics':44}" + "".join(f"{n:10}" for n in _present(audit.topics)))
+    for label, mix in (("source", audit.sources), ("language", audit.languages)):
+        if mix is not None:
+            lines += _mix_lines(label, mix)
+    if audit.length_correlation is not None:
+        lines.append(
+            "rank correlation of the gradient score with response length "
+            f"{audit.length_correlation:+.2f}"
+        )
+    return lines
+
+
+def _present(mix: Mix) -> tuple[int, int]:
+    return len(mix.counts), sum(subset > 0 for _, subset in mix.counts.values())
+
+
+def _mix_summary(mix: Mix) -> dict[str, object]:
+    return {
+        "counts": {value: {"pool": a, "subset": b} for value, (a, b) in mix.counts.items()},
+        "distance": mix.distance,
+        "missing": mix.missing,
+        "shrunk": list(mix.shrunk),
+    }
+
+
+def _mix_lines(label: str, mix: Mix) -> list[str]:
+    totals = [sum(pair[side] for pair in mix.counts.values()) for side in (0, 1)]
+    lines = []
+    for value, pair in list(mix.counts.items())[:_SHOWN]:
+        shares = "".join(
+            f"{100 * count / total:9.1f}%" for count, total in zip(pair, totals, strict=True)
+        )
+        # A name may be anything that a file holds.
+        name = "".join(c if c.isprintable() else "?" for c in f"{label} {value}")
+        lines.append(f"{name[:43]:44}{shares}")
+    if len(mix.counts) > _SHOWN:
+        lines.append(f"and {len(mix.counts) - _SHOWN} more, see selection.json")
+    return lines

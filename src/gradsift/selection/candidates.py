@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gradsift.errors import GradsiftError
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -24,7 +26,7 @@ class Candidates:
         n_response_tokens: [N].
         step: [N] optimizer updates made before the gradient was taken.
         loss: [N] instance loss in nats for each response token.
-        error_norm: [N] mean ‖softmax − one-hot‖₂ over the response tokens.
+        el2n: [N] mean ‖softmax − one-hot‖₂ over the response tokens.
         source: [N] where each row comes from; None where the pool does not say.
         language: [N] as `source`.
         features_ND: Content features, finite; None where no strategy asks for them.
@@ -43,7 +45,7 @@ class Candidates:
     n_response_tokens: np.ndarray
     step: np.ndarray
     loss: np.ndarray
-    error_norm: np.ndarray
+    el2n: np.ndarray
     source: Sequence[str] | None = None
     language: Sequence[str] | None = None
     features_ND: np.ndarray | None = None
@@ -52,20 +54,22 @@ class Candidates:
 
     def __post_init__(self) -> None:
         if len(self.ids) == 0:
-            raise ValueError(
+            raise GradsiftError(
                 "no instance can be selected: every row was dropped or has a gradient that is "
                 "not finite. Look at the reasons in pool.parquet."
             )
         for before, after in zip(self.ids, self.ids[1:], strict=False):
             if before == after:
-                raise ValueError(f"instance id {after!r} is there twice, expected once.")
+                raise GradsiftError(f"instance id {after!r} is there twice, expected once.")
             if before > after:
-                raise ValueError(f"instance id {after!r} comes after {before!r}: sort them first.")
+                raise GradsiftError(
+                    f"instance id {after!r} comes after {before!r}: sort them first."
+                )
         for name, array in self._arrays().items():
             self._check(name, array)
         if np.min(self.n_tokens) < 1:
             worst = self.ids[int(np.argmin(self.n_tokens))]
-            raise ValueError(f"instance {worst!r} has no tokens, expected at least 1.")
+            raise GradsiftError(f"instance {worst!r} has no tokens, expected at least 1.")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -96,7 +100,7 @@ class Candidates:
             "n_response_tokens": self.n_response_tokens,
             "step": self.step,
             "loss": self.loss,
-            "error_norm": self.error_norm,
+            "el2n": self.el2n,
         }
         if self.features_ND is not None:
             arrays["content features"] = self.features_ND
@@ -106,10 +110,10 @@ class Candidates:
 
     def _check(self, name: str, array: np.ndarray) -> None:
         if len(array) != len(self.ids):
-            raise ValueError(f"{name} has {len(array)} entries for {len(self.ids)} instances.")
+            raise GradsiftError(f"{name} has {len(array)} entries for {len(self.ids)} instances.")
         finite_N = np.isfinite(array).reshape(len(self.ids), -1).all(axis=1)
         if not finite_N.all():
-            raise ValueError(
+            raise GradsiftError(
                 f"{name} of instance {self.ids[int(np.argmin(finite_N))]!r} is not finite: leave "
                 "the instance out, or capture again in float32."
             )

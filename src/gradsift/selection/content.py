@@ -1,6 +1,9 @@
 """Content features → vectors whose cosine says how alike two rows are in content.
 
 Shapes: N instances of the pool, D content features, K terms of the trend.
+
+
+Clusters of content: what the rows are about, coarsely.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradsift.selection.neighbours import blocks
+from gradsift.selection.neighbours import blocks, unit_rows
 
 # The trend is a polynomial of this degree in the step, where there are so many steps.
 _DEGREE = 3
@@ -102,3 +105,30 @@ def content_vectors(features_ND: np.ndarray, step_N: np.ndarray) -> np.ndarray:
 def _terms(step_N: np.ndarray, steps: tuple[float, float], degree: int) -> np.ndarray:
     mean, spread = steps
     return np.vander((step_N - mean) / spread, degree + 1, increasing=True)
+
+
+MOST_CLUSTERS = 50
+_ROWS_PER_CLUSTER = 20
+_ROUNDS = 20
+
+
+def find_clusters(vectors_ND: np.ndarray) -> np.ndarray:
+    """Cluster content vectors (of length 1) by k-means with a fixed seed.
+
+    One cluster for every 20 rows, at most 50.
+
+    Args:
+        vectors_ND: As from `content_vectors`.
+
+    Returns:
+        cluster_N, int32, from 0.
+    """
+    import faiss
+
+    unit_NE = unit_rows(vectors_ND)
+    n_clusters = max(1, min(MOST_CLUSTERS, len(unit_NE) // _ROWS_PER_CLUSTER))
+    kmeans = faiss.Kmeans(
+        unit_NE.shape[1], n_clusters, niter=_ROUNDS, seed=0, min_points_per_centroid=1
+    )
+    kmeans.train(unit_NE)
+    return kmeans.assign(unit_NE)[1].astype(np.int32)

@@ -1,6 +1,9 @@
 """Lazy greedy: maximise the objective under a budget of rows or of tokens.
 
 Shapes: N instances, S selected, E edges of the neighbour graph.
+
+
+`--budget auto`: where further rows stop being worth their place.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ from heapq import heapify, heappop, heappush
 
 import numpy as np
 
+from gradsift.selection.constraints import Constraints
 from gradsift.selection.objective import Objective, nearness
-from gradsift.selection.purse import Terms
 
 # Rows whose gains are computed together: bounds the memory of a copy of their edges.
 _ROWS_AT_A_TIME = 50_000
@@ -39,7 +42,7 @@ class Gains:
         return self.gradient_N + self.diversity_N - self.penalty_N
 
 
-def lazy_greedy(objective: Objective, terms: Terms) -> tuple[np.ndarray, Gains]:
+def lazy_greedy(objective: Objective, terms: Constraints) -> tuple[np.ndarray, Gains]:
     """Select by marginal gain, exactly as greedy does, without computing every gain every time.
 
     A budget of rows is filled to exactly that many rows, even when gains turn negative: so many
@@ -58,7 +61,7 @@ def lazy_greedy(objective: Objective, terms: Terms) -> tuple[np.ndarray, Gains]:
         order_S, positions in the order of selection, and the gains of all instances.
 
     Raises:
-        ValueError: If the conditions cannot be met, see `Terms.purse`.
+        ValueError: If the conditions cannot be met, see `Constraints.purse`.
     """
     search = _Search(objective, terms)
     first_gain_N = search.gains().marginal_N
@@ -82,7 +85,7 @@ class _Search:
     first is computed afresh. The penalty is kept exact: rows taken add to that of their near rows.
     """
 
-    def __init__(self, objective: Objective, terms: Terms) -> None:
+    def __init__(self, objective: Objective, terms: Constraints) -> None:
         n = len(objective.score_N)
         self.objective, self.neighbours = objective, objective.neighbours
         self.covered_N = objective.neighbours.floor_N.copy()
@@ -130,11 +133,11 @@ class _Search:
         rows, cosines = self.neighbours.of(row)
         self.covered_N[rows] = np.maximum(self.covered_N[rows], cosines)
         if self.penalty_scale > 0:
-            near = cosines > self.objective.near_threshold
+            near = cosines > self.objective.similarity_threshold
             # The gains of a selected row stay what they were when it was selected.
             near &= ~self.purse.selected_N[rows]
             if near.any():
-                added = nearness(cosines[near], self.objective.near_threshold)
+                added = nearness(cosines[near], self.objective.similarity_threshold)
                 self.penalty_N[rows[near]] += self.penalty_scale * added
 
     def refresh_rest(self) -> None:
@@ -167,3 +170,31 @@ class _Search:
 
     def _marginal(self, row: int) -> float:
         return float(self.gradient_N[row] + self.diversity_N[row] - self.penalty_N[row])
+
+
+def elbow(gain_S: np.ndarray) -> int:
+    """Find where the curve of summed gains bends.
+
+    Rule: rows are counted up to the first whose gain is negative; the sum of the gains over these,
+    both axes scaled to 1, is compared with the straight line from (0, 0) to (1, 1), along which
+    every row would be worth the same; the elbow is where the curve lies farthest above it, that is,
+    where the gain of one more row falls below the mean gain (Kneedle, Satopää et al., 2011, without
+    smoothing: greedy's gains fall, so that the curve is concave). If no point lies above the line,
+    all rows are worth the same and all are counted.
+
+    Args:
+        gain_S: Marginal gains in the order of selection.
+
+    Returns:
+        The number of rows, at least 1.
+    """
+    negative = np.flatnonzero(gain_S < 0)
+    n = int(negative[0]) if len(negative) else len(gain_S)
+    if n <= 1:
+        return 1
+    summed = np.concatenate([[0.0], np.cumsum(gain_S[:n])])
+    if summed[-1] <= 0:
+        return 1
+    above = summed / summed[-1] - np.arange(n + 1) / n
+    best = int(np.argmax(above))
+    return best if above[best] > 1e-9 else n

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradsift.errors import GradsiftError
 from gradsift.selection.neighbours import Neighbours
 
 
@@ -39,21 +40,21 @@ class Objective:
     alpha: float = 1.0
     beta: float = 1.0
     gamma: float = 1.0
-    near_threshold: float = 0.8
+    similarity_threshold: float = 0.8
 
     def __post_init__(self) -> None:
         coefficients = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
         for name, value in coefficients.items():
             if not (np.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}, expected a finite number of at least 0.")
+                raise GradsiftError(f"{name} is {value}, expected a finite number of at least 0.")
         if not any(coefficients.values()):
-            raise ValueError(
+            raise GradsiftError(
                 "alpha, beta and gamma are all 0: there is nothing to maximise. "
                 "Give one of them a value above 0, or use the strategy random."
             )
-        if not 0 <= self.near_threshold < 1:
-            raise ValueError(
-                f"near_threshold is {self.near_threshold}, expected at least 0 and below 1."
+        if not 0 <= self.similarity_threshold < 1:
+            raise GradsiftError(
+                f"similarity_threshold is {self.similarity_threshold}, expected at least 0 and below 1."
             )
 
     def value(self, rows_S: np.ndarray) -> float:
@@ -69,7 +70,7 @@ class Objective:
             return 0.0
         gradient = self.score_N[rows_S].sum() / self.expected_rows
         floor = self.neighbours.floor_N.mean(dtype=np.float64)
-        near = near_pairs(self.neighbours, rows_S, self.near_threshold) / self.expected_rows
+        near = near_pairs(self.neighbours, rows_S, self.similarity_threshold) / self.expected_rows
         return float(
             self.alpha * gradient
             + self.beta * (coverage(self.neighbours, rows_S) - floor)
@@ -140,7 +141,10 @@ class Losses:
 
 
 def losses(
-    rows_S: np.ndarray, log_density_N: np.ndarray, neighbours: Neighbours, near_threshold: float
+    rows_S: np.ndarray,
+    log_density_N: np.ndarray,
+    neighbours: Neighbours,
+    similarity_threshold: float,
 ) -> Losses:
     """Compute the three losses of a subset.
 
@@ -148,7 +152,7 @@ def losses(
         rows_S: Positions, at least one, each at most once.
         log_density_N: Of the pool.
         neighbours: Of the pool.
-        near_threshold: Cosine above which two rows are near-duplicates.
+        similarity_threshold: Cosine above which two rows are near-duplicates.
 
     Returns:
         The losses.
@@ -157,7 +161,7 @@ def losses(
     return Losses(
         density=float(-log_density_N[rows_S].mean()),
         content_diversity=1 - coverage(neighbours, rows_S),
-        similarity=near_pairs(neighbours, rows_S, near_threshold) / len(rows_S),
+        similarity=near_pairs(neighbours, rows_S, similarity_threshold) / len(rows_S),
     )
 
 

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradsift.config import SelectionConfig
+from gradsift.selection.constraints import Constraints
 from gradsift.selection.greedy import Gains
-from gradsift.selection.purse import Terms
-from gradsift.selection.settings import Settings
-from gradsift.selection.strategies.task import Choice
+from gradsift.selection.strategies.base import Choice
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Evidence:
 
 
 def write_reasons(
-    choice: Choice, evidence: Evidence, settings: Settings, terms: Terms
+    choice: Choice, evidence: Evidence, settings: SelectionConfig, terms: Constraints
 ) -> list[str]:
     """Write the reason for every instance.
 
@@ -84,7 +84,7 @@ def write_reasons(
 class _Lists:
     """What the user's lists and quotas decided."""
 
-    def __init__(self, choice: Choice, evidence: Evidence, terms: Terms) -> None:
+    def __init__(self, choice: Choice, evidence: Evidence, terms: Constraints) -> None:
         self.choice, self.evidence, self.terms = choice, evidence, terms
         self.keep, self.barred = set(terms.keep), set(terms.barred)
         self.full = _full_groups(choice, terms)
@@ -114,14 +114,14 @@ class _Lists:
         return self.worth_N[self.choice.order_S[-1]]
 
 
-def _full_groups(choice: Choice, terms: Terms) -> dict[int, int]:
+def _full_groups(choice: Choice, terms: Constraints) -> dict[int, int]:
     if terms.group_N is None or not terms.most_G:
         return {}
     taken = np.bincount(terms.group_N[choice.order_S], minlength=int(terms.group_N.max()) + 1)
     return {group: most for group, most in terms.most_G.items() if taken[group] >= most}
 
 
-def _worth(choice: Choice, terms: Terms) -> np.ndarray | None:
+def _worth(choice: Choice, terms: Constraints) -> np.ndarray | None:
     # Larger is better, comparable with the last kept row; None for a draw.
     if choice.gains is not None:
         costs_N = terms.costs_N if terms.limit.kind == "tokens" else 1
@@ -143,7 +143,7 @@ class _Drawn:
 
 
 class _Measured:
-    def __init__(self, choice: Choice, terms: Terms) -> None:
+    def __init__(self, choice: Choice, terms: Constraints) -> None:
         assert choice.value_N is not None
         self.value_N, self.measure = choice.value_N, choice.measure
         self.first = "low" if choice.low_first else "high"
@@ -176,7 +176,12 @@ class _Measured:
 
 class _Writer:
     def __init__(
-        self, choice: Choice, gains: Gains, evidence: Evidence, settings: Settings, terms: Terms
+        self,
+        choice: Choice,
+        gains: Gains,
+        evidence: Evidence,
+        settings: SelectionConfig,
+        terms: Constraints,
     ) -> None:
         self.gains, self.evidence, self.settings = gains, evidence, settings
         self.by_tokens, self.costs_N = terms.limit.kind == "tokens", terms.costs_N
@@ -240,7 +245,7 @@ class _Writer:
         if evidence.nearest_N[row] < 0:
             return "the only row kept" if self.n_kept == 1 else "no kept row among its neighbours"
         cosine = evidence.cosine_N[row]
-        if cosine <= self.settings.near_threshold:
+        if cosine <= self.settings.similarity_threshold:
             return f"no near-duplicate kept (nearest kept row at {cosine:.2f})"
         nearest = evidence.ids[evidence.nearest_N[row]]
         return f"content like that of kept row {nearest} ({cosine:.2f})"
@@ -248,18 +253,18 @@ class _Writer:
     def _gradient(self, row: int) -> str:
         density = self.evidence.density_pct_N[row]
         size = self.evidence.magnitude_pct_N[row]
-        if self.settings.side == "grounded":
+        if self.settings.score == "prompt-gain":
             return f"prompt helps more than in {self._score(row)} % of the rows"
-        if self.settings.side == "representative":
+        if self.settings.score == "density":
             word = "typical" if round(density) >= 50 else "less typical"
             return f"{word} gradient (density percentile {density:.0f})"
-        if self.settings.side == "balanced" and self.evidence.score_N[row] == 0:
+        if self.settings.score == "high-norm-in-density" and self.evidence.score_N[row] == 0:
             return f"gradient outside the typical region (density percentile {density:.0f})"
         word = "large" if round(size) >= 50 else "small"
         return f"{word} gradient{self._for_its_length()} (magnitude percentile {size:.0f})"
 
     def _for_its_length(self) -> str:
-        return " for its length" if "response_length" in self.settings.adjust else ""
+        return " for its length" if "response_length" in self.settings.detrend else ""
 
     def _score(self, row: int) -> str:
         return f"{100 * self.evidence.score_N[row]:.0f}"
@@ -267,20 +272,20 @@ class _Writer:
     def _gradient_below(self, row: int) -> str:
         evidence, last = self.evidence, self.last
         density, size = evidence.density_pct_N, evidence.magnitude_pct_N
-        if self.settings.side == "grounded":
+        if self.settings.score == "prompt-gain":
             return (
                 f"prompt does not help enough (more than in {self._score(row)} % of the rows, "
                 f"last kept row {self._score(last)} %)"
             )
-        if self.settings.side == "representative":
+        if self.settings.score == "density":
             word = "less typical than most" if round(density[row]) < 50 else "not typical enough"
             return (
                 f"gradient {word} (density percentile {density[row]:.0f}, "
                 f"last kept row {density[last]:.0f})"
             )
-        if self.settings.side == "balanced" and evidence.score_N[row] == 0:
+        if self.settings.score == "high-norm-in-density" and evidence.score_N[row] == 0:
             return f"gradient outside the typical region (density percentile {density[row]:.0f})"
-        word = "small" if self.settings.side == "consistent" else "large"
+        word = "small" if self.settings.score == "low-norm" else "large"
         return (
             f"gradient not {word} enough{self._for_its_length()} (magnitude percentile "
             f"{size[row]:.0f}, last kept row {size[last]:.0f})"

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from gradsift.errors import GradsiftError
 from gradsift.selection.candidates import Candidates
-from gradsift.selection.decision import Context
-from gradsift.selection.strategies.task import Need, Reference
+from gradsift.selection.selector import Context
+from gradsift.selection.strategies.base import Need, Reference
 from gradsift.stages.content import content_of
-from gradsift.store.loss_table import LossesMissing, read_losses
 from gradsift.store.reader import GradientStore, read_store
+from gradsift.store.tables import ReferenceLossesMissing, read_losses
 
 UNKNOWN = "unknown"
 
@@ -47,7 +48,7 @@ def candidates_of(store: GradientStore, table: pa.Table, needs: Iterable[Need] =
         n_response_tokens=store.n_response_tokens[finite],
         step=store.step[finite],
         loss=store.loss[finite],
-        error_norm=store.error_norm[finite],
+        el2n=store.el2n[finite],
         source=_names(lines["source"]),
         language=_names(lines["language"]),
         features_ND=store.content_ND[finite] if Need.FEATURES in needs else None,
@@ -71,7 +72,7 @@ def has_losses(store: GradientStore) -> bool:
     """
     try:
         read_losses(store.folder, store.instance_ids)
-    except LossesMissing:
+    except ReferenceLossesMissing:
         return False
     return True
 
@@ -102,15 +103,15 @@ def context_of(
         ValueError: If a reference is needed and not given, or does not fit, or a list is
             unreadable.
     """
-    neighbours, topic_N = content_of(store)
+    neighbours, cluster_N = content_of(store)
     references = {}
     for need, option, folder in (
-        (Need.ANCHOR, "--anchor", anchor),
-        (Need.TARGET, "--target", target),
+        (Need.ANCHOR, "`anchor`", anchor),
+        (Need.TARGET, "`target`", target),
     ):
         if need in set(needs):
             references[need] = _reference(store, folder, need, option)
-    return Context(neighbours, topic_N, references, _ids(keep, "--keep"), _ids(drop, "--drop"))
+    return Context(neighbours, cluster_N, references, _ids(keep, "`keep`"), _ids(drop, "`drop`"))
 
 
 def _names(column: pa.ChunkedArray) -> list[str] | None:
@@ -123,7 +124,7 @@ def _reference(
     store: GradientStore, folder: str | Path | None, need: Need, option: str
 ) -> Reference:
     if folder is None:
-        raise ValueError(
+        raise GradsiftError(
             f"this strategy needs {need.value}: {option} RUN, a run folder of such rows, captured "
             "with the same model (gradsift capture ROWS --model MODEL --preliminary 0 --out RUN)."
         )
@@ -131,12 +132,12 @@ def _reference(
     for key in ("model", "sketch_size", "seed"):
         ours, theirs = store.manifest.identity.get(key), other.manifest.identity.get(key)
         if ours != theirs:
-            raise ValueError(
+            raise GradsiftError(
                 f"{folder}: was captured with {key} {theirs!r}, but {store.folder} with {ours!r}: "
                 f"their gradients cannot be compared. Capture it with {key} {ours!r}."
             )
     if not other.finite.any():
-        raise ValueError(f"{folder}: none of its gradients is finite.")
+        raise GradsiftError(f"{folder}: none of its gradients is finite.")
     return Reference(
         {layer: sketch[other.finite] for layer, sketch in other.sketches.items()},
         other.content_ND[other.finite],
@@ -150,7 +151,7 @@ def _ids(path: str | Path | None, option: str) -> list[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
+        raise GradsiftError(
             f"{option} {path}: cannot be read ({error}). Expected ids, one a line."
         ) from None
     # Of a file of rows, the ids are what is meant.
@@ -164,7 +165,7 @@ def _id(line: str, path: str | Path, at: int, option: str) -> str:
     try:
         found = json.loads(line)["id"]
     except (ValueError, KeyError):
-        raise ValueError(
+        raise GradsiftError(
             f"{option} {path}, line {at}: looks like a row but has no id. Expected ids, one a "
             "line, or rows with an id."
         ) from None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradsift.commands.select import Files
+from gradsift.config import CaptureConfig, SelectionConfig
 from gradsift.data.pool import Pool
-from gradsift.selection.settings import Settings
-from gradsift.stages.capture_settings import CaptureSettings
-from gradsift.stages.select import Files
 from gradsift.store.reader import GradientStore
 from gradsift.training.model import ModelSource
 
@@ -21,13 +20,13 @@ class Captured:
         pool: Its rows, loaded again.
         source: Its model.
         settings: Of its capture.
-        selection: Settings that arms select with, unless they have their own.
+        selection: SelectionConfig that arms select with, unless they have their own.
         files: Reference runs and lists of ids that they select with.
     """
 
     store: GradientStore
     pool: Pool
     source: ModelSource
-    settings: CaptureSettings
-    selection: Settings
+    settings: CaptureConfig
+    selection: SelectionConfig
     files: Files

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from gradsift.selection import neighbours as graph
-from gradsift.selection.content import content_vectors
+from gradsift.selection.content import content_vectors, find_clusters
 from gradsift.selection.neighbours import Neighbours, find_neighbours
-from gradsift.selection.topics import find_topics
-from gradsift.store.neighbour_table import read_neighbours, write_neighbours
 from gradsift.store.reader import GradientStore
+from gradsift.store.tables import read_neighbours, write_neighbours
 
 # Changes whenever the graph or the topics are made otherwise.
 _MADE_BY = f"2 {graph.N_NEIGHBOURS} {graph.COMPLETE_ROWS} {graph.EXACT_ROWS}"
@@ -24,14 +23,14 @@ def content_of(store: GradientStore) -> tuple[Neighbours, np.ndarray]:
         store: A complete gradient store.
 
     Returns:
-        The graph and topic_N, in the order of the ids.
+        The graph and cluster_N, in the order of the ids.
     """
     made_from = f"{_MADE_BY} {store.fingerprint()}"
     kept = read_neighbours(store.folder, made_from)
     if kept is not None:
         return Neighbours(*kept[:-1]), kept[-1]
     vectors_ND = content_vectors(store.content_ND[store.finite], store.step[store.finite])
-    neighbours, topic_N = find_neighbours(vectors_ND), find_topics(vectors_ND)
+    neighbours, cluster_N = find_neighbours(vectors_ND), find_clusters(vectors_ND)
     if len(neighbours) > graph.COMPLETE_ROWS:
         write_neighbours(
             store.folder,
@@ -40,6 +39,6 @@ def content_of(store: GradientStore) -> tuple[Neighbours, np.ndarray]:
             neighbours.rows_E,
             neighbours.cosines_E,
             neighbours.floor_N,
-            topic_N,
+            cluster_N,
         )
-    return neighbours, topic_N
+    return neighbours, cluster_N

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 
-from gradsift.data.example import Plain
-from gradsift.data.language import language_of
+from gradsift.data.example import Plain, language_of
 from gradsift.data.pool import Pool, PoolRow
-from gradsift.store.pool_table import DROPPED, INSTANCE
+from gradsift.store.tables import DROPPED, INSTANCE
 from gradsift.version import __version__
 
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from gradsift.data.instances import Instance, Instances, build_instances
+from gradsift.config import CaptureConfig
 from gradsift.data.pool import Pool
-from gradsift.stages.capture_settings import CaptureSettings
-from gradsift.store.pool_table import read_pool_table
+from gradsift.data.tokenization import Instance, Instances, build_instances
+from gradsift.errors import GradsiftError
 from gradsift.store.reader import GradientStore
+from gradsift.store.tables import read_pool_table
 from gradsift.training.model import ModelSource, load_config, model_fingerprint
 
 
@@ -18,7 +19,7 @@ def tokenized(
     pool: Pool,
     tokenizer: PreTrainedTokenizerBase,
     config: PretrainedConfig,
-    settings: CaptureSettings,
+    settings: CaptureConfig,
 ) -> Instances:
     """Tokenize a pool as a capture does.
 
@@ -48,7 +49,7 @@ def instances_of(
     pool: Pool,
     source: ModelSource,
     tokenizer: PreTrainedTokenizerBase,
-    settings: CaptureSettings,
+    settings: CaptureConfig,
 ) -> Sequence[Instance]:
     """Tokenize a pool again, and require that it is what was captured.
 
@@ -69,19 +70,19 @@ def instances_of(
     fingerprint = model_fingerprint(source, config)
     expected = store.manifest.identity["model"]
     if fingerprint != expected:
-        raise ValueError(
+        raise GradsiftError(
             f"{store.folder}: was captured with model {expected}, {source.name} is {fingerprint}. "
             "Put the old one back, or capture again."
         )
     dtype = store.manifest.identity["dtype"]
     if source.dtype != dtype:
-        raise ValueError(
+        raise GradsiftError(
             f"{store.folder}: was captured in {dtype}, its config.yaml now says {source.dtype}. "
             "Put the old dtype back, or capture again."
         )
     load_in = store.manifest.identity.get("load_in")
     if source.load_in != load_in:
-        raise ValueError(
+        raise GradsiftError(
             f"{store.folder}: was captured with load_in {load_in}, its config.yaml now says "
             f"{source.load_in}. Put the old one back, or capture again."
         )
@@ -91,7 +92,7 @@ def instances_of(
     # Ids of the user's own do not change with the text.
     same = all(row.content_hash == captured.get(row.instance_id) for row in pool.rows)
     if not same or {item.instance_id for item in instances} != set(store.instance_ids):
-        raise ValueError(
+        raise GradsiftError(
             f"{pool.source.name}: its rows are not those that {store.folder} was captured from. "
             "Put the old file back, or capture again."
         )

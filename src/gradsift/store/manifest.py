@@ -1,4 +1,7 @@
-"""The manifest: what made a gradient store, which parts it has, and their checksums."""
+"""Columns of the gradient store: one record for each (instance, layer).
+
+The manifest: what made a gradient store, which parts it has, and their checksums.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,46 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from gradsift.store.files import write_json
-from gradsift.store.schema import SCHEMA_VERSION
-from gradsift.terms import LAYERS
+import pyarrow as pa
+
+from gradsift.errors import GradsiftError
+from gradsift.terms import LAYERS, STATISTICS
+from gradsift.utils import write_json
+
+SCHEMA_VERSION = 3
+STATUS_OK = "ok"
+STATUS_NON_FINITE = "non_finite"
+
+
+def record_schema(content_width: int, sketch_size: int) -> pa.Schema:
+    """Return the schema of a part.
+
+    Args:
+        content_width: Entries of the content features; null in the records of the embedding, since
+            they belong to the instance and stand once, in its `lm_head` record.
+        sketch_size: Entries of a gradient sketch.
+
+    Returns:
+        The Arrow schema. `loss` is in nats for each response token; `el2n` is the mean of
+        ‖softmax − one-hot‖₂ over the response tokens; `step` counts optimizer
+        updates made before the gradient was taken; statistics are over all entries of the
+        layer's V×d gradient, `std` is the population's.
+    """
+    return pa.schema(
+        [
+            pa.field("instance_id", pa.string(), nullable=False),
+            pa.field("layer", pa.string(), nullable=False),
+            pa.field("step", pa.int32(), nullable=False),
+            pa.field("loss", pa.float64(), nullable=False),
+            pa.field("el2n", pa.float64(), nullable=False),
+            pa.field("n_response_tokens", pa.int32(), nullable=False),
+            *(pa.field(name, pa.float64(), nullable=False) for name in STATISTICS),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("content_features", pa.list_(pa.float32(), content_width)),
+            pa.field("sketch", pa.list_(pa.float32(), sketch_size)),
+        ]
+    )
+
 
 MANIFEST_NAME = "manifest.json"
 
@@ -97,11 +137,11 @@ def load_manifest(folder: Path) -> Manifest | None:
             layers = tuple(content["layers"])
             return Manifest(**{**content, "parts": parts, "layers": layers})
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
+        raise GradsiftError(
             f"{path}: this is not a readable manifest ({error}). Restore it, or capture into a new "
             "folder."
         ) from error
-    raise ValueError(
+    raise GradsiftError(
         f"{path}: the store has schema version {version}, this gradsift reads {SCHEMA_VERSION}. "
         "Capture again into a new folder."
     )
@@ -127,7 +167,7 @@ def require_same_identity(
             f"{key}: the store has {found.get(key)!r}, now it is {expected.get(key)!r}"
             for key in different
         ]
-        raise ValueError(
+        raise GradsiftError(
             f"{folder} was captured differently ({'; '.join(lines)}). Use the old settings, or "
-            "another --out folder."
+            "another `out` folder."
         )

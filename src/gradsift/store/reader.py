@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradsift.store.files import read_parquet, sha256_of
-from gradsift.store.manifest import MANIFEST_NAME, Manifest, Part, load_manifest
-from gradsift.store.schema import STATUS_OK
+from gradsift.errors import GradsiftError
+from gradsift.store.manifest import MANIFEST_NAME, STATUS_OK, Manifest, Part, load_manifest
 from gradsift.store.writer import PARTS_FOLDER
 from gradsift.terms import LM_HEAD, STATISTICS
+from gradsift.utils import read_parquet, sha256_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class GradientStore:
             number there.
         step: [N] optimizer updates made before the gradient was taken.
         loss: [N] instance loss, nats for each response token.
-        error_norm: [N] mean ‖softmax − one-hot‖₂ over the response tokens.
+        el2n: [N] mean ‖softmax − one-hot‖₂ over the response tokens.
         n_response_tokens: [N].
         statistics: layer → statistic → [N] float64, for the layers that were captured.
     """
@@ -41,7 +41,7 @@ class GradientStore:
     finite: np.ndarray
     step: np.ndarray
     loss: np.ndarray
-    error_norm: np.ndarray
+    el2n: np.ndarray
     n_response_tokens: np.ndarray
     statistics: dict[str, dict[str, np.ndarray]]
 
@@ -89,25 +89,25 @@ def read_store(folder: str | Path) -> GradientStore:
     folder = Path(folder)
     manifest = load_manifest(folder)
     if manifest is None:
-        raise ValueError(
+        raise GradsiftError(
             f"{folder}: no gradient store here (no {MANIFEST_NAME}). "
             f"Make one with: gradsift capture DATA --model MODEL --out {folder}"
         )
     if not manifest.complete:
         recorded = sum(part.n_records for part in manifest.parts) // len(manifest.layers)
         expected = "?" if manifest.n_instances is None else manifest.n_instances
-        raise ValueError(
+        raise GradsiftError(
             f"{folder}: the capture is not finished ({recorded} of {expected} instances). Run the "
             "same capture command again; it resumes."
         )
-    names = ["instance_id", "layer", "step", "loss", "error_norm", "n_response_tokens"]
+    names = ["instance_id", "layer", "step", "loss", "el2n", "n_response_tokens"]
     names += [*STATISTICS, "status"]
     table = pa.concat_tables([_part(folder, part, names) for part in manifest.parts])
     layers = manifest.layers
     by_layer = {layer: _of_layer(folder, table, layer, manifest.n_instances) for layer in layers}
     ids = by_layer["lm_head"]["instance_id"].to_pylist()
     if any(part["instance_id"].to_pylist() != ids for part in by_layer.values()):
-        raise ValueError(f"{folder}: not every instance has one record a layer. Capture again.")
+        raise GradsiftError(f"{folder}: not every instance has one record a layer. Capture again.")
     head = by_layer["lm_head"]
     finite = np.ones(len(ids), dtype=bool)
     for part in by_layer.values():
@@ -119,7 +119,7 @@ def read_store(folder: str | Path) -> GradientStore:
         finite=finite,
         step=head["step"].to_numpy(),
         loss=head["loss"].to_numpy(),
-        error_norm=head["error_norm"].to_numpy(),
+        el2n=head["el2n"].to_numpy(),
         n_response_tokens=head["n_response_tokens"].to_numpy(),
         statistics={
             layer: {name: by_layer[layer][name].to_numpy() for name in STATISTICS}
@@ -131,9 +131,9 @@ def read_store(folder: str | Path) -> GradientStore:
 def _part(folder: Path, part: Part, columns: list[str], *, verify: bool = True) -> pa.Table:
     path = folder / PARTS_FOLDER / part.file
     if not path.exists():
-        raise ValueError(f"{path}: this part of the gradient store is missing. Capture again.")
+        raise GradsiftError(f"{path}: this part of the gradient store is missing. Capture again.")
     if verify and (found := sha256_of(path)) != part.sha256:
-        raise ValueError(
+        raise GradsiftError(
             f"{path}: this part was changed or damaged (SHA-256 is {found[:12]}…, the manifest "
             f"says {part.sha256[:12]}…). Restore it, or capture again."
         )
@@ -149,7 +149,7 @@ def _of_layer(folder: Path, table: pa.Table, layer: str, n_instances: int) -> pa
         changes = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))
         rows = rows.filter(pa.concat_arrays([pa.array([True]), changes]))
     if rows.num_rows != n_instances:
-        raise ValueError(
+        raise GradsiftError(
             f"{folder}: {rows.num_rows} records of layer {layer}, but the manifest says "
             f"{n_instances} instances. Capture again."
         )

@@ -11,14 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from gradsift.store.files import sha256_of, write_parquet
+from gradsift.errors import GradsiftError
 from gradsift.store.manifest import (
     Manifest,
     Part,
     load_manifest,
+    record_schema,
     require_same_identity,
 )
-from gradsift.store.schema import record_schema
+from gradsift.utils import sha256_of, write_parquet
 
 PARTS_FOLDER = "gradients"
 LOCK_NAME = ".lock"
@@ -163,9 +164,9 @@ class StoreWriter:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(
+            raise GradsiftError(
                 f"{self._folder}: another gradsift is writing here. Wait for it, or use another "
-                "--out folder."
+                "`out` folder."
             ) from None
         try:
             self._take_up()

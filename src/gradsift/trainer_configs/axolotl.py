@@ -6,6 +6,7 @@ from typing import Any
 
 from gradsift.data.chat_templates import OWN
 from gradsift.data.formats import SHAREGPT_ROLES
+from gradsift.errors import GradsiftError
 from gradsift.trainer_configs.joint import adapters_wanted, batching, lora, one_dataset, warmup
 from gradsift.trainer_configs.keys import (
     EMPTY,
@@ -53,7 +54,7 @@ TEMPLATES = {OWN: OWN, "chatml": "chatml", "qwen_25": "qwen", "llama3": "llama3"
 FALLBACKS = tuple(f"{OWN}_fallback_{name}" for name in ("chatml", "llama3", "qwen_25", "gemma"))
 TEMPLATE = (
     "rows are rendered by the model's own chat template, which is compared with these: "
-    f"{', '.join(TEMPLATES)}; --chat-template {OWN} takes it as it is"
+    f"{', '.join(TEMPLATES)}; `chat_template` {OWN} takes it as it is"
 )
 TOKENS = (
     "the tokenizer is the model's own: take out what it has already, add the rest to its folder"
@@ -62,7 +63,7 @@ GENERATION = "nothing is generated while recording"
 OTHER_METHOD = "only read by a method that is refused where it is asked for"
 METHOD = "gradsift trains all parameters or LoRA adapters; take it out"
 LOADING = "how model and tokenizer are loaded is decided by transformers"
-QUANTISED = "how quantised weights are stored is decided by --load-in"
+QUANTISED = "how quantised weights are stored is decided by `load_in`"
 REFERENCE = "gradsift records supervised fine-tuning; take it out"
 TYPES = "alpaca, chat_template, completion, and sharegpt as it was"
 ROWS = "write the rows so that it is not needed"
@@ -95,13 +96,13 @@ OPTIMIZERS = (
 
 def _optimizer(value: Any) -> str:
     if text(value) in OPTIMIZERS.split():
-        raise ValueError("an optimizer of axolotl's own; expected one of transformers")
+        raise GradsiftError("an optimizer of axolotl's own; expected one of transformers")
     return value
 
 
 def _scheduler(value: Any) -> str:
     if text(value) in ("one_cycle", "rex"):
-        raise ValueError("a schedule of axolotl's own; expected one of transformers")
+        raise GradsiftError("a schedule of axolotl's own; expected one of transformers")
     return value
 
 
@@ -124,7 +125,7 @@ AXOLOTL_KEYS: dict[str, Key] = {
         "base_model_config cls_model_config tokenizer_config", Joint("model: must be base_model")
     ),
     **each("model_type type_of_model", Joint("model: a causal language model")),
-    "trust_remote_code": Decided("code runs only where --trust-remote-code says so"),
+    "trust_remote_code": Decided("code runs only where `trust_remote_code` says so"),
     **each(
         "tokenizer_type tokenizer_use_fast tokenizer_legacy tokenizer_use_mistral_common "
         "tokenizer_save_jinja_files processor_type processor_kwargs "
@@ -288,7 +289,7 @@ AXOLOTL_KEYS: dict[str, Key] = {
         "sample_packing_eff_est sample_packing_group_size sample_packing_bin_size "
         "sample_packing_sequentially sample_packing_mp_start_method multipack_real_batches "
         "batch_flattening pad_to_sequence_len pad_to_multiple_of eval_sample_packing",
-        Decided("how rows are put together is decided by --batching"),
+        Decided("how rows are put together is decided by `batching`"),
     ),
     **each(
         "pretrain_multipack_buffer_size pretrain_multipack_attn pretraining_sample_concatenation "
@@ -298,7 +299,7 @@ AXOLOTL_KEYS: dict[str, Key] = {
     ),
     "max_packed_sequence_len": Refused("say sequence_len and sample_packing"),
     "use_pose": Refused("positions are those of the model; take it out"),
-    "curriculum_sampling": Refused("the rows are shuffled, by --seed; take it out"),
+    "curriculum_sampling": Refused("the rows are shuffled, by `seed`; take it out"),
     **each("min_sample_len max_prompt_len", Refused(ROWS)),
     **each(
         "dataset_exact_deduplication dataset_shard_num dataset_shard_idx",

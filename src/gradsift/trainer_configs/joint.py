@@ -14,7 +14,7 @@ ONE_FILE = "give one file: merge the others into it, or name DATA on the command
 
 
 def adapters_wanted(reading: Reading, said: bool) -> bool:
-    """Return whether adapters are trained: the command line or --config may say it, too."""
+    """Return whether adapters are trained: the command line or `config` may say it, too."""
     if reading.taken.get("lora") is False:
         return False
     return said or any(name.startswith("lora.") for name in reading.taken)
@@ -37,7 +37,7 @@ def lora(reading: Reading, *, wanted: bool, keys: Mapping[str, Key], targets: An
         del reading.settings[name]
     why = "without an adapter it is of no consequence"
     if reading.taken.get("lora") is False:
-        why = "--full (lora: false) trains all parameters"
+        why = "`full` (lora: false) trains all parameters"
     for name in [name for name in reading.said if name in reading.given]:
         to = getattr(keys.get(name), "to", "")
         if to.startswith("lora."):

@@ -88,12 +88,12 @@ class Reading:
     Attributes:
         said: Keys and values: the file's, and the tool's defaults where it says nothing.
         given: Keys that the file itself says.
-        taken: Settings that the command line or --config says, which win, with their values;
+        taken: SelectionConfig that the command line or `config` says, which win, with their values;
             those inside `sft` and `lora` as `sft.key` and `lora.key`.
         settings: What the keys became so far, by name.
         decided: What gradsift decides or what is of no consequence, key → why.
         remarks: What is done otherwise, key → how.
-        overridden: Keys that the command line or --config says otherwise.
+        overridden: Keys that the command line or `config` says otherwise.
         refused: What cannot be honoured, key → why.
         unknown: Keys that are in no table.
     """
@@ -109,11 +109,11 @@ class Reading:
     overridden: list[str] = field(default_factory=list)
 
     def is_taken(self, name: str) -> bool:
-        """Return whether the command line or --config says a setting."""
+        """Return whether the command line or `config` says a setting."""
         return name in self.taken or name.partition(".")[0] in self.taken
 
     def set(self, name: str, value: Any) -> None:
-        """Set a setting, unless the command line or --config says it."""
+        """Set a setting, unless the command line or `config` says it."""
         if not self.is_taken(name):
             self.settings[name] = value
 

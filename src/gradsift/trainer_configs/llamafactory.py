@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gradsift.data.containers import read_rows
-from gradsift.data.llamafactory import read_dataset_info
-from gradsift.data.source import find_source
+from gradsift.data.dataset_info import read_dataset_info
+from gradsift.data.sources import find_source
 from gradsift.trainer_configs.joint import (
     ONE_FILE,
     adapters_wanted,
@@ -58,7 +58,7 @@ TEMPLATES = {
 }
 TEMPLATE = (
     "rows are rendered by the model's own chat template, which is compared with these: "
-    f"{', '.join(TEMPLATES)}; --chat-template tokenizer_default takes it as it is"
+    f"{', '.join(TEMPLATES)}; `chat_template` tokenizer_default takes it as it is"
 )
 TOKENS = "the tokenizer is the model's own; add them to the model's folder"
 TEXT_ONLY = "rows of text only"
@@ -73,7 +73,7 @@ LLAMAFACTORY_KEYS: dict[str, Key] = {
     # Model
     "model_name_or_path": Setting("model", text),
     "model_revision": Setting("revision", text),
-    "trust_remote_code": Decided("code runs only where --trust-remote-code says so"),
+    "trust_remote_code": Decided("code runs only where `trust_remote_code` says so"),
     "adapter_name_or_path": Refused("adapters start anew; merge it into the model first"),
     "resize_vocab": Refused(TOKENS),
     "split_special_tokens": Refused(TOKENS),
@@ -111,7 +111,7 @@ LLAMAFACTORY_KEYS: dict[str, Key] = {
     "quantization_type": OneOf({"nf4": {}}, "4-bit weights are nf4"),
     **each(
         "double_quantization quantization_device_map",
-        Decided("how quantised weights are stored is decided by --load-in"),
+        Decided("how quantised weights are stored is decided by `load_in`"),
     ),
     # Precision
     **each("bf16 fp16 pure_bf16", Joint("sft.bf16, sft.fp16, dtype", flag)),
@@ -166,12 +166,12 @@ LLAMAFACTORY_KEYS: dict[str, Key] = {
     "cutoff_len": Setting(
         "max_length",
         integer,
-        "longer rows keep their beginning (--truncation); LLaMA-Factory shortens prompt and answer",
+        "longer rows keep their beginning (`truncation`); LLaMA-Factory shortens prompt and answer",
     ),
     "mask_history": OneOf({True: {"train_on": "last"}, False: {}}, "expected true or false"),
     "train_on_prompt": Refused("gradsift trains on answers only (`text` rows: on every token)"),
     **each("packing neat_packing", Joint("batching", flag)),
-    "disable_shuffling": Refused("the rows are shuffled, by --seed; take it out"),
+    "disable_shuffling": Refused("the rows are shuffled, by `seed`; take it out"),
     **each("mix_strategy interleave_probs", Decided("there is one dataset")),
     **each(
         "streaming buffer_size overwrite_cache preprocessing_batch_size "

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gradsift.errors import GradsiftError
 from gradsift.trainer_configs.axolotl import AXOLOTL
 from gradsift.trainer_configs.keys import EMPTY, OneOf, Reading, Tool
 from gradsift.trainer_configs.llamafactory import LLAMAFACTORY
 from gradsift.trainer_configs.trl import TRL
 
 TOOLS = (AXOLOTL, LLAMAFACTORY, TRL)
-# Settings that hold settings.
+# SelectionConfig that hold settings.
 NESTED = ("sft", "lora")
 
 
@@ -39,7 +40,7 @@ def translate(
     Args:
         content: Its keys and values.
         where: The file, for messages.
-        ours: What the command line and --config say, by setting; these win, and the keys that
+        ours: What the command line and `config` say, by setting; these win, and the keys that
             would become them are not read.
 
     Returns:
@@ -60,7 +61,7 @@ def translate(
     try:
         tool.join(reading)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise GradsiftError(f"{where}: {error}") from None
     _require_honoured(reading, tool, where)
     return Translation(tool.name, _nested(reading.settings), _notes(reading, tool, unsaid, where))
 
@@ -86,9 +87,9 @@ def tool_of(content: Mapping[str, Any], where: str) -> Tool:
         return best[0]
     looked_for = "; ".join(f"{tool.name}: {', '.join(tool.marks.split())}" for tool in TOOLS)
     which = "several trainers" if best else "no known trainer"
-    raise ValueError(
+    raise GradsiftError(
         f"{where}: the keys fit {which}; looked for {looked_for}. Found: "
-        f"{', '.join(content) or 'none'}. Settings of gradsift's own go to --config."
+        f"{', '.join(content) or 'none'}. SelectionConfig of gradsift's own go to `config`."
     )
 
 
@@ -127,7 +128,7 @@ def _require_honoured(reading: Reading, tool: Tool, where: str) -> None:
             "them or take them out."
         )
     if parts:
-        raise ValueError(f"{where}: {' '.join(parts)}")
+        raise GradsiftError(f"{where}: {' '.join(parts)}")
 
 
 def _notes(reading: Reading, tool: Tool, unsaid: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -142,7 +143,7 @@ def _notes(reading: Reading, tool: Tool, unsaid: Mapping[str, Any], where: str) 
         f"read as a configuration of {tool.name}; gradsift decides, or it is of no consequence "
         "for what is recorded: ": groups,
         "done otherwise than by " + tool.name + ": ": remarks,
-        "said otherwise by --config or the command line: ": ", ".join(overridden),
+        "said otherwise by `config` or the command line: ": ", ".join(overridden),
         f"not said there, so as {tool.name} does: ": defaults,
     }
     return tuple(f"{where}: {title}{text}" for title, text in lines.items() if text)

@@ -40,11 +40,11 @@ WHOLE = (
     "gradsift trains on answers only (`text` rows: on every token). Take the key out to have it "
     "so, or say true"
 )
-NO_LIMIT = "no row would be cut: say how long the longest is, here or by --max-length"
+NO_LIMIT = "no row would be cut: say how long the longest is, here or by `max_length`"
 
 _dtype = OneOf(
     {name: {"dtype": name} for name in DTYPES},
-    f"expected one of {', '.join(DTYPES)}; --dtype says one",
+    f"expected one of {', '.join(DTYPES)}; `dtype` says one",
 )
 _length = Setting("max_length", integer)
 
@@ -70,7 +70,7 @@ TRL_KEYS: dict[str, Key] = {
     "bnb_4bit_quant_type": OneOf({"nf4": {}}, "4-bit weights are nf4"),
     **each(
         "use_bnb_nested_quant bnb_4bit_quant_storage",
-        Decided("how quantised weights are stored is decided by --load-in"),
+        Decided("how quantised weights are stored is decided by `load_in`"),
     ),
     # ScriptArguments, DatasetMixtureConfig
     "dataset_name": Joint("data", text),
@@ -83,14 +83,14 @@ TRL_KEYS: dict[str, Key] = {
     "ignore_bias_buffers": Decided(DEVICES),
     "env": Decided("environment variables are those of the process"),
     # SFTConfig
-    "trust_remote_code": Decided("code runs only where --trust-remote-code says so"),
-    "model_init_kwargs": Refused("the model is loaded as --dtype and --load-in say; take it out"),
+    "trust_remote_code": Decided("code runs only where `trust_remote_code` says so"),
+    "model_init_kwargs": Refused("the model is loaded as `dtype` and `load_in` say; take it out"),
     "router_aux_loss_coef": Refused(LOSS),
     "chat_template_path": Refused(f"{TEMPLATE}; put the template into the model's folder"),
     "eos_token": Refused(f"{TEMPLATE}; put it into the model's tokenizer_config.json"),
     "pad_token": Setting("sft.pad_token", text),
     "dataset_text_field": OneOf({"text": {}}, "rows of plain text are read from the field text"),
-    "dataset_kwargs": Refused("rows are read by gradsift (--format and the columns); take it out"),
+    "dataset_kwargs": Refused("rows are read by gradsift (`format` and the columns); take it out"),
     "dataset_num_proc": Decided(FETCHING),
     "max_length": _length,
     "max_seq_length": _length,
@@ -102,7 +102,7 @@ TRL_KEYS: dict[str, Key] = {
     "packing": Joint("batching", flag),
     "packing_strategy": Joint("batching", text),
     "eval_packing": Decided(EVALUATION),
-    "padding_free": Decided("how a batch is laid out in memory is decided by --batching"),
+    "padding_free": Decided("how a batch is laid out in memory is decided by `batching`"),
     "pad_to_multiple_of": Setting("sft.pad_to_multiple_of", integer),
     "completion_only_loss": OneOf({True: {}}, WHOLE),
     "assistant_only_loss": OneOf({True: {}}, WHOLE),
@@ -132,7 +132,7 @@ def _join(reading: Reading) -> None:
     if packing_strategy not in ("bfd", "bfd_split", "wrapped"):
         reading.refuse("packing_strategy", "known are bfd, bfd_split and wrapped")
     if packing_strategy != "bfd" and said.get("packing"):
-        reading.remarks["packing_strategy"] = "no row is cut in two; longer ones: --truncation"
+        reading.remarks["packing_strategy"] = "no row is cut in two; longer ones: `truncation`"
     batching(reading, packing=said.get("packing"), sees_others=packing_strategy == "wrapped")
     if "assistant_only_loss" not in said and not reading.is_taken("train_on"):
         reading.remarks["assistant_only_loss"] = (

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from gradsift.errors import GradsiftError
+
 
 def number(value: Any) -> int | float:
     """Return a number, also one that YAML takes for text (1e-4)."""
@@ -100,4 +102,4 @@ def anything(value: Any) -> Any:
 
 def _require(fits: bool, expected: str) -> None:
     if not fits:
-        raise ValueError(f"expected {expected}")
+        raise GradsiftError(f"expected {expected}")

@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 
+from gradsift.errors import GradsiftError
 from gradsift.gradients.records import WatchedLayer
 from gradsift.training.quantized import (
     dense_weight,
@@ -41,7 +42,7 @@ def require_rows_of_their_own_tokens(model: nn.Module) -> None:
     kind = getattr(getattr(model, "active_peft_config", None), "peft_type", None)
     if kind in VIRTUAL_TOKENS:
         name = kind.value.lower().replace("_", " ")
-        raise ValueError(
+        raise GradsiftError(
             f"{name} puts virtual tokens before a row's own, so that the positions of the "
             "embedding and of the head are no longer those of the labels: it is not recorded. LoRA "
             "and prefix tuning are."
@@ -69,7 +70,7 @@ def watched_embedding(module: nn.Module, model_name: str) -> nn.Embedding | Watc
     if tokens is not None:
         table = tokens.get_base_layer()
         if tokens._get_embed_scale() is not None:
-            raise ValueError(
+            raise GradsiftError(
                 f"{model_name}: the embedding scales its output, and peft's "
                 "trainable_token_indices replaces the module that does: it is not recorded. Use "
                 "modules_to_save instead."
@@ -79,13 +80,13 @@ def watched_embedding(module: nn.Module, model_name: str) -> nn.Embedding | Watc
         # What they add does not change the gradient that comes to the table's own output.
         module = module.get_base_layer()
     if not isinstance(module, nn.Embedding):
-        raise ValueError(f"{model_name}: the input embedding is a {type(module).__name__}, which "
+        raise GradsiftError(f"{model_name}: the input embedding is a {type(module).__name__}, which "
                          "is not supported; a plain embedding table is.")  # fmt: skip
     if quantization_of(module) is None:
         return module
     dense = dense_weight(module)
     if dense.shape != (module.num_embeddings, module.embedding_dim):
-        raise ValueError(f"{model_name}: the input embedding is quantised "
+        raise GradsiftError(f"{model_name}: the input embedding is quantised "
                          f"({quantization_of(module)}), and not as one table.")  # fmt: skip
     shape_only = dense.new_zeros(1).expand(dense.shape)
     return WatchedLayer(module, module, lambda: shape_only, padding_idx=module.padding_idx)
@@ -116,7 +117,7 @@ def watched_head(module: nn.Module, model_name: str) -> nn.Linear | WatchedLayer
     elif isinstance(module, BaseTunerLayer):
         base, adapter = module.get_base_layer(), _added(module, model_name)
     if not isinstance(base, nn.Linear):
-        raise ValueError(f"{model_name}: the output head is a {type(base).__name__}, which is not "
+        raise GradsiftError(f"{model_name}: the output head is a {type(base).__name__}, which is not "
                          "supported; one linear layer is.")  # fmt: skip
     if adapter is None and quantization_of(base) is None:
         return module
@@ -143,12 +144,12 @@ def _added(module: BaseTunerLayer, model_name: str) -> str:
     """
     if not isinstance(module, LoraLayer):
         kind = type(module).__module__.split(".")[2]
-        raise ValueError(
+        raise GradsiftError(
             f"{model_name}: the head is adapted by {kind}, which changes more than what is added "
             "to its output: it is not recorded. Leave lm_head out of peft's target_modules."
         )
     if any(name in module.lora_variant for name in module.active_adapters):
-        raise ValueError(
+        raise GradsiftError(
             f"{model_name}: the head is adapted by a variant of LoRA (use_dora and the like), "
             "which changes more than what is added to its output: it is not recorded. Leave "
             "lm_head out of peft's target_modules, or the variant out of its settings."

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gradsift.store.files import sync_folder, write_json
+from gradsift.errors import GradsiftError
+from gradsift.utils import sync_folder, write_json
 
 MARKER = "whole.json"
 
@@ -132,7 +133,7 @@ class SkipNonFiniteSteps(TrainerCallback):
         if self._step_is_finite():
             return
         if not self._can_skip:
-            raise ValueError(
+            raise GradsiftError(
                 f"step {state.global_step}: a row's gradient is not finite, and DeepSpeed has made "
                 "its update already. Find the row in one process or with FSDP2, where such updates "
                 "are left out."

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gradsift.data.instances import Instance
+from gradsift.data.tokenization import Instance
 from gradsift.gradients.check import CheckResult
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sharding import shape_of
@@ -20,10 +20,10 @@ from gradsift.training.checkpoint import (
     SkipNonFiniteSteps,
     checkpoint_at,
 )
-from gradsift.training.plain import loss_curve, train_plainly
+from gradsift.training.finetune import loss_curve, train_plainly
+from gradsift.training.layers import track
+from gradsift.training.record_writer import RecordWriter
 from gradsift.training.self_check import PATHS, first_exact_path, paths_of
-from gradsift.training.sft import RecordingSFTTrainer
-from gradsift.training.sft_settings import SFTSettings
 from gradsift.training.sharding import (
     divides_weights,
     plain_backward,
@@ -31,8 +31,8 @@ from gradsift.training.sharding import (
     unchecked,
     uses_deepspeed,
 )
-from gradsift.training.sitting import Sitting
-from gradsift.training.tracking import track
+from gradsift.training.trainer import RecordingSFTTrainer
+from gradsift.training.trainer_settings import TrainerSettings
 
 DEFAULT_N_PARTS = 8
 
@@ -69,7 +69,7 @@ class PreliminaryEpoch:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         instances: Sequence[Instance],
-        settings: SFTSettings,
+        settings: TrainerSettings,
         sketch: SketchSpec,
         work_dir: Path,
     ):
@@ -144,7 +144,7 @@ class PreliminaryEpoch:
         """
         assert self.recorder is not None, "run() before check()"
         resumed_at = self._last_step(writer)
-        sitting = Sitting(self._instances, writer, on_progress)
+        sitting = RecordWriter(self._instances, writer, on_progress)
         can_skip = not uses_deepspeed(self.trainer.accelerator)
         self.trainer.add_callback(SkipNonFiniteSteps(sitting.step_is_finite, can_skip=can_skip))
         self.trainer.add_callback(SaveEvery(self.steps_between(save_steps), sitting.flush))

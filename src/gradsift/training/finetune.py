@@ -1,8 +1,13 @@
-"""Fine-tune a model on a subset, as trl does, and leave it ready for evaluation."""
+"""Training without recording, resumed from the last whole checkpoint.
+
+Fine-tune a model on a subset, as trl does, and leave it ready for evaluation.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +18,92 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gradsift.data.instances import Instance
+from gradsift.data.tokenization import Instance
+from gradsift.errors import GradsiftError
+from gradsift.training.checkpoint import MARKER, SaveEvery, last_checkpoint
 from gradsift.training.lora_settings import adapting
 from gradsift.training.model import ModelSource, is_quantized, load_model
-from gradsift.training.plain import PlainTraining, train_plainly
 from gradsift.training.quantized import weights_of
-from gradsift.training.sft import RecordingSFTTrainer
-from gradsift.training.sft_settings import SFTSettings, sft_config
+from gradsift.training.trainer import RecordingSFTTrainer
+from gradsift.training.trainer_settings import TrainerSettings, sft_config
+
+
+@dataclass(frozen=True)
+class PlainTraining:
+    """What a training did, earlier sittings included.
+
+    Attributes:
+        loss_curve: (step, training loss) as the trainer logged them.
+        n_steps: Optimizer updates.
+        n_instances: Instances seen, as often as they were seen.
+        n_tokens: Their tokens, without padding.
+        seconds: Of training, without loading.
+        resumed_at_step: Optimizer updates already made when this sitting began.
+    """
+
+    loss_curve: tuple[tuple[int, float], ...]
+    n_steps: int
+    n_instances: int
+    n_tokens: int
+    seconds: float
+    resumed_at_step: int
+
+
+def train_plainly(
+    trainer: RecordingSFTTrainer,
+    instances: Sequence[Instance],
+    work_dir: Path,
+    *,
+    steps_between: int,
+    on_progress: Callable[[int, int], None],
+) -> PlainTraining:
+    """Train to the end, from where an earlier sitting stopped.
+
+    The last checkpoint stays, so that whatever comes after training can be interrupted, too.
+
+    Args:
+        trainer: With those instances, and `work_dir` for its output.
+        instances: What is trained on.
+        work_dir: Where the checkpoints are.
+        steps_between: Optimizer updates between two checkpoints.
+        on_progress: Called after each micro-batch with instances and tokens done so far.
+
+    Returns:
+        What was done.
+    """
+    checkpoint = last_checkpoint(work_dir)
+    before = {} if checkpoint is None else json.loads((checkpoint / MARKER).read_text())
+    done = {key: before.get(key, 0) for key in ("n_instances", "n_tokens")}
+    seconds_before, started = before.get("seconds", 0.0), time.perf_counter()
+
+    def tell(indices: list[int]) -> None:
+        done["n_instances"] += len(indices)
+        done["n_tokens"] += sum(len(instances[i].input_ids) for i in indices)
+        on_progress(done["n_instances"], done["n_tokens"])
+
+    def seconds() -> float:
+        return seconds_before + time.perf_counter() - started
+
+    trainer.tell_rows(tell)
+    trainer.add_callback(
+        SaveEvery(steps_between, last_too=True, about=lambda: {**done, "seconds": seconds()})
+    )
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return PlainTraining(
+        tuple(loss_curve(trainer)),
+        trainer.state.global_step,
+        done["n_instances"],
+        done["n_tokens"],
+        seconds(),
+        before.get("step", 0),
+    )
+
+
+def loss_curve(trainer: RecordingSFTTrainer) -> list[tuple[int, float]]:
+    """Return (step, training loss) as a trainer logged them."""
+    history = trainer.state.log_history
+    return [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+
 
 N_CHECKPOINTS = 4
 
@@ -42,7 +126,7 @@ def fine_tune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     instances: Sequence[Instance],
-    settings: SFTSettings,
+    settings: TrainerSettings,
     work_dir: Path,
     *,
     save_steps: int | None = None,
@@ -89,7 +173,9 @@ def fine_tune(
     return FineTuned(_ready(trainer.model), training)
 
 
-def load_fine_tuned(folder: Path, source: ModelSource, settings: SFTSettings) -> PreTrainedModel:
+def load_fine_tuned(
+    folder: Path, source: ModelSource, settings: TrainerSettings
+) -> PreTrainedModel:
     """Load what `fine_tune` saved.
 
     Args:
@@ -110,7 +196,7 @@ def load_fine_tuned(folder: Path, source: ModelSource, settings: SFTSettings) ->
         return _ready(PeftModel.from_pretrained(load_model(source), str(folder)))
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
         first_line = str(error).strip().split("\n")[0]
-        raise ValueError(
+        raise GradsiftError(
             f"{folder}: the weights that were kept there cannot be loaded ({first_line}). Remove "
             "that folder to train again."
         ) from error
@@ -137,13 +223,13 @@ def _require_finite(label: str, model: torch.nn.Module, training: PlainTraining)
         for weight in model.parameters()
         if type(weight) is nn.Parameter
     ):
-        raise ValueError(
+        raise GradsiftError(
             f"{label}: loss or weights are not finite numbers; the training diverged. Lower "
             "learning_rate, or leave the arm out; what is done is kept."
         )
 
 
-def steps_of(n_instances: int, epochs: float, settings: SFTSettings) -> int:
+def steps_of(n_instances: int, epochs: float, settings: TrainerSettings) -> int:
     """Return the optimizer updates that some passes over instances come to, in one process.
 
     Args:

@@ -1,20 +1,51 @@
-"""Does a model keep packed rows apart?
+"""A model without its dropout, for a while.
+
+Does a model keep packed rows apart?
 
 What is masked counts for nothing at all: other rows beside it must change nothing in a row, in any
 precision. That is sharper than a comparison with the row alone, which has rounding in it.
+
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from gradsift.errors import GradsiftError
 from gradsift.gradients.records import TrackedModel
 from gradsift.gradients.tokens import ResponseTokens
-from gradsift.training.dropout import without_dropout
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Generator[None, None, None]:
+    """Set every dropout probability of a model to 0 inside a `with` block.
+
+    Both kinds are found: dropout modules, and probabilities that a module hands to a function.
+
+    Args:
+        model: The model, in whatever mode it is.
+
+    Yields:
+        Nothing.
+    """
+    changed: list[tuple[nn.Module, str, float]] = []
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            is_rate = "drop" in name or (name == "p" and "Dropout" in type(module).__name__)
+            if is_rate and isinstance(value, float) and value > 0:
+                changed.append((module, name, value))
+                setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, value in changed:
+            setattr(module, name, value)
+
 
 # How much of its size a state may change when other rows of the same lengths stand beside it. A
 # mixture of experts puts its tokens together anew, so that it rounds anew.
@@ -63,7 +94,7 @@ def require_apart(
     states_BTX, changed_BTX = states_of(input_ids_BT), states_of(_others(input_ids_BT, kept_BT))
     change = _gap(states_BTX[kept_BT], changed_BTX[kept_BT])
     if not change < _allowed(model.outer, states_BTX.dtype):
-        raise ValueError(PACKED.format(change))
+        raise GradsiftError(PACKED.format(change))
 
 
 def keeps_apart(model: TrackedModel, rows: Sequence[Sequence[int]]) -> bool:

@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
+from gradsift.errors import GradsiftError
 from gradsift.terms import LM_HEAD
 
 ALL_LINEAR = "all-linear"
@@ -24,8 +25,8 @@ RESERVED_LORA: dict[str, tuple[tuple[Any, ...], str]] = {
     "peft_type": (("LORA",), "adapters are LoRA's"),
     "task_type": (("CAUSAL_LM",), "causal language models only"),
     "inference_mode": ((False,), "the adapters are trained"),
-    "base_model_name_or_path": ((), "the model is said by --model"),
-    "revision": ((), "the model's revision is said by --revision"),
+    "base_model_name_or_path": ((), "the model is said by `model`"),
+    "revision": ((), "the model's revision is said by `revision`"),
     "auto_mapping": ((), "the model's class is the one that transformers chooses"),
     "peft_version": ((), "it is the one that is installed"),
     "runtime_config": ((), "adapters are kept where the model is"),
@@ -53,20 +54,20 @@ def read_lora(lora: Mapping[str, object]) -> LoraConfig:
     """
     unknown = sorted(lora.keys() - LoraConfig.__dataclass_fields__.keys())
     if unknown:
-        raise ValueError(f"lora settings that peft's LoraConfig does not know: {unknown}.")
+        raise GradsiftError(f"lora settings that peft's LoraConfig does not know: {unknown}.")
     reasons = [
         f"{key}: {why}"
         for key, (same, why) in RESERVED_LORA.items()
         if lora.get(key) is not None and lora[key] not in same
     ]
     if reasons:
-        raise ValueError(f"lora settings that gradsift decides itself: {'; '.join(reasons)}.")
+        raise GradsiftError(f"lora settings that gradsift decides itself: {'; '.join(reasons)}.")
     values = {key: _read(key, value) for key, value in lora.items() if key not in RESERVED_LORA}
     targets = values.get("target_modules")
     if targets == [ALL_LINEAR]:
         values["target_modules"] = ALL_LINEAR
     elif isinstance(targets, list) and LM_HEAD in targets:
-        raise ValueError(
+        raise GradsiftError(
             f"lora setting target_modules has {LM_HEAD!r}: trl trains no adapter of the head. "
             f"Leave it out, or train the head itself: modules_to_save: [{LM_HEAD}]."
         )
@@ -96,9 +97,9 @@ def adapting(
         return
     config = read_lora(lora)
     if config.use_dora and weights.startswith("int8"):
-        raise ValueError(
+        raise GradsiftError(
             "lora setting use_dora: peft's DoRA does not compute over weights in 8 bits; take it "
-            "out, or --load-in 4bit."
+            "out, or `load_in` 4bit."
         )
     _require_names(model, config, lora)
     with _errors_of_peft(lora):
@@ -113,7 +114,7 @@ def _read(key: str, value: object) -> object:
     kinds = (hint,) if get_origin(hint) is Literal else get_args(hint) or (hint,)
     if isinstance(value, str) and list[str] in kinds and str not in kinds:
         value = [value]
-    # Settings with settings of their own are peft's classes.
+    # SelectionConfig with settings of their own are peft's classes.
     plain = all(get_args(kind) or kind in (int, float, bool, str, dict, type(None))
                 for kind in kinds)  # fmt: skip
     if value is None or not plain or key in CHECKED_BY_PEFT:
@@ -124,7 +125,7 @@ def _read(key: str, value: object) -> object:
         expected = " or ".join(
             dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors())
         )
-        raise ValueError(f"lora setting {key} is {value!r}, expected {expected}.") from None
+        raise GradsiftError(f"lora setting {key} is {value!r}, expected {expected}.") from None
 
 
 @contextmanager
@@ -145,7 +146,7 @@ def _errors_of_peft(lora: Mapping[str, object]) -> Generator[None, None, None]:
             raise
         said = ", ".join(f"{key}: {value!r}" for key, value in lora.items()) or "none said"
         what = " ".join(str(error).split())
-        raise ValueError(f"lora settings ({said}): peft refuses: {what}") from error
+        raise GradsiftError(f"lora settings ({said}): peft refuses: {what}") from error
 
 
 def _is_of_peft(error: Exception) -> bool:
@@ -199,7 +200,7 @@ def _require_found(
     try:
         missing = [said for said in sorted(wanted) if not any(fits(said, name) for name in names)]
     except re.error as error:
-        raise ValueError(f"lora setting {key}: not a regular expression ({error}).") from None
+        raise GradsiftError(f"lora setting {key}: not a regular expression ({error}).") from None
     if not missing:
         return
     last = list(dict.fromkeys(".".join(name.split(".")[-n_parts:]) for name in names))
@@ -211,7 +212,7 @@ def _require_found(
     ]
     hint = f"close to it: {', '.join(dict.fromkeys(near))}" if near else (
         f"there are {', '.join(known[:N_SHOWN])}{' …' * (len(known) > N_SHOWN)}")  # fmt: skip
-    raise ValueError(f"lora setting {key}: none {whose} is {' or '.join(missing)}; {hint}.")
+    raise GradsiftError(f"lora setting {key}: none {whose} is {' or '.join(missing)}; {hint}.")
 
 
 def _require_tokens(
@@ -227,7 +228,7 @@ def _require_tokens(
         _require_found(key, indices, modules, fits)
     odd = [index for some in lists for index in some if not 0 <= index < n_tokens]
     if odd:
-        raise ValueError(
+        raise GradsiftError(
             f"lora setting {key} has {odd[0]}, expected ids of tokens, from 0 to {n_tokens - 1}."
         )
 

@@ -22,7 +22,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from gradsift.data.demo_model import demo_model_path
+from gradsift.data.demo_data import demo_model_path
+from gradsift.errors import GradsiftError
 from gradsift.training.quantized import (
     LOAD_IN,
     NEEDS_ADAPTERS,
@@ -100,11 +101,11 @@ def find_model(
         ValueError: If the dtype or the quantisation is unknown, or what it needs is missing.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}.")
+        raise GradsiftError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}.")
     if load_in is not None:
         if load_in not in LOAD_IN:
-            raise ValueError(f"load_in is {load_in!r}; known are {', '.join(LOAD_IN)}.")
-        require_bitsandbytes(f"--load-in {load_in}")
+            raise GradsiftError(f"load_in is {load_in!r}; known are {', '.join(LOAD_IN)}.")
+        require_bitsandbytes(f"`load_in` {load_in}")
     path = str(demo_model_path(tell)) if name == DEMO_MODEL else name
     return ModelSource(name, path, revision, dtype, trust_remote_code, load_in)
 
@@ -145,14 +146,14 @@ def load_config(source: ModelSource) -> PretrainedConfig:
             source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
+        raise GradsiftError(
             f"{source.name!r} is an encoder-decoder model ({config.model_type}): gradsift records "
             "causal LMs."
         )
     if source.load_in is not None and method_of(config) is not None:
-        raise ValueError(
+        raise GradsiftError(
             f"{source.name!r} has weights quantised by {method_of(config)} already: leave "
-            "--load-in out, or take the model's unquantised weights."
+            "`load_in` out, or take the model's unquantised weights."
         )
     require_readable(source.name, config)
     return config
@@ -204,10 +205,10 @@ def require_adapters(source: ModelSource, config: PretrainedConfig, *, has_adapt
     if has_adapters:
         return
     if source.load_in is not None:
-        raise ValueError(f"--load-in {source.load_in}: {NEEDS_ADAPTERS}.")
+        raise GradsiftError(f"`load_in` {source.load_in}: {NEEDS_ADAPTERS}.")
     method = method_of(config)
     if method is not None:
-        raise ValueError(f"{source.name!r} has weights quantised by {method}: {NEEDS_ADAPTERS}.")
+        raise GradsiftError(f"{source.name!r} has weights quantised by {method}: {NEEDS_ADAPTERS}.")
 
 
 def is_quantized(model: PreTrainedModel) -> bool:
@@ -270,7 +271,7 @@ def _told_plainly(what: str, source: ModelSource) -> Generator[None, None, None]
         yield
     except (OSError, KeyError, ImportError, ValueError, SafetensorError) as error:
         first_line = str(error).strip().split("\n")[0]
-        raise ValueError(
+        raise GradsiftError(
             f"cannot load the {what} of {source.name!r}: {first_line} Give a folder with "
             f'config.json, model.safetensors and tokenizer files, a hub id, or "{DEMO_MODEL}".'
         ) from error

@@ -11,11 +11,13 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.quantizers import AutoHfQuantizer
 
+from gradsift.errors import GradsiftError
+
 LOAD_IN = ("4bit", "8bit")
 INSTALL = "pip install 'gradsift[quantized]'"
 BITSANDBYTES = "bitsandbytes"
 NEEDS_ADAPTERS = (
-    "quantised weights cannot be trained, only adapters over them: add --lora (lora: true in a "
+    "quantised weights cannot be trained, only adapters over them: add `lora` (lora: true in a "
     "configuration file)"
 )
 
@@ -30,7 +32,7 @@ def require_bitsandbytes(what: str) -> None:
         ValueError: If it is not installed.
     """
     if importlib.util.find_spec(BITSANDBYTES) is None:
-        raise ValueError(f"{what} needs bitsandbytes, which is not installed: {INSTALL}")
+        raise GradsiftError(f"{what} needs bitsandbytes, which is not installed: {INSTALL}")
 
 
 def quantization_for(load_in: str) -> BitsAndBytesConfig:
@@ -97,14 +99,14 @@ def require_readable(name: str, config: PretrainedConfig) -> None:
     # Each method asks for its packages and devices in its own way.
     except Exception as error:
         first_line = str(error).strip().split("\n")[0]
-        raise ValueError(
+        raise GradsiftError(
             f"{what}, which cannot be read here: {first_line} Install what it asks for, or take "
-            "the model's unquantised weights, with --load-in 4bit --lora to quantise them."
+            "the model's unquantised weights, with `load_in` 4bit `lora` to quantise them."
         ) from error
     if not quantizer.is_trainable:
-        raise ValueError(
+        raise GradsiftError(
             f"{what}; transformers trains no adapters over those. Take the model's unquantised "
-            "weights, with --load-in 4bit --lora to quantise them."
+            "weights, with `load_in` 4bit `lora` to quantise them."
         )
 
 
@@ -158,7 +160,7 @@ def dense_weight(module: nn.Module) -> torch.Tensor:
             return module.dequantize()
         if hasattr(getattr(module, "weight", None), "dequantize"):
             return module.weight.dequantize()
-    raise ValueError(
+    raise GradsiftError(
         f"the embedding or the head is quantised: {what}, which does not offer its weight as plain "
         "numbers. Leave lm_head and the embedding out of the quantisation."
     )
@@ -170,7 +172,7 @@ def _dense_bitsandbytes(module: nn.Module) -> torch.Tensor:
     weight = module.weight
     if type(weight).__name__ == "Params4bit":
         if getattr(weight.quant_state, "packing_format_for_cpu", False):
-            raise ValueError(
+            raise GradsiftError(
                 "the head's 4-bit weight was packed anew by bitsandbytes, for evaluation on this "
                 "CPU: load the model again, and call model.train() before its first forward pass."
             )
@@ -227,7 +229,7 @@ def coupling_of(model: nn.Module) -> str | None:
         f"bitsandbytes int8 with llm_int8_threshold={threshold:g} treats a column as an outlier if "
         "any token of the micro-batch exceeds it there, so that rows influence each other: the "
         "recorded gradients are those of training, and differ from those of a row alone by up to "
-        "some percent. Quantise with llm_int8_threshold=0.0 to switch it off (--load-in 8bit does)."
+        "some percent. Quantise with llm_int8_threshold=0.0 to switch it off (`load_in` 8bit does)."
     )
 
 

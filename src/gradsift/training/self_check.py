@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradsift.errors import GradsiftError
 from gradsift.gradients.arithmetic import Arithmetic, arithmetics_for
 from gradsift.gradients.check import (
     CheckResult,
@@ -23,16 +24,16 @@ from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Record, RecordingPath, TrackedModel
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
-from gradsift.training.dropout import without_dropout
-from gradsift.training.plain_loss import (
+from gradsift.recording.plain_loss import (
     Batch,
     forward_and_backward,
     without_reentrant_checkpointing,
 )
-from gradsift.training.probe import forward_records, probe_step
+from gradsift.training.cost import forward_records, probe_step
+from gradsift.training.isolation import without_dropout
+from gradsift.training.layers import base_model, head_is_called, require_path, track
 from gradsift.training.quantized import coupling_of
-from gradsift.training.sft import RecordingSFTTrainer, mean_loss
-from gradsift.training.tracking import base_model, head_is_called, require_path, track
+from gradsift.training.trainer import RecordingSFTTrainer, mean_loss
 
 # From the cheapest to the one that makes the fewest assumptions.
 PATHS: tuple[RecordingPath, ...] = ("fused", "fused-intercepted", "hooked", "intercepted")
@@ -131,7 +132,7 @@ def paths_of(wanted: str, paths: Sequence[RecordingPath]) -> Sequence[RecordingP
         ValueError: For a way that is none of them.
     """
     if wanted != "auto" and wanted not in paths:
-        raise ValueError(f"recording is {wanted!r}, expected auto, {', '.join(paths)}.")
+        raise GradsiftError(f"recording is {wanted!r}, expected auto, {', '.join(paths)}.")
     return paths if wanted == "auto" else (wanted,)
 
 
@@ -156,16 +157,16 @@ def _first_that_passes(
                 return recorder, replace(result, tried=tried)
     _require_finite_weights(model)  # Before the way of recording is blamed.
     if len(set(tried.values())) == 1:
-        raise ValueError(f"{model_name}: {next(iter(tried.values()))}")
+        raise GradsiftError(f"{model_name}: {next(iter(tried.values()))}")
     ways = " ".join(f"[{path}] {why}" for path, why in tried.items())
-    raise ValueError(f"{model_name}: no way of recording is exact. {ways}")
+    raise GradsiftError(f"{model_name}: no way of recording is exact. {ways}")
 
 
 def _require_finite_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         # Sharded weights are elsewhere; quantised ones are whole numbers, and their scales finite.
         if type(parameter) is nn.Parameter and not bool(parameter.isfinite().all()):
-            raise ValueError(
+            raise GradsiftError(
                 f"{type(base_model(model)).__name__}: the weight {name} holds numbers that are not "
                 "finite, so no gradient is. Load it from a whole checkpoint, or in a dtype with a "
                 "larger range (bfloat16 instead of float16)."
@@ -243,7 +244,7 @@ def check_forward(
     tokens = batch[2]
     chosen = _to_compare(tokens)
     if not chosen:
-        raise ValueError(
+        raise GradsiftError(
             "no row of the first batch has a response token: a label other than -100 whose token "
             "has another one before it."
         )

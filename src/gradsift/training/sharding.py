@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from gradsift.errors import GradsiftError
 from gradsift.gradients.check import CheckResult, tolerance_for
 from gradsift.gradients.fused import product_dtype
 from gradsift.gradients.intercept import is_plain
@@ -20,8 +21,8 @@ from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import RecordingPath, TrackedModel, WatchedLayer
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
-from gradsift.training.dropout import without_dropout
-from gradsift.training.loops import FSDP1
+from gradsift.recording.loops import FSDP1
+from gradsift.training.isolation import without_dropout
 
 ONE_PROCESS_CHECK = (
     "`gradsift check MODEL` makes it in one process, also on a small sibling of the model; here "
@@ -54,23 +55,23 @@ def require_supported(accelerator: Accelerator, *, wants_fsdp: bool, trains: boo
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version != 2:
-        raise ValueError(FSDP1)
+        raise GradsiftError(FSDP1)
     if wants_fsdp and plugin is None:
-        raise ValueError(
+        raise GradsiftError(
             "fsdp is set, but accelerate divides no weights here: it does so in processes with an "
             "accelerator each (torchrun, accelerate launch), and not on CPUs. Leave fsdp out."
         )
     layout = getattr(accelerator, "parallelism_config", None)
     for name in ("tp", "cp", "sp"):
         if layout is not None and getattr(layout, f"{name}_size", 1) > 1:
-            raise ValueError(
+            raise GradsiftError(
                 f"{name}_size is {getattr(layout, f'{name}_size')}: tensor, context and sequence "
                 "parallelism divide a row among processes, so none sees its gradient. Use FSDP2 or "
                 "DeepSpeed, with data parallelism alone."
             )
     if divides_weights(accelerator) and not trains:
-        raise ValueError(
-            "--preliminary 0 trains nothing, and weights are divided (FSDP2, ZeRO-3) only when "
+        raise GradsiftError(
+            "`preliminary` 0 trains nothing, and weights are divided (FSDP2, ZeRO-3) only when "
             "training begins: score in processes with whole weights (torchrun without FSDP or "
             "DeepSpeed), or train on a part of the pool."
         )
@@ -98,14 +99,14 @@ def unchecked(
     """
     for name, layer in (("embedding", model.embedding), ("head", model.head)):
         if isinstance(layer, WatchedLayer):
-            raise ValueError(
+            raise GradsiftError(
                 f"the {name} is adapted or quantised, and weights are divided among processes: "
                 "that was never compared with anything. Leave embedding and head out of the "
                 "adapters and of what is quantised, or use processes with whole weights (DDP)."
             )
     exact = [p for p in paths if is_plain(model.embedding) or p.endswith("intercepted")]
     if not exact:
-        raise ValueError(
+        raise GradsiftError(
             f"recording {paths[0]} is not exact here: the embedding ({type(model.embedding)}) "
             "changes what it looks up. Use recording auto."
         )
@@ -142,10 +143,10 @@ def require_same_loss_as_fused(model: nn.Module, inputs: Mapping[str, torch.Tens
     off_T = (own_T - fused_T)[targets_T != IGNORED_LABEL].abs()
     off = float(off_T.mean()) if len(off_T) else 0.0
     if off > tolerance_for(product_dtype(logits_TV)):
-        raise ValueError(
+        raise GradsiftError(
             f"the losses of the first row's tokens differ by {off:.1e} nats from those of the "
             "model's own logits: the model does something after its last layer that the fused head "
-            "does not. Use --recording hooked."
+            "does not. Use `recording` hooked."
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gradsift.config import SelectionConfig
+from gradsift.selection.strategies.base import Need, Strategy
 from gradsift.selection.strategies.rankings import (
     el2n,
     grand,
@@ -25,7 +27,6 @@ from gradsift.selection.strategies.sets import (
     k_means,
     spice,
 )
-from gradsift.selection.strategies.task import Need, Strategy
 
 STRATEGIES: dict[str, Strategy] = {
     "grads": Strategy(grads, (), "gradient score, content diversity, similarity reduction"),
@@ -60,3 +61,9 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "rds": Strategy(rds, (Need.FEATURES, Need.TARGET), "content like that of a target set"),
 }
+
+
+def needs_of(config: SelectionConfig) -> frozenset[Need]:
+    """Return what a selection needs beyond the statistics and the neighbour graph."""
+    extra = {Need.LOSSES} if config.score == "prompt-gain" else set()
+    return frozenset({*STRATEGIES[config.strategy].needs, *extra})

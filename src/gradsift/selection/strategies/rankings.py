@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradsift.selection.signal import ranks
-from gradsift.selection.strategies.task import Choice, Task, ranked
+from gradsift.selection.scores import ranks
+from gradsift.selection.strategies.base import Choice, Task, ranked
 
 
 def random(task: Task) -> Choice:
@@ -156,7 +156,7 @@ def el2n(task: Task) -> Choice:
     Returns:
         The choice.
     """
-    return ranked(task, task.pool.error_norm, "error norm")
+    return ranked(task, task.pool.el2n, "error norm")
 
 
 def _from_median(x_N: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradsift.selection.content import fit_content
 from gradsift.selection.neighbours import blocks
-from gradsift.selection.strategies.task import Choice, Need, Task, joint_sketches, ranked, unit
+from gradsift.selection.strategies.base import Choice, Need, Task, joint_sketches, ranked, unit
 
 
 def ogs_static(task: Task) -> Choice:

@@ -13,7 +13,7 @@ from gradsift.selection.content import content_vectors
 from gradsift.selection.greedy import lazy_greedy
 from gradsift.selection.neighbours import find_neighbours, unit_rows
 from gradsift.selection.objective import Objective
-from gradsift.selection.strategies.task import Choice, Task, joint_sketches, unit
+from gradsift.selection.strategies.base import Choice, Task, joint_sketches, unit
 
 # Weight of SPICE's conflict against its information gain, in nats.
 _CONFLICT_WEIGHT = 1.0
@@ -154,7 +154,7 @@ def deita(task: Task) -> Choice:
     Returns:
         The choice; the measure is the gradient score.
     """
-    purse, threshold = task.terms.purse(), task.objective.near_threshold
+    purse, threshold = task.terms.purse(), task.objective.similarity_threshold
     repeats_N = np.zeros(len(task.pool), dtype=bool)
 
     def mark(row: int) -> None:

@@ -1,0 +1,230 @@
+"""Why a row was kept or not, and what would have to change, from what a run folder holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gradsift.commands.select import DECISIONS, SELECTIONS, SUMMARY
+from gradsift.errors import GradsiftError
+from gradsift.selection.neighbours import Neighbours
+from gradsift.stages.content import content_of
+from gradsift.store.reader import read_store
+from gradsift.store.tables import DROPPED, read_pool_table
+from gradsift.terms import LAYERS
+from gradsift.utils import read_parquet
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What is known about one row.
+
+    Attributes:
+        row: Its line of pool.parquet.
+        decisions: Selection → the row's line of its decisions.parquet, with `what_if` (what would
+            have to change) and `near_duplicates` (id, similarity, whether it is kept).
+    """
+
+    row: dict[str, object]
+    decisions: dict[str, dict[str, object]]
+
+    def summary(self) -> dict[str, object]:
+        """Return what a program wants to know."""
+        return {**self.row, "selections": self.decisions}
+
+    def text(self) -> str:
+        """Return what a person wants to know."""
+        row = self.row
+        place = f"row {row['row']}" if row["line"] is None else f"line {row['line']}"
+        lines = [f"{row['instance_id']} ({place})"]
+        if row["status"] == DROPPED:
+            return "\n".join([*lines, f"dropped: {row['reason']}: {row['detail']}"])
+        cut = ", truncated" if row["truncated"] else ""
+        lines.append(f"{row['n_tokens']} tokens, {row['n_response_tokens']} of the response{cut}")
+        for name, decision in self.decisions.items():
+            lines += ["", f"{name}: {decision['reason']}", *_numbers(decision)]
+        if not self.decisions:
+            lines.append("no selection was made yet: gradsift select RUN --budget 50%")
+        return "\n".join(lines)
+
+
+def explain_row(folder: str | Path, row_id: str, name: str | None = None) -> Explanation:
+    """Collect what is known about one row.
+
+    Args:
+        folder: The run folder.
+        row_id: An instance id, "line:N" for a line of the input file (from 1), or "row:N" (from 0).
+        name: Of one selection; None takes all.
+
+    Returns:
+        The explanation.
+
+    Raises:
+        ValueError: If there is no such row or no such selection, or several rows share the line.
+    """
+    folder = Path(folder)
+    table = read_pool_table(folder)
+    column, value = _where(row_id)
+    found = table.filter(pc.equal(table[column], value)).to_pylist()
+    if not found:
+        some = ", ".join(map(repr, table["instance_id"].slice(0, 3).to_pylist()))
+        raise GradsiftError(
+            f"{folder}: no row {row_id!r}. Ids look like {some}; line:12 takes line 12 of a file "
+            "of lines, row:12 the thirteenth row."
+        )
+    if len(found) > 1:
+        some = ", ".join(repr(row["instance_id"]) for row in found[:3])
+        raise GradsiftError(
+            f"{folder}: {len(found)} rows stand on {row_id}: give an id, such as {some}."
+        )
+    there = sorted(path.parent.name for path in (folder / SELECTIONS).glob(f"*/{DECISIONS}"))
+    if name is not None and name not in there:
+        raise GradsiftError(
+            f"{folder}: no selection {name!r}; there are: {', '.join(there) or 'none'}."
+        )
+    row = found[0]
+    decisions = {
+        one: _decision(folder / SELECTIONS / one, str(row["instance_id"]))
+        for one in there
+        if name in (None, one)
+    }
+    if any(decision["decision"] != "dropped" for decision in decisions.values()):
+        _add_near_duplicates(folder, str(row["instance_id"]), decisions)
+    return Explanation(row, decisions)
+
+
+def _where(row_id: str) -> tuple[str, str | int]:
+    kind, _, number = row_id.partition(":")
+    if kind in ("line", "row") and number.isdigit():
+        return kind, int(number)
+    return "instance_id", row_id
+
+
+def _decision(selection: Path, instance_id: str) -> dict[str, object]:
+    table = read_parquet(selection / DECISIONS)
+    line = table.filter(pc.equal(table["instance_id"], instance_id)).to_pylist()[0]
+    summary = json.loads((selection / SUMMARY).read_text(encoding="utf-8"))
+    line["what_if"] = None if line["decision"] == "dropped" else _what_if(line, table, summary)
+    return line
+
+
+def _what_if(line: dict, table: pa.Table, summary: dict) -> str | None:
+    """Say what would have to change for the other decision, where the numbers tell.
+
+    Returns:
+        A sentence; None where nothing can be said from what is stored.
+    """
+    if str(summary["budget"]).endswith("tok") or summary["strategy"] != "grads":
+        return _what_if_of_measure(line, table)
+    last = table.filter(pc.equal(table["rank"], pc.max(table["rank"]))).to_pylist()[0]
+    alpha = float(summary["settings"]["alpha"])
+    if alpha == 0 or line["marginal_gain"] is None:
+        return None
+    per_score = alpha / float(summary["expected_rows"])
+    if not line["selected"]:
+        needed = (
+            line["gradient_score"] + (last["marginal_gain"] - line["marginal_gain"]) / per_score
+        )
+        if needed <= 1:
+            text = (
+                f"would be kept with a gradient score above {needed:.3f} "
+                f"(has {line['gradient_score']:.3f})"
+            )
+        else:
+            text = "no gradient score would be enough"
+        without = line["marginal_gain"] + line["similarity_penalty"]
+        if line["similarity_penalty"] > 0 and without > last["marginal_gain"]:
+            text += "; or without the near-duplicates that are kept"
+        return text
+    rejected = table.filter(pc.equal(table["decision"], "rejected"))
+    if rejected.num_rows == 0:
+        return None
+    first_out = pc.max(rejected["marginal_gain"]).as_py()
+    allowed = line["gradient_score"] - (line["marginal_gain"] - first_out) / per_score
+    if allowed <= 0:
+        return "would be kept with any gradient score"
+    return (
+        f"would be left out with a gradient score below about {allowed:.3f} "
+        f"(has {line['gradient_score']:.3f})"
+    )
+
+
+def _what_if_of_measure(line: dict, table: pa.Table) -> str | None:
+    if line["measure"] is None:
+        return None
+    kept = table.filter(pc.equal(table["decision"], "selected"))["measure"]
+    low, high = pc.min(kept).as_py(), pc.max(kept).as_py()
+    if line["selected"] or low is None:
+        return None
+    return f"kept rows have {low:.4g} to {high:.4g}, this one {line['measure']:.4g}"
+
+
+def _add_near_duplicates(
+    folder: Path, instance_id: str, decisions: dict[str, dict[str, object]]
+) -> None:
+    store = read_store(folder)
+    neighbours, _ = content_of(store)
+    ids = [i for i, ok in zip(store.instance_ids, store.finite.tolist(), strict=True) if ok]
+    if instance_id not in ids:
+        return
+    for name, decision in decisions.items():
+        summary = json.loads((folder / SELECTIONS / name / SUMMARY).read_text(encoding="utf-8"))
+        threshold = float(summary["settings"]["similarity_threshold"])
+        near = _near(neighbours, ids.index(instance_id), threshold)
+        table = read_parquet(
+            folder / SELECTIONS / name / DECISIONS, columns=["instance_id", "selected"]
+        )
+        kept = set(table.filter(table["selected"])["instance_id"].to_pylist())
+        decision["near_duplicates"] = [
+            {"instance_id": ids[row], "similarity": cosine, "selected": ids[row] in kept}
+            for row, cosine in near
+        ]
+
+
+def _near(neighbours: Neighbours, row: int, threshold: float) -> list[tuple[int, float]]:
+    rows, cosines = neighbours.of(row)
+    chosen = np.flatnonzero((cosines > threshold) & (rows != row))
+    order = chosen[np.lexsort((rows[chosen], -cosines[chosen]))]
+    return [(int(rows[at]), float(cosines[at])) for at in order]
+
+
+def _numbers(decision: dict[str, object]) -> list[str]:
+    lines = []
+    if decision["decision"] == "dropped":
+        return lines
+    if decision["marginal_gain"] is not None:
+        lines.append(
+            f"  gain {decision['marginal_gain']:.4g} = gradient {decision['gradient_gain']:.4g} "
+            f"+ diversity {decision['diversity_gain']:.4g} "
+            f"- similarity {decision['similarity_penalty']:.4g}"
+        )
+    percentiles = ", ".join(
+        f"{layer} norm {decision[f'{layer}_l2_norm_pct']:.0f}"
+        for layer in LAYERS
+        if f"{layer}_l2_norm_pct" in decision
+    )
+    lines.append(f"  percentiles: density {decision['density_pct']:.0f}, {percentiles}")
+    if decision["nearest_selected"] is not None:
+        lines.append(
+            f"  nearest kept row: {decision['nearest_selected']} "
+            f"(similarity {decision['nearest_similarity']:.2f})"
+        )
+    near = decision.get("near_duplicates") or []
+    if near:
+        some = ", ".join(
+            f"{one['instance_id']} ({one['similarity']:.2f}, "
+            f"{'kept' if one['selected'] else 'not kept'})"
+            for one in near[:_SHOWN]
+        )
+        more = f", and {len(near) - _SHOWN} more" if len(near) > _SHOWN else ""
+        lines.append(f"  near-duplicates: {some}{more}")
+    if decision["what_if"] is not None:
+        lines.append(f"  {decision['what_if']}")
+    return lines

@@ -1,0 +1,262 @@
+"""Gradient store → selection: a file of the user's own rows, and a decision on each."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gradsift.config import SelectionConfig
+from gradsift.data.containers import fingerprint, write_rows
+from gradsift.data.dataset_configs import write_dataset_configs
+from gradsift.data.formats import Columns
+from gradsift.data.sources import Source
+from gradsift.errors import GradsiftError
+from gradsift.selection.audit import Extraction, audit_lines, audit_summary, warnings
+from gradsift.selection.constraints import Budget
+from gradsift.selection.decisions import NON_FINITE, decision_table, weight_column
+from gradsift.selection.selector import Selection, select_rows
+from gradsift.stages.candidates import candidates_of, context_of
+from gradsift.store.reader import GradientStore
+from gradsift.store.tables import DROPPED, INSTANCE, read_pool_table
+from gradsift.utils import write_json, write_parquet
+
+SELECTIONS = "selections"
+DECISIONS = "decisions.parquet"
+SUMMARY = "selection.json"
+CURVE = "curve.parquet"
+
+
+@dataclass(frozen=True)
+class SelectResult:
+    """A selection that was written.
+
+    Attributes:
+        folder: Where it is.
+        selected_file: The selected rows.
+        selection: The decisions.
+        counts: selected + rejected + dropped = input, and dropped by reason.
+        warnings: What ought to worry the user.
+        written: Further files, such as stanzas for trainers.
+    """
+
+    folder: Path
+    selected_file: Path
+    selection: Selection
+    counts: dict[str, object]
+    warnings: tuple[str, ...]
+    written: tuple[Path, ...]
+
+    def summary(self) -> dict[str, object]:
+        """Return what a program wants to know."""
+        selection = self.selection
+        return {
+            "selection": str(self.folder),
+            "selected_file": str(self.selected_file),
+            "strategy": selection.settings.strategy,
+            "budget": str(selection.budget),
+            "expected_rows": selection.limit.expected_rows,
+            "n_tokens": selection.n_tokens,
+            **self.counts,
+            "losses": {name: asdict(losses) for name, losses in selection.losses.items()},
+            "density": {
+                "method": selection.signal.density.method,
+                "error": selection.signal.density.error,
+                "n_checked": selection.signal.density.n_checked,
+            },
+            "density_cut_share": selection.cut_share,
+            "score_length_correlation": selection.audit.length_correlation,
+            "score_step_correlation": selection.step_correlation,
+            "audit": audit_summary(selection.audit),
+            "warnings": list(self.warnings),
+            "also_written": [str(path) for path in self.written],
+        }
+
+    def text(self) -> str:
+        """Return what a person wants to know."""
+        counts, selection = self.counts, self.selection
+        dropped = ", ".join(f"{k} {v}" for k, v in counts["dropped_by_reason"].items())
+        lines = [
+            f"{counts['selected']} selected + {counts['rejected']} rejected + "
+            f"{counts['dropped']} dropped = {counts['input']} rows of the input"
+            + (f" (dropped: {dropped})" if dropped else ""),
+            f"{selection.n_tokens} tokens in {self.selected_file}",
+            "",
+            f"{'loss (lower is better)':24}{'subset':>10}{'pool':>10}{'random':>10}",
+        ]
+        for name in ("density", "content_diversity", "similarity"):
+            values = [getattr(selection.losses[who], name) for who in ("subset", "pool", "random")]
+            lines.append(f"{name:24}" + "".join(f"{value:10.4f}" for value in values))
+        lines += ["", *audit_lines(selection.audit)]
+        lines += [f"warning: {line}" for line in self.warnings]
+        names = "".join(f", {path.name}" for path in self.written)
+        lines += ["", f"beside it: {DECISIONS} (why each row), {SUMMARY}{names}"]
+        return "\n".join(lines)
+
+
+def select_from_store(
+    store: GradientStore,
+    budget: Budget,
+    settings: SelectionConfig,
+    files: Files | None = None,
+    *,
+    name: str | None = None,
+    weights: bool = False,
+) -> SelectResult:
+    """Select rows of a captured run and write them.
+
+    Args:
+        store: A complete gradient store.
+        budget: How much to select.
+        settings: How to select.
+        files: Reference runs and lists of ids.
+        name: Of the selection's folder; made from strategy and budget if None.
+        weights: Whether decisions.parquet gets a `weight` for each selected row: its gradient
+            score divided by the mean over the subset.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: If a setting does not fit, the input file changed since, or a selection of that
+            name was made with other settings.
+    """
+    files = files or Files()
+    table = read_pool_table(store.folder)
+    source, row_format, columns = source_of(store)
+    _require_unchanged(store, source)
+    plain = _plain(budget, settings, files)
+    context = context_of(store, settings.needs, **vars(files))
+    selection = select_rows(candidates_of(store, table, settings.needs), budget, settings, context)
+    folder = _folder(store, plain, name)
+    counts = _counts(table, store, selection)
+    places = table.filter(
+        pc.is_in(table["instance_id"], value_set=pa.array(selection.ids, pa.string()))
+    ).select(["row", "start", "end"])
+    places = list(zip(*(column.to_pylist() for column in places.columns), strict=True))
+    selected_file = write_rows(source, places, folder)
+    decisions = decision_table(table, selection)
+    if weights:
+        decisions = decisions.append_column("weight", weight_column(decisions))
+    write_parquet(folder / DECISIONS, decisions)
+    written = []
+    if selection.curve_S is not None:
+        gains = pa.array(selection.curve_S, pa.float64())
+        write_parquet(folder / CURVE, pa.table({"marginal_gain": gains}))
+        written.append(folder / CURVE)
+    if store.manifest.about["text_pairs"] and row_format == "prompt_completion":
+        # Pairs of text; trainers know them as columns of a question and an answer.
+        row_format, columns = "qa", Columns(prompt="prompt", response="completion")
+    written += write_dataset_configs(selected_file, row_format, columns)
+    result = SelectResult(
+        folder,
+        selected_file,
+        selection,
+        counts,
+        tuple(_warnings(store, selection)),
+        tuple(written),
+    )
+    made_with = {"settings": plain, "capture": store.manifest.identity}
+    write_json(folder / SUMMARY, {**result.summary(), **made_with})
+    return result
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that a selection may take, see `context_of`."""
+
+    anchor: str | None = None
+    target: str | None = None
+    keep: str | None = None
+    drop: str | None = None
+
+
+def source_of(store: GradientStore) -> tuple[Source, str, Columns]:
+    """Return where a store's rows came from.
+
+    Args:
+        store: A gradient store.
+
+    Returns:
+        The source, its row format and the names of its fields.
+    """
+    about = store.manifest.about
+    return Source(**about["data"]), about["row_format"], Columns(**about["columns"])
+
+
+def _require_unchanged(store: GradientStore, source: Source) -> None:
+    if source.container != "hub" and not source.path.exists():
+        raise GradsiftError(
+            f"{source.name}: the input of this run is not there any more. Put it back; the "
+            "selected rows are copied from it."
+        )
+    found, expected = fingerprint(source), store.manifest.about["data_sha256"]
+    if found != expected:
+        raise GradsiftError(
+            f"{source.name}: changed since the capture (SHA-256 is {found[:16]}…, the store says "
+            f"{expected[:16]}…). Put the old file back, or capture again into a new folder."
+        )
+
+
+def _folder(store: GradientStore, plain: dict[str, object], name: str | None) -> Path:
+    if name is None:
+        name = f"{plain['strategy']}-{str(plain['budget']).replace('%', 'pct')}"
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise GradsiftError(f"`name` is {name!r}, expected letters, digits, '-', '_' and '.'.")
+    folder = store.folder / SELECTIONS / name
+    summary = folder / SUMMARY
+    if summary.exists():
+        before = json.loads(summary.read_text(encoding="utf-8")).get("settings") or {}
+        # What a setting did not exist for was made with its default.
+        before = _plain(None, SelectionConfig(), Files()) | before
+        if before != plain:
+            different = [key for key in plain if before.get(key) != plain[key]]
+            raise GradsiftError(
+                f"{folder} holds a selection with other settings ({', '.join(different)}). Give "
+                "this one another `name`."
+            )
+    return folder
+
+
+def _plain(budget: Budget | None, settings: SelectionConfig, files: Files) -> dict[str, object]:
+    return {"budget": str(budget), **settings.model_dump(mode="json"), **asdict(files)}
+
+
+def _warnings(store: GradientStore, selection: Selection) -> list[str]:
+    check = store.manifest.about.get("self_check") or {}
+    extraction = Extraction(
+        # Its path alone says nothing: a loop of the user's own may have run without a check.
+        self_checked=bool(check.get("n_rows")),
+        non_finite_share=float((~store.finite).mean()),
+    )
+    uses_score = selection.settings.strategy in ("grads", "deita") and selection.settings.alpha > 0
+    return warnings(
+        selection.audit, extraction, cut_share=selection.cut_share, uses_score=uses_score
+    )
+
+
+def _counts(table: pa.Table, store: GradientStore, selection: Selection) -> dict[str, object]:
+    reasons: dict[str, int] = {}
+    for status, reason in zip(
+        table["status"].to_pylist(), table["reason"].to_pylist(), strict=True
+    ):
+        if status == DROPPED:
+            reasons[reason] = reasons.get(reason, 0) + 1
+    n_non_finite = int((~store.finite).sum())
+    if n_non_finite:
+        reasons[NON_FINITE] = n_non_finite
+    n_selected = len(selection.ids)
+    n_instances = sum(status == INSTANCE for status in table["status"].to_pylist())
+    rejected = n_instances - n_non_finite - n_selected
+    counts = {
+        "input": table.num_rows,
+        "selected": n_selected,
+        "rejected": rejected,
+        "dropped": sum(reasons.values()),
+    }
+    assert counts["input"] == n_selected + rejected + counts["dropped"], counts
+    return {**counts, "dropped_by_reason": reasons}

@@ -1,0 +1,1 @@
+"""Subsets compared by what models learn and forget."""

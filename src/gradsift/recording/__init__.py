@@ -1,0 +1,1 @@
+"""Recording around training loops that are not ours."""

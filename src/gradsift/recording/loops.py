@@ -1,0 +1,143 @@
+"""Training loops that are not ours: what stands around a model, and whether it can be recorded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from typing import Any
+
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from transformers import Trainer
+from trl import SFTTrainer
+
+from gradsift.errors import GradsiftError
+
+FSDP1 = (
+    "FSDP1 flattens the parameters, so the head's weight is not to be found: use FSDP2 "
+    "(torch.distributed.fsdp.fully_shard; fsdp_version: 2 for accelerate and transformers)."
+)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside DDP, DataParallel, DeepSpeed's engine or a compiled module.
+
+    Args:
+        model: Perhaps wrapped.
+
+    Returns:
+        The module whose forward pass all of them call.
+
+    Raises:
+        ValueError: If it is copied to several devices in every step, or flattened.
+    """
+    while True:
+        if isinstance(model, FullyShardedDataParallel):
+            raise GradsiftError(FSDP1)
+        devices = getattr(model, "device_ids", None) or ()
+        if isinstance(model, nn.DataParallel) and len(devices) > 1:
+            raise GradsiftError(
+                f"nn.DataParallel over {len(devices)} devices copies the model in every step, so "
+                "nothing can be watched: use DistributedDataParallel (torchrun, accelerate "
+                "launch), or one device."
+            )
+        inner = extract_model_from_parallel(model, keep_torch_compile=False)
+        if inner is model:
+            return model
+        model = inner
+
+
+def trainer_around(model: nn.Module) -> Trainer | None:
+    """Return the trainer that is calling a model just now, if one of transformers does.
+
+    Whoever records gives a model; which rows a trainer packs, cuts or weighs, and how many updates
+    it has made, only the trainer knows.
+
+    Args:
+        model: That is being called.
+
+    Returns:
+        The innermost trainer of that model on the stack, or None.
+    """
+    for caller in _callers():
+        if isinstance(caller, Trainer) and unwrapped(caller.model) is model:
+            return caller
+    return None
+
+
+def engine_around(model: nn.Module) -> nn.Module | None:
+    """Return DeepSpeed's engine that is calling a model just now, if one does.
+
+    Its optimizer holds other tensors than the model, and may update a part of them at a time; how
+    often it has, only the engine knows.
+
+    Args:
+        model: That is being called.
+
+    Returns:
+        The engine, or None.
+    """
+    for caller in _callers():
+        if is_engine(caller) and unwrapped(caller) is model:
+            return caller
+    return None
+
+
+def is_engine(model: object) -> bool:
+    """Return whether something is DeepSpeed's engine around a model."""
+    return isinstance(model, nn.Module) and hasattr(model, "global_steps")
+
+
+def _callers() -> Generator[object, None, None]:
+    frame = sys._getframe(1)
+    while frame is not None:
+        yield frame.f_locals.get("self")
+        frame = frame.f_back
+
+
+def require_recordable(trainer: Trainer) -> None:
+    """Refuse a trainer that does not fine-tune on each row's own response.
+
+    Args:
+        trainer: Of transformers or trl.
+
+    Raises:
+        ValueError: Naming the setting, and what to do.
+    """
+    kind, args = type(trainer), trainer.args
+    mro = [base.__module__.split(".")[0] for base in kind.__mro__]
+    if "trl" in mro and not isinstance(trainer, SFTTrainer):
+        raise GradsiftError(
+            f"{kind.__name__} does not train on the likelihood of responses alone, which is what "
+            "is recorded: use trl's SFTTrainer, or a loop of supervised fine-tuning."
+        )
+    if getattr(trainer, "aux_loss_enabled", False):
+        raise GradsiftError(
+            "the auxiliary loss of the mixture of experts couples the rows of a batch: set "
+            "router_aux_loss_coef=0 in the loop that is recorded."
+        )
+    wrong = _wrong_setting(args)
+    if wrong is not None:
+        raise GradsiftError(wrong)
+
+
+def _wrong_setting(args: Any) -> str | None:
+    strategy = getattr(args, "packing_strategy", None)
+    if getattr(args, "packing", False) and strategy == "wrapped":
+        return (
+            "packing_strategy is 'wrapped': it cuts rows anywhere and lets those of a block see "
+            "each other, so no row has a gradient of its own. Set packing_strategy='bfd', which "
+            "keeps them apart."
+        )
+    if getattr(args, "neftune_noise_alpha", None):
+        return (
+            "NEFTune adds noise to the embeddings, which would be in the recorded gradients: set "
+            "neftune_noise_alpha=None in the loop that is recorded."
+        )
+    if getattr(args, "label_smoothing_factor", 0):
+        return (
+            "label_smoothing_factor is set, and the instance loss is the plain negative "
+            "log-likelihood: set it to 0 in the loop that is recorded."
+        )
+    return None

@@ -1,1 +1,0 @@
-"""What was found, as pictures; nothing here computes anything."""

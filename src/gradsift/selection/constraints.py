@@ -1,0 +1,360 @@
+"""How much may be kept: what the user writes, and what it comes to on a given pool.
+
+What may still be taken: the budget, limits for each group of rows, rows that must be kept.
+
+Shapes: N instances of the pool, G groups.
+
+
+
+Limits for sources: `--quota SOURCE=500` or `SOURCE=25%`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from gradsift.errors import GradsiftError
+
+_HOW = (
+    'Write "50%" (half of the instances), "500" (rows), "20000tok" (tokens) or "auto"; '
+    "in Python also 0.5 or 500."
+)
+
+
+@dataclass(frozen=True)
+class ResolvedBudget:
+    """A budget on one pool.
+
+    `amount` counts rows or tokens. `expected_rows` is the number of rows that the budget stands
+    for: itself for rows; for tokens, the budget divided by the mean tokens of an instance.
+    """
+
+    kind: Literal["rows", "tokens"]
+    amount: int
+    expected_rows: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A budget as written: a fraction of the instances, rows, tokens, or "auto" (amount 1)."""
+
+    kind: Literal["fraction", "rows", "tokens", "auto"]
+    amount: float
+
+    def __str__(self) -> str:
+        if self.kind == "auto":
+            return "auto"
+        if self.kind == "fraction":
+            return f"{100 * self.amount:.10g}%"
+        return f"{int(self.amount)}" if self.kind == "rows" else f"{int(self.amount)}tok"
+
+    def resolve(self, n_instances: int, total_tokens: int) -> ResolvedBudget:
+        """Apply the budget to a pool.
+
+        Args:
+            n_instances: Instances that can be selected. A fraction is a fraction of these (of
+                rows, not of tokens; dropped rows do not count), rounded to the nearest row, a
+                half upwards. "auto" may take all.
+            total_tokens: Tokens of all these instances together.
+
+        Returns:
+            The limit in rows or tokens.
+
+        Raises:
+            ValueError: If the pool is empty, holds less than the budget, or the fraction comes to
+                less than one row.
+        """
+        if n_instances < 1:
+            raise GradsiftError(
+                "no instance can be selected: every row was dropped. "
+                "The reasons stand in pool.parquet."
+            )
+        if self.kind == "tokens":
+            return self._tokens(n_instances, total_tokens)
+        rows = self.amount if self.kind == "rows" else self.amount * n_instances
+        # 1e-9 forgives binary fractions: 0.145 * 100 is 14.499999999999998.
+        rows = math.floor(rows + 0.5 + 1e-9)
+        if rows < 1:
+            raise GradsiftError(
+                f"budget {self} of {n_instances} instances is less than one row: "
+                f"give at least {math.ceil(100 / n_instances)}%, or a number of rows."
+            )
+        if rows > n_instances:
+            raise GradsiftError(
+                f"budget {self} asks for {rows} rows, but the pool has {n_instances} instances "
+                f"that can be selected: give at most {n_instances}, or a percentage."
+            )
+        return ResolvedBudget("rows", rows, float(rows))
+
+    def _tokens(self, n_instances: int, total_tokens: int) -> ResolvedBudget:
+        tokens = int(self.amount)
+        if tokens > total_tokens:
+            raise GradsiftError(
+                f"budget {self} is more than the pool's {total_tokens} tokens: give at most "
+                f"{total_tokens}tok, or a percentage."
+            )
+        return ResolvedBudget("tokens", tokens, tokens * n_instances / total_tokens)
+
+
+def parse_budget(value: str | int | float) -> Budget:
+    """Read a budget.
+
+    Args:
+        value: `"50%"`, `"500"` (rows), `"20000tok"` or `"auto"`; an int is a number of rows; a
+            float in (0, 1] is a fraction of the instances: 1.0 is all of them, 1 is one row.
+
+    Returns:
+        The budget, not yet applied to a pool.
+
+    Raises:
+        ValueError: For anything else; also for a string such as "0.5" or "1.5", which may mean a
+            fraction, a percentage or a number of rows.
+    """
+    if isinstance(value, str):
+        return _parse_text(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise GradsiftError(f"budget is {value!r}, expected a text or a number. {_HOW}")
+    if isinstance(value, int):
+        return _positive("rows", value, value)
+    if not 0 < value <= 1:
+        raise GradsiftError(
+            f"budget is the fraction {value!r}, expected above 0 and at most 1.0 (all). {_HOW}"
+        )
+    return Budget("fraction", value)
+
+
+def _parse_text(text: str) -> Budget:
+    if text.strip() == "auto":
+        return Budget("auto", 1.0)
+    match = re.fullmatch(r"([+-]?[0-9][0-9_]*(?:\.[0-9]+)?)\s*(%|tok|tokens)?", text.strip())
+    if match is None:
+        raise GradsiftError(f"budget {text!r} is not understood. {_HOW}")
+    number, unit = match[1].replace("_", ""), match[2]
+    if unit == "%":
+        if float(number) > 100:
+            raise GradsiftError(f"budget {text!r} is more than 100%. {_HOW}")
+        return _positive("fraction", float(number) / 100, text)
+    if "." in number:
+        raise GradsiftError(
+            f"budget {text!r} may mean a fraction, a percentage or a number of rows. {_HOW}"
+        )
+    return _positive("tokens" if unit else "rows", int(number), text)
+
+
+def _positive(
+    kind: Literal["fraction", "rows", "tokens"], amount: float, written: object
+) -> Budget:
+    if amount <= 0:
+        raise GradsiftError(f"budget is {written!r}, expected more than 0. {_HOW}")
+    return Budget(kind, amount)
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """The conditions of a selection.
+
+    Attributes:
+        costs_N: Tokens of each instance, above 0; they matter for a budget of tokens only.
+        limit: The budget.
+        keep: Positions that are taken first.
+        group_N: The group of each instance (its source, say), or None for no groups.
+        most_G: Most rows of each group, as far as it has a limit.
+        barred: Positions that are never taken.
+    """
+
+    costs_N: np.ndarray
+    limit: ResolvedBudget
+    keep: tuple[int, ...] = ()
+    group_N: np.ndarray | None = None
+    most_G: dict[int, int] | None = None
+    barred: tuple[int, ...] = ()
+
+    def purse(self) -> SubsetBuilder:
+        """Open the purse, and take what must be kept.
+
+        Returns:
+            A purse with what is left.
+
+        Raises:
+            ValueError: If no instance fits a budget of tokens, the rows that must be kept do not
+                fit, or quotas and barred rows leave fewer rows than the budget asks for.
+        """
+        self._refuse_if_nothing_fits()
+        self._refuse_if_too_few_may_be_taken()
+        purse = SubsetBuilder(self)
+        for row in self.keep:
+            if not purse.fits(row):
+                raise GradsiftError(
+                    "the rows that must be kept do not fit the budget or the quotas: "
+                    f"{len(purse.order)} of {len(self.keep)} fit. Raise the budget, or shorten the "
+                    "list."
+                )
+            purse.take(row)
+        return purse
+
+    def _refuse_if_nothing_fits(self) -> None:
+        least = self.costs_N.min()
+        if self.limit.kind == "tokens" and least > self.limit.amount:
+            raise GradsiftError(
+                f"budget of {self.limit.amount} tokens: the shortest instance has {least}. "
+                f"Give at least {least}tok."
+            )
+
+    def room(self) -> int:
+        """Count the rows that may be taken, whatever the budget.
+
+        Returns:
+            Rows that are not barred, as far as the groups have room for them.
+        """
+        may_N = np.ones(len(self.costs_N), dtype=bool)
+        may_N[list(self.barred)] = False
+        if self.group_N is None:
+            return int(may_N.sum())
+        most_G = self.most_G or {}
+        counts = np.bincount(self.group_N[may_N])
+        return sum(min(int(c), most_G.get(g, int(c))) for g, c in enumerate(counts))
+
+    def _refuse_if_too_few_may_be_taken(self) -> None:
+        if self.limit.kind == "rows" and (room := self.room()) < self.limit.amount:
+            raise GradsiftError(
+                f"quotas and the list of rows to drop leave {room} rows, but the budget asks for "
+                f"{self.limit.amount}. Raise a quota, shorten the list, or lower the budget."
+            )
+
+
+class SubsetBuilder:
+    """The state of one selection: what was taken, in order, and what may still be."""
+
+    def __init__(self, terms: Constraints) -> None:
+        n = len(terms.costs_N)
+        self.by_tokens = terms.limit.kind == "tokens"
+        self.cost_N = terms.costs_N.astype(np.float64) if self.by_tokens else np.ones(n)
+        self.left = float(terms.limit.amount)
+        self.order: list[int] = []
+        self.selected_N = np.zeros(n, dtype=bool)
+        self._barred_N = np.zeros(n, dtype=bool)
+        self._barred_N[list(terms.barred)] = True
+        self._group_N = terms.group_N
+        self._room_G = dict(terms.most_G or {})
+
+    def fits(self, row: int) -> bool:
+        """Say whether a row may be taken.
+
+        Args:
+            row: Its position.
+
+        Returns:
+            Whether it was not taken yet, and budget and group have room for it.
+        """
+        if self.selected_N[row] or self._barred_N[row] or self.cost_N[row] > self.left:
+            return False
+        return self._group_N is None or self._room_G.get(int(self._group_N[row]), 1) > 0
+
+    def fitting(self) -> np.ndarray:
+        """Say which rows may be taken.
+
+        Returns:
+            fits_N.
+        """
+        fits_N = ~(self.selected_N | self._barred_N) & (self.cost_N <= self.left)
+        if self._group_N is not None:
+            full = [group for group, room in self._room_G.items() if room <= 0]
+            fits_N &= ~np.isin(self._group_N, full)
+        return fits_N
+
+    def take(self, row: int) -> None:
+        """Take a row.
+
+        Args:
+            row: Its position.
+        """
+        assert self.fits(row), row
+        self.order.append(row)
+        self.selected_N[row] = True
+        self.left -= self.cost_N[row]
+        if self._group_N is not None:
+            group = int(self._group_N[row])
+            if group in self._room_G:
+                self._room_G[group] -= 1
+
+    def take_in_order(self, rows: Iterable[int]) -> np.ndarray:
+        """Take rows one after the other, leaving out those that do not fit.
+
+        Args:
+            rows: Positions, best first.
+
+        Returns:
+            All positions that were taken since the purse was opened, in that order.
+        """
+        for row in rows:
+            if self.left < 1:
+                break
+            if self.fits(row):
+                self.take(row)
+        return self.taken()
+
+    def taken(self) -> np.ndarray:
+        """Return what was taken.
+
+        Returns:
+            order_S, positions.
+        """
+        return np.array(self.order, dtype=np.intp)
+
+
+def quotas(
+    source: Sequence[str] | None, quota: Mapping[str, str | int]
+) -> tuple[np.ndarray | None, dict[int, int] | None]:
+    """Turn limits for sources into groups of rows and the most rows of each.
+
+    Args:
+        source: Where each row comes from; None where the pool does not say.
+        quota: Source → rows, or a percentage of its rows; "*" for every source not named.
+
+    Returns:
+        group_N and most_G as in `Constraints`; None and None without a quota.
+
+    Raises:
+        ValueError: If no source is known, one that is named is not there, or an amount is none.
+    """
+    if not quota:
+        return None, None
+    if source is None:
+        raise GradsiftError(
+            "quotas are for sources, but no row says where it comes from: capture again with "
+            "`source_column`."
+        )
+    names, group_N = np.unique(np.asarray(source, dtype=object).astype(str), return_inverse=True)
+    unknown = [name for name in quota if name != "*" and name not in names]
+    if unknown:
+        raise GradsiftError(
+            f"quota for source {unknown[0]!r}: there is none of that name; there are "
+            f"{', '.join(map(repr, names[:20].tolist()))}."
+        )
+    counts, most = np.bincount(group_N), {}
+    for group, name in enumerate(names):
+        amount = quota.get(str(name), quota.get("*"))
+        if amount is not None:
+            most[group] = _quota_rows(str(name), amount, int(counts[group]))
+    return group_N, most
+
+
+def _quota_rows(name: str, amount: str | int, n_rows: int) -> int:
+    text = str(amount).strip()
+    number = text.removesuffix("%")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if value < 0 or (text.endswith("%") and value > 100):
+        raise GradsiftError(
+            f"quota {name}={amount}: expected a number of rows, as in {name}=500, or a percentage "
+            "of the source's rows, as in 25%."
+        )
+    return round(value * n_rows / 100) if text.endswith("%") else int(value)

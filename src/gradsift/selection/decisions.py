@@ -1,0 +1,76 @@
+"""decisions.parquet: what became of every row of the input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gradsift.selection.selector import Selection
+
+NON_FINITE = "non_finite_gradient"
+
+
+def decision_table(table: pa.Table, selection: Selection) -> pa.Table:
+    """Put the decisions in the order of the input, dropped rows among them.
+
+    Args:
+        table: The pool table.
+        selection: The decisions on the instances.
+
+    Returns:
+        One line for each row of the input.
+    """
+    ids = table["instance_id"].combine_chunks()
+    at = pc.index_in(ids, value_set=pa.array(selection.table["instance_id"], pa.string()))
+    chosen = pa.table(
+        {
+            name: _column(values)
+            for name, values in selection.table.items()
+            if name not in ("instance_id", "reason", "selected")
+        }
+    ).take(at)
+    selected = pc.fill_null(pa.array(selection.table["selected"]).take(at), False)
+    dropped = pc.is_null(at)
+    reason, detail = (
+        pc.fill_null(table[name].combine_chunks(), other)
+        for name, other in (("reason", NON_FINITE), ("detail", "its gradient is not finite"))
+    )
+    why_dropped = pc.binary_join_element_wise("dropped", reason, detail, ": ")
+    columns = {
+        "row": table["row"],
+        "line": table["line"],
+        "instance_id": ids,
+        "decision": pc.if_else(dropped, "dropped", pc.if_else(selected, "selected", "rejected")),
+        "selected": selected,
+        **{name: chosen[name] for name in chosen.column_names},
+        "reason": pc.if_else(
+            dropped, why_dropped, pa.array(selection.table["reason"], pa.string()).take(at)
+        ),
+    }
+    return pa.table(columns)
+
+
+def _column(values: np.ndarray | list) -> pa.Array:
+    """Return a column; NaN, rank 0 and None are null."""
+    if isinstance(values, list):
+        return pa.array(values, pa.string())
+    if np.issubdtype(values.dtype, np.integer):
+        return pa.array(values, pa.int64(), mask=values == 0)
+    return pa.array(values, pa.float64(), mask=np.isnan(values))
+
+
+def weight_column(decisions: pa.Table) -> pa.Array:
+    """Compute a weight for each selected row: its gradient score over the mean of the subset.
+
+    Args:
+        decisions: As from `decision_table`.
+
+    Returns:
+        Weights; null for rows that are not selected.
+    """
+    score, kept = decisions["gradient_score"], decisions["selected"]
+    mean = pc.mean(pc.filter(score, kept)).as_py()
+    # A subset of scores of 0 is weighted alike.
+    weight = pc.divide(score, mean) if mean > 0 else pc.add(pc.multiply(score, 0.0), 1.0)
+    return pc.if_else(kept, weight, pa.scalar(None, pa.float64()))

@@ -1,0 +1,291 @@
+"""What a capture of a large model would take on each GPU, from its configuration alone.
+
+Planned, not measured: the model is built on the `meta` device, where a tensor has a shape and no
+memory, and bytes are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from gradsift.errors import GradsiftError
+from gradsift.gradients.arithmetic import TRITON
+from gradsift.gradients.sketch import SketchSpec
+
+GB = 1e9
+# Of a GPU's memory: the rest is the driver's, the allocator's gaps, and what is not counted here.
+USABLE = 0.9
+# Bytes of a weight in 4 and 8 bits: blocks of 64 with a float32 scale each; 8 bits a row's scale.
+QUANTISED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
+TRAINED_BYTES = 4
+TRAININGS = ("full", "LoRA", "QLoRA")
+LAYOUTS = ("one GPU", "DDP", "FSDP2 / ZeRO-3")
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What is asked for.
+
+    Attributes:
+        trainings: Of TRAININGS.
+        gpus: Of DDP, FSDP2 and ZeRO-3.
+        gpu_memory: GB of each.
+        batch_size: Rows of a micro-batch.
+        max_length: Tokens of a row.
+        lora_rank: Of adapters at all linear layers but the head.
+        load_in: Of QLoRA's frozen weights, one of QUANTISED.
+        weight_bytes: Of a weight as it is loaded: 2 in bfloat16.
+        sketch_size: Numbers of a gradient sketch.
+    """
+
+    trainings: Sequence[str] = TRAININGS
+    gpus: int = 8
+    gpu_memory: float = 80.0
+    batch_size: int = 1
+    max_length: int = 1024
+    lora_rank: int = 8
+    load_in: str = "4bit"
+    weight_bytes: int = 2
+    sketch_size: int = 1024
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: Naming the setting.
+        """
+        for name in ("gpus", "gpu_memory", "batch_size", "max_length", "lora_rank"):
+            if getattr(self, name) <= 0:
+                raise GradsiftError(f"{name} is {getattr(self, name)}, expected more than 0.")
+        if self.load_in not in QUANTISED:
+            raise GradsiftError(f"load_in is {self.load_in!r}, expected {' or '.join(QUANTISED)}.")
+        SketchSpec(self.sketch_size)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What of a model counts.
+
+    Attributes:
+        architecture: Its class.
+        n_parameters: All; a tied weight counts once.
+        n_linear: Of them, in linear layers other than the head.
+        n_adapter: Parameters of a rank-1 adapter at each of those layers.
+        n_largest: Of the largest layer of the backbone.
+        n_layers: Of the backbone.
+        n_columns: V.
+        width: D.
+        inner: Width of the widest linear layer of the backbone.
+    """
+
+    architecture: str
+    n_parameters: int
+    n_linear: int
+    n_adapter: int
+    n_largest: int
+    n_layers: int
+    n_columns: int
+    width: int
+    inner: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Shapes:
+        """Build a model without memory, and count.
+
+        Args:
+            config: Of a causal LM.
+
+        Returns:
+            The counts.
+
+        Raises:
+            ValueError: If no causal LM can be built from it.
+        """
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config)
+        except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+            first_line = str(error).strip().split("\n")[0]
+            raise GradsiftError(
+                f"no causal LM can be built from this configuration: {first_line}"
+            ) from error
+        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        if not isinstance(head, nn.Linear) or not isinstance(embedding, nn.Embedding):
+            raise GradsiftError(
+                f"{type(model).__name__}: no plain embedding table and linear head, so it cannot "
+                "be recorded."
+            )
+        linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
+        layers = max(lists, key=_n_parameters, default=[model])
+        return cls(
+            architecture=type(model).__name__,
+            n_parameters=_n_parameters(model),
+            n_linear=sum(m.weight.numel() for m in linear),
+            n_adapter=sum(m.in_features + m.out_features for m in linear),
+            n_largest=max(_n_parameters(layer) for layer in layers),
+            n_layers=len(layers),
+            n_columns=head.weight.shape[0],
+            width=head.weight.shape[1],
+            inner=max((max(m.weight.shape) for m in linear), default=head.weight.shape[1]),
+        )
+
+
+def _n_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One way of training, on each of its GPUs.
+
+    Attributes:
+        training: Of TRAININGS.
+        layout: Of LAYOUTS.
+        gigabytes: By what takes it.
+        fits: Whether the sum is at most USABLE of a GPU's memory.
+    """
+
+    training: str
+    layout: str
+    gigabytes: Mapping[str, float]
+    fits: bool
+
+    @property
+    def total(self) -> float:
+        """All of it, in GB."""
+        return sum(self.gigabytes.values())
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What fits where.
+
+    Attributes:
+        model: As the user named it.
+        shapes: Of the model.
+        settings: What was asked for.
+        placements: One for each training and layout.
+    """
+
+    model: str
+    shapes: Shapes
+    settings: PlanSettings
+    placements: tuple[Placement, ...]
+
+    def summary(self) -> dict[str, object]:
+        """Return what a program wants to know."""
+        return {
+            "model": self.model,
+            "architecture": self.shapes.architecture,
+            "n_parameters": self.shapes.n_parameters,
+            "measured": False,
+            "placements": [{**vars(p), "total": p.total} for p in self.placements],
+        }
+
+    def text(self) -> str:
+        """Return what a person wants to know."""
+        s, shapes = self.settings, self.shapes
+        names = list(self.placements[0].gigabytes)
+        lines = [
+            f"{self.model} ({shapes.architecture}, {shapes.n_parameters / GB:.1f} G parameters)",
+            f"GB on each GPU of {s.gpu_memory:g} GB; micro-batches of {s.batch_size} × "
+            f"{s.max_length} tokens, gradient checkpointing, {s.gpus} GPUs but for one. Planned "
+            "from the configuration, not measured.",
+            "",
+            f"{'':22}" + "".join(f"{name:>13}" for name in [*names, "all"]),
+        ]
+        for placement in self.placements:
+            values = [*placement.gigabytes.values(), placement.total]
+            lines.append(
+                f"{placement.training + ', ' + placement.layout:22}"
+                + "".join(f"{value:13.1f}" for value in values)
+                + ("   fits" if placement.fits else "   does not fit")
+            )
+        return "\n".join(lines)
+
+
+def plan_memory(model: str, config: PretrainedConfig, settings: PlanSettings) -> MemoryPlan:
+    """Count what each way of training and recording takes.
+
+    Args:
+        model: As the user named it.
+        config: Its configuration.
+        settings: What is asked for.
+
+    Returns:
+        The plan.
+    """
+    shapes = Shapes.of(config)
+    placements = tuple(
+        _placement(shapes, settings, training, layout)
+        for training in settings.trainings
+        for layout in LAYOUTS
+    )
+    return MemoryPlan(model, shapes, settings, placements)
+
+
+def _placement(shapes: Shapes, s: PlanSettings, training: str, layout: str) -> Placement:
+    divided = layout == LAYOUTS[2]
+    parts = s.gpus if divided else 1
+    adapter = s.lora_rank * shapes.n_adapter
+    trained = shapes.n_parameters if training == "full" else adapter
+    frozen_bytes = QUANTISED[s.load_in] if training == "QLoRA" else s.weight_bytes
+    # A weight that is trained, its gradient and each of AdamW's two moments: float32 in adapters
+    # (peft), and where mixed precision meets divided weights (accelerate's FSDP2, DeepSpeed).
+    trained_bytes = s.weight_bytes if training == "full" and not divided else TRAINED_BYTES
+    if training == "full":
+        weights = trained * trained_bytes
+    else:
+        weights = shapes.n_linear * frozen_bytes + adapter * trained_bytes
+        weights += (shapes.n_parameters - shapes.n_linear) * s.weight_bytes
+    gradients, moments = trained * trained_bytes, 2 * trained * trained_bytes
+    if layout == "DDP":
+        gradients *= 2  # Its buckets.
+    head = shapes.n_columns * shapes.width
+    taken = {
+        "weights": weights / parts,
+        "gradients": gradients / parts,
+        "optimizer": moments / parts,
+        "gathered": _gathered(shapes, s, training, frozen_bytes) if divided else 0,
+        "activations": _activations(shapes, s),
+        "recorder": _recorder(shapes, s, trains_head=training == "full", head=head),
+    }
+    gigabytes = {name: n_bytes / GB for name, n_bytes in taken.items()}
+    fits = sum(gigabytes.values()) <= USABLE * s.gpu_memory
+    return Placement(training, layout, gigabytes, fits)
+
+
+def _gathered(shapes: Shapes, s: PlanSettings, training: str, layer_bytes: float) -> float:
+    # A layer in use and the next one on its way, the embedding and the head; of what is trained,
+    # a layer's and the head's gradients until they are added up.
+    head = shapes.n_columns * shapes.width * s.weight_bytes
+    layer = shapes.n_largest
+    gradients = layer * TRAINED_BYTES if training == "full" else 0
+    return 2 * layer * layer_bytes + 2 * head + gradients
+
+
+def _activations(shapes: Shapes, s: PlanSettings) -> float:
+    # With checkpointing: each layer's input, and one layer's own inside while it is computed again
+    # (about 16 of the width and 4 of the widest linear layer a token; attention that keeps no
+    # scores). Autocast: 2 bytes.
+    tokens = s.batch_size * s.max_length
+    return 2 * tokens * (shapes.n_layers * shapes.width + 16 * shapes.width + 4 * shapes.inner)
+
+
+def _recorder(shapes: Shapes, s: PlanSettings, *, trains_head: bool, head: int) -> float:
+    # A chunk of logits; the head's gradient in float32, made in the forward pass; hidden states and
+    # their gradient, and the embedding's, in float32; the sketches of both layers.
+    tokens = s.batch_size * s.max_length
+    sketches = 2 * 4 * (shapes.width * s.sketch_size + shapes.n_columns)
+    return (
+        TRITON.logits_bytes
+        + (4 * head if trains_head else 0)
+        + 3 * 4 * tokens * shapes.width
+        + sketches
+    )
