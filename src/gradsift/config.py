@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -440,9 +440,10 @@ class PlanConfig(Group):
 
 
 AnyGroup = TypeVar("AnyGroup", bound=Group)
+Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
-def fields_of(*groups: type[Group]) -> dict[str, Any]:
+def fields_of(*groups: type[Group]) -> dict[str, FieldInfo]:
     """Return the settings of some groups by name, each once."""
     return {name: field for group in groups for name, field in group.model_fields.items()}
 

@@ -21,7 +21,7 @@ from gradsift.data.tokenization import NOTES, Instance, Instances
 from gradsift.errors import GradsiftError
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.stages.listener import SILENT, Listener
-from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
+from gradsift.provenance import about_pool, about_stack, dropped_row, instance_row
 from gradsift.stages.rows import tokenized
 from gradsift.store.manifest import Manifest, load_manifest, require_same_identity
 from gradsift.store.reader import GradientStore, read_store

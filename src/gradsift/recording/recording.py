@@ -37,7 +37,7 @@ from gradsift.recording.loops import (
 )
 from gradsift.recording.plain_loss import RememberedForward
 from gradsift.recording.row_names import ByColumn, ByContent, RowNames, names_by_text
-from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
+from gradsift.provenance import about_pool, about_stack, dropped_row, instance_row
 from gradsift.store.manifest import Manifest
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.tables import write_pool_table
