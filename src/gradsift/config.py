@@ -22,6 +22,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from gradsift.errors import GradsiftError
 from gradsift.terms import STATISTICS
@@ -446,6 +447,56 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 def fields_of(*groups: type[Group]) -> dict[str, FieldInfo]:
     """Return the settings of some groups by name, each once."""
     return {name: field for group in groups for name, field in group.model_fields.items()}
+
+
+def takes(*groups: type[Group], without: Iterable[str] = ()) -> Callable[[Verb], Verb]:
+    """Give a function that takes **settings their names, types, defaults and help.
+
+    Args:
+        groups: What it takes.
+        without: Settings of these that it does not take.
+    """
+
+    def described(function: Verb) -> Verb:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        skipped = {*without, *(p.name for p in own)}
+        fields = {k: field for k, field in fields_of(*groups).items() if k not in skipped}
+        settings = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.is_required() else default_of(field),
+                annotation=field.annotation,
+            )
+            for name, field in fields.items()
+        ]
+        # What inspect, help() and the type stub show.
+        function.__signature__ = signature.replace(parameters=[*own, *settings])
+        lines = [f"        {name}: {field.description}" for name, field in fields.items()]
+        text = inspect.getdoc(function) or ""
+        function.__doc__ = "\n".join([text, "", "Settings:", *(line[4:] for line in lines)])
+        return function
+
+    return described
+
+
+def default_of(field: FieldInfo) -> Any:
+    """Return what a setting is if nobody says it."""
+    return field.get_default(call_default_factory=True)
+
+
+def divided(values: Mapping[str, Any], *groups: type[Group]) -> list[Any]:
+    """Check settings of several groups; returns one model for each.
+
+    Raises:
+        GradsiftError: As `validated`.
+    """
+    require_known(values, fields_of(*groups))
+    return [
+        validated(group, {k: v for k, v in values.items() if k in group.model_fields})
+        for group in groups
+    ]
 
 
 def validated(

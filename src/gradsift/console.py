@@ -1,4 +1,4 @@
-"""The terminal: notes and progress on stderr, a bar where somebody looks on, plain lines elsewhere."""
+"""The terminal: notes and progress on stderr, as a bar where somebody looks on, else as lines."""
 
 from __future__ import annotations
 
