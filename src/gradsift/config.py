@@ -8,6 +8,7 @@ they share they inherit, so that one `RunConfig` can be given wherever a part of
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
