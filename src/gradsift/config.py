@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
+import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -468,7 +471,7 @@ def takes(*groups: type[Group], without: Iterable[str] = ()) -> Callable[[Verb],
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=inspect.Parameter.empty if field.is_required() else default_of(field),
-                annotation=field.annotation,
+                annotation=_plain(field.annotation),
             )
             for name, field in fields.items()
         ]
@@ -480,6 +483,19 @@ def takes(*groups: type[Group], without: Iterable[str] = ()) -> Callable[[Verb],
         return function
 
     return described
+
+
+def _plain(annotation: Any) -> Any:
+    """Return a type as people write it, without what pydantic does before it checks."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        accepts_paths = any(getattr(note, "func", None) is _path for note in inner)
+        return str | Path if accepts_paths else _plain(inner[0])
+    if origin in (None, Literal):
+        return annotation
+    if origin in (Union, UnionType):
+        return Union[tuple(map(_plain, inner))]  # ruff: ignore[non-pep604-annotation-union]
+    return origin[tuple(map(_plain, inner))]
 
 
 def default_of(field: FieldInfo) -> Any:
@@ -518,6 +534,31 @@ def validated(
         return group.model_validate(dict(values))
     except ValidationError as error:
         raise GradsiftError(f"{where}: {_one_line(error)}") from None
+
+
+def parse_pair(text: str, where: str) -> tuple[str, Any]:
+    """Read key=value; the value as JSON, else as YAML.
+
+    YAML reads 1e-5 as text; JSON reads it as the number that is meant.
+
+    Args:
+        text: What the user wrote.
+        where: For the message.
+
+    Raises:
+        GradsiftError: If there is no "=", or the value is neither.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise GradsiftError(f"{where} {text}: expected key=value.")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        pass
+    try:
+        return key, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        raise GradsiftError(f"{where} {text}: the value is neither JSON nor YAML.") from None
 
 
 def require_known(values: Iterable[str], known: Iterable[str], where: str = "settings") -> None:
