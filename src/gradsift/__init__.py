@@ -10,7 +10,8 @@ from gradsift.version import __version__
 
 if TYPE_CHECKING:
     from gradsift.commands.explain import explain_row as explain
-    from gradsift.comparing import compare, train
+    from gradsift.commands.compare import compare
+    from gradsift.commands.train import train
     from gradsift.config import SelectionConfig
     from gradsift.data.pool import Pool, load_pool
     from gradsift.recording.recording import record
@@ -22,7 +23,7 @@ _WHERE = {
     "GradientStore": ("gradsift.store.reader", "GradientStore"),
     "Pool": ("gradsift.data.pool", "Pool"),
     "capture": ("gradsift.run", "capture"),
-    "compare": ("gradsift.comparing", "compare"),
+    "compare": ("gradsift.commands.compare", "compare"),
     "check": ("gradsift.run", "check"),
     "explain": ("gradsift.commands.explain", "explain_row"),
     "load_pool": ("gradsift.data.pool", "load_pool"),
@@ -32,7 +33,7 @@ _WHERE = {
     "select": ("gradsift.selecting", "select"),
     "SelectionConfig": ("gradsift.config", "SelectionConfig"),
     "stability": ("gradsift.selecting", "stability"),
-    "train": ("gradsift.comparing", "train"),
+    "train": ("gradsift.commands.train", "train"),
     "strategies": ("gradsift.selecting", "strategies"),
 }
 

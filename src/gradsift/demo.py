@@ -135,7 +135,7 @@ def run_demo(
     comparison = None
     if comparing:
         # Heavy, and only needed here.
-        from gradsift.comparing import compare
+        from gradsift.commands.compare import compare
 
         comparison = compare(
             store,
