@@ -444,6 +444,9 @@ class PlanConfig(Group):
     lora_rank: int = setting(8, "Rank of LoRA's adapters.", CAPTURE, option=True, ge=1)
 
 
+# What `check` is told beside the model.
+CHECKED = {"revision", "dtype", "trust_remote_code", "load_in", "sft", "lora", "recording"}
+
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
