@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gradsift.config import resolve
+from gradsift.config_files import resolve
 from gradsift.data.dataset_configs import axolotl_dataset
 from gradsift.data.formats import Columns
 from gradsift.trainer_configs.keys import Decided, Joint, OneOf, Refused, Setting

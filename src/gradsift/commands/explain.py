@@ -56,7 +56,7 @@ class Explanation:
 
 
 def explain(
-    run: str | Path | GradientStore | Run, row_id: str, *, name: str | None = None
+    run: str | Path | GradientStore | Run, row_id: str, name: str | None = None
 ) -> Explanation:
     """Collect what is known about one row.
 

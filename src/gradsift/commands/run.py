@@ -93,8 +93,9 @@ def run_stages(
     store = capture_run(run, progress)
     if budget is None or not selecting:
         return CaptureResult(store)
-    save_config(config, run.folder)
     if Need.LOSSES in needs:
         logger.info("this selection needs reference losses: one forward pass over all rows")
         reference_losses(run, progress=progress)
-    return select_run(run, budget, config, name=config.name, weights=config.weights)
+    result = select_run(run, budget, config, name=config.name, weights=config.weights)
+    save_config(config, run.folder)
+    return result
