@@ -57,6 +57,7 @@ def resolve(
         GradsiftError: For settings that cannot be, and for what a trainer's configuration says and
             gradsift does not do.
     """
+    given = {key: value for key, value in given.items() if value is not None}
     values = {} if config_file is None else read_yaml(config_file)
     require_known(values, RunConfig.model_fields, str(config_file))
     values = _over(values, given)
