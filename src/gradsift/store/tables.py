@@ -160,7 +160,7 @@ def read_losses(folder: Path, ids: Sequence[str]) -> dict[str, np.ndarray]:
     if missing:
         raise ReferenceLossesMissing(
             f"{folder}: {missing} of {len(ids)} instances have no reference losses. "
-            f"Compute them with: gradsift losses {folder}"
+            f"Compute them with: gradsift reference-losses {folder}"
         )
     return {name: np.array([by_id[i][name] for i in ids]) for name in LOSS_NAMES}
 
