@@ -71,7 +71,7 @@ def capture_pools(arguments):
                 seed=seed,
             )
             print(folder, store.manifest.about["seconds"], flush=True)
-            gs.losses(folder / "run")
+            gs.reference_losses(folder / "run")
         for name, file in references(arguments):
             capture_reference(name, file, seed, arguments)
 
