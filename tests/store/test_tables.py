@@ -58,7 +58,8 @@ def test_losses_of_several_parts_are_read_in_the_order_asked_for(tmp_path):
     write_losses(tmp_path, "m", ["b", "a"], losses(1.0, 2.0))
     assert instances_with_losses(tmp_path, "m") == {"a", "b"}
     with pytest.raises(
-        ReferenceLossesMissing, match=r"1 of 3 instances have no reference losses.*gradsift reference-losses"
+        ReferenceLossesMissing,
+        match=r"1 of 3 instances have no reference losses.*gradsift reference-losses",
     ):
         read_losses(tmp_path, ["a", "b", "c"])
     write_losses(tmp_path, "m", ["c"], losses(float("nan")))

@@ -40,26 +40,27 @@ class Mix:
     counts: dict[str, tuple[int, int]]
 
     @property
-    def _totals(self) -> tuple[int, int]:
+    def totals(self) -> tuple[int, int]:
+        """Rows in the pool, in the subset."""
         pairs = self.counts.values()
         return sum(pool for pool, _ in pairs), sum(subset for _, subset in pairs)
 
     @property
     def distance(self) -> float:
         """Total variation distance of the two distributions, 0 (alike) to 1."""
-        pool, subset = self._totals
+        pool, subset = self.totals
         return 0.5 * sum(abs(a / pool - b / subset) for a, b in self.counts.values())
 
     @property
     def kept(self) -> float:
         """Rows of the subset, in percent of the pool's."""
-        pool, subset = self._totals
+        pool, subset = self.totals
         return 100 * subset / pool
 
     @property
     def missing(self) -> list[str]:
         """Values of the pool that the subset has not, although chance would have brought some."""
-        pool, subset = self._totals
+        pool, subset = self.totals
         return [
             value
             for value, (a, b) in self.counts.items()
@@ -69,7 +70,7 @@ class Mix:
     @property
     def shrunk(self) -> dict[str, tuple[float, float]]:
         """Values whose share fell below half, more than by chance: share of pool, of subset."""
-        pool, subset = self._totals
+        pool, subset = self.totals
         shares = {}
         for value, (a, b) in self.counts.items():
             share, kept = a / pool, b / subset
@@ -305,7 +306,7 @@ def _mix_summary(mix: Mix | None) -> dict[str, object] | None:
 
 
 def _mix_lines(label: str, mix: Mix) -> list[str]:
-    totals = [sum(pair[side] for pair in mix.counts.values()) for side in (0, 1)]
+    totals = mix.totals
     lines = []
     for value, pair in list(mix.counts.items())[:_SHOWN]:
         shares = "".join(
