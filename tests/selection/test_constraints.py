@@ -57,6 +57,9 @@ def test_room():
         ({"keep": (0,), "barred": (0,)}, "0 of 1 fit"),
         ({"barred": (0, 1, 2)}, "leave 2 rows, but the budget asks for 3"),
         ({"group_N": np.zeros(5, dtype=int), "most_G": {0: 2}}, "leave 2 rows"),
+        ({"kind": "tokens", "barred": (0, 1, 2, 3, 4)}, "leave no row"),
+        ({"amount": 0, "group_N": np.zeros(5, dtype=int), "most_G": {0: 0}}, "leave no row"),
+        ({"kind": "tokens", "barred": (1, 3), "amount": 2}, "shortest instance has 3"),
     ],
 )
 def test_conditions_that_cannot_be_met_are_refused(given, message):
