@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Options come from `config`; nothing heavy is loaded early."""
+"""The command line: parse, call, print. Its options come from `config`; nothing heavy is loaded."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _extra(field: FieldInfo, key: str) -> Any:
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     flag, default = f"--{name.replace('_', '-')}", default_of(field)
-    kinds = get_args(field.annotation) or (field.annotation,)
+    kinds = _kinds(field)
     help_text, kind, more = field.description, str | None, {}
     choices = _choices(name, field)
     if name == "lora":
@@ -186,11 +186,11 @@ def _choices(name: str, field: FieldInfo) -> Callable[[], list[str]] | None:
 
 def _set_option(fields: Mapping[str, FieldInfo]) -> inspect.Parameter:
     names = ", ".join(name for name, field in fields.items() if not _extra(field, "option"))
+    nested = " Those of sft and lora as sft.learning_rate=1e-4." if "sft" in fields else ""
     option = typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help=f"Any other setting: {names}. Those of sft and lora as sft.learning_rate=1e-4. May be "
-        "repeated.",
+        help=f"Any other setting: {names}.{nested} May be repeated.",
         rich_help_panel=ADVANCED,
     )
     return inspect.Parameter(
@@ -211,6 +211,8 @@ def _given(fields: Mapping[str, FieldInfo], said: Mapping[str, Any]) -> dict[str
         if isinstance(default_of(field), dict):
             value = dict(_quota(text) if name == "quota" else parse_pair(text, f"`{name}`")
                          for text in value)  # fmt: skip
+        elif isinstance(value, str) and str not in _kinds(field):
+            value = _number(value)
         given[name] = value
     for text in said.get("set_") or ():
         path, value = parse_pair(text, "--set")
@@ -224,6 +226,18 @@ def _given(fields: Mapping[str, FieldInfo], said: Mapping[str, Any]) -> dict[str
             inner = given.get(parts[0])
             given[parts[0]] = {**(inner if isinstance(inner, dict) else {}), parts[1]: value}
     return given
+
+
+def _kinds(field: FieldInfo) -> tuple[Any, ...]:
+    return get_args(field.annotation) or (field.annotation,)
+
+
+def _number(text: str) -> object:
+    """Return the number that a text is, for the message that it does not fit; else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _quota(text: str) -> tuple[str, str]:
@@ -328,13 +342,23 @@ def _run(
     progress = _import("console").talk_on_stderr()
     if data is not None:
         settings["data"] = data
-    files = _import("config_files")
-    settings, where = files.combined(
-        settings, _one_file("config", config), _one_file("trainer-config", trainer_config)
-    )
+    resolved = _resolved(settings, config, trainer_config)
     run_stages = _import("commands.run").run_stages
-    resolved = files.run_config(settings, where)
     _show(run_stages(resolved, progress, selecting=selecting, dry_run=dry_run), as_json)
+
+
+def _resolved(
+    settings: dict[str, Any],
+    config: list[Path] | None,
+    trainer_config: list[Path] | None,
+    unneeded: Mapping[str, Any] | None = None,
+) -> groups.RunConfig:
+    return _import("config_files").resolve(
+        settings,
+        _one_file("config", config),
+        _one_file("trainer-config", trainer_config),
+        unneeded=unneeded,
+    )
 
 
 @command(
@@ -496,12 +520,9 @@ def check(
     _import("console").talk_on_stderr()
     if model is not None:
         settings["model"] = model
-    files = _import("config_files")
-    settings, where = files.combined(
-        settings, _one_file("config", config), _one_file("trainer-config", trainer_config)
-    )
     # It has rows of its own, and no run folder.
-    resolved = files.run_config({"data": "none", "out": "none", **settings}, where)
+    unneeded = {"data": "none", "out": "none"}
+    resolved = _resolved(settings, config, trainer_config, unneeded)
     asked = {name: getattr(resolved, name) for name in ("model", *sorted(groups.CHECKED))}
     _show(_import("commands.check").check(**asked), json_)
 
@@ -662,9 +683,11 @@ def _extra_with(module: str) -> str | None:
         requirements = requires("gradsift") or []
     except PackageNotFoundError:
         return None
+    extras: dict[str, list[str]] = {}
     for requirement in requirements:
         name, _, marker = requirement.partition(";")
-        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
-        if extra and re.match(rf"{re.escape(package)}(?![\w-])", name):
-            return extra[1]
-    return None
+        if extra := re.search(r"extra == ['\"]([\w-]+)['\"]", marker):
+            extras.setdefault(extra[1], []).append(re.match(r"[\w.-]+", name)[0].lower())
+    # Extras contain each other: the smallest is what is missing.
+    having = [extra for extra, packages in extras.items() if package in packages]
+    return min(having, key=lambda extra: len(extras[extra]), default=None)

@@ -38,22 +38,26 @@ def run_config(values: Mapping[str, Any], where: str = "settings") -> RunConfig:
     return config.model_copy(update=paths)
 
 
-def combined(
-    given: Mapping[str, Any], config_file: Path | None, trainer_config: Path | None = None
-) -> tuple[dict[str, Any], str]:
+def resolve(
+    given: Mapping[str, Any],
+    config_file: Path | None = None,
+    trainer_config: Path | None = None,
+    *,
+    unneeded: Mapping[str, Any] | None = None,
+) -> RunConfig:
     """Put YAML files and the command line together; the command line wins, also inside `sft`.
 
     Args:
         given: What the command line says.
         config_file: Settings of gradsift's own.
         trainer_config: Of axolotl, LLaMA-Factory or trl; what the other two say wins.
-
-    Returns:
-        Settings by name, and where they come from.
+        unneeded: Stands in for settings that nobody says, where they are of no consequence.
 
     Raises:
-        GradsiftError: For what a trainer's configuration says and gradsift does not do.
+        GradsiftError: For settings that cannot be, and for what a trainer's configuration says and
+            gradsift does not do.
     """
+    given = {key: value for key, value in given.items() if value is not None}
     values = {} if config_file is None else read_yaml(config_file)
     require_known(values, RunConfig.model_fields, str(config_file))
     values = _over(values, given)
@@ -69,7 +73,7 @@ def combined(
             logger.info(line)
         values = _over(translation.settings, values)
     files = [str(file) for file in (config_file, trainer_config) if file is not None]
-    return values, " and ".join(files) or "settings"
+    return run_config({**(unneeded or {}), **values}, " and ".join(files) or "settings")
 
 
 def _over(beneath: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
