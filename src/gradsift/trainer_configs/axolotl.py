@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradsift.data.chat_templates import OWN
+from gradsift.data.chat_templates import TOKENIZER_DEFAULT
 from gradsift.data.formats import SHAREGPT_ROLES
 from gradsift.errors import GradsiftError
 from gradsift.trainer_configs.joint import adapters_wanted, batching, lora, one_dataset, warmup
@@ -50,11 +50,11 @@ from gradsift.trainer_configs.values import (
 )
 
 # Its names of templates → the same under the names of data/chat_templates.py.
-TEMPLATES = {OWN: OWN, "chatml": "chatml", "qwen_25": "qwen", "llama3": "llama3"}
-FALLBACKS = tuple(f"{OWN}_fallback_{name}" for name in ("chatml", "llama3", "qwen_25", "gemma"))
+TEMPLATES = {TOKENIZER_DEFAULT: TOKENIZER_DEFAULT, "chatml": "chatml", "qwen_25": "qwen", "llama3": "llama3"}
+FALLBACKS = tuple(f"{TOKENIZER_DEFAULT}_fallback_{name}" for name in ("chatml", "llama3", "qwen_25", "gemma"))
 TEMPLATE = (
     "rows are rendered by the model's own chat template, which is compared with these: "
-    f"{', '.join(TEMPLATES)}; `chat_template` {OWN} takes it as it is"
+    f"{', '.join(TEMPLATES)}; `chat_template` {TOKENIZER_DEFAULT} takes it as it is"
 )
 TOKENS = (
     "the tokenizer is the model's own: take out what it has already, add the rest to its folder"
@@ -73,7 +73,7 @@ MICRO_BATCH = "sft.per_device_train_batch_size"
 _template = OneOf(
     {
         **{name: {"chat_template": form} for name, form in TEMPLATES.items()},
-        **{name: {"chat_template": OWN} for name in FALLBACKS},
+        **{name: {"chat_template": TOKENIZER_DEFAULT} for name in FALLBACKS},
     },
     TEMPLATE,
 )
@@ -583,7 +583,7 @@ def _own_prompt(reading: Reading) -> None:
 
 def _turns(reading: Reading, entry: Any) -> None:
     if not reading.is_taken("chat_template"):
-        reading.settings.setdefault("chat_template", OWN)
+        reading.settings.setdefault("chat_template", TOKENIZER_DEFAULT)
     messages = entry.get("field_messages", "messages")
     mapping = entry.get("message_property_mappings", {})
     role = mapping.get("role", entry.get("message_field_role", "role"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gradsift.data.containers import read_rows
-from gradsift.data.dataset_info import read_dataset_info
+from gradsift.data.dataset_configs import read_dataset_info
 from gradsift.data.sources import find_source
 from gradsift.trainer_configs.joint import (
     ONE_FILE,
@@ -300,7 +300,7 @@ def _data(reading: Reading) -> None:
     if "max_samples" in said:
         file = datasets[0]
         if reading.settings.get("dataset_info"):
-            file = read_dataset_info(reading.settings["dataset_info"], file)[0]
+            file = read_dataset_info(reading.settings["dataset_info"], file).data
         _require_few(reading, file)
 
 
