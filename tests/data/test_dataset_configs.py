@@ -161,9 +161,7 @@ def test_axolotls_dataset_config(tmp_path, row_format, columns, expected):
         ("selected.jsonl", "alpaca", Columns(history="history"), ["dataset_info.json"]),
     ],
 )
-def test_what_a_trainer_cannot_read_gets_no_config(
-    tmp_path, name, row_format, columns, written
-):
+def test_what_a_trainer_cannot_read_gets_no_config(tmp_path, name, row_format, columns, written):
     assert [p.name for p in write_dataset_configs(tmp_path / name, row_format, columns)] == written
 
 

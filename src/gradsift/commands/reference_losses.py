@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gradsift.config import CaptureConfig
 from gradsift.data.pool import Pool
-from gradsift.evaluation.losses import text_losses
+from gradsift.evaluation.losses import reference_losses
 from gradsift.stages.listener import SILENT, Listener
 from gradsift.stages.rows import instances_of
 from gradsift.store.reader import GradientStore
@@ -87,7 +87,7 @@ def compute_losses(
         for at in range(0, len(part), ROWS_IN_A_BATCH):
             batch = part[at : at + ROWS_IN_A_BATCH]
             assert model is not None
-            found += text_losses(model, batch)
+            found += reference_losses(model, batch)
             n_tokens += sum(len(item.input_ids) for item in batch)
             listener.progress(start + len(found), len(to_do), n_tokens, all_tokens)
         write_losses(

@@ -16,7 +16,7 @@ from gradsift.config import CaptureConfig
 from gradsift.data.pool import Pool
 from gradsift.data.tokenization import IGNORED, Instance, build_instances
 from gradsift.errors import GradsiftError
-from gradsift.evaluation.benchmarks import PROBE, TaskSource, load_tasks, questions, score_tasks
+from gradsift.evaluation.benchmarks import SANITY, load_tasks, questions, score_tasks
 from gradsift.evaluation.generation import generate
 from gradsift.evaluation.losses import response_losses, window_losses, windows_of
 from gradsift.evaluation.text_metrics import Synonyms, find_synonyms, score_texts
@@ -33,13 +33,13 @@ class EvaluationConfig:
     """What is asked, besides the held-out rows.
 
     Attributes:
-        general: Names of lm-eval tasks, task files (.yaml), text files (.txt), or "probe".
+        general: Names of lm-eval tasks, task files (.yaml), text files (.txt), or "sanity".
         limit: Items of each task, the first ones; None for all.
         max_new_tokens: Of an answer; None for the longest reference, at most 256.
         trust_code: Whether code that a task file names may run.
     """
 
-    general: tuple[str, ...] = (PROBE,)
+    general: tuple[str, ...] = (SANITY,)
     limit: int | None = None
     max_new_tokens: int | None = None
     trust_code: bool = False
@@ -138,7 +138,6 @@ def make_suite(
     texts = [Path(name) for name in settings.general if name.endswith(".txt")]
     if len({path.stem for path in texts}) < len(texts):
         raise GradsiftError("`general`: two text files have the same name; give each its own.")
-    source = TaskSource(tuple(names), tuple(files))
     exam = EvaluationSuite(
         instances=built.items,
         sources=[sources[item.instance_id] for item in built.items],
@@ -146,10 +145,10 @@ def make_suite(
         prompts=[split[i][0] for i in asked],
         references=references,
         max_new_tokens=settings.max_new_tokens or min(MOST_NEW_TOKENS, longest + 1),
-        tasks=load_tasks(source, trust_code=settings.trust_code) if names or files else None,
+        tasks=load_tasks(names, files, trust_code=settings.trust_code) if names or files else None,
         limit=settings.limit,
         windows={path.stem: _windows(path, tokenizer) for path in texts},
-        synonyms=find_synonyms(listener.note),
+        synonyms=find_synonyms(),
     )
     return _identified(exam, tokenizer)
 
@@ -173,14 +172,15 @@ def evaluate(
     """
     started = time.perf_counter()
     losses = response_losses(model, exam.instances)
-    n_prompts, longest = len(exam.prompts), exam.max_new_tokens
-
-    def tell(n: int) -> None:
-        listener.progress(n, n_prompts, n * longest, n_prompts * longest)
-
     answers = []
     if exam.prompts:
-        answers = generate(model, tokenizer, exam.prompts, max_new_tokens=longest, on_progress=tell)
+        answers = generate(
+            model,
+            tokenizer,
+            exam.prompts,
+            max_new_tokens=exam.max_new_tokens,
+            progress=listener.progress,
+        )
     scores: dict[str, Any] = {
         "rows": {"source": list(exam.sources), "loss": _rounded(losses)},
         "tasks": {},

@@ -192,7 +192,7 @@ class Comparison:
             asked += f", {n} items of {n_tasks} general tasks"
         return [
             f"{asked}; ± and [ ] are 95 % intervals over items and seeds (items only, where an arm "
-            "was trained once and no other twice), each for itself; p-values are detrended for the "
+            "was trained once and no other twice), each for itself; p-values are adjusted for the "
             "number of arms and metrics (Holm), so one may be above 0.05 beside an interval "
             "without 0. ±? means one item, hence no interval.",
             "minutes: training, and the preliminary epoch where an arm needs it. forgotten: base "

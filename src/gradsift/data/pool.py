@@ -147,7 +147,9 @@ def load_pool(
         "split": split,
         "train_on": train_on,
     }
-    return read_pool(data, validated(ReadingConfig, values, "load_pool"), labels_needed=labels_needed)
+    return read_pool(
+        data, validated(ReadingConfig, values, "load_pool"), labels_needed=labels_needed
+    )
 
 
 def read_pool(data: str | Path, reading: ReadingConfig, *, labels_needed: bool = True) -> Pool:
