@@ -40,7 +40,7 @@ def windows_of(
 
 
 def window_losses(model: PreTrainedModel, windows: Sequence[Sequence[int]]) -> list[float]:
-    """Return each window's mean loss of all tokens but the first, in nats; perplexity is its exp."""
+    """Return the mean loss of each window, but for its first token, in nats (log perplexity)."""
     return _means(token_losses(model, [(window, window) for window in windows]))
 
 
