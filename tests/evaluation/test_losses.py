@@ -13,7 +13,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from gradsift.data.tokenization import IGNORED, Instance
 from gradsift.evaluation import losses
 from gradsift.evaluation.losses import (
-    reference_losses,
+    instance_losses,
     response_losses,
     token_losses,
     window_losses,
@@ -100,7 +100,7 @@ def test_reference_losses_are_those_of_each_row_alone(make, size):
     instances = random_instances(7, seed=2, n_prompt=3)
     found = []
     for start in range(0, 7, size):
-        found += reference_losses(model, instances[start : start + size])
+        found += instance_losses(model, instances[start : start + size])
     for instance, row in zip(instances, found, strict=True):
         expected = slow_losses(model, instance)
         np.testing.assert_allclose((row.response, row.alone, row.text), expected, rtol=1e-5)
@@ -108,7 +108,7 @@ def test_reference_losses_are_those_of_each_row_alone(make, size):
 
 def test_a_response_of_one_token_has_no_loss_alone():
     instance = Instance("one", [5, 6, 7, 8], [IGNORED, IGNORED, IGNORED, 8])
-    (found,) = reference_losses(tiny_llama().eval(), [instance])
+    (found,) = instance_losses(tiny_llama().eval(), [instance])
     assert np.isnan(found.alone)
     assert np.isfinite([found.response, found.text]).all()
 
@@ -117,7 +117,7 @@ def test_turns_of_a_response_are_put_together():
     ids = [5, 6, 7, 8, 9, 10, 11]
     labels = [IGNORED, 6, 7, IGNORED, IGNORED, 10, 11]
     model = tiny_llama().eval()
-    (found,) = reference_losses(model, [Instance("turns", ids, labels)])
+    (found,) = instance_losses(model, [Instance("turns", ids, labels)])
     expected = slow_losses(model, Instance("turns", ids, labels))
     np.testing.assert_allclose((found.response, found.alone, found.text), expected, rtol=1e-5)
 

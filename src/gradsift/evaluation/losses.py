@@ -59,7 +59,7 @@ class ReferenceLosses:
     text: float
 
 
-def reference_losses(
+def instance_losses(
     model: PreTrainedModel, instances: Sequence[Instance]
 ) -> list[ReferenceLosses]:
     """Compute the losses that a capture does not record, with the model as it is.
