@@ -355,7 +355,7 @@ metric_list: [{metric: acc}]
 
 def examined(model, folder):
     """Scores of a task, and logits before and after it."""
-    from gradsift.evaluation.benchmarks import TaskSource, load_tasks, score_tasks
+    from gradsift.evaluation.benchmarks import load_tasks, score_tasks
 
     rows = [{"question": f"what is {i}?", "choices": [" it is", " no"]} for i in range(3)]
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -363,7 +363,7 @@ def examined(model, folder):
     tokens = torch.tensor([INSTANCES[0].input_ids])
     with torch.no_grad():
         before = model(input_ids=tokens).logits
-        tasks = load_tasks(TaskSource(files=(folder / "mine.yaml",)))
+        tasks = load_tasks([], [folder / "mine.yaml"])
         found = score_tasks(model, tiny_tokenizer(), tasks)["mine"]
         return found, before, model(input_ids=tokens).logits
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Generator, Sequence
@@ -34,7 +33,7 @@ from gradsift.selection.strategies.base import Need
 from gradsift.store.reader import GradientStore
 from gradsift.training.finetune import PlainTraining
 from gradsift.training.model import without_progress_bars
-from gradsift.utils import whole_folder
+from gradsift.utils import short_sha256, whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -133,8 +132,7 @@ def _folder_for(training_run: TrainingRun, out: str | Path | None) -> Path:
 def _train_into(
     folder: Path, training_run: TrainingRun, run: Run, save_steps: int | None, progress: Progress
 ) -> PlainTraining:
-    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:10]
-    folder_lock = lock_of(training_run.arms_folder, f"out-{digest}")
+    folder_lock = lock_of(training_run.arms_folder, f"out-{short_sha256(str(folder), 10)}")
     with _held(training_run.lock()), _held(folder_lock):
         if is_saved_in(folder, training_run):
             logger.info(f"{folder}: this arm is trained; nothing to do")

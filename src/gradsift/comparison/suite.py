@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,20 @@ from gradsift.config import EvaluationConfig
 from gradsift.data.pool import Pool
 from gradsift.data.tokenization import IGNORED, Instance, build_instances
 from gradsift.errors import GradsiftError
-from gradsift.evaluation.benchmarks import TaskSource, load_tasks, questions, score_tasks
+from gradsift.evaluation.benchmarks import SANITY, load_tasks, questions, score_tasks
 from gradsift.evaluation.generation import generate
 from gradsift.evaluation.losses import response_losses, window_losses, windows_of
 from gradsift.evaluation.text_metrics import Synonyms, find_synonyms, score_texts
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
+from gradsift.utils import short_sha256
 
 MOST_NEW_TOKENS = 256
 # Raised when the same model would be given other scores by a newer gradsift.
 SUITE_VERSION = 1
 DIGITS = 6
 TASK_FILES = (".yaml", ".yml")
-SANITY = "sanity"
-# Its name of before stays in identities, so that finished work is found again.
+# The name of the sanity benchmark before stays in identities, so that finished work is found again.
 SANITY_BEFORE = "probe"
 
 logger = logging.getLogger(__name__)
@@ -70,16 +70,12 @@ class EvaluationSuite:
     @cached_property
     def identity(self) -> dict[str, object]:
         """What determines a model's scores."""
-        digest = hashlib.sha256()
-        for item in self.instances:
-            digest.update(json.dumps([item.input_ids, item.labels]).encode())
-        for name, windows in sorted(self.windows.items()):
-            digest.update(json.dumps([name, windows]).encode())
-        for _, text in sorted(self.task_texts.items()):
-            digest.update(text.encode())
+        rows = (json.dumps([item.input_ids, item.labels]) for item in self.instances)
+        texts = (json.dumps([name, windows]) for name, windows in sorted(self.windows.items()))
+        tasks = (text for _, text in sorted(self.task_texts.items()))
         return {
             "version": SUITE_VERSION,
-            "content": f"sha256 {digest.hexdigest()[:16]}",
+            "content": f"sha256 {short_sha256(chain(rows, texts, tasks))}",
             "tasks": sorted(self.task_texts),
             "limit": self.limit,
             "max_new_tokens": self.max_new_tokens,
@@ -108,7 +104,15 @@ class EvaluationSuite:
                 "loss": _rounded(response_losses(model, self.instances)),
             }
         }
-        answers = self._answers(model, progress) if self.prompts else []
+        answers = []
+        if self.prompts:
+            answers = generate(
+                model,
+                self.tokenizer,
+                self.prompts,
+                max_new_tokens=self.max_new_tokens,
+                progress=progress,
+            )
         if answers:
             texts = score_texts(answers, self.references, self.synonyms)
             scores["answers"] = {
@@ -131,16 +135,6 @@ class EvaluationSuite:
         }
         scores["seconds"] = time.perf_counter() - started
         return scores, answers
-
-    def _answers(self, model: PreTrainedModel, progress: Progress) -> list[str]:
-        n_prompts, longest = len(self.prompts), self.max_new_tokens
-
-        def advance(n: int) -> None:
-            progress(n, n_prompts, n * longest, n_prompts * longest)
-
-        return generate(
-            model, self.tokenizer, self.prompts, max_new_tokens=longest, on_progress=advance
-        )
 
     def with_names_of_today(self, scores: dict[str, Any]) -> dict[str, Any]:
         """Return scores that an earlier gradsift may have saved, as they are saved now."""
@@ -183,7 +177,7 @@ def make_suite(test: Pool, run: Run, config: EvaluationConfig) -> EvaluationSuit
         task_texts=_task_texts(tasks, config),
         limit=config.limit,
         windows={path.stem: _windows(path, tokenizer) for path in text_files},
-        synonyms=find_synonyms(logger.info),
+        synonyms=find_synonyms(),
     )
 
 
@@ -217,12 +211,11 @@ def _n_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _load_tasks(config: EvaluationConfig) -> dict[str, Any] | None:
-    files = [name for name in config.general if name.endswith(TASK_FILES)]
+    files = [Path(name) for name in config.general if name.endswith(TASK_FILES)]
     names = [name for name in config.general if not name.endswith((*TASK_FILES, ".txt"))]
     if not names and not files:
         return None
-    source = TaskSource(tuple(names), tuple(map(Path, files)))
-    return load_tasks(source, trust_code=config.trust_remote_code)
+    return load_tasks(names, files, trust_code=config.trust_remote_code)
 
 
 def _task_texts(tasks: dict[str, Any] | None, config: EvaluationConfig) -> dict[str, str]:

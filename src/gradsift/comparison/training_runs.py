@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -28,7 +27,7 @@ from gradsift.training.finetune import (
 )
 from gradsift.training.model import load_model, require_adapters
 from gradsift.training.trainer_settings import TrainerSettings, require_settings
-from gradsift.utils import whole_folder, write_json
+from gradsift.utils import short_sha256, whole_folder, write_json
 
 ARMS = "arms"
 METADATA = "gradsift.json"
@@ -177,11 +176,9 @@ def lay_out(
 def _identity(
     shared: Mapping[str, object], chosen: Sequence[Instance], settings: TrainerSettings
 ) -> dict[str, object]:
-    digest = hashlib.sha256()
-    for item in chosen:
-        digest.update(json.dumps([item.input_ids, item.labels]).encode())
+    rows = (json.dumps([item.input_ids, item.labels]) for item in chosen)
     training = {
-        "rows": f"sha256 {digest.hexdigest()[:16]}",
+        "rows": f"sha256 {short_sha256(rows)}",
         # 2 and 2.0 are the same training.
         "epochs": float(settings.epochs),
         "max_steps": settings.max_steps,
@@ -195,7 +192,7 @@ def _identity(
 
 
 def _digest(identity: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    return short_sha256(json.dumps(identity, sort_keys=True), 10)
 
 
 def train_run(

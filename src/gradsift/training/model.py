@@ -106,7 +106,7 @@ def find_model(
         if load_in not in LOAD_IN:
             raise GradsiftError(f"load_in is {load_in!r}; known are {', '.join(LOAD_IN)}.")
         require_bitsandbytes(f"`load_in` {load_in}")
-    path = str(demo_model_path(tell)) if name == DEMO_MODEL else name
+    path = str(demo_model_path()) if name == DEMO_MODEL else name
     return ModelSource(name, path, revision, dtype, trust_remote_code, load_in)
 
 
