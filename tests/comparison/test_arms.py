@@ -5,7 +5,7 @@ import pytest
 from gradsift.comparison.arms import needs_of_arms, parse_arms
 from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
-from gradsift.selection.strategies.base import Need
+from gradsift.selection.candidates import Need
 
 
 def test_arms_come_once_for_each_budget():
@@ -32,7 +32,7 @@ def test_an_arms_own_settings_lie_over_those_of_all():
 
 def test_needs_are_those_of_all_arms():
     arms = parse_arms(("full", "grads:score=prompt-gain", "k-center"), ("50%",), 1)
-    assert needs_of_arms(arms, SelectionConfig()) == {Need.LOSSES, Need.FEATURES}
+    assert needs_of_arms(arms, SelectionConfig()) == {Need.REFERENCE_LOSSES, Need.FEATURES}
     assert needs_of_arms(arms[:1], SelectionConfig(score="prompt-gain")) == set()
 
 

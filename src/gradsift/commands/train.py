@@ -29,7 +29,7 @@ from gradsift.config import SelectionConfig, TrainingConfig, takes
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
-from gradsift.selection.strategies.base import Need
+from gradsift.selection.candidates import Need
 from gradsift.store.reader import GradientStore
 from gradsift.training.finetune import PlainTraining
 from gradsift.training.model import without_progress_bars
@@ -115,7 +115,7 @@ def compute_missing_losses(
     run: Run, arms: Sequence[Arm], selection: SelectionConfig, progress: Progress
 ) -> None:
     """Compute the reference losses if an arm needs them and they are not there."""
-    if Need.LOSSES in needs_of_arms(arms, selection) and not run.has_reference_losses:
+    if Need.REFERENCE_LOSSES in needs_of_arms(arms, selection) and not run.has_reference_losses:
         logger.info("an arm needs the reference losses of all rows: computing them, forward only")
         reference_losses(run, progress=progress)
 

@@ -16,9 +16,9 @@ from gradsift.config import (
 )
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
+from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.selector import choose_rows
-from gradsift.selection.strategies.base import Need
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of
 
 BASE = "base"
@@ -68,6 +68,11 @@ class Arm:
     def is_strategy(self) -> bool:
         """Whether its rows are selected."""
         return self.name in STRATEGIES
+
+    @property
+    def needs_capture(self) -> bool:
+        """Whether a preliminary epoch belongs to its cost."""
+        return self.is_strategy and STRATEGIES[self.name].needs_capture
 
     def selection(self, base: SelectionConfig) -> SelectionConfig:
         """Lay its own settings over those of all arms; full-equal-steps has a random subset's."""

@@ -24,8 +24,6 @@ from gradsift.evaluation.metrics import (
 )
 
 N_RESAMPLINGS = 1000
-# Strategies that look at no gradient, so that no preliminary epoch belongs to their cost.
-WITHOUT_CAPTURE = (RANDOM, "longest")
 # Items of a set from which on a bootstrap's interval is worth its name.
 ENOUGH_ITEMS = 20
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradsift.comparison.arms import BASE, FULL
-from gradsift.comparison.results import WITHOUT_CAPTURE, Scoreboard
+from gradsift.comparison.results import Scoreboard
 from gradsift.evaluation.conclusions import Verdict
 from gradsift.evaluation.intervals import SIGNIFICANT, Estimate
 from gradsift.evaluation.metrics import GENERAL, LEARNING, METRICS
@@ -86,12 +86,11 @@ class Comparison:
         """Return what an arm took: means over its trainings, the capture where it needs one."""
         arm, models = self.board.arms[label], self.board.models[label]
         trainings = [model.training for model in models if model.training is not None]
-        is_captured = arm.is_strategy and arm.name not in WITHOUT_CAPTURE
         return {
             "training_seconds": _mean([training["seconds"] for training in trainings]),
             "training_tokens": _mean([training["n_tokens"] for training in trainings]),
-            "capture_seconds": self.capture_seconds if is_captured else 0.0,
-            "capture_tokens": self.capture_tokens if is_captured else 0,
+            "capture_seconds": self.capture_seconds if arm.needs_capture else 0.0,
+            "capture_tokens": self.capture_tokens if arm.needs_capture else 0,
             "evaluation_seconds": _mean([model.scores["seconds"] for model in models]),
         }
 
