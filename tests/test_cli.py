@@ -413,7 +413,7 @@ def test_a_scoring_pass_and_its_agreement(capsys, world, finished, tmp_path):
     assert "scoring all instances" in err
     manifest = json.loads((tmp_path / "tenth" / "manifest.json").read_text())
     assert manifest["layers"] == ["lm_head"]
-    assert manifest["about"]["self_check"]["path"] == "fused"
+    assert manifest["about"]["self_check"]["method"] == "fused"
     assert not (tmp_path / "tenth" / "checkpoints").exists()
     code, out, err = invoke(capsys, "agreement", world / "run", tmp_path / "tenth", "--json")
     assert code == 0, err
@@ -468,7 +468,7 @@ def test_check(capsys, world):
         capsys, "check", world / "model", "--lora", "--recording", "hooked", "--json"
     )
     assert code == 0
-    assert json.loads(out)["path"] == "hooked"
+    assert json.loads(out)["method"] == "hooked"
     code, _, err = invoke(capsys, "check", world / "model", "--recording", "guess")
     assert code == 2
     assert "recording is 'guess': Input should be 'auto', 'fused'" in err

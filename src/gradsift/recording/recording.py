@@ -25,8 +25,8 @@ from gradsift.errors import GradsiftError
 from gradsift.gradients.check import CheckResult, require_same_loss
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
-from gradsift.gradients.sharding import is_divided, shape_of
 from gradsift.gradients.sketch import SketchSpec
+from gradsift.gradients.tracking import is_divided, shape_of
 from gradsift.recording.loop_batch import LoopBatch, LoopBatches
 from gradsift.recording.loops import (
     engine_around,
@@ -280,7 +280,7 @@ class Recording:
         twin = Recorder(
             self._tracked,
             self._sketch,
-            path=self._recorder.path,
+            method=self._recorder.method,
             arithmetic=self._recorder.arithmetic,
         )
         self._checking = True
@@ -357,7 +357,7 @@ class Recording:
             require_apart(self._tracked, args, kwargs, batch.input_ids_BT, batch.tokens)
             if self._recorder is not None and bool(batch.tokens.n_tokens_I.any()):
                 check_forward(
-                    self._tracked, self._sketch, (self._recorder.path,), args, kwargs,
+                    self._tracked, self._sketch, (self._recorder.method,), args, kwargs,
                     batch.tensors(),
                 )  # fmt: skip
         finally:
