@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.config import EvaluationConfig
 from gradsift.data.pool import Pool
-from gradsift.data.tokenization import IGNORED, Instance, build_instances
+from gradsift.data.tokenization import Instance, build_instances
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.benchmarks import SANITY, load_tasks, questions, score_tasks
 from gradsift.evaluation.generation import generate
@@ -24,6 +24,7 @@ from gradsift.evaluation.losses import response_losses, window_losses, windows_o
 from gradsift.evaluation.text_metrics import Synonyms, find_synonyms, score_texts
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
+from gradsift.terms import IGNORED_LABEL
 from gradsift.utils import short_sha256
 
 MOST_NEW_TOKENS = 256
@@ -198,9 +199,9 @@ def _test_instances(test: Pool, run: Run) -> Sequence[Instance]:
 
 def _last_question(item: Instance, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], str]:
     # What is asked last, and what was answered.
-    labelled = [i for i, label in enumerate(item.labels) if label != IGNORED]
+    labelled = [i for i, label in enumerate(item.labels) if label != IGNORED_LABEL]
     start = labelled[-1]
-    while start > 0 and item.labels[start - 1] != IGNORED:
+    while start > 0 and item.labels[start - 1] != IGNORED_LABEL:
         start -= 1
     text = tokenizer.decode(item.input_ids[start : labelled[-1] + 1], skip_special_tokens=True)
     return item.input_ids[:start], text.strip()

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gradsift.data.tokenization import IGNORED, Instance
+from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
+from gradsift.terms import IGNORED_LABEL
 
 TOKENS_IN_A_BATCH = 2048
 WINDOW_TOKENS = 512
@@ -59,20 +60,18 @@ class ReferenceLosses:
     text: float
 
 
-def instance_losses(
-    model: PreTrainedModel, instances: Sequence[Instance]
-) -> list[ReferenceLosses]:
+def instance_losses(model: PreTrainedModel, instances: Sequence[Instance]) -> list[ReferenceLosses]:
     """Compute the losses that a capture does not record, with the model as it is.
 
     The first response token cannot be predicted when nothing stands before it, so it counts neither
     for `alone` nor for `response`; an instance of a single response token counts it for `response`
     and has NaN for `alone`. A response in several turns is put together.
     """
-    responses = [[label for label in item.labels if label != IGNORED] for item in instances]
+    responses = [[label for label in item.labels if label != IGNORED_LABEL] for item in instances]
     texts_T = token_losses(model, [(item.input_ids, item.input_ids) for item in instances])
     alone_T = token_losses(model, [(tokens, tokens) for tokens in responses])
     response_T = [
-        text_T[torch.tensor(item.labels[1:]) != IGNORED][-len(own_T) :]
+        text_T[torch.tensor(item.labels[1:]) != IGNORED_LABEL][-len(own_T) :]
         for item, text_T, own_T in zip(instances, texts_T, alone_T, strict=True)
     ]
     columns = map(_means, (response_T, alone_T, texts_T))
@@ -105,13 +104,13 @@ def _batch_losses(
 ) -> list[torch.Tensor]:
     longest = len(rows[0][0])
     ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
-    labels_BT = torch.full_like(ids_BT, IGNORED)
+    labels_BT = torch.full_like(ids_BT, IGNORED_LABEL)
     mask_BT = torch.zeros_like(ids_BT)
     for row, (tokens, labels) in enumerate(rows):
         ids_BT[row, : len(tokens)] = torch.tensor(tokens)
         labels_BT[row, 1 : len(tokens)] = torch.tensor(labels[1:])
         mask_BT[row, : len(tokens)] = 1
-    labelled = (labels_BT != IGNORED).any(0).nonzero()
+    labelled = (labels_BT != IGNORED_LABEL).any(0).nonzero()
     if not len(labelled):
         return [torch.empty(0, dtype=torch.float64)] * len(rows)
     n_kept = longest - int(labelled[0]) + 1
@@ -126,7 +125,7 @@ def _batch_losses(
     losses = []
     for logits_KV, labels_T in zip(logits_BKV, labels_BT.to(model.device), strict=True):
         targets_K = labels_T[1 - n_kept :]
-        counts_K = targets_K != IGNORED
+        counts_K = targets_K != IGNORED_LABEL
         losses_T = F.cross_entropy(
             logits_KV[:-1][counts_K].float(), targets_K[counts_K], reduction="none"
         )
