@@ -59,9 +59,7 @@ class ReferenceLosses:
     text: float
 
 
-def instance_losses(
-    model: PreTrainedModel, instances: Sequence[Instance]
-) -> list[ReferenceLosses]:
+def instance_losses(model: PreTrainedModel, instances: Sequence[Instance]) -> list[ReferenceLosses]:
     """Compute the losses that a capture does not record, with the model as it is.
 
     The first response token cannot be predicted when nothing stands before it, so it counts neither
