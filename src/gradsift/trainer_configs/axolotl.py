@@ -10,10 +10,10 @@ from gradsift.trainer_configs.axolotl_keys import AXOLOTL_KEYS, ENTRY_KEYS, MICR
 from gradsift.trainer_configs.keys import EMPTY, Reading, Tool
 from gradsift.trainer_configs.shared import (
     SPEED,
-    adapters_wanted,
     batching,
     lora,
     one_dataset,
+    trains_adapters,
     warmup,
 )
 
@@ -34,36 +34,36 @@ PLUGINS = (
 
 
 def _join(reading: Reading) -> None:
-    said = reading.said
+    values = reading.values
     for key in ("base_model_config", "tokenizer_config"):
-        if said.get(key, said.get("base_model")) != said.get("base_model"):
+        if values.get(key, values.get("base_model")) != values.get("base_model"):
             reading.refuse(key, "must be that of base_model")
     for key in ("model_type", "type_of_model", "cls_model_config"):
-        if key in said and not str(said[key]).endswith(("ForCausalLM", "Config")):
+        if key in values and not str(values[key]).endswith(("ForCausalLM", "Config")):
             reading.refuse(key, "causal language models only")
     _tokens_and_plugins(reading)
     _adapter(reading)
     _precision(reading)
     _steps(reading)
-    batching(reading, packing=said.get("sample_packing"), sees_others=False)
-    if "datasets" not in said:
+    batching(reading, packing=values.get("sample_packing"), sees_others=False)
+    if "datasets" not in values:
         return
     if reading.is_taken("data"):
         reading.decided["datasets"] = "DATA is said otherwise"
         return
     entry = one_dataset(reading, "datasets", ENTRY_KEYS)
     if entry is not None:
-        _format(reading, entry.said)
+        _format(reading, entry.values)
 
 
 def _tokens_and_plugins(reading: Reading) -> None:
-    tokens = reading.said.get("special_tokens", {})
+    tokens = reading.values.get("special_tokens", {})
     others = [key for key in tokens if key != "pad_token" and tokens[key] not in EMPTY]
     if others:
         reading.refuse("special_tokens", f"{TOKENS} ({', '.join(map(str, others))})")
     elif tokens:
         reading.decided["special_tokens"] = "padding is never trained on"
-    plugins = reading.said.get("plugins", [])
+    plugins = reading.values.get("plugins", [])
     others = [plugin for plugin in plugins if plugin not in PLUGINS]
     if others:
         reading.refused[f"plugins: {', '.join(others)}"] = f"known are {', '.join(PLUGINS)}"
@@ -72,73 +72,73 @@ def _tokens_and_plugins(reading: Reading) -> None:
 
 
 def _adapter(reading: Reading) -> None:
-    said = reading.said
-    adapter = said.get("adapter")
+    values = reading.values
+    adapter = values.get("adapter")
     if adapter not in (None, "lora", "qlora"):
         reading.refuse("adapter", f"{METHOD}; known are lora and qlora")
-    targets = said.get("lora_target_modules")
-    if said.get("lora_target_linear"):
+    targets = values.get("lora_target_modules")
+    if values.get("lora_target_linear"):
         targets = "all-linear"
-    wanted = adapters_wanted(reading, adapter is not None)
-    lora(reading, wanted=wanted, keys=AXOLOTL_KEYS, targets=targets)
-    in_4_bits = said.get("load_in_4bit", adapter == "qlora")
-    if in_4_bits and said.get("load_in_8bit"):
+    with_adapters = trains_adapters(reading, adapter is not None)
+    lora(reading, with_adapters=with_adapters, keys=AXOLOTL_KEYS, targets=targets)
+    in_4_bits = values.get("load_in_4bit", adapter == "qlora")
+    if in_4_bits and values.get("load_in_8bit"):
         reading.refuse("load_in_8bit", "load_in_4bit is true as well; take one")
     elif adapter == "qlora" and not in_4_bits:
         reading.refuse("load_in_4bit", "adapter: qlora has weights in 4 bits; say adapter: lora")
-    elif in_4_bits or said.get("load_in_8bit"):
+    elif in_4_bits or values.get("load_in_8bit"):
         reading.set("load_in", "4bit" if in_4_bits else "8bit")
 
 
 def _precision(reading: Reading) -> None:
     # axolotl loads the weights in the type that is computed in; bf16 comes before the others.
-    said = reading.said
-    bf16 = said.get("bf16", False)
+    values = reading.values
+    bf16 = values.get("bf16", False)
     if bf16 == "auto":
         from transformers.utils import is_torch_bf16_gpu_available
 
         bf16 = is_torch_bf16_gpu_available()
-        halved = said.get("fp16") or said.get("float16") or said.get("bfloat16")
+        halved = values.get("fp16") or values.get("float16") or values.get("bfloat16")
         if not bf16 and not halved and not reading.is_taken("dtype"):
             reading.remarks["bf16"] = (
                 "auto: this device has no bf16, so float32 is taken; axolotl takes fp16 (fp16: "
                 "true says so)"
             )
-    bf16 = bf16 or said.get("bfloat16", False)
-    fp16 = said.get("fp16", False) and not bf16
-    half = fp16 or said.get("float16", False)
+    bf16 = bf16 or values.get("bfloat16", False)
+    fp16 = values.get("fp16", False) and not bf16
+    half = fp16 or values.get("float16", False)
     reading.set("sft.bf16", bf16 is True)
     reading.set("sft.fp16", fp16)
     reading.set("dtype", "bfloat16" if bf16 else "float16" if half else "float32")
     used = ("bf16", "bfloat16") if bf16 else ("fp16", "float16") if half else ("float32",)
     for key in ("fp16", "float16", "float32"):
-        if said.get(key) and key not in used:
+        if values.get(key) and key not in used:
             reading.decided[key] = f"{' or '.join(used)} comes before it"
-    if said.get("tf32", "auto") != "auto":
-        reading.set("sft.tf32", said["tf32"])
-    checkpointing = said.get("gradient_checkpointing")
+    if values.get("tf32", "auto") != "auto":
+        reading.set("sft.tf32", values["tf32"])
+    checkpointing = values.get("gradient_checkpointing")
     if checkpointing is not None:
         # offload, offload_disk, unsloth: where what is kept lies.
         reading.set("sft.gradient_checkpointing", bool(checkpointing))
 
 
 def _steps(reading: Reading) -> None:
-    said = reading.said
-    accumulation = said.get("gradient_accumulation_steps")
-    if accumulation is None and "batch_size" in said:
+    values = reading.values
+    accumulation = values.get("gradient_accumulation_steps")
+    if accumulation is None and "batch_size" in values:
         accumulation = _accumulation(reading)
     if accumulation is not None:
         reading.set("sft.gradient_accumulation_steps", accumulation)
-        if "batch_size" in said and "gradient_accumulation_steps" in said:
+        if "batch_size" in values and "gradient_accumulation_steps" in values:
             reading.decided["batch_size"] = "gradient_accumulation_steps comes before it"
     warmup(reading)
-    if "learning_rate" not in said and not reading.is_taken("sft.learning_rate"):
+    if "learning_rate" not in values and not reading.is_taken("sft.learning_rate"):
         reading.remarks["learning_rate"] = "is not said: trl's default is taken"
 
 
 def _accumulation(reading: Reading) -> int | None:
     # The command line may say the micro-batch, and then the file's own does not count.
-    whole, micro = reading.said["batch_size"], reading.settings.get(MICRO_BATCH)
+    whole, micro = reading.values["batch_size"], reading.settings.get(MICRO_BATCH)
     if reading.is_taken(MICRO_BATCH):
         micro = reading.taken.get(MICRO_BATCH)
     if reading.is_taken("sft.gradient_accumulation_steps"):
@@ -217,19 +217,19 @@ def _turns(reading: Reading, entry: Any) -> None:
 
 def _columns(reading: Reading, kind: dict[str, Any]) -> None:
     # What `gradsift select` writes for axolotl: question and answer as they are.
-    said = {key: value for key, value in kind.items() if value not in EMPTY}
+    values = {key: value for key, value in kind.items() if value not in EMPTY}
     fields = {"field_instruction": "prompt", "field_output": "response", "field_system": "system"}
-    formats = [said.pop("format", None), said.pop("no_input_format", None)]
+    formats = [values.pop("format", None), values.pop("no_input_format", None)]
     odd_format = any(form not in ("{instruction}", None) for form in formats)
-    odd_name = not all(isinstance(name, str) for name in said.values())
-    if odd_format or odd_name or not {*list(fields)[:2]} <= said.keys() <= fields.keys():
+    odd_name = not all(isinstance(name, str) for name in values.values())
+    if odd_format or odd_name or not {*list(fields)[:2]} <= values.keys() <= fields.keys():
         reading.refused[f"datasets[0].type: {kind}"] = (
             f"known are {TYPES}, and fields for instruction, output and system with format "
             "{instruction}"
         )
         return
     reading.set("format", "qa")
-    for key, name in said.items():
+    for key, name in values.items():
         reading.set(f"{fields[key]}_column", name)
     _own_prompt(reading)
 

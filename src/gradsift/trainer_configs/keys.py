@@ -87,7 +87,7 @@ class Reading:
     """A configuration while it is read.
 
     Attributes:
-        said: Keys and values: the file's, and the tool's defaults where it says nothing.
+        values: By key: the file's, and the tool's defaults where it says nothing.
         given: Keys that the file itself says.
         taken: Settings that the command line or `config` says, which win, with their values; those
             inside `sft` and `lora` as `sft.key` and `lora.key`.
@@ -98,7 +98,7 @@ class Reading:
         refused: What cannot be honoured, key → why.
     """
 
-    said: dict[str, Any]
+    values: dict[str, Any]
     given: frozenset[str]
     taken: Mapping[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -119,12 +119,12 @@ class Reading:
 
     def refuse(self, key: str, why: str) -> None:
         """Refuse a key, and name its value with it."""
-        value = self.said.get(key)
+        value = self.values.get(key)
         self.refused[key if value is None else f"{key}: {_shortened(_shown(value))}"] = why
 
     def read(self, keys: Mapping[str, Key]) -> None:
         """Read each key for itself; those of kind Joint are left to the tool."""
-        for name, value in list(self.said.items()):
+        for name, value in list(self.values.items()):
             key = keys.get(name)
             if name in self.given and key is not None and self._is_overridden(key):
                 self.overridden.append(name)
@@ -152,10 +152,10 @@ class Reading:
             value = key.read(value)
         except GradsiftError as error:
             self.refuse(name, str(error))
-            del self.said[name]
+            del self.values[name]
             return
         if isinstance(key, Joint):
-            self.said[name] = value
+            self.values[name] = value
             return
         self._become(name, {key.to: value})
         if key.remark and name in self.given:

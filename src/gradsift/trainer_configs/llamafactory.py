@@ -12,10 +12,10 @@ from gradsift.trainer_configs.shared import (
     NO_CLIPPING,
     ONE_FILE,
     TRAINING_ARGUMENTS,
-    adapters_wanted,
     batching,
     lora,
     set_data,
+    trains_adapters,
     warmup,
 )
 from gradsift.trainer_configs.values import flag, integer, names, number, text
@@ -93,28 +93,28 @@ LLAMAFACTORY_KEYS = table(
 
 
 def _join(reading: Reading) -> None:
-    said = reading.said
-    method = said.get("finetuning_type")
+    values = reading.values
+    method = values.get("finetuning_type")
     if method not in ("lora", "full"):
         reading.refuse("finetuning_type", f"{METHOD}; known are lora and full")
-    targets = said.get("lora_target", ["all"])
-    adapters = adapters_wanted(reading, method == "lora")
+    targets = values.get("lora_target", ["all"])
+    adapters = trains_adapters(reading, method == "lora")
     lora(
         reading,
-        wanted=adapters,
+        with_adapters=adapters,
         keys=LLAMAFACTORY_KEYS,
         targets="all-linear" if targets == ["all"] else targets,
     )
     if adapters:
         rank = reading.settings.get("lora.r", 8)
-        reading.set("lora.lora_alpha", said.get("lora_alpha", 2 * rank))
+        reading.set("lora.lora_alpha", values.get("lora_alpha", 2 * rank))
     _precision(reading, adapters=adapters)
     warmup(reading)
-    packing = said.get("packing") or said.get("neat_packing")
+    packing = values.get("packing") or values.get("neat_packing")
     batching(
         reading,
-        packing=packing if packing else said.get("packing"),
-        sees_others=not said.get("neat_packing"),
+        packing=packing if packing else values.get("packing"),
+        sees_others=not values.get("neat_packing"),
     )
     _data(reading)
 
@@ -122,39 +122,39 @@ def _join(reading: Reading) -> None:
 def _precision(reading: Reading, *, adapters: bool) -> None:
     # LLaMA-Factory loads the weights in the type that is computed in, and keeps what it trains in
     # float32.
-    said = reading.said
-    if said.get("pure_bf16"):
+    values = reading.values
+    if values.get("pure_bf16"):
         if adapters:
             reading.refuse("pure_bf16", "adapters are kept in float32; say bf16: true")
         reading.set("dtype", "bfloat16")
         reading.set("sft.bf16", False)
         return
-    if said.get("bf16") and said.get("fp16"):
+    if values.get("bf16") and values.get("fp16"):
         reading.refuse("fp16", "bf16 is true as well; take one")
-    computed = "bfloat16" if said.get("bf16") else "float16" if said.get("fp16") else "float32"
+    computed = "bfloat16" if values.get("bf16") else "float16" if values.get("fp16") else "float32"
     reading.set("sft.bf16", computed == "bfloat16")
     reading.set("sft.fp16", computed == "float16")
     reading.set("dtype", computed if adapters else "float32")
 
 
 def _data(reading: Reading) -> None:
-    said = reading.said
+    values = reading.values
     if reading.is_taken("data"):
         reading.decided |= {
-            key: "DATA is said otherwise" for key in ("dataset", "dataset_dir") if key in said
+            key: "DATA is said otherwise" for key in ("dataset", "dataset_dir") if key in values
         }
-        if "max_samples" in said:
+        if "max_samples" in values:
             _require_few(reading, str(reading.taken["data"]))
         return
-    if "dataset" not in said:
-        others = [key for key in ("dataset_dir", "max_samples") if key in said]
+    if "dataset" not in values:
+        others = [key for key in ("dataset_dir", "max_samples") if key in values]
         reading.decided |= dict.fromkeys(others, "no dataset is named")
         return
-    datasets = said["dataset"]
+    datasets = values["dataset"]
     if len(datasets) != 1:
         reading.refuse("dataset", ONE_FILE)
         return
-    folder = said.get("dataset_dir", "data")
+    folder = values.get("dataset_dir", "data")
     if folder == "ONLINE":
         set_data(reading, datasets[0], "")
     elif folder.startswith("REMOTE:"):
@@ -162,7 +162,7 @@ def _data(reading: Reading) -> None:
     else:
         reading.set("data", datasets[0])
         reading.set("dataset_info", str(Path(folder) / "dataset_info.json"))
-    if "max_samples" in said:
+    if "max_samples" in values:
         file = datasets[0]
         if reading.settings.get("dataset_info"):
             file = read_dataset_info(reading.settings["dataset_info"], file).data
@@ -171,7 +171,7 @@ def _data(reading: Reading) -> None:
 
 def _require_few(reading: Reading, file: str | None) -> None:
     # The first rows of a file that has no more are all of them.
-    limit = reading.said["max_samples"]
+    limit = reading.values["max_samples"]
     if file is not None and Path(file).is_file():
         n_rows = sum(1 for _ in read_rows(find_source(file, None)))
         if n_rows <= limit:

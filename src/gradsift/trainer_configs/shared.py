@@ -54,20 +54,22 @@ TRAINING_ARGUMENTS = table(
 )
 
 
-def adapters_wanted(reading: Reading, said: bool) -> bool:
+def trains_adapters(reading: Reading, in_file: bool) -> bool:
     """Return whether adapters are trained: the command line or `config` may say it, too."""
     if reading.taken.get("lora") is False:
         return False
-    return said or any(name.startswith("lora.") for name in reading.taken)
+    return in_file or any(name.startswith("lora.") for name in reading.taken)
 
 
-def lora(reading: Reading, *, wanted: bool, keys: Mapping[str, Key], targets: Any = None) -> None:
+def lora(
+    reading: Reading, *, with_adapters: bool, keys: Mapping[str, Key], targets: Any = None
+) -> None:
     """Settle where adapters are trained; without them, no `lora.` settings stay.
 
     `targets` is what the file says of the modules: names, "all-linear", or None for the choice that
     peft makes for the architecture.
     """
-    if wanted:
+    if with_adapters:
         reading.set("lora.target_modules", targets)
         return
     for name in [name for name in reading.settings if name.startswith("lora.")]:
@@ -75,7 +77,7 @@ def lora(reading: Reading, *, wanted: bool, keys: Mapping[str, Key], targets: An
     why = "without an adapter it is of no consequence"
     if reading.taken.get("lora") is False:
         why = "`full` (lora: false) trains all parameters"
-    for name in [name for name in reading.said if name in reading.given]:
+    for name in [name for name in reading.values if name in reading.given]:
         to = getattr(keys.get(name), "to", "")
         if to.startswith("lora."):
             reading.decided[name] = why
@@ -83,17 +85,17 @@ def lora(reading: Reading, *, wanted: bool, keys: Mapping[str, Key], targets: An
 
 def warmup(reading: Reading) -> None:
     """Settle the steps of warmup: their number comes before their share of all steps."""
-    said = reading.said
+    values = reading.values
     # 0 is what transformers takes for "not said".
-    if said.get("warmup_steps") or "warmup_ratio" not in reading.given:
+    if values.get("warmup_steps") or "warmup_ratio" not in reading.given:
         used, other = "warmup_steps", "warmup_ratio"
     else:
         used, other = "warmup_ratio", "warmup_steps"
-    if used not in said:
+    if used not in values:
         used, other = other, used
-    if used in said:
-        reading.set("sft.warmup_steps", said[used])
-        said.pop(other, None)
+    if used in values:
+        reading.set("sft.warmup_steps", values[used])
+        values.pop(other, None)
         if other in reading.given:
             reading.decided[other] = f"{used} comes before it"
 
@@ -115,7 +117,7 @@ def batching(reading: Reading, *, packing: bool | None, sees_others: bool) -> No
         reading.set("batching", "packed")
     elif alike:
         reading.set("batching", "by_length")
-    elif packing is False or reading.said.get("group_by_length") is False:
+    elif packing is False or reading.values.get("group_by_length") is False:
         reading.set("batching", "random")
 
 
@@ -124,17 +126,17 @@ def one_dataset(reading: Reading, key: str, keys: Mapping[str, Key]) -> Reading 
 
     What belongs together in the entry is left to the tool; None if there is not one entry.
     """
-    entries = reading.said[key]
+    entries = reading.values[key]
     if not isinstance(entries, list) or not isinstance(entries[0], dict):
         reading.refuse(key, "expected a list of one entry, `- path: …` and what else it says")
         return None
     if len(entries) != 1:
         reading.refused[f"{key} ({len(entries)} of them)"] = ONE_FILE
         return None
-    said = {name: value for name, value in entries[0].items() if value not in EMPTY}
-    entry = Reading(said, frozenset(said), reading.taken, reading.settings)
+    values = {name: value for name, value in entries[0].items() if value not in EMPTY}
+    entry = Reading(values, frozenset(values), reading.taken, reading.settings)
     entry.read(keys)
-    path, files = said.get("path"), said.get("data_files")
+    path, files = values.get("path"), values.get("data_files")
     files = files if isinstance(files, list) else [files] if files else []
     if len(files) > 1:
         entry.refuse("data_files", ONE_FILE)
@@ -154,9 +156,9 @@ def one_dataset(reading: Reading, key: str, keys: Mapping[str, Key]) -> Reading 
 
 def set_data(reading: Reading, name: str, split_key: str) -> None:
     """Set where the rows come from: a path (from the working directory) or a hub id."""
-    split = reading.said.get(split_key)
+    split = reading.values.get(split_key)
     key = next(key for key in ("data_files", "path", "dataset_name", "dataset")
-               if key in reading.said)  # fmt: skip
+               if key in reading.values)  # fmt: skip
     reading.set("data", name)
     try:
         exists = Path(name).exists()
@@ -176,10 +178,10 @@ def set_data(reading: Reading, name: str, split_key: str) -> None:
 
 def _by_length(reading: Reading) -> bool | None:
     # Whether rows of a length come together.
-    sampler = reading.said.get("train_sampling_strategy", "random")
+    sampler = reading.values.get("train_sampling_strategy", "random")
     if sampler not in ("random", "group_by_length"):
         reading.refuse("train_sampling_strategy", "known are random and group_by_length")
-    return sampler == "group_by_length" or reading.said.get("group_by_length")
+    return sampler == "group_by_length" or reading.values.get("group_by_length")
 
 
 def _no_file(name: str) -> str | None:

@@ -42,7 +42,7 @@ def translate(
     tool = tool_of(content, where)
     file = {key: value for key, value in content.items() if value not in EMPTY}
     unsaid = {key: value for key, value in tool.defaults.items() if key not in file}
-    reading = Reading(unsaid | file, frozenset(file), _taken(settings or {}))
+    reading = Reading(unsaid | file, frozenset(file), _flattened(settings or {}))
     reading.read(tool.keys)
     for key, why in tool.nulls.items():
         to = getattr(tool.keys[key], "to", "")
@@ -72,7 +72,7 @@ def tool_of(content: Mapping[str, Any], where: str) -> Tool:
     )
 
 
-def _taken(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
     taken = {}
     for name, value in settings.items():
         if name in NESTED and isinstance(value, Mapping):
@@ -133,7 +133,7 @@ def _at_work(reading: Reading, tool: Tool, unsaid: Mapping[str, Any]) -> dict[st
     no_adapter = not any(name.startswith("lora.") for name in reading.settings)
     at_work = {}
     for name, value in unsaid.items():
-        if name not in reading.said:
+        if name not in reading.values:
             continue
         key = tool.keys[name]
         to = next(iter(key.values[value])) if isinstance(key, OneOf) else getattr(key, "to", "")

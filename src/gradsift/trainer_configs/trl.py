@@ -7,11 +7,11 @@ from gradsift.trainer_configs.shared import (
     LOSS,
     NO_CLIPPING,
     TRAINING_ARGUMENTS,
-    adapters_wanted,
     batching,
     lora,
     one_dataset,
     set_data,
+    trains_adapters,
     warmup,
 )
 from gradsift.trainer_configs.values import flag, integer, names, number, text
@@ -84,19 +84,19 @@ ENTRY_KEYS = table(
 
 
 def _join(reading: Reading) -> None:
-    said = reading.said
-    targets = said.get("lora_target_modules")
+    values = reading.values
+    targets = values.get("lora_target_modules")
     targets = targets[0] if targets == ["all-linear"] else targets
-    wanted = adapters_wanted(reading, bool(said.get("use_peft")))
-    lora(reading, wanted=wanted, keys=TRL_KEYS, targets=targets)
+    with_adapters = trains_adapters(reading, bool(values.get("use_peft")))
+    lora(reading, with_adapters=with_adapters, keys=TRL_KEYS, targets=targets)
     warmup(reading)
-    packing_strategy = said.get("packing_strategy", "bfd")
+    packing_strategy = values.get("packing_strategy", "bfd")
     if packing_strategy not in ("bfd", "bfd_split", "wrapped"):
         reading.refuse("packing_strategy", "known are bfd, bfd_split and wrapped")
-    if packing_strategy != "bfd" and said.get("packing"):
+    if packing_strategy != "bfd" and values.get("packing"):
         reading.remarks["packing_strategy"] = "no row is cut in two; longer ones: `truncation`"
-    batching(reading, packing=said.get("packing"), sees_others=packing_strategy == "wrapped")
-    if "assistant_only_loss" not in said and not reading.is_taken("train_on"):
+    batching(reading, packing=values.get("packing"), sees_others=packing_strategy == "wrapped")
+    if "assistant_only_loss" not in values and not reading.is_taken("train_on"):
         reading.remarks["assistant_only_loss"] = (
             "is not said: of conversations gradsift trains on the assistant's turns, trl on all"
         )
@@ -104,15 +104,15 @@ def _join(reading: Reading) -> None:
 
 
 def _data(reading: Reading) -> None:
-    said = reading.said
-    given = [key for key in ("dataset_name", "datasets", "dataset_train_split") if key in said]
+    values = reading.values
+    given = [key for key in ("dataset_name", "datasets", "dataset_train_split") if key in values]
     if reading.is_taken("data"):
         reading.decided |= dict.fromkeys(given, "DATA is said otherwise")
-    elif "datasets" in said:
+    elif "datasets" in values:
         one_dataset(reading, "datasets", ENTRY_KEYS)
         reading.decided |= dict.fromkeys(set(given) - {"datasets"}, "datasets comes before it")
-    elif "dataset_name" in said:
-        set_data(reading, said["dataset_name"], "dataset_train_split")
+    elif "dataset_name" in values:
+        set_data(reading, values["dataset_name"], "dataset_train_split")
     else:
         reading.decided |= dict.fromkeys(given, "no dataset is named")
 
