@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from gradsift.cli.main import main
-from gradsift.run import CaptureResult
+from gradsift.cli import main
+from gradsift.commands.capture import CaptureResult
 from gradsift.store.reader import read_store
 from tiny import save_tiny
 
@@ -118,7 +118,7 @@ def test_select_again_explain_and_json(capsys, world, finished):
     assert (code, err) == (0, "")
     summary = json.loads(out)
     assert (summary["selected"], summary["rejected"], summary["dropped"]) == (5, 25, 3)
-    assert set(summary["losses"]) == {"subset", "pool", "random"}
+    assert set(summary["criteria"]) == {"subset", "pool", "random"}
     code, out, _ = invoke(capsys, "explain", run, "row3")
     assert code == 0
     assert "row3 (line 4)" in out
@@ -143,7 +143,7 @@ def test_random_and_tokens(capsys, world, finished):
 
 def test_weights_stay_out_of_the_users_rows(capsys, world, finished):
     run = world / "run"
-    invoke(capsys, "select", run, "--budget", "10", "--weights", "--name", "weighted")
+    invoke(capsys, "select", run, "--budget", "10", "--set", "weights=true", "--name", "weighted")
     assert set(selected_lines(run, "weighted")) <= set(input_lines())
     rows = pq.read_table(run / "selections/weighted/decisions.parquet").to_pylist()
     weights = [row["weight"] for row in rows if row["selected"]]
@@ -153,15 +153,15 @@ def test_weights_stay_out_of_the_users_rows(capsys, world, finished):
 
 def test_another_selection_does_not_take_a_name_that_is_taken(capsys, world, finished):
     run = world / "run"
-    code, _, err = invoke(capsys, "select", run, "--budget", "50%", "--gamma", "0")
+    code, _, err = invoke(capsys, "select", run, "--budget", "50%", "--set", "gamma=0")
     assert code == 2
     assert "other settings (gamma)" in err
 
 
 MISTAKES = [
     (["run", "nowhere.jsonl", "--model", "m", "--out", "o", "--budget", "5"], "no such file"),
-    (["run", "{data}", "--model", "{model}", "--out", "{new}"], "'budget' is missing"),
-    (["run", "{data}", "--model", "{model}", "--budget", "5"], "'out' is missing"),
+    (["run", "{data}", "--model", "{model}", "--out", "{new}"], "--budget is missing"),
+    (["run", "{data}", "--model", "{model}", "--budget", "5"], "--out is missing"),
     (["run", "{data}", "--model", "{model}", "--out", "{new}", "--budget", "half"], "budget"),
     (["capture", "{data}", "--model", "{data}", "--out", "{new}"], "cannot load the"),
     (["capture", "{data}", "--model", "{model}", "--out", "{new}", "--sft", "x"], "key=value"),
@@ -170,9 +170,9 @@ MISTAKES = [
     (["run", "{data}", "--model", "{model}", "--out", "{run}", "--seed", "5", "--budget", "3"],
      "seed: the store has 0, now it is 5"),
     (["select", "{run}", "--budget", "500"], "at most 30"),
-    (["select", "{run}", "--budget", "5", "--strategy", "best"], "expected one of grads, random"),
+    (["select", "{run}", "--budget", "5", "--strategy", "best"], "grads, random"),
     (["select", "{run}", "--budget", "5", "--side", "best"], "score"),
-    (["select", "{run}", "--budget", "5", "--alpha", "-1"], "alpha is -1.0"),
+    (["select", "{run}", "--budget", "5", "--set", "alpha=-1"], "alpha is -1"),
     (["select", "{new}", "--budget", "5"], "no gradient store here"),
     (["select", "{run}"], "budget"),
     (["select", "{run}", "--budget", "5", "--name", "../../out"], "--name is '../../out'"),
@@ -180,7 +180,7 @@ MISTAKES = [
     (["select", "{run}", "--budget", "5", "--name", ""], "--name is ''"),
     (["select", "{run}", "--budget", "5", "--seed=-1"], "seed is -1"),
     (["run", "{data}", "--model", "{model}", "--out", "{new}", "--budget", "5", "--strategy", "x"],
-     "strategy is 'x'"),
+     "strategy 'x'"),
     (["run", "{data}", "--model", "{model}", "--out", "{new}", "--budget", "31"], "at most 30"),
     (["run", "{data}", "--model", "{model}", "--out", "{new}", "--budget", "x", "--dry-run"],
      "budget 'x' is not understood"),
@@ -191,7 +191,7 @@ MISTAKES = [
      "neither JSON nor YAML"),
     (["explain", "{run}", "row3", "--name", "nope"], "no selection 'nope'; there are: grads"),
     (["explain", "{new}", "x"], "not a run folder"),
-    (["run", "--config", "{bad}"], "unknown key 'budgett'; known are data, model"),
+    (["run", "--config", "{bad}"], "unknown key 'budgett'; did you mean budget"),
     (["run", "--config", "{new}/x.yaml"], "cannot be read"),
 ]  # fmt: skip
 
@@ -241,18 +241,18 @@ def test_a_run_folder_works_from_anywhere(capsys, world, tmp_path, monkeypatch):
 
 
 def test_a_folder_called_demo_does_not_hide_the_demo_model(tmp_path, monkeypatch):
-    from gradsift.config import validated
+    from gradsift.config_files import run_config
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
-    config = validated({"data": "demo", "model": "demo", "out": "demo"})
+    config = run_config({"data": "demo", "model": "demo", "out": "demo"})
     assert (config.model, config.data) == ("demo", str(tmp_path / "demo"))
 
 
 def test_settings_of_a_refused_selection_are_not_saved(capsys, world, finished):
     run = world / "run"
     before = (run / "config.yaml").read_text()
-    code, _, err = invoke(capsys, "run", "--config", run / "config.yaml", "--alpha", "2")
+    code, _, err = invoke(capsys, "run", "--config", run / "config.yaml", "--set", "alpha=2")
     assert code == 2
     assert "other settings (alpha)" in err
     code, _, _ = invoke(capsys, "capture", "--config", run / "config.yaml")
@@ -310,11 +310,9 @@ import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("torch", "transformers", "trl", "peft", "datasets"):
-            raise ModuleNotFoundError(f"No module named {name!r}")
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
-from gradsift.cli.main import main
-from gradsift.run import CaptureResult
-from gradsift.store.reader import read_store
+from gradsift.cli import main
 main()
 """
     select = ["select", world / "run", "--budget", "4"]
@@ -352,7 +350,7 @@ def test_a_file_in_the_way_of_the_run_folder_is_one_line(capsys, world, tmp_path
 
 
 def test_numbers_in_yaml_are_numbers(tmp_path):
-    from gradsift.config import read_yaml
+    from gradsift.config_files import read_yaml
 
     (tmp_path / "c.yaml").write_text("a: 1e-4\nb: 2.5E3\nc: 1e5x\nd: '1e-4'\n")
     assert read_yaml(tmp_path / "c.yaml") == {"a": 1e-4, "b": 2500.0, "c": "1e5x", "d": "1e-4"}
@@ -392,7 +390,7 @@ def test_the_command_line_wins_over_the_file(capsys, world, tmp_path):
 def test_help_and_select_do_not_import_torch(world, finished, arguments):
     code = (
         "import sys; sys.argv = ['gradsift', *sys.argv[1:]]\n"
-        "from gradsift.cli.main import main\n"
+        "from gradsift.cli import main\n"
         "try:\n    main()\n"
         "except SystemExit:\n    pass\n"
         "assert not {'torch', 'transformers', 'trl', 'datasets'} & sys.modules.keys()"
@@ -407,13 +405,13 @@ def capture(capsys, world, out, *options):
 
 
 def test_a_scoring_pass_and_its_agreement(capsys, world, finished, tmp_path):
-    code, _, err = capture(capsys, world, tmp_path / "tenth", "--preliminary", "0.1")
+    code, _, err = capture(capsys, world, tmp_path / "tenth", "--set", "warmup_fraction=0.1")
     assert code == 0, err
     assert "training on 3 of 30 instances" in err
     assert "scoring all instances" in err
     manifest = json.loads((tmp_path / "tenth" / "manifest.json").read_text())
     assert manifest["layers"] == ["lm_head"]
-    assert manifest["about"]["self_check"]["path"] == "fused"
+    assert manifest["about"]["self_check"]["method"] == "fused"
     assert not (tmp_path / "tenth" / "checkpoints").exists()
     code, out, err = invoke(capsys, "agreement", world / "run", tmp_path / "tenth", "--json")
     assert code == 0, err
@@ -431,14 +429,14 @@ def test_a_scoring_pass_and_its_agreement(capsys, world, finished, tmp_path):
     assert "lm_head norm" in out
     assert "embedding norm" not in out
     code, _, err = invoke(
-        capsys, "select", tmp_path / "tenth", "--budget", "50%", "--layer", "embedding"
+        capsys, "select", tmp_path / "tenth", "--budget", "50%", "--set", "layers=embedding"
     )
     assert code == 2
     assert "layer 'embedding' is unknown, expected one of lm_head" in err
 
 
 def test_a_run_that_scores_says_the_same_again_from_its_config(capsys, world, tmp_path):
-    code, _, err = capture(capsys, world, tmp_path / "zero", "--preliminary", "0")
+    code, _, err = capture(capsys, world, tmp_path / "zero", "--set", "warmup_fraction=0")
     assert code == 0, err
     assert "training on" not in err
     code, _, err = invoke(capsys, "capture", "--config", tmp_path / "zero" / "config.yaml")
@@ -446,17 +444,20 @@ def test_a_run_that_scores_says_the_same_again_from_its_config(capsys, world, tm
     assert "the capture is complete" in err
     code, _, err = capture(capsys, world, tmp_path / "zero")
     assert code == 2
-    assert "preliminary: the store has 0.0, now it is 1.0" in err
+    assert "warmup_fraction: the store has 0.0, now it is 1.0" in err
 
 
 @pytest.mark.parametrize(
     "options",
-    [("--when", "during", "--signal", "head"), ("--when", "during", "--preliminary", "0.5")],
+    [
+        ("--set", "record_at=during", "--set", "signal=head"),
+        ("--set", "record_at=during", "--set", "capture.warmup_fraction=0.5"),
+    ],
 )
 def test_what_cannot_be_recorded_during_the_epoch_is_refused(capsys, world, tmp_path, options):
     code, _, err = capture(capsys, world, tmp_path, *options)
     assert code == 2
-    assert "need `when: after`" in err
+    assert "need `record_at: after`" in err
 
 
 def test_check(capsys, world):
@@ -465,11 +466,11 @@ def test_check(capsys, world):
     assert "(LlamaForCausalLM, 0 M parameters)" in out
     assert "recording is exact here: 2 rows equal autograd" in out
     code, out, _ = invoke(
-        capsys, "check", world / "model", "--lora", "--recording", "hooked", "--json"
+        capsys, "check", world / "model", "--lora", "--set", "recording=hooked", "--json"
     )
     assert code == 0
-    assert json.loads(out)["path"] == "hooked"
-    code, _, err = invoke(capsys, "check", world / "model", "--recording", "guess")
+    assert json.loads(out)["method"] == "hooked"
+    code, _, err = invoke(capsys, "check", world / "model", "--set", "recording=guess")
     assert code == 2
     assert "recording is 'guess': Input should be 'auto', 'fused'" in err
 
@@ -477,7 +478,7 @@ def test_check(capsys, world):
 def test_agreement_of_different_rows_is_refused(capsys, world, finished, tmp_path):
     (tmp_path / "other.jsonl").write_text('{"prompt": "a", "response": "b c d"}\n' * 3)
     command = ["capture", tmp_path / "other.jsonl", "--model", world / "model"]
-    assert invoke(capsys, *command, "--out", tmp_path / "o", "--preliminary", "0")[0] == 0
+    assert invoke(capsys, *command, "--out", tmp_path / "o", "--set", "warmup_fraction=0")[0] == 0
     code, _, err = invoke(capsys, "agreement", world / "run", tmp_path / "o")
     assert code == 2
     assert "have 0 rows in common" in err

@@ -3,12 +3,16 @@
 `python tests/test_docs.py` rewrites docs/cli.md and the tables of docs/trainer-configs.md.
 """
 
+import inspect
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Literal, Union, get_args, get_origin
 
+import pytest
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent
@@ -28,23 +32,98 @@ batches = [
 
 
 def command_line_reference() -> str:
-    from gradsift.cli.main import COMMANDS, app
+    from gradsift.cli import SETTINGS, app
 
     parts = [
         "# Command line\n",
         "Written from `--help` by `python tests/test_docs.py`; a test compares the two.\n",
     ]
-    for command in ((), *((function.__name__,) for function in COMMANDS)):
+    for command in ((), *((name,) for name in SETTINGS)):
         shown = CliRunner().invoke(
-            app, [*command, "--help"], env={"COLUMNS": "100"}, prog_name="gradsift"
+            app, [*command, "--help"], env={"COLUMNS": "100", "TERM": "dumb"}, prog_name="gradsift"
         )
+        text = "\n".join(line.rstrip() for line in shown.stdout.strip("\n").splitlines())
         title = " ".join(("gradsift", *command))
-        parts.append(f"## {title}\n\n```\n{shown.stdout.strip()}\n```\n")
+        parts.append(f"## {title}\n\n```\n{text}\n```\n")
     return "\n".join(parts)
 
 
 def test_the_command_line_reference_is_up_to_date():
     assert (ROOT / "docs/cli.md").read_text(encoding="utf-8") == command_line_reference()
+
+
+STUB = """\
+# Written from the signatures and config.py by `python tests/test_docs.py`; a test compares the two.
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+from transformers import Trainer
+
+from gradsift.progress import Progress
+from gradsift.version import __version__ as __version__
+"""
+
+
+def type_stub() -> str:
+    import gradsift
+
+    classes, functions = [], []
+    for name, module in gradsift.PUBLIC.items():
+        thing = getattr(gradsift, name)
+        if inspect.isclass(thing):
+            classes.append(f"from gradsift.{module} import {name} as {name}")
+        else:
+            functions.append(f"def {name}({parameters_of(thing)}) -> {returned(thing)}: ...")
+    return "\n".join([STUB.rstrip(), *classes, "", *functions, ""])
+
+
+def parameters_of(function) -> str:
+    parts, keyword_only = [], False
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
+            keyword_only = True
+            parts.append("*")
+        default = "" if parameter.default is parameter.empty else " = ..."
+        parts.append(f"{parameter.name}: {type_text(parameter.annotation)}{default}")
+    return ", ".join(parts)
+
+
+def returned(function) -> str:
+    return type_text(inspect.signature(function).return_annotation)
+
+
+def type_text(annotation) -> str:
+    """What is written in the source stays; what comes from the settings is written out."""
+    if isinstance(annotation, str):
+        return annotation
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return " | ".join(map(type_text, inner))
+    if annotation is NoneType:
+        return "None"
+    if annotation is Ellipsis:
+        return "..."
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, inner))}]"
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(map(type_text, inner))}]"
+    return annotation.__name__
+
+
+def test_the_type_stub_is_up_to_date():
+    assert (ROOT / "src/gradsift/__init__.pyi").read_text(encoding="utf-8") == type_stub()
+
+
+def test_the_package_lists_its_names():
+    import gradsift
+
+    assert dir(gradsift) == sorted(["__version__", *gradsift.PUBLIC])
+    for name in gradsift.PUBLIC:
+        assert inspect.getdoc(getattr(gradsift, name)), name
+    with pytest.raises(AttributeError, match=r"is now called gradsift\.reference_losses"):
+        gradsift.losses  # noqa: B018
 
 
 TABLES = "<!-- tables: written by `python tests/test_docs.py` -->\n"
@@ -190,5 +269,6 @@ def test_the_commands_of_the_readme_work(tmp_path, monkeypatch, capsys):
 
 
 if __name__ == "__main__":
+    (ROOT / "src/gradsift/__init__.pyi").write_text(type_stub(), encoding="utf-8")
     (ROOT / "docs/cli.md").write_text(command_line_reference(), encoding="utf-8")
     (ROOT / "docs/trainer-configs.md").write_text(trainer_configs_page(), encoding="utf-8")

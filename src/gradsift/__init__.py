@@ -1,63 +1,63 @@
 """gradsift picks the part of an SFT set that is worth training on, by each row's gradient.
 
-Names are loaded when first used: `import gradsift` is quick, and only `capture` needs torch.
+Names are loaded when first used: `import gradsift` is quick, and only what computes gradients needs
+torch. Type checkers read __init__.pyi, which is written from the settings in config.py.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gradsift.version import __version__
 
-if TYPE_CHECKING:
-    from gradsift.commands.explain import explain_row as explain
-    from gradsift.comparing import compare, train
-    from gradsift.config import SelectionConfig
-    from gradsift.data.pool import Pool, load_pool
-    from gradsift.recording.recording import record
-    from gradsift.run import capture, check, losses
-    from gradsift.selecting import select, stability, strategies
-    from gradsift.store.reader import GradientStore, read_store
-
-_WHERE = {
-    "GradientStore": ("gradsift.store.reader", "GradientStore"),
-    "Pool": ("gradsift.data.pool", "Pool"),
-    "capture": ("gradsift.run", "capture"),
-    "compare": ("gradsift.comparing", "compare"),
-    "check": ("gradsift.run", "check"),
-    "explain": ("gradsift.commands.explain", "explain_row"),
-    "load_pool": ("gradsift.data.pool", "load_pool"),
-    "record": ("gradsift.recording.recording", "record"),
-    "read_store": ("gradsift.store.reader", "read_store"),
-    "losses": ("gradsift.run", "losses"),
-    "select": ("gradsift.selecting", "select"),
-    "SelectionConfig": ("gradsift.config", "SelectionConfig"),
-    "stability": ("gradsift.selecting", "stability"),
-    "train": ("gradsift.comparing", "train"),
-    "strategies": ("gradsift.selecting", "strategies"),
+# Name → the module that has it.
+PUBLIC = {
+    "Agreement": "commands.agreement",
+    "CaptureResult": "commands.capture",
+    "Comparison": "comparison.tables",
+    "DryRunResult": "commands.capture",
+    "Explanation": "commands.explain",
+    "Forecast": "commands.compare",
+    "GradientStore": "store.reader",
+    "GradsiftError": "errors",
+    "MemoryPlan": "training.memory_plan",
+    "ModelCheck": "commands.check",
+    "Pool": "data.pool",
+    "Recording": "recording.recording",
+    "ReferenceLossesResult": "commands.reference_losses",
+    "Run": "run_folder",
+    "SelectResult": "commands.select",
+    "SelectionConfig": "config",
+    "Stability": "commands.stability",
+    "StrategiesResult": "commands.strategies",
+    "TrainResult": "commands.train",
+    "agreement": "commands.agreement",
+    "capture": "commands.capture",
+    "check": "commands.check",
+    "compare": "commands.compare",
+    "explain": "commands.explain",
+    "load_pool": "data.pool",
+    "plan": "commands.plan",
+    "read_store": "store.reader",
+    "record": "commands.record",
+    "reference_losses": "commands.reference_losses",
+    "run": "commands.run",
+    "select": "commands.select",
+    "stability": "commands.stability",
+    "strategies": "commands.strategies",
+    "train": "commands.train",
 }
+_RENAMED = {"Settings": "SelectionConfig", "losses": "reference_losses"}
 
-__all__ = [
-    "GradientStore",
-    "Pool",
-    "SelectionConfig",
-    "__version__",
-    "capture",
-    "check",
-    "compare",
-    "explain",
-    "load_pool",
-    "losses",
-    "read_store",
-    "record",
-    "select",
-    "stability",
-    "strategies",
-    "train",
-]
+__all__ = ["__version__", *PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name in _RENAMED:
+        raise AttributeError(f"gradsift.{name} is now called gradsift.{_RENAMED[name]}")
+    if name not in PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _WHERE[name]
-    return getattr(import_module(module), attribute)
+    return getattr(import_module(f"{__name__}.{PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

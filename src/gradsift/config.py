@@ -8,11 +8,15 @@ they share they inherit, so that one `RunConfig` can be given wherever a part of
 from __future__ import annotations
 
 import difflib
+import inspect
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
+import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -22,6 +26,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from gradsift.errors import GradsiftError
 from gradsift.terms import STATISTICS
@@ -439,12 +444,79 @@ class PlanConfig(Group):
     lora_rank: int = setting(8, "Rank of LoRA's adapters.", CAPTURE, option=True, ge=1)
 
 
+# What `check` is told beside the model.
+CHECKED = {"revision", "dtype", "trust_remote_code", "load_in", "sft", "lora", "recording"}
+
 AnyGroup = TypeVar("AnyGroup", bound=Group)
+Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
-def fields_of(*groups: type[Group]) -> dict[str, Any]:
+def fields_of(*groups: type[Group]) -> dict[str, FieldInfo]:
     """Return the settings of some groups by name, each once."""
     return {name: field for group in groups for name, field in group.model_fields.items()}
+
+
+def takes(*groups: type[Group], without: Iterable[str] = ()) -> Callable[[Verb], Verb]:
+    """Give a function that takes **settings their names, types, defaults and help.
+
+    Args:
+        groups: What it takes.
+        without: Settings of these that it does not take.
+    """
+
+    def described(function: Verb) -> Verb:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        skipped = {*without, *(p.name for p in own)}
+        fields = {k: field for k, field in fields_of(*groups).items() if k not in skipped}
+        settings = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.is_required() else default_of(field),
+                annotation=_plain(field.annotation),
+            )
+            for name, field in fields.items()
+        ]
+        # What inspect, help() and the type stub show.
+        function.__signature__ = signature.replace(parameters=[*own, *settings])
+        lines = [f"        {name}: {field.description}" for name, field in fields.items()]
+        text = inspect.getdoc(function) or ""
+        function.__doc__ = "\n".join([text, "", "Settings:", *(line[4:] for line in lines)])
+        return function
+
+    return described
+
+
+def _plain(annotation: Any) -> Any:
+    """Return a type as people write it, without what pydantic does before it checks."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        accepts_paths = any(getattr(note, "func", None) is _path for note in inner)
+        return str | Path if accepts_paths else _plain(inner[0])
+    if origin in (None, Literal):
+        return annotation
+    if origin in (Union, UnionType):
+        return Union[tuple(map(_plain, inner))]  # ruff: ignore[non-pep604-annotation-union]
+    return origin[tuple(map(_plain, inner))]
+
+
+def default_of(field: FieldInfo) -> Any:
+    """Return what a setting is if nobody says it."""
+    return field.get_default(call_default_factory=True)
+
+
+def divided(values: Mapping[str, Any], *groups: type[Group]) -> list[Any]:
+    """Check settings of several groups; returns one model for each.
+
+    Raises:
+        GradsiftError: As `validated`.
+    """
+    require_known(values, fields_of(*groups))
+    return [
+        validated(group, {k: v for k, v in values.items() if k in group.model_fields})
+        for group in groups
+    ]
 
 
 def validated(
@@ -465,6 +537,31 @@ def validated(
         return group.model_validate(dict(values))
     except ValidationError as error:
         raise GradsiftError(f"{where}: {_one_line(error)}") from None
+
+
+def parse_pair(text: str, where: str) -> tuple[str, Any]:
+    """Read key=value; the value as JSON, else as YAML.
+
+    YAML reads 1e-5 as text; JSON reads it as the number that is meant.
+
+    Args:
+        text: What the user wrote.
+        where: For the message.
+
+    Raises:
+        GradsiftError: If there is no "=", or the value is neither.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise GradsiftError(f"{where} {text}: expected key=value.")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        pass
+    try:
+        return key, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        raise GradsiftError(f"{where} {text}: the value is neither JSON nor YAML.") from None
 
 
 def require_known(values: Iterable[str], known: Iterable[str], where: str = "settings") -> None:

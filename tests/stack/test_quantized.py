@@ -20,7 +20,7 @@ from adapted import (
     trained,
     worst_error,
 )
-from gradsift.config import resolve
+from gradsift.config_files import resolve
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training import quantized, self_check
 from gradsift.training.cost import probe_step
@@ -337,7 +337,7 @@ SFT = {"per_device_train_batch_size": 2}
 
 
 def test_a_run_with_load_in(tmp_path, folders):
-    from gradsift.run import run_stages
+    from gradsift.commands.run import run_stages
 
     pool = write_pool(tmp_path / "data.jsonl")
     given = {"data": str(pool), "model": folders[True], "out": str(tmp_path / "run"), "sft": SFT}

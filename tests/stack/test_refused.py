@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import gradsift as gs
-from gradsift.config import resolve
+from gradsift.config_files import resolve
 from gradsift.training import model as model_of
 from gradsift.training import quantized
 from tiny import save_tiny

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gradsift.config import resolve
+from gradsift.config_files import resolve
 from gradsift.data.dataset_configs import axolotl_dataset
 from gradsift.data.formats import Columns
 from gradsift.trainer_configs.keys import Decided, Joint, OneOf, Refused, Setting
@@ -815,13 +815,13 @@ def test_a_local_file_of_trl(tmp_path, monkeypatch):
         translate({"use_peft": False, "max_length": 5} | mixture, "x")
 
 
-def test_resolve_puts_three_together(tmp_path):
+def test_resolve_puts_three_together(tmp_path, caplog):
+    caplog.set_level("INFO", "gradsift")
     theirs, ours = tmp_path / "theirs.yaml", tmp_path / "ours.yaml"
     theirs.write_text(AXOLOTL_QLORA)
     ours.write_text("max_length: 300\nsft: {weight_decay: 0.5}\nlora: {r: 2}\n")
-    told = []
     given = {"data": "rows.jsonl", "out": "o", "sft": {"warmup_steps": 1}, "max_length": None}
-    config = resolve(given, ours, theirs, tell=told.append)
+    config = resolve(given, ours, theirs)
     assert config.max_length == 300
     assert config.sft["weight_decay"] == pytest.approx(0.5)
     assert config.sft["warmup_steps"] == 1
@@ -835,8 +835,8 @@ def test_resolve_puts_three_together(tmp_path):
         "modules_to_save": ["embed_tokens", "lm_head"],
     }
     assert (config.load_in, config.batching, config.data) == ("4bit", "packed", "rows.jsonl")
-    assert len(told) == 4
-    assert told[2].endswith("command line: sequence_len, lora_r, weight_decay, warmup_steps")
+    assert len(caplog.messages) == 4
+    assert caplog.messages[2].endswith("command line: sequence_len, lora_r, weight_decay, warmup_steps")
     assert resolve({"data": "r", "out": "o", "lora": True}, None, theirs).lora["r"] == 32
     theirs.write_text(AXOLOTL_QLORA.replace("qlora", "lora").replace("4bit: true", "4bit: false"))
     assert resolve({"data": "r", "out": "o", "lora": False}, None, theirs).lora is False

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from gradsift.errors import GradsiftError
+from gradsift.run_folder import Run
 from gradsift.selection.scores import rank_correlation
-from gradsift.store.reader import GradientStore, read_store
+from gradsift.store.reader import GradientStore
 from gradsift.terms import LM_HEAD, STATISTICS
 
 
@@ -43,7 +44,9 @@ class Agreement:
         return "\n".join(lines)
 
 
-def compare_runs(run: Path, other: Path) -> Agreement:
+def agreement(
+    run: str | Path | GradientStore | Run, other: str | Path | GradientStore | Run
+) -> Agreement:
     """Correlate every number that two captures have of the same rows.
 
     Args:
@@ -56,7 +59,7 @@ def compare_runs(run: Path, other: Path) -> Agreement:
     Raises:
         ValueError: If they have fewer than three rows in common.
     """
-    stores = read_store(run), read_store(other)
+    stores = Run.of(run).store, Run.of(other).store
     usable = [
         {i for i, ok in zip(store.instance_ids, store.finite, strict=True) if ok}
         for store in stores
@@ -64,12 +67,12 @@ def compare_runs(run: Path, other: Path) -> Agreement:
     common = usable[0] & usable[1]
     if len(common) < 3:
         raise GradsiftError(
-            f"{run} and {other} have {len(common)} rows in common, expected at least 3: are they "
+            f"{stores[0].folder} and {stores[1].folder} have {len(common)} rows in common, expected at least 3: are they "
             "captures of the same data?"
         )
     a, b = (_values(store, common) for store in stores)
     correlations = {name: rank_correlation(a[name], b[name]) for name in a if name in b}
-    return Agreement((str(run), str(other)), len(common), correlations)
+    return Agreement((str(stores[0].folder), str(stores[1].folder)), len(common), correlations)
 
 
 def _values(store: GradientStore, ids: set[str]) -> dict[str, np.ndarray]:

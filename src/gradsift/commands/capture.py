@@ -1,30 +1,33 @@
-"""Pool → instances → preliminary epoch → gradient store."""
+"""Capture: pool → instances → preliminary epoch → gradient store."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
+import shlex
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import gather_object
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from gradsift.config import CaptureConfig
+from gradsift.config import CaptureConfig, ModelConfig, takes
+from gradsift.config_files import CONFIG_NAME, save_config
 from gradsift.data.pool import Pool
 from gradsift.data.tokenization import NOTES, Instance, Instances
 from gradsift.errors import GradsiftError
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.stages.listener import SILENT, Listener
-from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
-from gradsift.stages.rows import tokenized
-from gradsift.store.manifest import Manifest, load_manifest, require_same_identity
-from gradsift.store.reader import GradientStore, read_store
+from gradsift.progress import Progress, no_progress
+from gradsift.provenance import about_pool, about_stack, dropped_row, instance_row
+from gradsift.run_folder import Run
+from gradsift.store.manifest import MANIFEST_NAME, Manifest, load_manifest, require_same_identity
+from gradsift.store.reader import GradientStore
 from gradsift.store.tables import write_pool_table
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS, LM_HEAD
@@ -34,13 +37,11 @@ from gradsift.training.cost import Estimate, Plan, estimate_cost
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.lora_settings import adapting
 from gradsift.training.model import (
-    ModelSource,
-    load_config,
     load_model,
-    load_tokenizer,
     model_fingerprint,
     require_adapters,
     tokenizer_fingerprint,
+    without_progress_bars,
 )
 from gradsift.training.quantized import BITSANDBYTES, weights_of
 from gradsift.training.record_writer import score
@@ -53,227 +54,287 @@ from gradsift.training.sharding import (
 from gradsift.training.trainer_settings import TrainerSettings, require_settings, sft_config
 
 CHECKPOINTS = "checkpoints"
-# These change how a capture is done, not what it records.
-NOT_IDENTITY = ("save_steps", "recording")
 NO_ESTIMATE = "under FSDP and DeepSpeed no step can be timed before training begins"
 STACK = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "pyarrow")
 
+logger = logging.getLogger(__name__)
 
-def capture_pool(
+
+@dataclass(frozen=True)
+class CaptureResult:
+    """A complete capture, as the command line tells of it."""
+
+    store: GradientStore
+
+    def summary(self) -> dict[str, object]:
+        """Return what a program wants to know."""
+        manifest = self.store.manifest
+        return {
+            "run": str(self.store.folder),
+            "n_instances": manifest.n_instances,
+            "n_non_finite": int((~self.store.finite).sum()),
+            **{key: manifest.about[key] for key in ("self_check", "estimate", "seconds")},
+        }
+
+    def text(self) -> str:
+        """Return what a person wants to know."""
+        return (
+            f"{self.store.manifest.n_instances} instances recorded in {self.store.folder}\n"
+            f"next: gradsift select {shlex.quote(str(self.store.folder))} --budget 50%"
+        )
+
+
+@dataclass(frozen=True)
+class DryRunResult:
+    """What a capture would take, as the command line tells of it."""
+
+    estimate: Estimate
+
+    def summary(self) -> dict[str, object]:
+        """Return what a program wants to know."""
+        return {"estimate": vars(self.estimate)}
+
+    def text(self) -> str:
+        """Return what a person wants to know."""
+        return f"estimate: {self.estimate.sentence()}"
+
+
+@takes(ModelConfig, CaptureConfig)
+def capture(
+    model: str | Path,
     pool: Pool,
-    source: ModelSource,
-    settings: CaptureConfig,
-    out: Path,
-    listener: Listener = SILENT,
     *,
-    on_start: Callable[[], None],
+    out: str | Path,
+    progress: Progress = no_progress,
+    **settings: Any,
 ) -> GradientStore:
-    """Run the preliminary epoch over a pool and store each instance's gradient statistics.
+    """Run the preliminary epoch over a pool and record each instance's gradient.
 
-    Called again it resumes an interrupted capture, and only reads a complete one.
+    Called again with the same arguments it resumes; a complete capture is only read.
 
     Args:
-        pool: The rows.
-        source: The model.
-        settings: How to train.
+        model: A hub id, a folder with safetensors, or "demo".
+        pool: The rows, from `load_pool`.
         out: The run folder.
-        listener: Is told what happens.
-        on_start: Called when the folder is locked for this capture, before training.
+        progress: Called with rows done, rows in all, tokens done, tokens in all.
+        **settings: Which weights, and how to capture; see Settings.
 
     Returns:
         The complete store.
 
     Raises:
-        ValueError: For settings that cannot be, a store of another make, or a failed self-check.
+        GradsiftError: For settings that cannot be, a store made with other settings, or a failed
+            self-check.
     """
-    config = load_config(source)
-    require_adapters(source, config, has_adapters=settings.lora is not None)
-    require_settings(TrainerSettings(settings.sft, settings.lora, settings.seed))
-    tokenizer = load_tokenizer(source)
-    instances = _tokenize(pool, tokenizer, config, settings, listener)
-    identity = _identity(pool, source, tokenizer, config, instances, settings)
-    existing = load_manifest(out)
-    if existing is not None:
-        require_same_identity(out, existing.identity, identity)
-        if existing.complete:
-            listener.note(f"{out}: the capture is complete; nothing to do")
-            # A kill between the last part and the tidying up leaves them.
-            shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-            return read_store(out)
-    epoch = _epoch(source, tokenizer, instances, settings, out / CHECKPOINTS)
-    _, about = _check_and_estimate(epoch, instances, settings, listener)
-    weights = weights_of(epoch.trainer.model)
-    stack = (*STACK, BITSANDBYTES) if BITSANDBYTES in weights else STACK
-    about = {
-        **about_stack(stack),
-        **about_pool(pool),
-        "model": source.name,
-        "weights": weights,
-        "notes": dict(instances.notes),
-        **about,
-    }
-    layers = LAYERS if settings.backward else (LM_HEAD,)
-    args = epoch.trainer.args
-    writer = StoreWriter(
-        out,
-        Manifest(identity, about, len(instances.items), layers),
-        content_width=epoch.content_width,
-        sketch_size=settings.sketch_size,
-        rank=args.process_index,
-        gather=lambda value: gather_object([value]) if args.world_size > 1 else [value],
-    )
-    with writer:
-        if writer.rank == 0:
-            on_start()
-            write_pool_table(out, _pool_rows(pool, instances))
-        if settings.record_at == "during":
-            _record_during(epoch, writer, instances, settings, listener)
-        else:
-            _record_after(epoch, writer, instances, settings, listener)
-    return read_store(out)
+    return capture_run(Run.new(model, pool, out=out, **settings), progress)
 
 
-def estimate_capture(
-    pool: Pool, source: ModelSource, settings: CaptureConfig, listener: Listener = SILENT
-) -> Estimate:
+def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
+    """Capture the pool of a run, or what is left of it.
+
+    Args:
+        run: Its settings and its pool.
+        progress: As for `capture`.
+
+    Returns:
+        The complete store.
+
+    Raises:
+        GradsiftError: As for `capture`.
+    """
+    out = run.folder
+    if (out / CONFIG_NAME).exists() and not (out / MANIFEST_NAME).exists():
+        raise GradsiftError(
+            f"{out} holds a {CONFIG_NAME} but no run: it would be overwritten. Use another `out`."
+        )
+    with without_progress_bars():
+        instances = _usable_instances(run)
+        identity = _identity(run, instances)
+        existing = load_manifest(out)
+        if existing is not None:
+            require_same_identity(out, existing.identity, identity)
+            if existing.complete:
+                logger.info(f"{out}: the capture is complete; nothing to do")
+                # A kill between the last part and the tidying up leaves them.
+                shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+                return run.store
+        epoch = _epoch(run, instances, out / CHECKPOINTS)
+        _, about = _check_and_estimate(epoch, run.config, instances)
+        with _writer(run, epoch, instances, identity, about) as writer:
+            if writer.rank == 0:
+                # The settings are saved once it is sure that this folder is theirs.
+                save_config(run.config, out)
+                write_pool_table(out, _pool_rows(run.pool, instances))
+            if run.config.scores_after:
+                _record_after(epoch, writer, run.config, instances, progress)
+            else:
+                _record_during(epoch, writer, run.config, instances, progress)
+    return run.store
+
+
+def estimate_run(run: Run) -> DryRunResult:
     """Say what a capture would take, from a few timed steps; nothing is written.
 
     Args:
-        pool: The rows.
-        source: The model.
-        settings: How to train.
-        listener: Is told what happens.
+        run: Its settings and its pool.
 
     Returns:
         The estimate.
 
     Raises:
-        ValueError: If a step cannot be timed before training begins (FSDP, DeepSpeed).
+        GradsiftError: If a step cannot be timed before training begins (FSDP, DeepSpeed).
     """
-    config = load_config(source)
-    require_adapters(source, config, has_adapters=settings.lora is not None)
-    require_settings(TrainerSettings(settings.sft, settings.lora, settings.seed))
-    tokenizer = load_tokenizer(source)
-    instances = _tokenize(pool, tokenizer, config, settings, listener)
-    with tempfile.TemporaryDirectory() as nowhere:
-        epoch = _epoch(source, tokenizer, instances, settings, Path(nowhere))
-        estimate, _ = _check_and_estimate(epoch, instances, settings, listener)
+    with without_progress_bars():
+        instances = _usable_instances(run)
+        with tempfile.TemporaryDirectory() as nowhere:
+            epoch = _epoch(run, instances, Path(nowhere))
+            estimate, _ = _check_and_estimate(epoch, run.config, instances)
     if estimate is None:
         raise GradsiftError(f"`dry_run`: no estimate; {NO_ESTIMATE}.")
-    return estimate
+    return DryRunResult(estimate)
 
 
-def _tokenize(
-    pool: Pool,
-    tokenizer: PreTrainedTokenizerBase,
-    config: PretrainedConfig,
-    settings: CaptureConfig,
-    listener: Listener,
-) -> Instances:
-    instances = tokenized(pool, tokenizer, config, settings)
-    _require_instances(pool, instances)
-    for line in _notes(instances):
-        listener.note(line)
+def _usable_instances(run: Run) -> Instances:
+    lora = run.config.lora_settings()
+    require_adapters(run.model, run.model_config, has_adapters=lora is not None)
+    require_settings(TrainerSettings(run.config.sft, lora, run.config.seed))
+    instances, pool = run.tokenized(), run.pool
+    if not instances.items:
+        reason, detail = next(iter(instances.dropped.values()))
+        raise GradsiftError(
+            f"{pool.source.name}: none of the {len(pool.rows)} rows can be trained on; "
+            f"the first one: {reason}: {detail}"
+        )
+    for name, n in instances.notes.items():
+        if n:
+            logger.info(f"{n} {NOTES[name]}")
+    reasons = Counter(reason for reason, _ in instances.dropped.values())
+    for reason, n in reasons.items():
+        at, detail = next((i, d) for i, (r, d) in instances.dropped.items() if r == reason)
+        logger.info(f"{n} rows dropped, {reason}; the first, {at}: {detail}")
     return instances
 
 
-def _epoch(
-    source: ModelSource,
-    tokenizer: PreTrainedTokenizerBase,
-    instances: Instances,
-    settings: CaptureConfig,
-    work_dir: Path,
-) -> PreliminaryEpoch:
-    sft = TrainerSettings(settings.sft, settings.lora, settings.seed, batching=settings.batching)
+def _epoch(run: Run, instances: Instances, work_dir: Path) -> PreliminaryEpoch:
+    config, lora = run.config, run.config.lora_settings()
+    settings = TrainerSettings(config.sft, lora, config.seed, batching=config.batching)
     # While this exists, transformers loads weights for FSDP or ZeRO-3 in parts.
-    config = sft_config(sft, work_dir)
-    model = load_model(source)
-    with adapting(model, settings.lora, weights=weights_of(model)):
+    parts = sft_config(settings, work_dir)
+    model = load_model(run.model)
+    with adapting(model, lora, weights=weights_of(model)):
         epoch = PreliminaryEpoch(
             model,
-            tokenizer,
-            _trained_on(instances.items, settings),
-            sft,
-            SketchSpec(settings.sketch_size, settings.seed),
+            run.tokenizer,
+            _trained_on(instances.items, config),
+            settings,
+            SketchSpec(config.sketch_size, config.seed),
             work_dir,
         )
-    del config
-    trainer = epoch.trainer
+    del parts
     require_supported(
-        trainer.accelerator, wants_fsdp=bool(trainer.args.fsdp), trains=settings.warmup_fraction > 0
+        epoch.trainer.accelerator,
+        wants_fsdp=bool(epoch.trainer.args.fsdp),
+        trains=config.warmup_fraction > 0,
     )
     return epoch
 
 
-def _trained_on(items: Sequence[Instance], settings: CaptureConfig) -> Sequence[Instance]:
-    if settings.warmup_fraction in (0, 1):
+def _trained_on(items: Sequence[Instance], config: CaptureConfig) -> Sequence[Instance]:
+    if config.warmup_fraction in (0, 1):
         return items
-    n_wanted = max(1, round(settings.warmup_fraction * len(items)))
-    chosen = sorted(random.Random(settings.seed).sample(range(len(items)), n_wanted))
+    n_trained = max(1, round(config.warmup_fraction * len(items)))
+    chosen = sorted(random.Random(config.seed).sample(range(len(items)), n_trained))
     return [items[i] for i in chosen]
 
 
 def _check_and_estimate(
-    epoch: PreliminaryEpoch, instances: Instances, settings: CaptureConfig, listener: Listener
+    epoch: PreliminaryEpoch, config: CaptureConfig, instances: Instances
 ) -> tuple[Estimate | None, dict[str, object]]:
     accelerator = epoch.trainer.accelerator
-    training = _training(epoch, settings)
-    listener.note(f"training: {training}")
-    check = epoch.check(wanted=settings.recording, backward=settings.backward)
-    for path, why in check.tried.items():
-        listener.note(f"not recording {path}: {why}")
-    listener.note(f"self-check: {check.sentence()}")
+    training = _training(epoch, config)
+    logger.info(f"training: {training}")
+    check = epoch.check(wanted=config.recording, backward=config.backward)
+    for method, why in check.tried.items():
+        logger.info(f"not recording {method}: {why}")
+    logger.info(f"self-check: {check.sentence()}")
     if check.n_rows == 0:
-        listener.note(ONE_PROCESS_CHECK)
-    listener.note(f"batching: {BATCHINGS[epoch.trainer.batching]}")
+        logger.info(ONE_PROCESS_CHECK)
+    logger.info(f"batching: {BATCHINGS[epoch.trainer.batching]}")
     if check.warning:
-        listener.note(f"warning: {check.warning}")
+        logger.warning(check.warning)
     about = {
         "training": training,
         "self_check": asdict(check),
         "batching": epoch.trainer.batching,
     }
     if divides_weights(accelerator) or uses_deepspeed(accelerator):
-        listener.note(f"estimate: none; {NO_ESTIMATE}")
+        logger.info(f"estimate: none; {NO_ESTIMATE}")
         return None, {**about, "estimate": None}
-    trains = settings.warmup_fraction > 0
-    trained = _trained_on(instances.items, settings) if trains else []
+    trains = config.warmup_fraction > 0
+    trained = _trained_on(instances.items, config) if trains else []
     n_steps = epoch.n_steps if trains else 0
-    n_checkpoints = max(0, n_steps - 1) // epoch.steps_between(settings.save_steps)
+    n_checkpoints = max(0, n_steps - 1) // epoch.steps_between(config.save_steps)
     plan = Plan(
         pool_counts=[len(item.input_ids) for item in instances.items],
         trained_counts=[len(item.input_ids) for item in trained],
         n_steps=n_steps,
-        n_checkpoints=n_checkpoints + (settings.record_at == "after" and trains),
-        scoring=settings.record_at == "after",
-        backward=settings.backward,
+        n_checkpoints=n_checkpoints + (config.scores_after and trains),
+        scoring=config.scores_after,
+        backward=config.backward,
     )
-    estimate = estimate_cost(epoch.trainer, epoch.recorder, plan, seed=settings.seed)
-    listener.note(f"estimate: {estimate.sentence()}")
+    estimate = estimate_cost(epoch.trainer, epoch.recorder, plan, seed=config.seed)
+    logger.info(f"estimate: {estimate.sentence()}")
     return estimate, {**about, "estimate": asdict(estimate)}
 
 
-def _training(epoch: PreliminaryEpoch, settings: CaptureConfig) -> str:
-    model, accelerator = epoch.trainer.model, epoch.trainer.accelerator
-    what = "nothing, as `preliminary` 0 says"
-    if settings.warmup_fraction > 0:
-        what = training_of(model, counted=not divides_weights(accelerator))
-    return f"{what}; weights {weights_of(model)}"
+def _training(epoch: PreliminaryEpoch, config: CaptureConfig) -> str:
+    model = epoch.trainer.model
+    trained = "nothing, as `warmup_fraction` 0 says"
+    if config.warmup_fraction > 0:
+        trained = training_of(model, counted=not divides_weights(epoch.trainer.accelerator))
+    return f"{trained}; weights {weights_of(model)}"
+
+
+def _writer(
+    run: Run,
+    epoch: PreliminaryEpoch,
+    instances: Instances,
+    identity: dict[str, object],
+    about: dict[str, object],
+) -> StoreWriter:
+    weights = weights_of(epoch.trainer.model)
+    about = {
+        **about_stack((*STACK, BITSANDBYTES) if BITSANDBYTES in weights else STACK),
+        **about_pool(run.pool),
+        "model": run.model.name,
+        "weights": weights,
+        "notes": dict(instances.notes),
+        **about,
+    }
+    layers, args = LAYERS if run.config.backward else (LM_HEAD,), epoch.trainer.args
+    return StoreWriter(
+        run.folder,
+        Manifest(identity, about, len(instances.items), layers),
+        content_width=epoch.content_width,
+        sketch_size=run.config.sketch_size,
+        rank=args.process_index,
+        gather=lambda value: gather_object([value]) if args.world_size > 1 else [value],
+    )
 
 
 def _record_during(
     epoch: PreliminaryEpoch,
     writer: StoreWriter,
+    config: CaptureConfig,
     instances: Instances,
-    settings: CaptureConfig,
-    listener: Listener,
+    progress: Progress,
 ) -> None:
-    tell = _tell_progress(instances.items, listener)
-    result = epoch.run(writer, save_steps=settings.save_steps, on_progress=tell)
+    on_progress = _in_all(instances.items, progress)
+    result = epoch.run(writer, save_steps=config.save_steps, on_progress=on_progress)
     if result.resumed_at_step:
-        listener.note(f"resumed after {result.resumed_at_step} optimizer steps")
+        logger.info(f"resumed after {result.resumed_at_step} optimizer steps")
     if result.n_non_finite:
-        listener.note(
+        logger.warning(
             f"{result.n_non_finite} rows have a gradient that is not finite: they are excluded "
             f"from selection, and {result.n_steps_skipped} optimizer steps were left out"
         )
@@ -282,82 +343,51 @@ def _record_during(
 def _record_after(
     epoch: PreliminaryEpoch,
     writer: StoreWriter,
+    config: CaptureConfig,
     instances: Instances,
-    settings: CaptureConfig,
-    listener: Listener,
+    progress: Progress,
 ) -> None:
-    if settings.warmup_fraction > 0:
-        trained = _trained_on(instances.items, settings)
-        listener.note(f"training on {len(trained)} of {len(instances.items)} instances")
-        epoch.train(
-            save_steps=settings.save_steps,
-            on_progress=_tell_progress(trained, listener),
-        )
-        listener.note("scoring all instances")
+    if config.warmup_fraction > 0:
+        trained = _trained_on(instances.items, config)
+        logger.info(f"training on {len(trained)} of {len(instances.items)} instances")
+        epoch.train(save_steps=config.save_steps, on_progress=_in_all(trained, progress))
+        logger.info("scoring all instances")
     n_non_finite = score(
         epoch.trainer,
         epoch.recorder,
         instances.items,
         writer,
-        backward=settings.backward,
-        on_progress=_tell_progress(instances.items, listener),
+        backward=config.backward,
+        on_progress=_in_all(instances.items, progress),
     )
     epoch.clean_up()
     if n_non_finite:
-        listener.note(
+        logger.warning(
             f"{n_non_finite} rows have a gradient that is not finite: they are excluded from "
             "selection"
         )
 
 
-def _tell_progress(items: Sequence[Instance], listener: Listener) -> Callable[[int, int], None]:
+def _in_all(items: Sequence[Instance], progress: Progress) -> Callable[[int, int], None]:
     n_tokens = sum(len(item.input_ids) for item in items)
-    return lambda n, tokens: listener.progress(n, len(items), tokens, n_tokens)
+    return lambda n, tokens: progress(n, len(items), tokens, n_tokens)
 
 
-def _require_instances(pool: Pool, instances: Instances) -> None:
-    if instances.items:
-        return
-    reason, detail = next(iter(instances.dropped.values()))
-    raise GradsiftError(
-        f"{pool.source.name}: none of the {len(pool.rows)} rows can be trained on; "
-        f"the first one: {reason}: {detail}"
-    )
-
-
-def _notes(instances: Instances) -> list[str]:
-    lines = [f"{n} {NOTES[name]}" for name, n in instances.notes.items() if n]
-    reasons = Counter(reason for reason, _ in instances.dropped.values())
-    for reason, n in reasons.items():
-        at, detail = next((i, d) for i, (r, d) in instances.dropped.items() if r == reason)
-        lines.append(f"{n} rows dropped, {reason}; the first, {at}: {detail}")
-    return lines
-
-
-def _identity(
-    pool: Pool,
-    source: ModelSource,
-    tokenizer: PreTrainedTokenizerBase,
-    config: PretrainedConfig,
-    instances: Instances,
-    settings: CaptureConfig,
-) -> dict[str, object]:
+def _identity(run: Run, instances: Instances) -> dict[str, object]:
     content = hashlib.sha256()
     for instance in instances.items:
         row = [instance.instance_id, instance.input_ids, instance.labels]
         content.update(json.dumps(row).encode())
-    choices = {key: value for key, value in asdict(settings).items() if key not in NOT_IDENTITY}
-    if settings.batching == "auto":
-        del choices["batching"]  # It follows from the model.
+    source = run.model
     return {
-        "model": model_fingerprint(source, config),
+        "model": model_fingerprint(source, run.model_config),
         "dtype": source.dtype,
         # Stores from before there was this setting stay what they are.
         **({} if source.load_in is None else {"load_in": source.load_in}),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "data": f"sha256 {pool.sha256[:16]}",
+        "tokenizer": tokenizer_fingerprint(run.tokenizer),
+        "data": f"sha256 {run.pool.sha256[:16]}",
         "instances": f"sha256 {content.hexdigest()[:16]}",
-        **json.loads(json.dumps(choices, sort_keys=True, default=str)),
+        **json.loads(json.dumps(run.config.identity, sort_keys=True, default=str)),
     }
 
 

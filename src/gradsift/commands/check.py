@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from gradsift.config import ModelConfig, TrainerConfig, divided, takes
 from gradsift.data.tokenization import Instance
 from gradsift.gradients.check import CheckResult
 from gradsift.gradients.records import WatchedLayer
@@ -18,10 +20,12 @@ from gradsift.training.layers import base_model, track
 from gradsift.training.lora_settings import adapting
 from gradsift.training.model import (
     ModelSource,
+    find_model,
     load_config,
     load_model,
     load_tokenizer,
     require_adapters,
+    without_progress_bars,
 )
 from gradsift.training.quantized import n_parameters, weight_of, weights_of
 from gradsift.training.trainer_settings import TrainerSettings, require_settings
@@ -94,22 +98,35 @@ class ModelCheck:
         return "\n".join(lines)
 
 
-def check_model(
-    source: ModelSource, settings: TrainerSettings, *, recording: str = "auto"
-) -> ModelCheck:
-    """Load a model and compare two recorded rows with autograd.
+@takes(ModelConfig, TrainerConfig, without=("save_steps",))
+def check(model: str | Path, *, recording: str = "auto", **settings: Any) -> ModelCheck:
+    """Compare two recorded rows with autograd on a model, in the trainer's own configuration.
 
     Args:
-        source: Which model.
-        settings: How it would be trained.
-        recording: A way of recording, or "auto".
+        model: A hub id, a folder with safetensors, or "demo".
+        recording: auto, fused, fused-intercepted, hooked or intercepted.
+        **settings: Which weights, and how they would be trained; see Settings.
 
     Returns:
-        What was found.
+        Which method of recording is exact, and the worst relative errors.
 
     Raises:
-        ValueError: If no way of recording is exact on it; says which layer, and by what ratio.
+        GradsiftError: If none is; says which layer, and by what ratio.
     """
+    model_config, trainer = divided({"model": model, **settings}, ModelConfig, TrainerConfig)
+    settings = TrainerSettings(trainer.sft, trainer.lora_settings(), 0)
+    source = find_model(
+        model_config.model,
+        model_config.revision,
+        model_config.dtype,
+        model_config.trust_remote_code,
+        model_config.load_in,
+    )
+    with without_progress_bars():
+        return _check(source, settings, recording)
+
+
+def _check(source: ModelSource, settings: TrainerSettings, recording: str) -> ModelCheck:
     config = load_config(source)
     require_adapters(source, config, has_adapters=settings.lora is not None)
     require_settings(settings)

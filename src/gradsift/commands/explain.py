@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 
 from gradsift.commands.select import DECISIONS, SELECTIONS, SUMMARY
 from gradsift.errors import GradsiftError
+from gradsift.run_folder import Run
 from gradsift.selection.neighbours import Neighbours
-from gradsift.stages.content import content_of
-from gradsift.store.reader import read_store
-from gradsift.store.tables import DROPPED, read_pool_table
+from gradsift.store.reader import GradientStore
+from gradsift.store.tables import DROPPED
 from gradsift.terms import LAYERS
 from gradsift.utils import read_parquet
 
@@ -55,11 +55,13 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain_row(folder: str | Path, row_id: str, name: str | None = None) -> Explanation:
+def explain(
+    run: str | Path | GradientStore | Run, row_id: str, name: str | None = None
+) -> Explanation:
     """Collect what is known about one row.
 
     Args:
-        folder: The run folder.
+        run: A run folder, or its store.
         row_id: An instance id, "line:N" for a line of the input file (from 1), or "row:N" (from 0).
         name: Of one selection; None takes all.
 
@@ -69,8 +71,8 @@ def explain_row(folder: str | Path, row_id: str, name: str | None = None) -> Exp
     Raises:
         ValueError: If there is no such row or no such selection, or several rows share the line.
     """
-    folder = Path(folder)
-    table = read_pool_table(folder)
+    run = Run.of(run)
+    folder, table = run.folder, run.pool_table
     column, value = _where(row_id)
     found = table.filter(pc.equal(table[column], value)).to_pylist()
     if not found:
@@ -96,7 +98,7 @@ def explain_row(folder: str | Path, row_id: str, name: str | None = None) -> Exp
         if name in (None, one)
     }
     if any(decision["decision"] != "dropped" for decision in decisions.values()):
-        _add_near_duplicates(folder, str(row["instance_id"]), decisions)
+        _add_near_duplicates(run, str(row["instance_id"]), decisions)
     return Explanation(row, decisions)
 
 
@@ -167,19 +169,18 @@ def _what_if_of_measure(line: dict, table: pa.Table) -> str | None:
 
 
 def _add_near_duplicates(
-    folder: Path, instance_id: str, decisions: dict[str, dict[str, object]]
+    run: Run, instance_id: str, decisions: dict[str, dict[str, object]]
 ) -> None:
-    store = read_store(folder)
-    neighbours, _ = content_of(store)
+    store, (neighbours, _) = run.store, run.content
     ids = [i for i, ok in zip(store.instance_ids, store.finite.tolist(), strict=True) if ok]
     if instance_id not in ids:
         return
     for name, decision in decisions.items():
-        summary = json.loads((folder / SELECTIONS / name / SUMMARY).read_text(encoding="utf-8"))
+        summary = json.loads((run.folder / SELECTIONS / name / SUMMARY).read_text(encoding="utf-8"))
         threshold = float(summary["settings"]["similarity_threshold"])
         near = _near(neighbours, ids.index(instance_id), threshold)
         table = read_parquet(
-            folder / SELECTIONS / name / DECISIONS, columns=["instance_id", "selected"]
+            run.folder / SELECTIONS / name / DECISIONS, columns=["instance_id", "selected"]
         )
         kept = set(table.filter(table["selected"])["instance_id"].to_pylist())
         decision["near_duplicates"] = [

@@ -6,23 +6,25 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradsift.config import SelectionConfig
+from gradsift.config import SelectionConfig, SubsetConfig, of_today, takes, validated
 from gradsift.data.containers import fingerprint, write_rows
 from gradsift.data.dataset_configs import write_dataset_configs
 from gradsift.data.formats import Columns
 from gradsift.data.sources import Source
 from gradsift.errors import GradsiftError
+from gradsift.run_folder import Run
 from gradsift.selection.audit import Extraction, audit_lines, audit_summary, warnings
-from gradsift.selection.constraints import Budget
+from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.decisions import NON_FINITE, decision_table, weight_column
 from gradsift.selection.selector import Selection, select_rows
-from gradsift.stages.candidates import candidates_of, context_of
+from gradsift.selection.strategies.catalogue import needs_of
 from gradsift.store.reader import GradientStore
-from gradsift.store.tables import DROPPED, INSTANCE, read_pool_table
+from gradsift.store.tables import DROPPED, INSTANCE
 from gradsift.utils import write_json, write_parquet
 
 SELECTIONS = "selections"
@@ -62,7 +64,7 @@ class SelectResult:
             "expected_rows": selection.limit.expected_rows,
             "n_tokens": selection.n_tokens,
             **self.counts,
-            "losses": {name: asdict(losses) for name, losses in selection.losses.items()},
+            "criteria": {name: asdict(losses) for name, losses in selection.losses.items()},
             "density": {
                 "method": selection.signal.density.method,
                 "error": selection.signal.density.error,
@@ -86,11 +88,11 @@ class SelectResult:
             + (f" (dropped: {dropped})" if dropped else ""),
             f"{selection.n_tokens} tokens in {self.selected_file}",
             "",
-            f"{'loss (lower is better)':24}{'subset':>10}{'pool':>10}{'random':>10}",
+            f"{'criterion (lower is better)':28}{'subset':>10}{'pool':>10}{'random':>10}",
         ]
         for name in ("density", "content_diversity", "similarity"):
             values = [getattr(selection.losses[who], name) for who in ("subset", "pool", "random")]
-            lines.append(f"{name:24}" + "".join(f"{value:10.4f}" for value in values))
+            lines.append(f"{name:28}" + "".join(f"{value:10.4f}" for value in values))
         lines += ["", *audit_lines(selection.audit)]
         lines += [f"warning: {line}" for line in self.warnings]
         names = "".join(f", {path.name}" for path in self.written)
@@ -98,22 +100,40 @@ class SelectResult:
         return "\n".join(lines)
 
 
-def select_from_store(
-    store: GradientStore,
-    budget: Budget,
-    settings: SelectionConfig,
-    files: Files | None = None,
+@takes(SubsetConfig)
+def select(
+    run: str | Path | GradientStore | Run,
     *,
-    name: str | None = None,
-    weights: bool = False,
+    budget: str | int | float,
+    **settings: Any,
+) -> SelectResult:
+    """Select rows of a captured run and write them, in seconds and without torch.
+
+    Args:
+        run: A run folder, or its store.
+        budget: Of the usable rows: "50%" or 0.5, 500 (rows), "20000tok" (tokens), "auto".
+        **settings: How to select; see Settings.
+
+    Returns:
+        What was selected and written.
+
+    Raises:
+        GradsiftError: If a setting does not fit, or the input changed since the capture.
+    """
+    config, parsed = validated(SubsetConfig, settings), parse_budget(budget)
+    needs_of(config)  # What is no strategy or score is found out before anything is read.
+    return select_run(Run.of(run), parsed, config, name=config.name, weights=config.weights)
+
+
+def select_run(
+    run: Run, budget: Budget, config: SelectionConfig, *, name: str | None, weights: bool
 ) -> SelectResult:
     """Select rows of a captured run and write them.
 
     Args:
-        store: A complete gradient store.
+        run: The run.
         budget: How much to select.
-        settings: How to select.
-        files: Reference runs and lists of ids.
+        config: How to select.
         name: Of the selection's folder; made from strategy and budget if None.
         weights: Whether decisions.parquet gets a `weight` for each selected row: its gradient
             score divided by the mean over the subset.
@@ -122,17 +142,15 @@ def select_from_store(
         What was written.
 
     Raises:
-        ValueError: If a setting does not fit, the input file changed since, or a selection of that
-            name was made with other settings.
+        GradsiftError: As for `select`, or if a selection of that name was made with other settings.
     """
-    files = files or Files()
-    table = read_pool_table(store.folder)
-    source, row_format, columns = source_of(store)
+    store, table = run.store, run.pool_table
+    source, row_format, columns = run.source
     _require_unchanged(store, source)
-    plain = _plain(budget, settings, files)
-    context = context_of(store, settings.needs, **vars(files))
-    selection = select_rows(candidates_of(store, table, settings.needs), budget, settings, context)
-    folder = _folder(store, plain, name)
+    settings = _plain(budget, config)
+    context = run.context(config)
+    selection = select_rows(run.candidates(needs_of(config)), budget, config, context)
+    folder = _folder(store, settings, name)
     counts = _counts(table, store, selection)
     places = table.filter(
         pc.is_in(table["instance_id"], value_set=pa.array(selection.ids, pa.string()))
@@ -160,32 +178,9 @@ def select_from_store(
         tuple(_warnings(store, selection)),
         tuple(written),
     )
-    made_with = {"settings": plain, "capture": store.manifest.identity}
+    made_with = {"settings": settings, "capture": store.manifest.identity}
     write_json(folder / SUMMARY, {**result.summary(), **made_with})
     return result
-
-
-@dataclass(frozen=True)
-class Files:
-    """Files that a selection may take, see `context_of`."""
-
-    anchor: str | None = None
-    target: str | None = None
-    keep: str | None = None
-    drop: str | None = None
-
-
-def source_of(store: GradientStore) -> tuple[Source, str, Columns]:
-    """Return where a store's rows came from.
-
-    Args:
-        store: A gradient store.
-
-    Returns:
-        The source, its row format and the names of its fields.
-    """
-    about = store.manifest.about
-    return Source(**about["data"]), about["row_format"], Columns(**about["columns"])
 
 
 def _require_unchanged(store: GradientStore, source: Source) -> None:
@@ -202,19 +197,19 @@ def _require_unchanged(store: GradientStore, source: Source) -> None:
         )
 
 
-def _folder(store: GradientStore, plain: dict[str, object], name: str | None) -> Path:
+def _folder(store: GradientStore, settings: dict[str, object], name: str | None) -> Path:
     if name is None:
-        name = f"{plain['strategy']}-{str(plain['budget']).replace('%', 'pct')}"
+        name = f"{settings['strategy']}-{str(settings['budget']).replace('%', 'pct')}"
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         raise GradsiftError(f"`name` is {name!r}, expected letters, digits, '-', '_' and '.'.")
     folder = store.folder / SELECTIONS / name
     summary = folder / SUMMARY
     if summary.exists():
-        before = json.loads(summary.read_text(encoding="utf-8")).get("settings") or {}
+        before = of_today(json.loads(summary.read_text(encoding="utf-8")).get("settings") or {})
         # What a setting did not exist for was made with its default.
-        before = _plain(None, SelectionConfig(), Files()) | before
-        if before != plain:
-            different = [key for key in plain if before.get(key) != plain[key]]
+        before = _plain(None, SelectionConfig()) | before
+        if before != settings:
+            different = [key for key in settings if before.get(key) != settings[key]]
             raise GradsiftError(
                 f"{folder} holds a selection with other settings ({', '.join(different)}). Give "
                 "this one another `name`."
@@ -222,8 +217,9 @@ def _folder(store: GradientStore, plain: dict[str, object], name: str | None) ->
     return folder
 
 
-def _plain(budget: Budget | None, settings: SelectionConfig, files: Files) -> dict[str, object]:
-    return {"budget": str(budget), **settings.model_dump(mode="json"), **asdict(files)}
+def _plain(budget: Budget | None, config: SelectionConfig) -> dict[str, object]:
+    fields = SelectionConfig.model_fields
+    return {"budget": str(budget), **config.model_dump(mode="json", include=set(fields))}
 
 
 def _warnings(store: GradientStore, selection: Selection) -> list[str]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from gradsift.commands.select import Files
-from gradsift.config import SelectionConfig
+from gradsift.config import COVARIATES, SelectionConfig, takes, validated
 from gradsift.errors import GradsiftError
+from gradsift.run_folder import Run
 from gradsift.selection.audit import overlap
-from gradsift.selection.constraints import Budget
+from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.scores import SCORES
-from gradsift.selection.selector import choose_rows
-from gradsift.stages.candidates import candidates_of, context_of, has_losses
-from gradsift.store.reader import GradientStore, read_store
-from gradsift.store.tables import read_pool_table
+from gradsift.selection.selector import Context, choose_rows
+from gradsift.selection.strategies.base import Need
+from gradsift.selection.strategies.catalogue import needs_of
+from gradsift.store.reader import GradientStore
 
 
 @dataclass(frozen=True)
@@ -52,69 +53,72 @@ class Stability:
         )
 
 
-def measure_stability(
-    store: GradientStore,
-    budget: Budget,
-    settings: SelectionConfig,
-    files: Files,
+@takes(SelectionConfig)
+def stability(
+    run: str | Path | GradientStore | Run,
+    *,
+    budget: str | int | float,
     others: Sequence[str | Path] = (),
+    **settings: Any,
 ) -> Stability:
-    """Select again with another side, layer, seed or capture, and compare the subsets.
+    """Say how much of a subset depends on score, layer, coefficient, seed or capture.
 
     Args:
-        store: A complete gradient store.
-        budget: How much to select; not "auto".
-        settings: As asked for.
-        files: Reference runs and lists of ids.
+        run: A run folder, or its store.
+        budget: As for `select`, but not "auto".
         others: Run folders with the same rows, such as captures with other seeds.
+        **settings: As for `select`.
 
     Returns:
-        The overlaps.
+        The overlap with each other choice.
 
     Raises:
-        ValueError: If another run has other rows.
+        GradsiftError: If a setting does not fit, or another run has other rows.
     """
-    if budget.kind == "auto":
+    config, parsed = validated(SelectionConfig, settings), parse_budget(budget)
+    run = Run.of(run)
+    if parsed.kind == "auto":
         raise GradsiftError("budget auto differs from choice to choice: give a number.")
-    first = _ids(store, budget, settings, files)
-    overlaps = {}
-    for what, change in _changes(store, settings):
-        overlaps[what] = overlap(
-            first, _ids(store, budget, settings.model_copy(update=change), files)
-        )
+    context = run.context(config)
+    first, overlaps = _chosen_ids(run, parsed, config, context), {}
+    for what, change in _changes(run, config):
+        other = config.model_copy(update=change)
+        overlaps[what] = overlap(first, _chosen_ids(run, parsed, other, context))
     for folder in others:
-        other = read_store(Path(folder).resolve())
-        if set(other.instance_ids) != set(store.instance_ids):
-            shared = len(set(other.instance_ids) & set(store.instance_ids))
+        other_run = Run(folder)
+        theirs, ours = set(other_run.store.instance_ids), set(run.store.instance_ids)
+        if theirs != ours:
             raise GradsiftError(
-                f"{folder}: has other rows ({shared} of {len(store.instance_ids)} are shared). "
+                f"{folder}: has other rows ({len(theirs & ours)} of {len(ours)} are shared). "
                 "Stability compares captures of the same rows."
             )
-        overlaps[f"run {folder}"] = overlap(first, _ids(other, budget, settings, files))
-    share = len(first) / int(store.finite.sum())
-    return Stability(str(store.folder), str(budget), share / (2 - share), overlaps)
+        ids = _chosen_ids(other_run, parsed, config, other_run.context(config))
+        overlaps[f"run {folder}"] = overlap(first, ids)
+    share = len(first) / int(run.store.finite.sum())
+    return Stability(str(run.folder), str(parsed), share / (2 - share), overlaps)
 
 
-def _changes(
-    store: GradientStore, settings: SelectionConfig
-) -> list[tuple[str, dict[str, object]]]:
-    # Sides that need the further pass only where it was made.
-    sides = [side for side in SCORES if side != "prompt-gain" or has_losses(store)]
-    changes: list[tuple[str, dict[str, object]]] = [
-        (f"side {side}", {"score": side}) for side in sides if side != settings.score
+def _changes(run: Run, config: SelectionConfig) -> list[tuple[str, dict[str, object]]]:
+    # Scores that need reference losses only where these were computed.
+    scores = [
+        name
+        for name in SCORES
+        if name != config.score
+        and (run.has_reference_losses or Need.LOSSES not in SCORES[name].needs)
     ]
-    if len(store.layers) > 1:
-        changes += [(f"layer {layer} alone", {"layers": (layer,)}) for layer in store.layers]
-    detrended = () if settings.detrend else ("response_length", "prompt_length", "step")
-    changes.append(("detrended" if detrended else "not detrended", {"detrend": detrended}))
+    changes: list[tuple[str, dict[str, object]]] = [
+        (f"score {name}", {"score": name}) for name in scores
+    ]
+    layers = run.store.layers
+    if len(layers) > 1:
+        changes += [(f"layer {layer} alone", {"layers": (layer,)}) for layer in layers]
+    covariates = () if config.detrend else COVARIATES
+    changes.append(("detrended" if covariates else "not detrended", {"detrend": covariates}))
     changes += [(f"{name} 0", {name: 0.0}) for name in ("alpha", "beta", "gamma")]
-    changes.append((f"seed {settings.seed + 1}", {"seed": settings.seed + 1}))
+    changes.append((f"seed {config.seed + 1}", {"seed": config.seed + 1}))
     return changes
 
 
-def _ids(
-    store: GradientStore, budget: Budget, settings: SelectionConfig, files: Files
-) -> list[str]:
-    pool = candidates_of(store, read_pool_table(store.folder), settings.needs)
-    context = context_of(store, settings.needs, **vars(files))
-    return [pool.ids[row] for row in choose_rows(pool, budget, settings, context)]
+def _chosen_ids(run: Run, budget: Budget, config: SelectionConfig, context: Context) -> list[str]:
+    pool = run.candidates(needs_of(config))
+    return [pool.ids[row] for row in choose_rows(pool, budget, config, context)]

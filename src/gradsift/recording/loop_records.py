@@ -19,7 +19,7 @@ from gradsift.gradients.sharding import shape_of
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.recording.loop_batch import LoopBatch
 from gradsift.recording.row_names import ByColumn, ByContent, RowNames
-from gradsift.stages.provenance import about_pool, about_stack, dropped_row, instance_row
+from gradsift.provenance import about_pool, about_stack, dropped_row, instance_row
 from gradsift.store.manifest import Manifest
 from gradsift.store.tables import write_pool_table
 from gradsift.store.writer import StoreWriter
@@ -88,7 +88,7 @@ class LoopRecordWriter:
         self.n_batches += 1
 
     def skip(self, batch: LoopBatch) -> None:
-        """Leave out a micro-batch without labels; it counts, as all processes write after as many."""
+        """Count a micro-batch without labels, as all processes write after as many."""
         self.n_without_response += batch.tokens.n_rows
         self.n_batches += 1
 

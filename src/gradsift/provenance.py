@@ -14,14 +14,7 @@ from gradsift.version import __version__
 
 
 def about_stack(packages: Iterable[str]) -> dict[str, object]:
-    """Return machine and versions, for the manifest.
-
-    Args:
-        packages: Whose versions are worth knowing.
-
-    Returns:
-        Values by name.
-    """
+    """Return machine and versions, for the manifest."""
     return {
         "gradsift": __version__,
         "python": platform.python_version(),
@@ -31,14 +24,7 @@ def about_stack(packages: Iterable[str]) -> dict[str, object]:
 
 
 def about_pool(pool: Pool) -> dict[str, object]:
-    """Return where the rows came from, for the manifest: `select` copies them from there.
-
-    Args:
-        pool: The rows.
-
-    Returns:
-        Values by name.
-    """
+    """Return where the rows came from, for the manifest: `select` copies them from there."""
     return {
         "data": asdict(pool.source),
         "data_sha256": pool.sha256,
@@ -51,17 +37,7 @@ def about_pool(pool: Pool) -> dict[str, object]:
 def instance_row(
     row: PoolRow, *, n_tokens: int, n_response_tokens: int | None, truncated: bool | None
 ) -> dict[str, object]:
-    """Return the line of the pool table for a row that is an instance.
-
-    Args:
-        row: Of the pool.
-        n_tokens: All its tokens.
-        n_response_tokens: Those of the response, if that is known.
-        truncated: Whether it was cut, if that is known.
-
-    Returns:
-        Values by column.
-    """
+    """Return the line of the pool table for a row that is an instance; None is not known."""
     assert row.example is not None
     return {
         **_place(row),
@@ -77,16 +53,7 @@ def instance_row(
 
 
 def dropped_row(row: PoolRow, reason: str, detail: str) -> dict[str, object]:
-    """Return the line of the pool table for a row that is none.
-
-    Args:
-        row: Of the pool.
-        reason: A key of DROP_REASONS.
-        detail: What exactly was found.
-
-    Returns:
-        Values by column.
-    """
+    """Return the line of the pool table for a row that is none; `reason` is in DROP_REASONS."""
     unknown = dict.fromkeys(("n_tokens", "n_response_tokens", "truncated", "source", "language"))
     return {**_place(row), "status": DROPPED, "reason": reason, "detail": detail, **unknown}
 

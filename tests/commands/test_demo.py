@@ -3,19 +3,17 @@
 import json
 from dataclasses import replace
 
-from gradsift import demo
-from gradsift.demo import HELD_OUT_FILE, POOL_FILE, run_demo
-from gradsift.stages.listener import SILENT
+from gradsift.commands import demo
 from gradsift.training import model
 from tiny import save_tiny
 
 
 def test_the_demo_compares_on_rows_that_it_held_out(tmp_path, monkeypatch):
     tiny = save_tiny(tmp_path / "model")
-    monkeypatch.setattr(model, "demo_model_path", lambda tell=None: tiny)
+    monkeypatch.setattr(model, "demo_model_path", lambda *_: tiny)
     monkeypatch.setattr(demo, "HELD_OUT_ROWS", 6)
     monkeypatch.setitem(demo.COMPARISON, "limit", 6)
-    found = run_demo(tmp_path / "run", 20, "50%", 0, SILENT, comparing=True)
+    found = demo.demo(tmp_path / "run", rows=20, comparing=True)
     assert "demo --compare" not in found.text()
     assert "demo --compare" in replace(found, comparison=None).text()
     summary = json.loads(json.dumps(found.summary()))["comparison"]
@@ -25,7 +23,7 @@ def test_the_demo_compares_on_rows_that_it_held_out(tmp_path, monkeypatch):
     assert "Did grads 50% learn more than random 50%?" in found.text()
     pool, held_out = (
         [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
-        for name in (POOL_FILE, HELD_OUT_FILE)
+        for name in (demo.POOL_FILE, demo.HELD_OUT_FILE)
     )
     assert (len(pool), len(held_out)) == (20, 6)
     assert not {row["answer"] for row in pool} & {row["answer"] for row in held_out}

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from gradsift.commands.select import DECISIONS, SelectResult
+from gradsift.commands.capture import capture_run
+from gradsift.commands.select import DECISIONS, SelectResult, select_run
 from gradsift.data.demo_data import write_demo_pool
 from gradsift.data.pool import load_pool
-from gradsift.run import capture
-from gradsift.selecting import select
-from gradsift.stages.listener import Listener
+from gradsift.progress import Progress, no_progress
+from gradsift.run_folder import Run
+from gradsift.selection.constraints import parse_budget
 
 if TYPE_CHECKING:
     from gradsift.comparison.tables import Comparison
+
+logger = logging.getLogger(__name__)
 
 POOL_FILE = "stdlib-docs.jsonl"
 HELD_OUT_FILE = "held-out.jsonl"
@@ -84,43 +88,44 @@ class DemoResult:
         return "\n".join(lines)
 
 
-def run_demo(
-    out: Path,
-    n_rows: int,
-    budget: str,
-    seed: int,
-    listener: Listener,
+def demo(
+    out: str | Path = "runs/demo",
     *,
+    rows: int = 160,
+    budget: str | int | float = "50%",
+    seed: int = 0,
     comparing: bool = False,
+    progress: Progress = no_progress,
 ) -> DemoResult:
     """Sample the demo pool, capture with the demo model, select, and pick rows to show.
 
     Args:
         out: The run folder.
-        n_rows: Rows of the sample.
+        rows: Of the sample.
         budget: Of the selection.
         seed: Of the sample and the training.
-        listener: Is told what happens.
         comparing: Whether to train on the subset and on its rivals, too.
+        progress: Called with rows done, rows in all, tokens done, tokens in all.
 
     Returns:
         What to show.
+
+    Raises:
+        GradsiftError: If a setting does not fit.
     """
-    data = out / POOL_FILE
-    held_out = out / HELD_OUT_FILE
-    in_all = write_demo_pool(data, n_rows, seed, held_out=held_out, n_held_out=HELD_OUT_ROWS)
-    listener.note(f"demo pool: {n_rows} of {in_all} documented names of Python's standard library")
-    pool = load_pool(str(data))
-    store = capture(
+    data, held_out = Path(out) / POOL_FILE, Path(out) / HELD_OUT_FILE
+    in_all = write_demo_pool(data, rows, seed, held_out=held_out, n_held_out=HELD_OUT_ROWS)
+    logger.info(f"demo pool: {rows} of {in_all} documented names of Python's standard library")
+    run = Run.new(
         "demo",
-        pool,
+        load_pool(str(data)),
         out=out,
         max_length=MAX_LENGTH,
         seed=seed,
         save_steps=SAVE_STEPS,
-        listener=listener,
     )
-    selected = select(store, budget=budget, seed=seed)
+    capture_run(run, progress)
+    selected = select_run(run, parse_budget(budget), run.config, name=None, weights=False)
     answers = {row["id"]: row["answer"] for row in map(json.loads, data.open(encoding="utf-8"))}
     decisions = pq.read_table(selected.folder / DECISIONS).to_pylist()
 
@@ -135,15 +140,15 @@ def run_demo(
     comparison = None
     if comparing:
         # Heavy, and only needed here.
-        from gradsift.comparing import compare
+        from gradsift.commands.compare import compare
 
         comparison = compare(
-            store,
+            run,
             test=str(held_out),
             arms=COMPARED,
             budgets=(budget,),
             seed=seed,
-            listener=listener,
+            progress=progress,
             **COMPARISON,
         )
     return DemoResult(selected, few("selected"), few("rejected"), comparison)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import gradsift as gs
-from gradsift import losses, stability, strategies
+from gradsift import reference_losses, run_folder, stability, strategies
 from gradsift.selection import neighbours as graph
 from gradsift.selection.strategies.catalogue import STRATEGIES
 from gradsift.store.tables import NEIGHBOURS_NAME
@@ -40,7 +40,7 @@ def world(tmp_path_factory):
     gs.capture(model, gs.load_pool(str(folder / "data.jsonl")), out=folder / "seed1", seed=1)
     other = gs.load_pool(str(folder / "other.jsonl"))
     gs.capture(model, other, out=folder / "other", record_at="after", warmup_fraction=0.0)
-    losses(folder / "run")
+    reference_losses(folder / "run")
     return folder
 
 
@@ -53,7 +53,7 @@ def test_every_strategy_selects_and_explains(capsys, world, strategy):
     run = world / "run"
     code, out, err = invoke(
         capsys, "select", run, "--budget", "25%", "--strategy", strategy,
-        "--anchor", world / "other", "--target", world / "other", "--json",
+        "--set", f"anchor={world / 'other'}", "--set", f"target={world / 'other'}", "--json",
     )  # fmt: skip
     assert code == 0, err
     summary = json.loads(out)
@@ -79,7 +79,7 @@ def test_side_by_side_has_every_strategy_that_can_be_had(capsys, world):
     both = found["overlap"]["grads"]["random"], found["overlap"]["random"]["grads"]
     assert both[0] == both[1] < 1
     chosen = strategies(run, budget="25%", names=("grads", "loss-low"), score="high-norm")
-    assert [side.strategy for side in chosen.sides] == ["grads", "loss-low"]
+    assert [outcome.strategy for outcome in chosen.outcomes] == ["grads", "loss-low"]
     assert "overlap" in chosen.text()
     subset = {r["instance_id"] for r in decisions(run, "loss-low-25pct") if r["selected"]}
     other = gs.select(run, budget="25%", score="high-norm", name="high-norm").selection
@@ -96,13 +96,26 @@ def test_stability_compares_with_other_choices_and_other_captures(capsys, world)
     assert found["by_chance"] == pytest.approx(0.25 / 1.75)
     assert found["overlaps"][f"run {run}"] == 1
     assert 0 < found["overlaps"][f"run {world / 'seed1'}"] < 1
-    assert {"side grounded", "layer lm_head alone", "not detrended", "beta 0", "seed 1"} <= set(
+    assert {"score prompt-gain", "layer lm_head alone", "not detrended", "beta 0", "seed 1"} <= set(
         found["overlaps"]
     )
     assert "chance" in stability(run, budget=10).text()
     code, _, err = invoke(capsys, "stability", run, "--budget", "25%", "--other", world / "other")
     assert code == 2
     assert "has other rows (0 of 40 are shared)" in err
+
+
+def test_what_is_in_memory_is_not_found_again(world, monkeypatch):
+    """Eleven selections, one set of candidates, neighbours and clusters."""
+    calls = Counter()
+    for name in ("find_neighbours", "find_clusters", "Candidates", "read_pool_table"):
+        real = getattr(run_folder, name)
+        count = lambda *args, name=name, real=real, **more: (
+            calls.update([name]) or real(*args, **more)
+        )
+        monkeypatch.setattr(run_folder, name, count)
+    assert len(stability(world / "seed1", budget=10).overlaps) > 9
+    assert set(calls.values()) == {1}
 
 
 def test_auto_keeps_its_curve(capsys, world):
@@ -139,20 +152,20 @@ def test_lists_and_quotas_from_files(capsys, world, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--strategy", "ogs-static"], "needs a retention anchor: --anchor RUN"),
-        (["--strategy", "rds"], "needs a target set: --target RUN"),
-        (["--strategy", "rds", "--target", "{seed1}"], "was captured with seed 1, but"),
-        (["--strategy", "rds", "--target", "{model}"], "no gradient store here"),
-        (["--strategy", "best"], "expected one of grads, random"),
+        (["--strategy", "ogs-static"], "needs a retention anchor: --set anchor"),
+        (["--strategy", "rds"], "needs a target set: --set target"),
+        (["--strategy", "rds", "--set", "target={seed1}"], "was captured with seed 1, but"),
+        (["--strategy", "rds", "--set", "target={model}"], "no gradient store here"),
+        (["--strategy", "best"], "grads, random"),
         (["--budget", "auto", "--strategy", "el2n"], "budget auto looks at marginal gains"),
         (["--quota", "book"], "--quota book: expected SOURCE=500"),
         (["--quota", "blog=3"], "there is none of that name; there are 'book', 'forum'"),
         (["--keep", "{model}"], "--keep"),
         (["--keep", "{data}"], "10 of 40 fit"),
-        (["--adjust", "width"], "detrend"),
-        (["--statistic", "norm"], "expected one or more of max, min"),
-        (["--near-threshold", "1"], "similarity_threshold is 1.0"),
-        (["--alpha", "0", "--beta", "0", "--gamma", "0"], "nothing to maximise"),
+        (["--set", "detrend=width"], "detrend"),
+        (["--set", "signal_statistics=norm"], "expected one or more of max, min"),
+        (["--set", "similarity_threshold=1"], "similarity_threshold is 1"),
+        (["--set", "alpha=0", "--set", "beta=0", "--set", "gamma=0"], "nothing to maximise"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, world, arguments, message):
@@ -168,27 +181,29 @@ def test_a_mistake_is_one_line(capsys, world, arguments, message):
     assert not (world / "run/selections/mistake").exists()
 
 
-def test_strategies_that_need_the_further_pass_say_so_and_run_makes_it(capsys, world, tmp_path):
+def test_strategies_that_need_reference_losses_say_so_and_run_computes_them(
+    capsys, world, tmp_path
+):
     code, _, err = invoke(
         capsys, "select", world / "seed1", "--budget", "25%", "--strategy", "ifd-loss"
     )
     assert code == 2
-    assert "have no losses of the further pass. Make it with: gradsift losses" in err
+    assert "have no reference losses. Compute them with: gradsift reference-losses" in err
     code, out, err = invoke(
         capsys, "run", world / "data.jsonl", "--model", world / "model", "--out", tmp_path / "run",
-        "--budget", "25%", "--side", "prompt-gain", "--json",
+        "--budget", "25%", "--score", "prompt-gain", "--json",
     )  # fmt: skip
     assert code == 0, err
-    assert "needs a further pass" in err
+    assert "needs reference losses" in err
     assert json.loads(out)["selected"] == 10
-    code, out, err = invoke(capsys, "losses", tmp_path / "run", "--json")
+    code, out, err = invoke(capsys, "reference-losses", tmp_path / "run", "--json")
     assert code == 0, err
     found = json.loads(out)
     assert (found["n_instances"], found["n_computed"]) == (N, 0)
 
 
-def test_the_further_pass_resumes(world, tmp_path, monkeypatch):
-    from gradsift.stages import losses as module
+def test_reference_losses_resume(world, tmp_path, monkeypatch):
+    from gradsift.commands import reference_losses as module
 
     run = tmp_path / "run"
     model = str(world / "model")
@@ -203,8 +218,8 @@ def test_the_further_pass_resumes(world, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        losses(run, gs_listener(stop_in_the_second_part))
-    found = losses(run)
+        reference_losses(run, progress=stop_in_the_second_part)
+    found = reference_losses(run)
     assert (found.n_instances, found.n_computed) == (N, N - 16)
     from gradsift.store.tables import read_losses
 
@@ -215,22 +230,14 @@ def test_the_further_pass_resumes(world, tmp_path, monkeypatch):
         np.testing.assert_allclose(again[name], values, rtol=1e-5)
 
 
-def gs_listener(progress):
-    from gradsift.stages.listener import Listener
-
-    return Listener(progress=progress)
-
-
 def test_neighbours_are_found_once_and_again_for_another_store(world, tmp_path, monkeypatch):
     monkeypatch.setattr(graph, "COMPLETE_ROWS", 10)
     run = tmp_path / "run"
     gs.capture(str(world / "model"), gs.load_pool(str(world / "data.jsonl")), out=run)
     calls = []
-    from gradsift.stages import content
-
-    find = content.find_neighbours
+    find = run_folder.find_neighbours
     monkeypatch.setattr(
-        content,
+        run_folder,
         "find_neighbours",
         lambda x: calls.append(1) or find(x, complete_rows=10, n_neighbours=6),
     )
@@ -239,7 +246,7 @@ def test_neighbours_are_found_once_and_again_for_another_store(world, tmp_path, 
     gs.select(run, budget="50%")
     assert gs.select(run, budget="25%", name="again").selection.ids == first
     assert len(calls) == 1
-    monkeypatch.setattr(content, "_MADE_BY", "another way")
+    monkeypatch.setattr(run_folder, "_MADE_BY", "another way")
     gs.select(run, budget="25%", name="other")
     assert len(calls) == 2
 

@@ -1,0 +1,101 @@
+"""Run: capture, then select; from an SFT file to a smaller one."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradsift.commands.select import SelectResult, select_run
+from gradsift.config import RunConfig, takes
+from gradsift.config_files import run_config, save_config
+from gradsift.errors import GradsiftError
+from gradsift.progress import Progress, no_progress
+from gradsift.run_folder import Run
+from gradsift.selection.constraints import parse_budget
+from gradsift.selection.strategies.base import Need
+from gradsift.selection.strategies.catalogue import needs_of
+
+if TYPE_CHECKING:
+    from gradsift.commands.capture import CaptureResult, DryRunResult
+
+logger = logging.getLogger(__name__)
+
+
+@takes(RunConfig)
+def run(
+    data: str | Path,
+    *,
+    model: str | Path,
+    budget: str | int | float,
+    out: str | Path,
+    progress: Progress = no_progress,
+    **settings: Any,
+) -> SelectResult:
+    """Capture and select: from an SFT file to a smaller one. Called again it resumes.
+
+    Args:
+        data: SFT file, `save_to_disk` folder or hub id.
+        model: A hub id, a folder with safetensors, or "demo".
+        budget: Of the usable rows: "50%" or 0.5, 500 (rows), "20000tok" (tokens), "auto".
+        out: The run folder.
+        progress: Called with rows done, rows in all, tokens done, tokens in all.
+        **settings: Everything else; see Settings.
+
+    Returns:
+        What was selected and written.
+
+    Raises:
+        GradsiftError: For whatever is wrong with the data, the settings or the run folder.
+    """
+    config = run_config({"data": data, "model": model, "budget": budget, "out": out, **settings})
+    return run_stages(config, progress)
+
+
+def run_stages(
+    config: RunConfig,
+    progress: Progress = no_progress,
+    *,
+    selecting: bool = True,
+    dry_run: bool = False,
+) -> CaptureResult | DryRunResult | SelectResult:
+    """Do what settings say: load the pool, capture, select.
+
+    Args:
+        config: The settings.
+        progress: As for `run`.
+        selecting: Whether to select after capturing.
+        dry_run: Stop after the cost estimate.
+
+    Returns:
+        The result of the last stage.
+
+    Raises:
+        GradsiftError: As for `run`.
+    """
+    budget, needs = None, needs_of(config)  # What cannot be is found out before anything is read.
+    if config.budget is not None:
+        budget = parse_budget(config.budget)
+    elif selecting and not dry_run:
+        raise GradsiftError("`budget` is missing: give 50%, 500 (rows), 20000tok (tokens) or auto.")
+    run = Run(config.out, config=config)
+    for line in run.pool.notes():
+        logger.info(line)
+    if budget is not None and budget.kind != "tokens":
+        # Rows that tokenizing drops are not known yet; what is too much for all is too much.
+        budget.resolve(sum(row.example is not None for row in run.pool.rows), 0)
+    # Heavy; a mistake in what is above is told before.
+    from gradsift.commands.capture import CaptureResult, capture_run, estimate_run
+    from gradsift.commands.reference_losses import reference_losses
+
+    if dry_run:
+        return estimate_run(run)
+    store = capture_run(run, progress)
+    if budget is None or not selecting:
+        return CaptureResult(store)
+    if Need.LOSSES in needs:
+        logger.info("this selection needs reference losses: one forward pass over all rows")
+        reference_losses(run, progress=progress)
+    result = select_run(run, budget, config, name=config.name, weights=config.weights)
+    save_config(config, run.folder)
+    return result

@@ -1,0 +1,375 @@
+"""A run folder: its settings, rows, model, records, candidates; each loaded once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from gradsift.config import RunConfig, SelectionConfig
+from gradsift.config_files import load_config, run_config
+from gradsift.data.chat_templates import require_template
+from gradsift.data.formats import Columns
+from gradsift.data.pool import Pool, load_pool
+from gradsift.data.sources import Source
+from gradsift.errors import GradsiftError
+from gradsift.selection import neighbours as graph
+from gradsift.selection.candidates import Candidates
+from gradsift.selection.content import content_vectors, find_clusters
+from gradsift.selection.neighbours import Neighbours, find_neighbours
+from gradsift.selection.selector import Context
+from gradsift.selection.strategies.base import Need, Reference
+from gradsift.selection.strategies.catalogue import needs_of
+from gradsift.store.reader import GradientStore, read_store
+from gradsift.store.tables import (
+    ReferenceLossesMissing,
+    read_losses,
+    read_neighbours,
+    read_pool_table,
+    write_neighbours,
+)
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from gradsift.data.tokenization import Instance, Instances
+    from gradsift.training.model import ModelSource
+
+UNKNOWN = "unknown"
+# Changes whenever the graph or the clusters are made otherwise.
+_MADE_BY = f"2 {graph.N_NEIGHBOURS} {graph.COMPLETE_ROWS} {graph.EXACT_ROWS}"
+
+
+class Run:
+    """A run folder, and what was loaded from it so far.
+
+    Everything is loaded when it is first asked for. Nothing but the model, its tokenizer and the
+    instances needs torch.
+
+    Attributes:
+        folder: The run folder.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        store: GradientStore | None = None,
+        config: RunConfig | None = None,
+        pool: Pool | None = None,
+    ):
+        """Point to a folder; nothing is loaded yet.
+
+        Args:
+            folder: The run folder.
+            store: Its gradient store, if it is in memory already.
+            config: Its settings, if they are known.
+            pool: Its rows, if they are in memory already.
+        """
+        self.folder = Path(folder).resolve()
+        # What is here is not loaded again: cached properties live in the instance's dictionary.
+        known = {"store": store, "config": config, "pool": pool}
+        vars(self).update({name: value for name, value in known.items() if value is not None})
+        self._candidates: dict[frozenset[Need], Candidates] = {}
+
+    @classmethod
+    def of(cls, run: str | Path | GradientStore | Run) -> Run:
+        """Return a run, whatever it is given as: folder, store, or itself."""
+        if isinstance(run, Run):
+            return run
+        if isinstance(run, GradientStore):
+            return cls(run.folder, store=run)
+        return cls(run)
+
+    @classmethod
+    def new(cls, model: str, pool: Pool, **settings: object) -> Run:
+        """Return a run that is to be captured from a pool.
+
+        Raises:
+            GradsiftError: For settings that cannot be.
+        """
+        values = {**pool.read_as, "data": pool.source.name, "model": model, **settings}
+        config = run_config(values)
+        return cls(config.out, config=config, pool=pool)
+
+    @cached_property
+    def store(self) -> GradientStore:
+        """The gradients."""
+        return read_store(self.folder)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The settings of the capture."""
+        return load_config(self.folder)
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The rows."""
+        return self.read_rows()
+
+    @cached_property
+    def pool_table(self) -> pa.Table:
+        """What became of each row: pool.parquet."""
+        return read_pool_table(self.folder)
+
+    def read_rows(self, data: str | None = None, split: str | None = None) -> Pool:
+        """Load the rows of the run, or others that are written like them.
+
+        Args:
+            data: Other rows, perhaps without ids and sources; None for the run's own.
+            split: Of the other rows, if they come in several.
+        """
+        config = self.config
+        is_name = config.dataset_info is not None and (data is None or not Path(data).exists())
+        return load_pool(
+            config.data if data is None else data,
+            row_format=config.format,
+            id_column=config.id_column,
+            prompt_column=config.prompt_column,
+            response_column=config.response_column,
+            system_column=config.system_column,
+            source_column=config.source_column,
+            dataset_info=config.dataset_info if is_name else None,
+            split=config.split if data is None else split,
+            train_on=config.train_on,
+            labels_needed=data is None,
+        )
+
+    @property
+    def source(self) -> tuple[Source, str, Columns]:
+        """Where the rows came from, in which format, and what their fields are called."""
+        about = self.store.manifest.about
+        return Source(**about["data"]), about["row_format"], Columns(**about["columns"])
+
+    @cached_property
+    def model(self) -> ModelSource:
+        """Which model; not loaded."""
+        # Heavy, and only needed here.
+        from gradsift.training.model import find_model, load_tokenizer
+
+        config = self.config
+        source = find_model(
+            config.model, config.revision, config.dtype, config.trust_remote_code, config.load_in
+        )
+        if config.chat_template is not None:
+            require_template(load_tokenizer(source), config.chat_template)
+        return source
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        from gradsift.training.model import load_tokenizer
+
+        return load_tokenizer(self.model)
+
+    @cached_property
+    def model_config(self) -> PretrainedConfig:
+        """The model's configuration."""
+        from gradsift.training.model import load_config
+
+        return load_config(self.model)
+
+    def tokenized(self) -> Instances:
+        """Tokenize the pool as the capture does: instances, and why other rows are none."""
+        from gradsift.data.tokenization import build_instances
+
+        return build_instances(
+            [(row.instance_id, row.example) for row in self.pool.rows if row.example is not None],
+            self.tokenizer,
+            max_length=self.config.max_length,
+            truncation=self.config.truncation,
+            vocab_size=self.model_config.get_text_config().vocab_size,
+        )
+
+    @cached_property
+    def instances(self) -> Sequence[Instance]:
+        """The instances that were captured, in the pool's order, tokenized again.
+
+        Raises:
+            GradsiftError: If rows or model are not those of the capture.
+        """
+        self._require_same_model()
+        instances = self.tokenized().items
+        table = self.pool_table.select(["instance_id", "content_hash"])
+        captured = dict(zip(*table.to_pydict().values(), strict=True))
+        # Ids of the user's own do not change with the text.
+        same = all(row.content_hash == captured.get(row.instance_id) for row in self.pool.rows)
+        if not same or {item.instance_id for item in instances} != set(self.store.instance_ids):
+            raise GradsiftError(
+                f"{self.pool.source.name}: its rows are not those that {self.folder} was captured "
+                "from. Put the old file back, or capture again."
+            )
+        return instances
+
+    def _require_same_model(self) -> None:
+        from gradsift.training.model import model_fingerprint
+
+        identity, source = self.store.manifest.identity, self.model
+        fingerprint = model_fingerprint(source, self.model_config)
+        if fingerprint != identity["model"]:
+            raise GradsiftError(
+                f"{self.folder}: was captured with model {identity['model']}, {source.name} is "
+                f"{fingerprint}. Put the old one back, or capture again."
+            )
+        for name in ("dtype", "load_in"):
+            captured, now = identity.get(name), getattr(source, name)
+            if captured != now:
+                raise GradsiftError(
+                    f"{self.folder}: was captured with {name} {captured}, its config.yaml now says "
+                    f"{now}. Put the old one back, or capture again."
+                )
+
+    @cached_property
+    def content(self) -> tuple[Neighbours, np.ndarray]:
+        """Neighbours and clusters of the instances with finite gradients, in the order of the ids.
+
+        Kept in the run folder where finding them takes a while.
+        """
+        made_from = f"{_MADE_BY} {self.store.fingerprint()}"
+        saved = read_neighbours(self.folder, made_from)
+        if saved is not None:
+            return Neighbours(*saved[:-1]), saved[-1]
+        finite = self.store.finite
+        vectors_ND = content_vectors(self.store.content_ND[finite], self.store.step[finite])
+        neighbours, cluster_N = find_neighbours(vectors_ND), find_clusters(vectors_ND)
+        if len(neighbours) > graph.COMPLETE_ROWS:
+            write_neighbours(
+                self.folder,
+                made_from,
+                neighbours.offsets,
+                neighbours.rows_E,
+                neighbours.cosines_E,
+                neighbours.floor_N,
+                cluster_N,
+            )
+        return neighbours, cluster_N
+
+    @cached_property
+    def has_reference_losses(self) -> bool:
+        """Whether the reference losses of all instances were computed."""
+        try:
+            read_losses(self.folder, self.store.instance_ids)
+        except ReferenceLossesMissing:
+            return False
+        return True
+
+    def candidates(self, needs: Iterable[Need] = ()) -> Candidates:
+        """Return the instances with finite gradients, in the order of their ids.
+
+        Args:
+            needs: What is read beyond the statistics.
+
+        Raises:
+            GradsiftError: If there is none, or reference losses are asked for and not there.
+        """
+        needs = frozenset(needs) & {Need.FEATURES, Need.SKETCHES, Need.LOSSES}
+        if needs not in self._candidates:
+            self._candidates[needs] = self._read_candidates(needs)
+        return self._candidates[needs]
+
+    def _read_candidates(self, needs: frozenset[Need]) -> Candidates:
+        store, table, finite = self.store, self.pool_table, self.store.finite
+        ids = [i for i, ok in zip(store.instance_ids, finite.tolist(), strict=True) if ok]
+        at = dict(zip(table["instance_id"].to_pylist(), range(table.num_rows), strict=True))
+        lines = table.take(pa.array([at[i] for i in ids], pa.int64()))
+        return Candidates(
+            ids=ids,
+            statistics={
+                layer: {name: values[finite] for name, values in by_name.items()}
+                for layer, by_name in store.statistics.items()
+            },
+            n_tokens=lines["n_tokens"].to_numpy().astype(np.int64),
+            n_response_tokens=store.n_response_tokens[finite],
+            step=store.step[finite],
+            loss=store.loss[finite],
+            el2n=store.el2n[finite],
+            source=_names(lines["source"]),
+            language=_names(lines["language"]),
+            features_ND=store.content_ND[finite] if Need.FEATURES in needs else None,
+            sketches=(
+                {layer: sketch[finite] for layer, sketch in store.sketches.items()}
+                if Need.SKETCHES in needs
+                else {}
+            ),
+            losses=read_losses(self.folder, ids) if Need.LOSSES in needs else {},
+        )
+
+    def context(self, config: SelectionConfig, needs: Iterable[Need] | None = None) -> Context:
+        """Return what a selection uses beside the candidates.
+
+        Args:
+            config: Of the selection: its reference runs and lists of ids.
+            needs: What the references are needed for; None for what this selection needs.
+
+        Raises:
+            GradsiftError: If a reference is needed and not given, or does not fit, or a list is
+                unreadable.
+        """
+        needs = set(needs_of(config) if needs is None else needs)
+        folders = {Need.ANCHOR: config.anchor, Need.TARGET: config.target}
+        references = {
+            need: self._reference(folder, need) for need, folder in folders.items() if need in needs
+        }
+        keep, drop = _listed_ids(config.keep, "keep"), _listed_ids(config.drop, "drop")
+        return Context(*self.content, references, keep, drop)
+
+    def _reference(self, folder: str | None, need: Need) -> Reference:
+        if folder is None:
+            raise GradsiftError(
+                f"this strategy needs {need.value}: `{need.name.lower()}`, a run folder of such "
+                "rows, captured with the same model (gradsift capture ROWS --model MODEL --set "
+                "warmup_fraction=0 --out RUN)."
+            )
+        other = Run(folder).store
+        for key in ("model", "sketch_size", "seed"):
+            mine, its = (s.manifest.identity.get(key) for s in (self.store, other))
+            if mine != its:
+                raise GradsiftError(
+                    f"{folder}: was captured with {key} {its!r}, but {self.folder} with {mine!r}: "
+                    f"their gradients cannot be compared. Capture it with {key} {mine!r}."
+                )
+        if not other.finite.any():
+            raise GradsiftError(f"{folder}: none of its gradients is finite.")
+        return Reference(
+            {layer: sketch[other.finite] for layer, sketch in other.sketches.items()},
+            other.content_ND[other.finite],
+            other.step[other.finite],
+        )
+
+
+def _names(column: pa.ChunkedArray) -> list[str] | None:
+    if column.null_count == len(column):
+        return None
+    return [UNKNOWN if name is None else name for name in column.to_pylist()]
+
+
+def _listed_ids(path: str | None, setting: str) -> list[str]:
+    if path is None:
+        return []
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise GradsiftError(
+            f"`{setting}` {path}: cannot be read ({error}). Expected ids, one a line."
+        ) from None
+    where = f"`{setting}` {path}"
+    return [_listed_id(line.strip(), f"{where}, line {at}")
+            for at, line in enumerate(lines, start=1) if line.strip()]  # fmt: skip
+
+
+def _listed_id(line: str, where: str) -> str:
+    if not line.startswith("{"):
+        return line
+    # Of a file of rows, the ids are what is meant.
+    try:
+        return str(json.loads(line)["id"])
+    except (ValueError, KeyError):
+        raise GradsiftError(
+            f"{where}: looks like a row but has no id. Expected ids, one a line, or rows with an "
+            "id."
+        ) from None
