@@ -100,7 +100,7 @@ def main():
         with LiveBytes(known) as live:
             head_pass(
                 HeadProduct(x_ND, weight_VD, None), tokens, HeadTransform(), way,
-                sketch=sketch, wanted=(True, True, False),
+                sketch=sketch, needs_grad=(True, True, False),
             )  # fmt: skip
         chunks = way.chunks(tokens.lengths, n_columns, width, dtype.itemsize)
         expected = formula(way, chunks, len(x_ND), n_columns, width, 1024, dtype.itemsize)

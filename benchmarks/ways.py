@@ -45,7 +45,7 @@ def errors_of(way, dtype, n_columns, width, lengths, transform):
     tokens = ResponseTokens.compact(labels_BT)
     x_ND, (scale, softcap) = tokens.take(hidden_BTD), transform
     product = HeadProduct(x_ND, weight_VD, bias_V)
-    rows = head_pass(product, tokens, HeadTransform(scale, softcap), way, sketch=sketch).rows
+    rows = head_pass(product, tokens, HeadTransform(scale, softcap), way, sketch=sketch).records
     case, found, at = SimpleNamespace(scale=scale, softcap=softcap), [], 0
     for row, length in enumerate(lengths):
         part, at = slice(at, at + length), at + length
@@ -53,7 +53,7 @@ def errors_of(way, dtype, n_columns, width, lengths, transform):
         loss, norm, truth = row_truth(x_ND[part], weight_VD, bias_V, targets_n, case, sketch)
         errors = truth.errors(rows.summaries.values_BS[row], rows.summaries.sketch_BK[row])
         errors["loss"] = number(abs(float(rows.loss_B[row]) - loss) / loss)
-        errors["error norm"] = number(abs(float(rows.error_norm_B[row]) - norm) / norm)
+        errors["error norm"] = number(abs(float(rows.el2n_B[row]) - norm) / norm)
         found.append(errors)
     return largest(found)
 

@@ -11,15 +11,16 @@ import torch
 from gradsift.errors import GradsiftError
 from gradsift.gradients.arithmetic import Arithmetic
 from gradsift.gradients.check import CheckResult
-from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import RecordingMethod, TrackedModel
+from gradsift.gradients.recorder import Recorder, RecordingMethod
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.gradients.tokens import ResponseTokens
+from gradsift.gradients.tracking import TrackedModel
 from gradsift.recording.plain_loss import (
     Batch,
     forward_and_backward,
     without_reentrant_checkpointing,
 )
+from gradsift.terms import IGNORED_LABEL
 from gradsift.training.layers import head_is_called, require_method, without_dropout
 from gradsift.training.self_check import compared, first_that_passes
 from gradsift.training.trainer import mean_loss

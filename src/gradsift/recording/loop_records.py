@@ -14,12 +14,12 @@ from torch import nn
 from gradsift.data.pool import Pool, PoolRow
 from gradsift.errors import GradsiftError
 from gradsift.gradients.check import CheckResult
-from gradsift.gradients.records import Records, TrackedModel
-from gradsift.gradients.sharding import shape_of
+from gradsift.gradients.records import Records
 from gradsift.gradients.sketch import SketchSpec
+from gradsift.gradients.tracking import TrackedModel, shape_of
+from gradsift.provenance import about_pool, about_stack, dropped_row, instance_row
 from gradsift.recording.loop_batch import LoopBatch
 from gradsift.recording.row_names import ByColumn, ByContent, RowNames
-from gradsift.provenance import about_pool, about_stack, dropped_row, instance_row
 from gradsift.store.manifest import Manifest
 from gradsift.store.tables import write_pool_table
 from gradsift.store.writer import StoreWriter

@@ -15,7 +15,7 @@ from gradsift.data.example import Example, Plain
 from gradsift.data.pool import Pool
 from gradsift.data.tokenization import build_instances
 from gradsift.errors import GradsiftError
-from gradsift.gradients.tokens import IGNORED_LABEL
+from gradsift.terms import IGNORED_LABEL
 
 NO_LIMIT = 2**31
 # Characters of a response's end by which it is looked up, and the least of a row that tell it.

@@ -21,8 +21,8 @@ from gradsift.errors import GradsiftError
 from gradsift.gradients.check import CheckResult
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
-from gradsift.gradients.sharding import is_divided
 from gradsift.gradients.sketch import SketchSpec
+from gradsift.gradients.tracking import is_divided
 from gradsift.recording.loop_batch import LoopBatch, LoopBatches
 from gradsift.recording.loop_check import check_forward
 from gradsift.recording.loop_records import LoopRecordWriter

@@ -10,7 +10,7 @@ import torch
 
 from gradsift.data.pool import Pool
 from gradsift.errors import GradsiftError
-from gradsift.gradients.tokens import IGNORED_LABEL
+from gradsift.terms import IGNORED_LABEL
 
 
 class RowNames(Protocol):

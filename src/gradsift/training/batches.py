@@ -22,8 +22,9 @@ from torch import nn
 from torch.utils.data import Sampler
 
 from gradsift.errors import GradsiftError
-from gradsift.gradients.records import TrackedModel
-from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.gradients.tokens import ResponseTokens
+from gradsift.gradients.tracking import TrackedModel
+from gradsift.terms import IGNORED_LABEL
 from gradsift.training.layers import without_dropout
 
 INDEX_COLUMN = "instance_index"

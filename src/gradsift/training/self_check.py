@@ -18,8 +18,8 @@ from gradsift.gradients.check import (
     require_match,
     tolerance_for,
 )
-from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import Record, RecordingMethod
+from gradsift.gradients.recorder import Recorder, RecordingMethod
+from gradsift.gradients.records import Record
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training.layers import base_model, require_method, track, without_dropout
 from gradsift.training.quantized import coupling_of

@@ -16,11 +16,11 @@ from torch import nn
 from gradsift.errors import GradsiftError
 from gradsift.gradients.check import CheckResult, tolerance_for
 from gradsift.gradients.fused import product_dtype
-from gradsift.gradients.intercept import is_plain
-from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import RecordingMethod, TrackedModel, WatchedLayer
+from gradsift.gradients.recorder import Recorder, RecordingMethod
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.gradients.tokens import ResponseTokens
+from gradsift.gradients.tracking import TrackedModel, WatchedLayer, is_plain
+from gradsift.terms import IGNORED_LABEL
 from gradsift.training.layers import without_dropout
 
 FSDP1 = (

@@ -23,8 +23,8 @@ from gradsift.errors import GradsiftError
 from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
-from gradsift.gradients.sharding import shape_of
-from gradsift.gradients.tokens import IGNORED_LABEL
+from gradsift.gradients.tracking import shape_of
+from gradsift.terms import IGNORED_LABEL
 from gradsift.training.adapters import cast_trained
 from gradsift.training.batches import (
     INDEX_COLUMN,
