@@ -12,7 +12,7 @@ from trl import SFTConfig, SFTTrainer
 import gradsift as gs
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.terms import LAYERS, STATISTICS
-from gradsift.training.self_check import LOOP_PATHS
+from gradsift.training.self_check import LOOP_METHODS
 from gradsift.training.trainer import as_dataset
 from oracle import gradients_of, relative_error, statistics_of
 from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -78,7 +78,7 @@ def every_position(labels_BT, mask_BT=None, position_ids_BT=None):
 LAYOUTS = {"compact": ResponseTokens.compact, "every_position": every_position}
 
 
-@pytest.mark.parametrize("recording", LOOP_PATHS)
+@pytest.mark.parametrize("recording", LOOP_METHODS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_loop_of_ones_own(tmp_path, tied, recording):
     model = tiny_llama(tied=tied)
@@ -261,7 +261,7 @@ def test_a_head_of_zeros_lets_no_gradient_through(tmp_path):
     assert seen.store.statistics["lm_head"]["l2_norm"].all()
 
 
-@pytest.mark.parametrize("recording", LOOP_PATHS)
+@pytest.mark.parametrize("recording", LOOP_METHODS)
 def test_every_position_as_on_an_accelerator(tmp_path, monkeypatch, recording):
     monkeypatch.setattr(ResponseTokens, "of", every_position)
     model = tiny_llama()
@@ -425,7 +425,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("recording", LOOP_PATHS)
+@pytest.mark.parametrize("recording", LOOP_METHODS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_that_are_more_than_the_response_tokens(

@@ -11,7 +11,7 @@ from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS, STATISTICS
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.record_writer import score
-from gradsift.training.self_check import PATHS
+from gradsift.training.self_check import METHODS
 from gradsift.training.trainer_settings import TrainerSettings
 from oracle import gradients_of, relative_error, statistics_of
 from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -32,9 +32,9 @@ def scored(folder, *, model=None, path="auto", backward=False, stop_after=None, 
         SketchSpec(16, 0),
         folder / "checkpoints",
     )
-    epoch.check(wanted=path, backward=backward)
+    epoch.check(method=path, backward=backward)
 
-    def on_progress(n_rows, n_tokens):
+    def progress(n_rows, *_):
         if stop_after is not None and n_rows >= stop_after:
             raise KeyboardInterrupt
 
@@ -42,20 +42,20 @@ def scored(folder, *, model=None, path="auto", backward=False, stop_after=None, 
     manifest = Manifest({}, {}, N, layers)
     with StoreWriter(folder, manifest, content_width=32, sketch_size=16) as writer:
         if trained:
-            epoch.train(save_steps=None, on_progress=lambda *_: None)
+            epoch.train(save_steps=None)
         score(
             epoch.trainer,
             epoch.recorder,
             make_instances(),
             writer,
             backward=backward,
-            on_progress=on_progress,
+            progress=progress,
         )
     return epoch, read_store(folder)
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", METHODS)
 def test_scores_are_batch_of_one_autograd(tmp_path, path, backward):
     _, store = scored(tmp_path, path=path, backward=backward)
     assert store.layers == (LAYERS if backward else ("lm_head",))

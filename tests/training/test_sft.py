@@ -13,9 +13,8 @@ from gradsift.data.tokenization import Instance
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.terms import STATISTICS
-from gradsift.training.cost import probe_step
 from gradsift.training.layers import track
-from gradsift.training.self_check import PATHS, first_exact_path, recorder_for, self_check
+from gradsift.training.self_check import METHODS, first_exact_method, recorder_for, self_check
 from gradsift.training.trainer import TOKENS, RecordingSFTTrainer, as_dataset
 from gradsift.training.trainer_settings import TrainerSettings, require_settings
 from oracle import gradients_of, relative_error, statistics_of
@@ -80,7 +79,7 @@ CONFIGURATIONS = {
 }
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", METHODS)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_records_are_batch_of_one_autograd(tmp_path, name, tied, path):
@@ -91,7 +90,7 @@ def test_records_are_batch_of_one_autograd(tmp_path, name, tied, path):
     assert_rows_match(records, tiny_llama(tied=tied, dtype=torch.float64), 1e-5)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", METHODS)
 def test_in_float64_records_are_exact(tmp_path, path):
     # Llama's norm computes in float32 whatever the weights are; GPT-2's does not.
     model = tiny_gpt2().double()
@@ -99,13 +98,13 @@ def test_in_float64_records_are_exact(tmp_path, path):
     assert_rows_match(records, tiny_gpt2().double(), 1e-10)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", METHODS)
 def test_absolute_positions(tmp_path, path):
     records = record_epoch(trainer_for(tmp_path, model=tiny_gpt2(), learning_rate=0.0), path)
     assert_rows_match(records, tiny_gpt2().double(), 2e-5)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", METHODS)
 def test_error_norms_are_el2n(tmp_path, path):
     records = record_epoch(trainer_for(tmp_path, learning_rate=0.0), path)
     for i, instance in enumerate(INSTANCES):
@@ -124,7 +123,7 @@ def test_a_compiled_model(tmp_path, path, backend):
     assert_rows_match(records, tiny_llama(dtype=torch.float64), 1e-5)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", METHODS)
 def test_autocast_in_bfloat16(tmp_path, path):
     records = record_epoch(trainer_for(tmp_path, bf16=True, learning_rate=0.0), path)
     for i, instance in enumerate(INSTANCES):
@@ -151,7 +150,7 @@ def train_and_watch(trainer, recording, path="fused"):
     [{}, {"gradient_accumulation_steps": 2}, {"lora": {"r": 2, "lora_dropout": 0.1}}],
     ids=["full", "accumulation", "lora with dropout"],
 )
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", METHODS)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2 with dropout"])
 def test_training_with_and_without_recording_is_bitwise_equal(
     tmp_path, architecture, path, options
@@ -167,7 +166,7 @@ def test_training_with_and_without_recording_is_bitwise_equal(
         assert torch.equal(weight, outcomes[1][1][name]), name
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", METHODS)
 def test_recording_trains_as_trls_own_trainer_does(tmp_path, path):
     """To rounding: the sums are taken in another order."""
     recorded = train_and_watch(trainer_for(tmp_path, learning_rate=LR), recording=True, path=path)
@@ -202,7 +201,7 @@ def test_the_weights_do_move(tmp_path):
     assert not torch.equal(weights["lm_head.weight"], start["lm_head.weight"])
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", METHODS)
 def test_a_step_is_freed_without_the_garbage_collector(tmp_path, path):
     """A graph that waits for it holds all activations: gigabytes on a real model."""
     trainer = trainer_for(tmp_path)
@@ -217,7 +216,7 @@ def test_a_step_is_freed_without_the_garbage_collector(tmp_path, path):
     gc.disable()
     try:
         for _ in range(3):
-            probe_step(trainer, [0, 1], recorder)
+            trainer.dry_run_step([0, 1], recorder)
             assert [ref() for ref in alive if ref() is not None] == []
     finally:
         gc.enable()
@@ -235,11 +234,8 @@ def test_hooks_are_gone_after_an_error(tmp_path):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-LENGTHS = [len(instance.input_ids) for instance in INSTANCES]
-
-
 def check(trainer, path="fused"):
-    return self_check(trainer, recorder_for(trainer, path, SketchSpec(16, 0)), LENGTHS)
+    return self_check(trainer, recorder_for(trainer, path, SketchSpec(16, 0)))
 
 
 def test_the_self_check_passes_and_leaves_no_trace(tmp_path):
@@ -277,7 +273,7 @@ def test_the_self_check_refuses_a_scaled_embedding(tmp_path, path, factor):
 
 def test_a_scaled_embedding_is_intercepted(tmp_path):
     trainer = trainer_for(tmp_path, model=scaled_embedding(3))
-    _, result = first_exact_path(trainer, SketchSpec(16, 0), LENGTHS)
+    _, result = first_exact_method(trainer, SketchSpec(16, 0))
     assert result.method == "fused-intercepted"
     assert result.worst_relative_error < 1e-5
     assert list(result.tried) == ["fused"]
@@ -304,9 +300,9 @@ def test_logits_that_are_changed_in_an_unknown_way_are_refused_on_every_path(tmp
             change(module, inputs, output) if "logits" in output else output
         )
     )
-    with pytest.raises(ValueError, match="no way of recording is exact") as caught:
-        first_exact_path(trainer, SketchSpec(16, 0), LENGTHS)
-    for path in PATHS:
+    with pytest.raises(ValueError, match="no recording method is exact") as caught:
+        first_exact_method(trainer, SketchSpec(16, 0))
+    for path in METHODS:
         assert f"[{path}]" in str(caught.value)
 
 
@@ -352,7 +348,7 @@ def test_a_loss_that_weighs_tokens_unequally_is_refused(tmp_path):
     [
         ({"learning_rat": 1e-4}, "does not know: learning_rat"),
         ({"num_train_epochs": 3}, "num_train_epochs: the preliminary epoch is one epoch"),
-        ({"packing": True}, "packing: use --batching"),
+        ({"packing": True}, "packing: use `batching`"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast', expected a value of type float"),
         ({"per_device_train_batch_size": 0}, "batch_size is 0, expected at least 1"),
         ({"gradient_accumulation_steps": 2.5}, "2.5, expected a value of type int"),
@@ -406,20 +402,20 @@ def test_unknown_lora_settings_are_refused(tmp_path):
         trainer_for(tmp_path, lora={"rank": 8})
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", METHODS)
 def test_sums_are_the_same_whether_the_caller_is_inside_autocast(tmp_path, path):
     """Scoring and the self-check call inside, training outside."""
     trainer = trainer_for(tmp_path, bf16=True, learning_rate=0.0)
     recorder = recorder_for(trainer, path, SketchSpec(16, 0))
     finish = recorder.finish
-    inside = probe_step(trainer, [0, 1], recorder)
+    inside = trainer.dry_run_step([0, 1], recorder)
 
     def outside(**options):
         with torch.autocast("cpu", enabled=False):
             return finish(**options)
 
     recorder.finish = outside
-    other = probe_step(trainer, [0, 1], recorder)
+    other = trainer.dry_run_step([0, 1], recorder)
     for layer, summaries in inside.summaries.items():
         assert torch.equal(summaries.values_BS, other.summaries[layer].values_BS)
         assert torch.equal(summaries.sketch_BK, other.summaries[layer].sketch_BK)

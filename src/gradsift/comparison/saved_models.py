@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from gradsift.comparison.training_runs import ARMS, CHECKPOINTS, MODEL, TrainingRun, progress_of
+from gradsift.comparison.training_runs import ARMS, CHECKPOINTS, MODEL, TrainingRun
 from gradsift.stages.listener import Listener
 from gradsift.training.finetune import FineTuned, PlainTraining, fine_tune, load_fine_tuned
 from gradsift.training.model import ModelSource, load_model
@@ -58,7 +58,7 @@ def train_job(
             save_steps=save_steps,
             save_to=unfinished,
             label=f"{job.arm.label}, training {job.seed}",
-            on_progress=progress_of(job, listener),
+            progress=listener.progress,
         )
         if unfinished is not None:
             made_with = {

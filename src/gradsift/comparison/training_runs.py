@@ -15,10 +15,10 @@ from filelock import FileLock
 from gradsift.comparison.arms import FULL_STEPS, Arm
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
-from gradsift.stages.listener import Listener
 from gradsift.store.reader import GradientStore
-from gradsift.training.finetune import steps_of
-from gradsift.training.trainer_settings import TrainerSettings, lora_config
+from gradsift.training.finetune import passes_of, steps_of
+from gradsift.training.lora_settings import lora_config
+from gradsift.training.trainer_settings import TrainerSettings
 
 ARMS = "arms"
 CHECKPOINTS = "checkpoints"
@@ -57,7 +57,7 @@ class TrainingConfig:
             raise GradsiftError(f"`epochs` is {self.epochs}, expected a number above 0.")
         if self.save_steps is not None and self.save_steps < 1:
             raise GradsiftError(f"`save_steps` is {self.save_steps}, expected at least 1.")
-        lora_config(TrainerSettings(self.sft, self.lora, self.seed))
+        lora_config(self.lora)
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,7 @@ class TrainingRun:
         if self.settings is None:
             return 0
         in_all = sum(len(item.input_ids) for item in self.instances)
-        if self.settings.max_steps is None:
-            return round(self.settings.epochs * in_all)
-        share = self.settings.max_steps / steps_of(len(self.instances), 1, self.settings)
-        return round(share * in_all)
+        return round(passes_of(len(self.instances), self.settings) * in_all)
 
 
 def training_runs_of(
@@ -183,19 +180,6 @@ def lock_of(key: str, folder: Path) -> FileLock:
     locks = folder / ARMS / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     return FileLock(locks / key)
-
-
-def progress_of(job: TrainingRun, listener: Listener) -> Callable[[int, int], None]:
-    """Return a function that tells a listener how far a training is, all its epochs together."""
-    assert job.settings is not None
-    n_tokens = job.n_tokens
-    in_all = sum(len(item.input_ids) for item in job.instances)
-    n_rows = max(1, round(len(job.instances) * n_tokens / in_all))
-
-    def tell(done: int, tokens: int) -> None:
-        listener.progress(min(done, n_rows), n_rows, min(tokens, n_tokens), n_tokens)
-
-    return tell
 
 
 def _digest(identity: Mapping[str, object]) -> str:

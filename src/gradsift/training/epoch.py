@@ -14,6 +14,7 @@ from gradsift.gradients.check import CheckResult
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tracking import shape_of
+from gradsift.progress import Progress, no_progress
 from gradsift.store.writer import StoreWriter
 from gradsift.training.checkpoint import SaveEvery, SkipNonFiniteSteps, checkpoint_at
 from gradsift.training.finetune import loss_curve, train_plainly
@@ -27,7 +28,7 @@ from gradsift.training.sharding import (
     unchecked,
     uses_deepspeed,
 )
-from gradsift.training.trainer import Progress, RecordingSFTTrainer
+from gradsift.training.trainer import RecordingSFTTrainer
 from gradsift.training.trainer_settings import TrainerSettings
 
 DEFAULT_N_PARTS = 8
@@ -95,7 +96,7 @@ class PreliminaryEpoch:
         return result
 
     def run(
-        self, writer: StoreWriter, *, save_steps: int | None, progress: Progress | None = None
+        self, writer: StoreWriter, *, save_steps: int | None, progress: Progress = no_progress
     ) -> EpochResult:
         """Train the epoch, from where an earlier session stopped, and write the records.
 
@@ -117,7 +118,7 @@ class PreliminaryEpoch:
         self.clean_up()
         return EpochResult(tuple(curve), records.n_non_finite, records.n_skipped, resumed_at)
 
-    def train(self, *, save_steps: int | None, progress: Progress | None = None) -> None:
+    def train(self, *, save_steps: int | None, progress: Progress = no_progress) -> None:
         """Train the epoch, from where an earlier session stopped, without recording.
 
         The last checkpoint stays, so that an interrupted scoring pass need not train again.

@@ -20,9 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
+from gradsift.progress import Progress, no_progress
 from gradsift.training.checkpoint import MARKER, SaveEvery, last_checkpoint
 from gradsift.training.model import ModelSource, is_quantized, load_model
-from gradsift.training.trainer import Progress, RecordingSFTTrainer
+from gradsift.training.trainer import RecordingSFTTrainer
 from gradsift.training.trainer_settings import TrainerSettings, sft_config
 
 N_CHECKPOINTS = 4
@@ -67,7 +68,7 @@ def train_plainly(
     *,
     passes: float,
     steps_between: int,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> PlainTraining:
     """Train to the end, from where an earlier session stopped.
 
@@ -83,9 +84,8 @@ def train_plainly(
     def count(indices: list[int]) -> None:
         done["n_instances"] += len(indices)
         done["n_tokens"] += sum(trainer.lengths[i] for i in indices)
-        if progress is not None:
-            n_rows, n_tokens = done.values()
-            progress(min(n_rows, all_rows), all_rows, min(n_tokens, all_tokens), all_tokens)
+        n_rows, n_tokens = done.values()
+        progress(min(n_rows, all_rows), all_rows, min(n_tokens, all_tokens), all_tokens)
 
     def seconds() -> float:
         return seconds_before + time.perf_counter() - started
@@ -121,7 +121,7 @@ def fine_tune(
     save_steps: int | None = None,
     save_to: Path | None = None,
     label: str,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> FineTuned:
     """Train a model in place, from where an earlier session stopped.
 

@@ -11,12 +11,13 @@ from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Record, Records
+from gradsift.progress import Progress, no_progress
 from gradsift.store.manifest import STATUS_NON_FINITE, STATUS_OK
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import STATISTICS
 from gradsift.training.layers import without_dropout
 from gradsift.training.sharding import plain_backward
-from gradsift.training.trainer import Progress, RecordingSFTTrainer, as_dataset, n_tokens_of
+from gradsift.training.trainer import RecordingSFTTrainer, as_dataset, n_tokens_of
 
 # Micro-batches whose records stay on the device until they are read together.
 MAX_UNREAD = 32
@@ -37,7 +38,7 @@ class RecordWriter:
         self,
         instances: Sequence[Instance],
         writer: StoreWriter,
-        progress: Progress | None = None,
+        progress: Progress = no_progress,
     ):
         """Take up what the store holds already."""
         self._instances = instances
@@ -61,9 +62,8 @@ class RecordWriter:
         self._report(len(self._seen))
 
     def _report(self, n_rows: int) -> None:
-        if self._progress is not None:
-            all_rows = len(self._instances)
-            self._progress(min(n_rows, all_rows), all_rows, self._n_tokens, self._all_tokens)
+        all_rows = len(self._instances)
+        self._progress(min(n_rows, all_rows), all_rows, self._n_tokens, self._all_tokens)
 
     def to_do(self) -> list[int]:
         """Return the positions of the instances that are not recorded yet."""
@@ -159,7 +159,7 @@ def score(
     writer: StoreWriter,
     *,
     backward: bool,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> int:
     """Record every instance with the weights as they are; what is in the store is skipped.
 

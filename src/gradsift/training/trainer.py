@@ -38,9 +38,6 @@ from gradsift.training.layers import add_fused_head, base_model, can_be_fused, t
 from gradsift.training.lora_settings import adapting, lora_config
 from gradsift.training.trainer_settings import TrainerSettings, sft_config
 
-# Called with the rows that are done, all rows, the tokens that are done, all tokens.
-Progress = Callable[[int, int, int, int], None]
-
 
 class RecordingSFTTrainer(SFTTrainer):
     """SFTTrainer that tells a recorder about each micro-batch, and trains the same without one.
