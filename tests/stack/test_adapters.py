@@ -255,10 +255,10 @@ def test_trainable_tokens_in_our_trainer(tmp_path, tied):
 
 def test_ways_that_do_not_fit_are_refused_by_name(tmp_path):
     trainer = with_an_adapted_head(trainer_for(tmp_path, {"r": 2}))
-    for path in METHODS:
-        if path != "hooked":
+    for method in METHODS:
+        if method != "hooked":
             with pytest.raises(ValueError, match=r"LoRA on lm_head|wrapped by an adapter"):
-                recorder_for(trainer, path, SKETCH)
+                recorder_for(trainer, method, SKETCH)
 
 
 @pytest.mark.parametrize("resize", [262 + 64, 262 - 6])
