@@ -492,8 +492,8 @@ class Steps:
     """Training steps, each way; micro-batches are on the device before anything is measured."""
 
     def __init__(self, trainer):
-        self.trainer, paths = trainer, {FUSED: "fused", HOOKED: "hooked", SCORING: "fused"}
-        self.recorders = {w: recorder_for(trainer, p, SketchSpec()) for w, p in paths.items()}
+        self.trainer, methods = trainer, {FUSED: "fused", HOOKED: "hooked", SCORING: "fused"}
+        self.recorders = {w: recorder_for(trainer, p, SketchSpec()) for w, p in methods.items()}
         # As `train` does it: autocast around the forward pass only, so `finish` is outside.
         trainer.accelerator.prepare_model(trainer.model)
         trainer.model.train()

@@ -208,7 +208,7 @@ def tell_of_selections(arguments):
             {
                 "arm": arm.label,
                 "shared_with_default": None if usual is None else len(chosen & usual) / len(chosen),
-                **vars(found.selection.losses["subset"]),
+                **vars(found.selection.criteria["subset"]),
                 "mean_loss": audit.loss[1],
                 "duplicate_share": audit.duplicate_share[1],
                 "warnings": list(found.warnings),

@@ -20,13 +20,12 @@ import numpy as np
 
 import gradsift as gs
 from gradsift.config import SelectionConfig
+from gradsift.run_folder import Run
+from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import parse_budget
 from gradsift.selection.scores import SCORES, rank_correlation
 from gradsift.selection.selector import choose_rows, make_signal
-from gradsift.selection.strategies.base import Need
-from gradsift.selection.strategies.catalogue import STRATEGIES
-from gradsift.stages.candidates import candidates_of, context_of, has_losses
-from gradsift.store.tables import read_pool_table
+from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of
 
 SHARES = {"swapped": 0.15, "garbled": 0.05, "exact copy": 0.10, "near copy": 0.10}
 
@@ -72,7 +71,7 @@ def capture_pools(arguments):
                 seed=seed,
             )
             print(folder, store.manifest.about["seconds"], flush=True)
-            gs.losses(folder / "run")
+            gs.reference_losses(folder / "run")
         for name, file in references(arguments):
             capture_reference(name, file, seed, arguments)
 
@@ -156,16 +155,17 @@ def of_pool(folder, store, arguments):
     runs = [arguments.out / "references" / f"{name}-{seed}" / "run" for name in ("anchor", domain)]
     anchor, target = (run if (run / "manifest.json").exists() else None for run in runs)
     needs = {Need.FEATURES, Need.SKETCHES}
-    needs |= {Need.LOSSES} if has_losses(store) else set()
+    run = Run.of(store)
+    needs |= {Need.REFERENCE_LOSSES} if run.has_reference_losses else set()
     needs |= set() if anchor is None else {Need.ANCHOR}
     needs |= set() if target is None else {Need.TARGET}
-    pool = candidates_of(store, read_pool_table(store.folder), needs)
-    context = context_of(store, needs, anchor=anchor, target=target)
+    pool = run.candidates(needs)
+    context = run.context(SelectionConfig(anchor=anchor, target=target), needs)
     truth = Truth([rows[i] for i in pool.ids], arguments.topics)
     found = {budget: {} for budget in arguments.budgets}
     for name, changes in variants().items():
         settings = SelectionConfig(**changes)
-        if not settings.needs <= needs:
+        if not needs_of(settings) <= needs:
             continue
         length = rank_correlation(make_signal(pool, settings).score_N, pool.n_response_tokens)
         for budget in arguments.budgets:

@@ -52,7 +52,7 @@ def worst_error(model, method):
     """The largest relative error of the recorded statistics of three rows of one batch."""
     ids_BT, mask_BT, labels_BT = batch()
     model.zero_grad(set_to_none=True)
-    fused = add_fused_head(model) if path.startswith("fused") else None
+    fused = add_fused_head(model) if method.startswith("fused") else None
     recorder = Recorder(track(model, fused), SketchSpec(4, 0), method=method)
     tokens = ResponseTokens.of(labels_BT, mask_BT)
     try:

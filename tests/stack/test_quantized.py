@@ -355,7 +355,7 @@ def test_a_run_with_load_in(tmp_path, folders):
     options = {"arms": ["base", "random"], "general": [str(tmp_path / "text.txt")], **quick}
     compared = gs.compare(tmp_path / "run", test=str(test), **options)
     assert set(compared.summary()["arms"]) == {"base", "random 4"}
-    with pytest.raises(ValueError, match=r"--load-in 4bit.*add --lora"):
+    with pytest.raises(ValueError, match=r"load_in: 4bit.*add `lora`"):
         gs.train(tmp_path / "run", arm="random", budget=4, epochs=1, lora=False)
 
 
@@ -383,9 +383,9 @@ def test_a_saved_checkpoint(tmp_path, folders, name):
     model = loaded(folders[True], **WEIGHTS[name])
     model.save_pretrained(saved)
     tiny_tokenizer().save_pretrained(saved)
-    with pytest.raises(ValueError, match=r"has weights quantised by bitsandbytes: .*add --lora"):
+    with pytest.raises(ValueError, match=r"has weights quantised by bitsandbytes: .*add `lora`"):
         gs.check(saved)
-    with pytest.raises(ValueError, match=r"quantised by bitsandbytes already: leave --load-in out"):
+    with pytest.raises(ValueError, match=r"quantised by bitsandbytes already: leave `load_in` out"):
         gs.check(saved, load_in="4bit", lora=True)
     found = gs.check(saved, lora={"r": 2})
     assert found.check.worst_relative_error < 1e-3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +24,7 @@ from gradsift.store.tables import write_pool_table
 from gradsift.store.writer import StoreWriter
 from gradsift.training.layers import base_model
 from gradsift.training.record_writer import store_rows
+from gradsift.utils import short_sha256
 
 FLUSH_EVERY = 256  # Micro-batches.
 # Micro-batches whose records stay on the device until they are read together.
@@ -171,7 +171,7 @@ def _identity(model: nn.Module, sketch: SketchSpec) -> dict[str, object]:
     config = model.config.to_json_string(use_diff=False)
     return {
         "loop": "own",
-        "model": f"sha256 of configuration {hashlib.sha256(config.encode()).hexdigest()[:16]}",
+        "model": f"sha256 of configuration {short_sha256(config)}",
         "sketch_size": sketch.size,
         "seed": sketch.seed,
     }

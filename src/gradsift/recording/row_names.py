@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -11,6 +10,7 @@ import torch
 from gradsift.data.pool import Pool
 from gradsift.errors import GradsiftError
 from gradsift.terms import IGNORED_LABEL
+from gradsift.utils import short_sha256
 
 
 class RowNames(Protocol):
@@ -46,7 +46,7 @@ class ByContent:
 def row_key(tokens_T: torch.Tensor, labels_T: torch.Tensor) -> str:
     """Name a row by a hash of its tokens, and of which of them are labelled."""
     text = f"{tokens_T.tolist()}{(labels_T != IGNORED_LABEL).int().tolist()}"
-    return "sha256-" + hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"sha256-{short_sha256(text)}"
 
 
 class ByColumn:
