@@ -30,7 +30,6 @@ from adapted import (
     trained,
     worst_error,
 )
-from gradsift.commands.check import check_model
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training import layers as tracking
 from gradsift.training.finetune import fine_tune
@@ -426,22 +425,19 @@ UNFITTING = [
 @pytest.mark.parametrize(("adapters", "message"), UNFITTING, ids=str)
 def test_what_fits_no_module_is_refused_by_name_before_training(tmp_path, adapters, message):
     source = find_model(save_tiny(tmp_path / "model", tied=True))
-    settings = TrainerSettings({}, {"r": 2, **adapters}, 0)
     with pytest.raises(ValueError, match=message) as error:
-        check_model(source, settings)
+        gs.check(source.name, lora={"r": 2, **adapters})
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=message):
         tuned_arm(source, adapters, tmp_path)
 
 
 def test_a_name_alone_is_a_list_of_it(tmp_path):
-    source = find_model(save_tiny(tmp_path / "model", tied=False))
-    alone = check_model(source, TrainerSettings({}, {"r": 2, "modules_to_save": "lm_head"}, 0))
-    listed = check_model(source, TrainerSettings({}, {"r": 2, "modules_to_save": ["lm_head"]}, 0))
+    model = save_tiny(tmp_path / "model", tied=False)
+    alone = gs.check(model, lora={"r": 2, "modules_to_save": "lm_head"})
+    listed = gs.check(model, lora={"r": 2, "modules_to_save": ["lm_head"]})
     assert alone.n_trained == listed.n_trained
-    without = check_model(
-        source, TrainerSettings({}, {"r": 2, "target_modules": ["all-linear"]}, 0)
-    )
+    without = gs.check(model, lora={"r": 2, "target_modules": ["all-linear"]})
     assert alone.n_trained - without.n_trained == 262 * 32
     assert lora_config({"target_parameters": "a"}).target_parameters == ["a"]
 
@@ -483,9 +479,9 @@ def test_what_lora_takes():
 )
 def test_what_cannot_be_done_over_quantised_weights(tmp_path, load_in, adapters, message):
     pytest.importorskip("bitsandbytes")
-    source = find_model(save_tiny(tmp_path / "model"), load_in=load_in)
+    model = save_tiny(tmp_path / "model")
     with pytest.raises(ValueError, match=message):
-        check_model(source, TrainerSettings({}, {"r": 2, **adapters}, 0))
+        gs.check(model, load_in=load_in, lora={"r": 2, **adapters})
 
 
 def test_a_capture_says_what_is_trained_and_how_the_weights_are_held(tmp_path, capsys):

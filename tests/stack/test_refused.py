@@ -32,7 +32,7 @@ def test_without_lora_it_is_refused_at_once(tmp_path, model, monkeypatch):
     given = {"data": "x.jsonl", "model": model, "out": str(tmp_path), "load_in": "4bit"}
     with pytest.raises(ValueError, match=r"load_in: 4bit.*add `lora`"):
         resolve(given, None)
-    with pytest.raises(ValueError, match=r"load_in: 8bit.*add `lora`"):
+    with pytest.raises(ValueError, match=r"`load_in` 8bit.*add `lora`"):
         gs.check(model, load_in="8bit")
 
 
@@ -70,4 +70,4 @@ def test_methods_that_cannot_be_read_here_say_so_in_one_line(tmp_path, method):
     with pytest.raises(ValueError, match=f"quantised by {method}") as caught:
         gs.check(folder, lora=True)
     assert "\n" not in str(caught.value)
-    assert "`load_in: 4bit`" in str(caught.value)
+    assert "`load_in` 4bit" in str(caught.value)

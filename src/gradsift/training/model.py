@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Generator
@@ -33,6 +32,7 @@ from gradsift.training.quantized import (
     require_bitsandbytes,
     require_readable,
 )
+from gradsift.utils import sha256_of, short_sha256
 
 DEMO_MODEL = "demo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -82,7 +82,7 @@ def find_model(
     if load_in is not None:
         if load_in not in LOAD_IN:
             raise GradsiftError(f"`load_in` is {load_in!r}; known are {', '.join(LOAD_IN)}.")
-        require_bitsandbytes(f"`load_in: {load_in}`")
+        require_bitsandbytes(f"`load_in` {load_in}")
     path = str(demo_model_path()) if name == DEMO_MODEL else name
     return ModelSource(name, path, revision, dtype, trust_remote_code, load_in)
 
@@ -142,7 +142,7 @@ def require_adapters(source: ModelSource, config: PretrainedConfig, *, has_adapt
     if has_adapters:
         return
     if source.load_in is not None:
-        raise GradsiftError(f"`load_in: {source.load_in}`: {NEEDS_ADAPTERS}.")
+        raise GradsiftError(f"`load_in` {source.load_in}: {NEEDS_ADAPTERS}.")
 
     method = method_of(config)
     if method is not None:
@@ -178,11 +178,9 @@ def model_fingerprint(source: ModelSource, config: PretrainedConfig) -> str:
     folder = Path(source.path)
     if not folder.is_dir():
         return f"commit {config._commit_hash}"
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return f"sha256 {digest.hexdigest()[:16]}"
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    digests = (path.name.encode() + bytes.fromhex(sha256_of(path)) for path in files)
+    return f"sha256 {short_sha256(digests)}"
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -192,7 +190,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         json.dumps(tokenizer.chat_template),
         json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
     ]
-    return "sha256 " + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    digest = short_sha256("\n".join(parts))
+    return f"sha256 {digest}"
 
 
 @contextmanager
