@@ -62,10 +62,9 @@ def capture(source, tokenizer, instances, way, batch_size, folder, *, during):
     with StoreWriter(folder, manifest, content_width=width, sketch_size=1024) as writer:
         started = time.perf_counter()
         if during:
-            epoch.run(writer, save_steps=10**6, on_progress=lambda *_: None)
+            epoch.run(writer, save_steps=10**6)
         else:
-            score(epoch.trainer, epoch.recorder, instances, writer, backward=False,
-                  on_progress=lambda *_: None)  # fmt: skip
+            score(epoch.trainer, epoch.recorder, instances, writer, backward=False)
         seconds = time.perf_counter() - started
     trainer = epoch.trainer
     ratio = trainer.n_computed / trainer.n_tokens if during else float("nan")

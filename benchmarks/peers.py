@@ -27,7 +27,6 @@ from torch.nn.functional import cross_entropy
 from gradsift.data.pool import load_pool
 from gradsift.data.tokenization import build_instances
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.training.cost import probe_step
 from gradsift.training.model import find_model, load_model, load_tokenizer
 from gradsift.training.self_check import recorder_for
 from gradsift.training.trainer import RecordingSFTTrainer
@@ -86,7 +85,7 @@ def gradsift(source, tokenizer, items, frozen=False):
     recorder = recorder_for(trainer, "fused", SketchSpec())
 
     def step(rows):
-        records = probe_step(trainer, rows, recorder).read()
+        records = trainer.dry_run_step(rows, recorder).read()
         return [[float(r.embedding.values_S[5]), float(r.lm_head.values_S[5])] for r in records]
 
     return step

@@ -23,10 +23,12 @@ from gradsift.training.finetune import (
     PlainTraining,
     fine_tune,
     load_fine_tuned,
+    passes_of,
     steps_of,
 )
+from gradsift.training.lora_settings import lora_config
 from gradsift.training.model import load_model, require_adapters
-from gradsift.training.trainer_settings import TrainerSettings, require_settings
+from gradsift.training.trainer_settings import TrainerSettings
 from gradsift.utils import short_sha256, whole_folder, write_json
 
 ARMS = "arms"
@@ -93,11 +95,8 @@ class TrainingRun:
         """Tokens trained on, without padding; for a number of steps about."""
         if self.settings is None:
             return 0
-        all_tokens = sum(len(item.input_ids) for item in self.instances)
-        if self.settings.max_steps is None:
-            return round(self.settings.epochs * all_tokens)
-        share = self.settings.max_steps / steps_of(len(self.instances), 1, self.settings)
-        return round(share * all_tokens)
+        n_tokens = sum(len(item.input_ids) for item in self.instances)
+        return round(passes_of(len(self.instances), self.settings) * n_tokens)
 
     def lock(self) -> FileLock:
         """Return the lock of the process that trains these weights, not taken."""
@@ -115,18 +114,17 @@ def trainer_settings(training: TrainingConfig, capture: RunConfig, seed: int) ->
     """Say how every arm is trained: what is not said is as in the capture.
 
     Raises:
-        GradsiftError: For settings that SFTConfig or LoraConfig does not take.
+        GradsiftError: For settings that LoraConfig does not take.
     """
     captured, lora = capture.lora_settings(), training.lora
     if lora is None:
         lora = captured
     elif isinstance(lora, bool):
         lora = (captured or {}) if lora else None
-    settings = TrainerSettings(
+    lora_config(lora)
+    return TrainerSettings(
         {**capture.sft, **training.sft}, lora, seed, training.epochs, batching=capture.batching
     )
-    require_settings(settings)
-    return settings
 
 
 def lay_out(
@@ -224,7 +222,7 @@ def train_run(
             save_steps=save_steps,
             save_to=unfinished,
             label=training_run.title,
-            on_progress=_over_all_epochs(training_run, progress),
+            progress=progress,
         )
         if unfinished is not None:
             metadata = {
@@ -239,17 +237,6 @@ def train_run(
             # Its weights were removed, or damaged.
             shutil.rmtree(save_to, ignore_errors=True)
     return tuned
-
-
-def _over_all_epochs(training_run: TrainingRun, progress: Progress) -> Callable[[int, int], None]:
-    all_tokens = training_run.n_tokens
-    pool_tokens = sum(len(item.input_ids) for item in training_run.instances)
-    all_rows = max(1, round(len(training_run.instances) * all_tokens / pool_tokens))
-
-    def advance(n_rows: int, n_tokens: int) -> None:
-        progress(min(n_rows, all_rows), all_rows, min(n_tokens, all_tokens), all_tokens)
-
-    return advance
 
 
 def find_saved(training_run: TrainingRun) -> Path | None:
