@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import MambaConfig, MambaForCausalLM
 
-from gradsift.data.tokenization import IGNORED, Instance
+from gradsift.data.tokenization import Instance
 from gradsift.evaluation import losses
 from gradsift.evaluation.losses import (
     instance_losses,
@@ -19,6 +19,7 @@ from gradsift.evaluation.losses import (
     window_losses,
     windows_of,
 )
+from gradsift.terms import IGNORED_LABEL
 from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 
@@ -86,7 +87,7 @@ def slow_losses(model, instance):
         probabilities = torch.softmax(logits, dim=-1)
         return [-torch.log(probabilities[t, ids[t + 1]]).item() for t in range(len(ids) - 1)]
 
-    answered = [t for t, label in enumerate(instance.labels) if label != IGNORED]
+    answered = [t for t, label in enumerate(instance.labels) if label != IGNORED_LABEL]
     whole = losses_of(instance.input_ids)
     alone = losses_of([instance.input_ids[t] for t in answered])
     response = [whole[t - 1] for t in answered[1:]]
@@ -107,7 +108,7 @@ def test_reference_losses_are_those_of_each_row_alone(make, size):
 
 
 def test_a_response_of_one_token_has_no_loss_alone():
-    instance = Instance("one", [5, 6, 7, 8], [IGNORED, IGNORED, IGNORED, 8])
+    instance = Instance("one", [5, 6, 7, 8], [IGNORED_LABEL, IGNORED_LABEL, IGNORED_LABEL, 8])
     (found,) = instance_losses(tiny_llama().eval(), [instance])
     assert np.isnan(found.alone)
     assert np.isfinite([found.response, found.text]).all()
@@ -115,7 +116,7 @@ def test_a_response_of_one_token_has_no_loss_alone():
 
 def test_turns_of_a_response_are_put_together():
     ids = [5, 6, 7, 8, 9, 10, 11]
-    labels = [IGNORED, 6, 7, IGNORED, IGNORED, 10, 11]
+    labels = [IGNORED_LABEL, 6, 7, IGNORED_LABEL, IGNORED_LABEL, 10, 11]
     model = tiny_llama().eval()
     (found,) = instance_losses(model, [Instance("turns", ids, labels)])
     expected = slow_losses(model, Instance("turns", ids, labels))
@@ -127,7 +128,7 @@ def test_batches_and_the_positions_whose_logits_are_computed_change_nothing(monk
     rows = [(row.input_ids, row.labels) for row in random_instances(9, seed=3, n_prompt=5)]
     together = token_losses(model, rows)
     assert [len(losses) for losses in together] == [
-        sum(label != IGNORED for label in labels[1:]) for _, labels in rows
+        sum(label != IGNORED_LABEL for label in labels[1:]) for _, labels in rows
     ]
     monkeypatch.setattr(losses, "TOKENS_IN_A_BATCH", 1)
     forward = model.forward
