@@ -20,7 +20,8 @@ from pathlib import Path
 
 import gradsift as gs
 from gradsift.comparison.arms import parse_arms
-from gradsift.progress import stderr_listener
+from gradsift.config import RENAMED
+from gradsift.console import talk_on_stderr
 
 TASKS = ("arc_easy", "blimp", "lambada", "piqa", "sciq")
 MAX_LENGTH = 256
@@ -56,12 +57,12 @@ PARTS = {
         "grads@50%:seeds=1",
         *(f"grads@50%:{name}=0:seeds=1" for name in ("alpha", "beta", "gamma")),
         *(
-            f"grads@50%:score={side}:seeds=1"
-            for side in ("density", "high-norm", "high-norm-in-density", "prompt-gain")
+            f"grads@50%:score={score}:seeds=1"
+            for score in ("density", "high-norm", "high-norm-in-density", "prompt-gain")
         ),
         *(f"grads@50%:layers={layer}:seeds=1" for layer in ("embedding", "lm_head")),
         "grads@50%:detrend=none:seeds=1",
-        # Every topic keeps its share.
+        # Every cluster keeps its share.
         "k-means@50%:seeds=1",
         LENDER,
     ),
@@ -82,7 +83,7 @@ def main():
     run.add_argument("--done-only", action="store_true")
     run.set_defaults(act=run_part)
     selections = commands.add_parser("selections")
-    selections.set_defaults(act=tell_of_selections)
+    selections.set_defaults(act=print_selections)
     for command in (regimes, run, selections):
         command.add_argument("out", type=Path, help="folder that domain_data.py filled")
         command.add_argument("--domain", required=True)
@@ -116,34 +117,42 @@ def done(arguments, regime, arms):
     run = arguments.out / "runs" / arguments.domain
     take_up(arguments.results / f"{arguments.domain}-cells.jsonl", run)
     wanted = {"learning_rate": regime["learning_rate"], "epochs": regime["epochs"]}
-    there = set()
+    trained = set()
     for path in (run / "arms").glob("*/scores.json"):
         cell = json.loads(path.read_text())
         training = cell["identity"]["training"]
         how = training and {**training["sft"], "epochs": training["epochs"]}
         if how is None or {key: how.get(key) for key in wanted} == wanted:
-            there.add((cell["arm"], cell["seed"]))
-    found, missing = [], []
+            trained.add((label_of_today(cell["arm"]), cell["seed"]))
+    kept, missing = [], []
     for arm in parse_arms(arms, (), arguments.seeds):
-        n = next((n for n in range(arm.n_seeds) if (arm.label, n) not in there), arm.n_seeds)
+        n = next((n for n in range(arm.n_seeds) if (arm.label, n) not in trained), arm.n_seeds)
         text = arm.text.partition(":seeds=")[0]
         if n:
-            found.append(text if arm.name == "base" else f"{text}:seeds={n}")
+            kept.append(text if arm.name == "base" else f"{text}:seeds={n}")
         if n < arm.n_seeds:
             missing.append(f"{arm.label} ({n} of {arm.n_seeds})")
-    return tuple(found), missing
+    return tuple(kept), missing
+
+
+def label_of_today(label):
+    """Return what an arm that was trained with an earlier gradsift is called now."""
+    for old, (new, words) in RENAMED.items():
+        for word, new_word in words.items():
+            label = label.replace(f"{old}={word}", f"{new}={new_word}")
+    return label
 
 
 def compared(arguments, regime, arms, name, seeds=1, missing=()):
     rows, run = arguments.out / "data" / arguments.domain, arguments.out / "runs" / arguments.domain
     general = arguments.out / "data" / "general"
-    listener = stderr_listener()
+    progress = talk_on_stderr()
     gs.capture(
         "demo",
         gs.load_pool(str(rows / "train.jsonl")),
         out=run,
         max_length=MAX_LENGTH,
-        listener=listener,
+        progress=progress,
     )
     cells = arguments.results / f"{arguments.domain}-cells.jsonl"
     take_up(cells, run)
@@ -156,7 +165,7 @@ def compared(arguments, regime, arms, name, seeds=1, missing=()):
         epochs=regime["epochs"],
         sft={"learning_rate": regime["learning_rate"]},
         name=name,
-        listener=listener,
+        progress=progress,
     )
     print(result.text())
     arguments.results.mkdir(parents=True, exist_ok=True)
@@ -168,7 +177,7 @@ def compared(arguments, regime, arms, name, seeds=1, missing=()):
 
 
 def take_up(cells, run):
-    """Give the run folder what was examined on another machine."""
+    """Give the run folder what was evaluated on another machine."""
     if not cells.exists():
         return
     for line in cells.read_text().splitlines():
@@ -190,7 +199,7 @@ def lay_down(run, cells):
     cells.write_text("\n".join(lines) + "\n")
 
 
-def tell_of_selections(arguments):
+def print_selections(arguments):
     """What each ablation selects, and which of the paper's four failures is warned of."""
     run, rows = arguments.out / "runs" / arguments.domain, []
     store, usual = gs.read_store(run), None
