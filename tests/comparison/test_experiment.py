@@ -116,3 +116,14 @@ def test_scores_that_an_earlier_gradsift_saved_are_taken(world, fresh_run, log):
     assert any("1 models, 1 of them done" in line for line in log)
     assert again.summary()["arms"] == first.summary()["arms"]
     assert again.board.sizes == {"rows": 9, "answers": 9, "task:sanity": 3}
+
+
+def test_scores_that_were_damaged_are_made_again(world, fresh_run, log):
+    options = {"arms": ("base",), "general": (), "max_new_tokens": 4}
+    options["test"] = str(world / "test.jsonl")
+    first = compare(fresh_run, **options)
+    (path,) = (fresh_run / "arms").glob("base-0-*/scores.json")
+    path.write_text(path.read_text()[:100])
+    again = compare(fresh_run, **options)
+    assert any("scores.json: not JSON" in line for line in log)
+    assert again.summary()["arms"] == first.summary()["arms"]

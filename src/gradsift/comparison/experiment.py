@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
@@ -82,9 +83,10 @@ class Experiment:
         wants_model = self.training.keep_models and training_run.settings is not None
         if wants_model and find_saved(training_run) is None:
             return None
+        identity = json.loads(json.dumps(training_run.identity))
         for path in sorted(training_run.arms_folder.glob(f"*-{training_run.key}/{SCORES}")):
-            result = json.loads(path.read_text(encoding="utf-8"))
-            if result["identity"] == json.loads(json.dumps(training_run.identity)):
+            result = _read_result(path)
+            if result is not None and result["identity"] == identity:
                 return {**result, "scores": self.suite.with_names_of_today(result["scores"])}
         return None
 
@@ -169,6 +171,14 @@ class Experiment:
             save_steps=self.training.save_steps,
             progress=self.progress,
         )
+
+
+def _read_result(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        logger.warning(f"{path}: not JSON; this model is evaluated again")
+        return None
 
 
 def tokens_to_train(training_run: TrainingRun) -> int:

@@ -32,7 +32,7 @@ MOST_NEW_TOKENS = 256
 SUITE_VERSION = 1
 DIGITS = 6
 TASK_FILES = (".yaml", ".yml")
-# The name of the sanity benchmark before stays in identities, so that finished work is found again.
+# What the sanity benchmark was called; stays in identities, so that finished work is found again.
 SANITY_BEFORE = "probe"
 
 logger = logging.getLogger(__name__)
