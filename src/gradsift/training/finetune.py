@@ -22,7 +22,8 @@ from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
 from gradsift.training.checkpoint import MARKER, SaveEvery, last_checkpoint
-from gradsift.training.model import ModelSource, is_quantized, load_model
+from gradsift.training.model import ModelSource, load_model
+from gradsift.training.quantized import is_quantized
 from gradsift.training.trainer import RecordingSFTTrainer
 from gradsift.training.trainer_settings import TrainerSettings, sft_config
 

@@ -26,6 +26,7 @@ from gradsift.errors import GradsiftError
 from gradsift.training.quantized import (
     LOAD_IN,
     NEEDS_ADAPTERS,
+    is_quantized,
     keep_numbers_in_evaluation,
     method_of,
     quantization_for,
@@ -147,11 +148,6 @@ def require_adapters(source: ModelSource, config: PretrainedConfig, *, has_adapt
     method = method_of(config)
     if method is not None:
         raise GradsiftError(f"{source.name!r} has weights quantised by {method}: {NEEDS_ADAPTERS}.")
-
-
-def is_quantized(model: PreTrainedModel) -> bool:
-    """Return whether a model's weights are quantised."""
-    return bool(getattr(model, "is_quantized", False))
 
 
 def on_best_device(model: PreTrainedModel) -> PreTrainedModel:

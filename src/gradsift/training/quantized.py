@@ -89,6 +89,11 @@ def require_readable(name: str, config: PretrainedConfig) -> None:
         )
 
 
+def is_quantized(model: nn.Module) -> bool:
+    """Return whether a model's weights were quantised when it was loaded."""
+    return bool(getattr(model, "is_quantized", False))
+
+
 def quantization_of(module: nn.Module) -> str | None:
     """Return what a layer's weight is quantised to: "nf4 (bitsandbytes)"; None if it is not."""
     weight = getattr(module, "weight", None)

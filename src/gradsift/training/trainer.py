@@ -36,6 +36,7 @@ from gradsift.training.batches import (
 )
 from gradsift.training.layers import add_fused_head, base_model, can_be_fused, track
 from gradsift.training.lora_settings import adapting, lora_config
+from gradsift.training.quantized import is_quantized
 from gradsift.training.trainer_settings import TrainerSettings, sft_config
 
 
@@ -77,7 +78,7 @@ class RecordingSFTTrainer(SFTTrainer):
         self.is_dry_run = False
         self._fused_head = add_fused_head(self.model)
         self.fused: FusedHead | None = self._fused_head if can_be_fused(self.model) else None
-        if getattr(model, "is_quantized", False) and not self.args.bf16:
+        if is_quantized(model) and not self.args.bf16:
             # trl holds adapters over quantised weights in bf16, whatever the products are in.
             cast_trained(self.model, torch.float32)
         width = shape_of(track(self.model).head.weight)[1]
