@@ -223,7 +223,7 @@ def test_an_estimate_counts_what_is_asked(world, tmp_path):
     longer = tokens(world / "test.jsonl", max_new_tokens=7)
     assert longer - asked == pytest.approx(2 * 3 * len(rows))
     assert 0.3 * asked < tokens(half, max_new_tokens=4) < 0.7 * asked
-    probed = [tokens(half, max_new_tokens=4, general=("probe",), limit=n) for n in (10, 20, 40)]
+    probed = [tokens(half, max_new_tokens=4, general=("sanity",), limit=n) for n in (10, 20, 40)]
     assert probed[2] - probed[1] == pytest.approx(2 * (probed[1] - probed[0]), rel=0.3)
     # No question of the probe is shorter than that in this tokenizer.
     assert probed[1] - probed[0] > 10 * 10
@@ -505,7 +505,7 @@ def test_kept_weights_are_asked_other_questions_without_training_again(
     first = compare(run, general=(), max_new_tokens=4, keep_models=True, **options)
     with monkeypatch.context() as patched:
         patched.setattr("gradsift.comparison.saved_models.fine_tune", never_train)
-        second = compare(run, general=("probe",), max_new_tokens=5, limit=3, **options)
+        second = compare(run, general=("sanity",), max_new_tokens=5, limit=3, **options)
         trained = train(run, arm="full", epochs=1, **how)
         assert trained.folder.parent.parent == run.resolve() / "arms"
         assert list(trained.folder.glob("*.safetensors"))
@@ -616,7 +616,7 @@ def test_few_items_are_noted_and_one_has_no_interval(world, tmp_path):
     test = tmp_path / "one.jsonl"
     test.write_text((world / "test.jsonl").read_text().splitlines(keepends=True)[0])
     arms = ("base", "full:seeds=1", "random@50%:seeds=1", "grads@50%:seeds=1")
-    result = compared(world, name="one", test=str(test), arms=arms, general=("probe",), limit=1)
+    result = compared(world, name="one", test=str(test), arms=arms, general=("sanity",), limit=1)
     assert any("few items (1 of rows" in note for note in result.notes)
     learning = [v for v in result.verdicts if v.question.kind == "learning"]
     assert {v.answer for v in learning} <= {"cannot tell", "nothing to tell"}

@@ -123,7 +123,7 @@ def compare(
     arms: str | Sequence[str] = DEFAULT_ARMS,
     budgets: str | int | float | Sequence[str | int | float] = ("50%",),
     seeds: int = 3,
-    general: str | Path | Sequence[str | Path] = ("probe",),
+    general: str | Path | Sequence[str | Path] = ("sanity",),
     limit: int | None = None,
     epochs: float = 3,
     sft: Mapping[str, Any] | None = None,
@@ -155,7 +155,7 @@ def compare(
         budgets: Of the arms that name none.
         seeds: Trainings of each arm: another order of rows, and for random other rows.
         general: What the model could do before: names of lm-eval tasks, task files (.yaml), text
-            files (.txt, for perplexity), or probe, which is ours.
+            files (.txt, for perplexity), or sanity, which is ours.
         limit: Items of each task, the first ones; None for all.
         epochs: Passes over an arm's rows.
         sft: SelectionConfig for trl's SFTConfig, over those of the capture.
