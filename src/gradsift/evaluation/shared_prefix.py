@@ -4,7 +4,7 @@ lm-eval scores (question, choice) pairs one by one; a question with four choices
 times, and logits are computed where nobody looks. Here the questions of a batch are read once,
 their key-value cache is repeated for each choice, and only the choices follow. It overrides a
 private method of lm-eval for speed alone: five tasks with SmolLM2-135M took 1.7 times as long
-without it on one thread of a CPU (four choices 2.4 times, two short sentences as long).
+without it on one thread of a CPU (four choices more than twice, two short sentences as long).
 
 Shapes: B contexts, R continuations, C their tokens, T context tokens, V vocabulary.
 """
