@@ -193,9 +193,7 @@ def _scores(task: str, samples: Sequence[dict], method: str) -> TaskScores:
     # One line for each filter of a task; the first is the task's main one.
     main = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
     items = short_sha256(str(sample["doc_hash"]) for sample in main)
-    return TaskScores(
-        metric, tuple(float(sample[metric]) for sample in main), items, method
-    )
+    return TaskScores(metric, tuple(float(sample[metric]) for sample in main), items, method)
 
 
 @contextlib.contextmanager
