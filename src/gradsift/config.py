@@ -29,7 +29,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from gradsift.errors import GradsiftError
-from gradsift.terms import STATISTICS
+from gradsift.terms import LAYERS, LM_HEAD, STATISTICS
 
 DATA, MODEL, CAPTURE, SELECTION = "Data", "Model", "Capture", "Selection"
 TRAINING, EVALUATION = "Training", "Evaluation"
@@ -239,6 +239,11 @@ class CaptureConfig(TrainerConfig, SeedConfig):
     def backward(self) -> bool:
         """Whether recording needs a backward pass: both layers do, scoring takes the head alone."""
         return (self.signal or ("head" if self.scores_after else "full")) == "full"
+
+    @property
+    def layers_recorded(self) -> tuple[str, ...]:
+        """Layers of which each instance gets a record."""
+        return LAYERS if self.backward else (LM_HEAD,)
 
     @property
     def identity(self) -> dict[str, object]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from gradsift.config import CaptureConfig
 from gradsift.data.example import Plain, language_of
 from gradsift.data.pool import Pool, PoolRow
+from gradsift.data.tokenization import Instances
 from gradsift.store.tables import DROPPED, INSTANCE
+from gradsift.training.model import ModelSource, model_fingerprint, tokenizer_fingerprint
+from gradsift.utils import short_sha256
 from gradsift.version import __version__
 
 
@@ -61,3 +68,46 @@ def dropped_row(row: PoolRow, reason: str, detail: str) -> dict[str, object]:
 def _place(row: PoolRow) -> dict[str, object]:
     names = ("row", "line", "instance_id", "start", "end", "content_hash")
     return {name: getattr(row, name) for name in names}
+
+
+def pool_rows(pool: Pool, instances: Instances) -> list[dict[str, object]]:
+    """Return the pool table: a line for each row, of what became of it."""
+    by_id = {instance.instance_id: instance for instance in instances.items}
+    rows = []
+    for row in pool.rows:
+        instance = by_id.get(row.instance_id) if row.example is not None else None
+        if instance is None:
+            reason, detail = instances.dropped.get(row.instance_id, (row.reason, row.detail))
+            rows.append(dropped_row(row, reason, detail))
+        else:
+            rows.append(
+                instance_row(
+                    row,
+                    n_tokens=len(instance.input_ids),
+                    n_response_tokens=instance.n_response_tokens,
+                    truncated=instance.truncated,
+                )
+            )
+    return rows
+
+
+def identity_of(
+    source: ModelSource,
+    model_config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    pool: Pool,
+    instances: Instances,
+    config: CaptureConfig,
+) -> dict[str, object]:
+    """Return what must be equal for records to belong together, for the manifest."""
+    rows = ([item.instance_id, item.input_ids, item.labels] for item in instances.items)
+    return {
+        "model": model_fingerprint(source, model_config),
+        "dtype": source.dtype,
+        # Stores from before there was this setting stay what they are.
+        **({} if source.load_in is None else {"load_in": source.load_in}),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "data": f"sha256 {pool.sha256[:16]}",
+        "instances": f"sha256 {short_sha256(map(json.dumps, rows))}",
+        **json.loads(json.dumps(config.identity, sort_keys=True, default=str)),
+    }

@@ -14,8 +14,9 @@ import pyarrow as pa
 from gradsift.config import RunConfig, SelectionConfig
 from gradsift.config_files import load_config, run_config
 from gradsift.data.chat_templates import require_template
+from gradsift.data.containers import fingerprint
 from gradsift.data.formats import Columns
-from gradsift.data.pool import Pool, load_pool
+from gradsift.data.pool import Pool, read_pool
 from gradsift.data.sources import Source
 from gradsift.errors import GradsiftError
 from gradsift.selection import neighbours as graph
@@ -124,17 +125,13 @@ class Run:
         """
         config = self.config
         is_name = config.dataset_info is not None and (data is None or not Path(data).exists())
-        return load_pool(
+        reading = {
+            "dataset_info": config.dataset_info if is_name else None,
+            "split": config.split if data is None else split,
+        }
+        return read_pool(
             config.data if data is None else data,
-            row_format=config.format,
-            id_column=config.id_column,
-            prompt_column=config.prompt_column,
-            response_column=config.response_column,
-            system_column=config.system_column,
-            source_column=config.source_column,
-            dataset_info=config.dataset_info if is_name else None,
-            split=config.split if data is None else split,
-            train_on=config.train_on,
+            config.model_copy(update=reading),
             labels_needed=data is None,
         )
 
@@ -143,6 +140,26 @@ class Run:
         """Where the rows came from, in which format, and what their fields are called."""
         about = self.store.manifest.about
         return Source(**about["data"]), about["row_format"], Columns(**about["columns"])
+
+    def require_unchanged_rows(self) -> None:
+        """Refuse a source that changed since the capture: rows are copied from it.
+
+        Raises:
+            GradsiftError: If it changed, or is not there any more.
+        """
+        source, _, _ = self.source
+        if source.container != "hub" and not source.path.exists():
+            raise GradsiftError(
+                f"{source.name}: the input of this run is not there any more. Put it back; the "
+                "selected rows are copied from it."
+            )
+        found, expected = fingerprint(source), self.store.manifest.about["data_sha256"]
+        if found != expected:
+            raise GradsiftError(
+                f"{source.name}: changed since the capture (SHA-256 is {found[:16]}…, the store "
+                f"says {expected[:16]}…). Put the old file back, or capture again into a new "
+                "folder."
+            )
 
     @cached_property
     def model(self) -> ModelSource:

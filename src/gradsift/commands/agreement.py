@@ -65,14 +65,15 @@ def agreement(
         for store in stores
     ]
     common = usable[0] & usable[1]
+    folders = tuple(str(store.folder) for store in stores)
     if len(common) < 3:
         raise GradsiftError(
-            f"{stores[0].folder} and {stores[1].folder} have {len(common)} rows in common, expected at least 3: are they "
-            "captures of the same data?"
+            f"{' and '.join(folders)} have {len(common)} rows in common, expected at least 3: are "
+            "they captures of the same data?"
         )
     a, b = (_values(store, common) for store in stores)
     correlations = {name: rank_correlation(a[name], b[name]) for name in a if name in b}
-    return Agreement((str(stores[0].folder), str(stores[1].folder)), len(common), correlations)
+    return Agreement(folders, len(common), correlations)
 
 
 def _values(store: GradientStore, ids: set[str]) -> dict[str, np.ndarray]:

@@ -12,19 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradsift.config import SelectionConfig, SubsetConfig, of_today, takes, validated
-from gradsift.data.containers import fingerprint, write_rows
+from gradsift.data.containers import write_rows
 from gradsift.data.dataset_configs import write_dataset_configs
 from gradsift.data.formats import Columns
-from gradsift.data.sources import Source
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.selection.audit import audit_lines, audit_summary, audit_warnings
 from gradsift.selection.constraints import Budget, parse_budget
-from gradsift.selection.decisions import NON_FINITE, decision_table, weight_column
+from gradsift.selection.decisions import counts_of, decision_table, weight_column
 from gradsift.selection.selector import Selection, select_rows
 from gradsift.selection.strategies.catalogue import needs_of, uses_score
 from gradsift.store.reader import GradientStore
-from gradsift.store.tables import DROPPED, INSTANCE
 from gradsift.utils import write_json, write_parquet
 
 SELECTIONS = "selections"
@@ -146,20 +144,27 @@ def select_run(
     Raises:
         GradsiftError: As for `select`, or if a selection of that name was made with other settings.
     """
-    store, table = run.store, run.pool_table
     source, row_format, columns = run.source
-    _require_unchanged(store, source)
+    run.require_unchanged_rows()
     settings = _plain(budget, config)
-    context = run.context(config)
+    folder = _folder(run.folder / SELECTIONS, settings, name)
+    context, table, about = run.context(config), run.pool_table, run.store.manifest.about
     selection = select_rows(run.candidates(needs_of(config)), budget, config, context)
-    folder = _folder(store, settings, name)
-    counts = _counts(table, store, selection)
+    decisions = decision_table(table, selection)
+    counts = counts_of(table, decisions)
+    warnings = audit_warnings(
+        selection.audit,
+        # Its method alone says nothing: a loop of the user's own may have run without a check.
+        self_checked=bool((about.get("self_check") or {}).get("n_rows")),
+        non_finite_share=float((~run.store.finite).mean()),
+        cut_share=selection.cut_share,
+        uses_score=uses_score(config),
+    )
     places = table.filter(
         pc.is_in(table["instance_id"], value_set=pa.array(selection.ids, pa.string()))
     ).select(["row", "start", "end"])
     places = list(zip(*(column.to_pylist() for column in places.columns), strict=True))
     selected_file = write_rows(source, places, folder)
-    decisions = decision_table(table, selection)
     if weights:
         decisions = decisions.append_column("weight", weight_column(decisions))
     write_parquet(folder / DECISIONS, decisions)
@@ -168,43 +173,22 @@ def select_run(
         gains = pa.array(selection.curve_S, pa.float64())
         write_parquet(folder / CURVE, pa.table({"marginal_gain": gains}))
         written.append(folder / CURVE)
-    if store.manifest.about["text_pairs"] and row_format == "prompt_completion":
+    if about["text_pairs"] and row_format == "prompt_completion":
         # Pairs of text; trainers know them as columns of a question and an answer.
         row_format, columns = "qa", Columns(prompt="prompt", response="completion")
     written += write_dataset_configs(selected_file, row_format, columns)
-    result = SelectResult(
-        folder,
-        selected_file,
-        selection,
-        counts,
-        tuple(_warnings(store, selection)),
-        tuple(written),
-    )
-    made_with = {"settings": settings, "capture": store.manifest.identity}
+    result = SelectResult(folder, selected_file, selection, counts, tuple(warnings), tuple(written))
+    made_with = {"settings": settings, "capture": run.store.manifest.identity}
     write_json(folder / SUMMARY, {**result.summary(), **made_with})
     return result
 
 
-def _require_unchanged(store: GradientStore, source: Source) -> None:
-    if source.container != "hub" and not source.path.exists():
-        raise GradsiftError(
-            f"{source.name}: the input of this run is not there any more. Put it back; the "
-            "selected rows are copied from it."
-        )
-    found, expected = fingerprint(source), store.manifest.about["data_sha256"]
-    if found != expected:
-        raise GradsiftError(
-            f"{source.name}: changed since the capture (SHA-256 is {found[:16]}…, the store says "
-            f"{expected[:16]}…). Put the old file back, or capture again into a new folder."
-        )
-
-
-def _folder(store: GradientStore, settings: dict[str, object], name: str | None) -> Path:
+def _folder(selections: Path, settings: dict[str, object], name: str | None) -> Path:
     if name is None:
         name = f"{settings['strategy']}-{str(settings['budget']).replace('%', 'pct')}"
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         raise GradsiftError(f"`name` is {name!r}, expected letters, digits, '-', '_' and '.'.")
-    folder = store.folder / SELECTIONS / name
+    folder = selections / name
     summary = folder / SUMMARY
     if summary.exists():
         before = of_today(json.loads(summary.read_text(encoding="utf-8")).get("settings") or {})
@@ -222,38 +206,3 @@ def _folder(store: GradientStore, settings: dict[str, object], name: str | None)
 def _plain(budget: Budget | None, config: SelectionConfig) -> dict[str, object]:
     fields = SelectionConfig.model_fields
     return {"budget": str(budget), **config.model_dump(mode="json", include=set(fields))}
-
-
-def _warnings(store: GradientStore, selection: Selection) -> list[str]:
-    check = store.manifest.about.get("self_check") or {}
-    return audit_warnings(
-        selection.audit,
-        # Its method alone says nothing: a loop of the user's own may have run without a check.
-        self_checked=bool(check.get("n_rows")),
-        non_finite_share=float((~store.finite).mean()),
-        cut_share=selection.cut_share,
-        uses_score=uses_score(selection.config),
-    )
-
-
-def _counts(table: pa.Table, store: GradientStore, selection: Selection) -> dict[str, object]:
-    reasons: dict[str, int] = {}
-    for status, reason in zip(
-        table["status"].to_pylist(), table["reason"].to_pylist(), strict=True
-    ):
-        if status == DROPPED:
-            reasons[reason] = reasons.get(reason, 0) + 1
-    n_non_finite = int((~store.finite).sum())
-    if n_non_finite:
-        reasons[NON_FINITE] = n_non_finite
-    n_selected = len(selection.ids)
-    n_instances = sum(status == INSTANCE for status in table["status"].to_pylist())
-    rejected = n_instances - n_non_finite - n_selected
-    counts = {
-        "input": table.num_rows,
-        "selected": n_selected,
-        "rejected": rejected,
-        "dropped": sum(reasons.values()),
-    }
-    assert counts["input"] == n_selected + rejected + counts["dropped"], counts
-    return {**counts, "dropped_by_reason": reasons}

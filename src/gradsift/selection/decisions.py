@@ -43,6 +43,21 @@ def decision_table(table: pa.Table, selection: Selection) -> pa.Table:
     return pa.table(columns)
 
 
+def counts_of(table: pa.Table, decisions: pa.Table) -> dict[str, object]:
+    """Count selected + rejected + dropped = input, and the dropped by reason.
+
+    `table` is the pool table, `decisions` what became of the same rows.
+    """
+    numbers = dict.fromkeys(("selected", "rejected", "dropped"), 0)
+    for group in pc.value_counts(decisions["decision"]).to_pylist():
+        numbers[group["values"]] = group["counts"]
+    reasons = pc.fill_null(table["reason"], NON_FINITE).filter(
+        pc.equal(decisions["decision"], "dropped")
+    )
+    by_reason = {group["values"]: group["counts"] for group in pc.value_counts(reasons).to_pylist()}
+    return {"input": table.num_rows, **numbers, "dropped_by_reason": by_reason}
+
+
 def _column(values: np.ndarray | list) -> pa.Array:
     """Return a column; NaN, rank 0 and None are null."""
     if isinstance(values, list):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.data.tokenization import Instance
@@ -15,6 +16,7 @@ from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tracking import shape_of
 from gradsift.progress import Progress, no_progress
+from gradsift.store.manifest import Manifest
 from gradsift.store.writer import StoreWriter
 from gradsift.training.checkpoint import SaveEvery, SkipNonFiniteSteps, checkpoint_at
 from gradsift.training.finetune import loss_curve, train_plainly
@@ -94,6 +96,18 @@ class PreliminaryEpoch:
                 trainer, self._sketch, method=method, backward=backward
             )
         return result
+
+    def writer(self, folder: Path, manifest: Manifest, sketch_size: int) -> StoreWriter:
+        """Return the writer of the store, of which each process of the training writes its part."""
+        args = self.trainer.args
+        return StoreWriter(
+            folder,
+            manifest,
+            content_width=self.content_width,
+            sketch_size=sketch_size,
+            rank=args.process_index,
+            gather=lambda value: gather_object([value]) if args.world_size > 1 else [value],
+        )
 
     def run(
         self, writer: StoreWriter, *, save_steps: int | None, progress: Progress = no_progress
