@@ -277,7 +277,7 @@ def main():
     elif kind == "captures":
         captures(out, sys.argv[3], Path(sys.argv[4]))
     elif kind == "capture":
-        from gradsift.cli import main as command
+        from gradsift.cli.main import main as command
 
         sys.argv[1:] = ["capture", *sys.argv[4:]]
         command()

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from gradsift.cli import main
+from gradsift.cli.main import main
 from gradsift.commands.capture import CaptureResult
 from gradsift.store.reader import read_store
 from tiny import save_tiny
@@ -312,7 +312,7 @@ class Absent:
         if name.split(".")[0] in ("torch", "transformers", "trl", "peft", "datasets"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
-from gradsift.cli import main
+from gradsift.cli.main import main
 main()
 """
     select = ["select", world / "run", "--budget", "4"]

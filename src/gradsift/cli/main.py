@@ -1,0 +1,387 @@
+"""The command line: parse, call, print. Nothing heavy is loaded before it is needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gradsift import config as groups
+from gradsift.cli.messages import told
+from gradsift.cli.options import ADVANCED, app, command, load, one_file
+
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
+ConfigFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="PATH",
+        help="YAML file with any of the settings; the command line wins.",
+        rich_help_panel=ADVANCED,
+    ),
+]
+TrainerConfigs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="PATH",
+        help="YAML file of axolotl, LLaMA-Factory or trl: what it says is done, or refused by "
+        "name; --config and the command line win.",
+        rich_help_panel=ADVANCED,
+    ),
+]
+Budget = Annotated[
+    str,
+    typer.Option(
+        metavar="TEXT",
+        help="Of the usable rows: 50%, 500 (rows), 20000tok (tokens) or auto.",
+        rich_help_panel=groups.SELECTION,
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Stop after the estimate.", rich_help_panel=ADVANCED)
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print a summary as JSON.", rich_help_panel=ADVANCED)
+]
+
+
+def _show(result: Any, as_json: bool) -> None:
+    """Print a result to stdout; progress and notes went to stderr."""
+    if load("console").is_first_process():
+        typer.echo(json.dumps(result.summary(), ensure_ascii=False) if as_json else result.text())
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(load("version").__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+) -> None:
+    pass
+
+
+@command(
+    groups.RunConfig,
+    examples=(
+        "gradsift run rows.jsonl --model HuggingFaceTB/SmolLM2-135M --budget 50% --out runs/mine",
+        "gradsift run rows.jsonl --model MODEL --lora --sft learning_rate=1e-4 --budget 9% --out R",
+        "gradsift run --config runs/mine/config.yaml --set warmup_fraction=0.2 --out runs/quick",
+    ),
+)
+def run(
+    settings: dict[str, Any],
+    data: Annotated[
+        str | None, typer.Argument(help="SFT file, `save_to_disk` folder or hub id.")
+    ] = None,
+    config: ConfigFiles = None,
+    trainer_config: TrainerConfigs = None,
+    dry_run: DryRun = False,
+    json_: Json = False,
+) -> None:
+    """Capture and select: from an SFT file to a smaller one. Run again to resume."""
+    _run(settings, data, config, trainer_config, dry_run, json_, selecting=True)
+
+
+@command(
+    groups.RunConfig,
+    without=(*groups.SubsetConfig.model_fields.keys() - {"seed"}, "budget"),
+    examples=(
+        "gradsift capture rows.jsonl --model HuggingFaceTB/SmolLM2-135M --out runs/mine",
+        "gradsift capture rows.jsonl --model MODEL --set warmup_fraction=0 --out runs/scored",
+        "gradsift capture --trainer-config axolotl.yaml --out runs/mine --dry-run",
+    ),
+)
+def capture(
+    settings: dict[str, Any],
+    data: Annotated[
+        str | None, typer.Argument(help="SFT file, `save_to_disk` folder or hub id.")
+    ] = None,
+    config: ConfigFiles = None,
+    trainer_config: TrainerConfigs = None,
+    dry_run: DryRun = False,
+    json_: Json = False,
+) -> None:
+    """Run the preliminary epoch and record every row's gradient. Run again to resume."""
+    _run(settings, data, config, trainer_config, dry_run, json_, selecting=False)
+
+
+def _run(
+    settings: dict[str, Any],
+    data: str | None,
+    config: list[Path] | None,
+    trainer_config: list[Path] | None,
+    dry_run: bool,
+    as_json: bool,
+    *,
+    selecting: bool,
+) -> None:
+    progress = load("console").talk_on_stderr()
+    if data is not None:
+        settings["data"] = data
+    resolved = _resolved(settings, config, trainer_config)
+    run_stages = load("commands.run").run_stages
+    _show(run_stages(resolved, progress, selecting=selecting, dry_run=dry_run), as_json)
+
+
+def _resolved(
+    settings: dict[str, Any],
+    config: list[Path] | None,
+    trainer_config: list[Path] | None,
+    unneeded: Mapping[str, Any] | None = None,
+) -> groups.RunConfig:
+    return load("config_files").resolve(
+        settings,
+        one_file("config", config),
+        one_file("trainer-config", trainer_config),
+        unneeded=unneeded,
+    )
+
+
+@command(
+    groups.SubsetConfig,
+    examples=(
+        "gradsift select runs/mine --budget 5%",
+        "gradsift select runs/mine --budget 500 --strategy loss-middle --quota web=200",
+        "gradsift select runs/mine --budget 50% --set gamma=0 --name no-similarity",
+    ),
+)
+def select(
+    settings: dict[str, Any], run_folder: RunFolder, budget: Budget, json_: Json = False
+) -> None:
+    """Select from a captured run, in seconds: another budget, another rule."""
+    _show(load("commands.select").select(run_folder, budget=budget, **settings), json_)
+
+
+@command()
+def explain(
+    run_folder: RunFolder,
+    row_id: Annotated[
+        str, typer.Argument(help="Id of a row, line:N of the file (from 1), or row:N (from 0).")
+    ],
+    name: Annotated[str | None, typer.Option(help="Selection (default: all of them).")] = None,
+    json_: Json = False,
+) -> None:
+    """Say why a row was kept or not."""
+    _show(load("commands.explain").explain(run_folder, row_id, name=name), json_)
+
+
+@command(groups.SelectionConfig, examples=("gradsift strategies runs/mine --budget 5%",))
+def strategies(
+    settings: dict[str, Any],
+    run_folder: RunFolder,
+    budget: Budget,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="May be repeated (default: all that can be had from what is there).",
+            rich_help_panel=groups.SELECTION,
+        ),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Compare what the strategies would keep: criteria, mixes, overlap. Writes nothing."""
+    compared = load("commands.strategies").strategies(
+        run_folder, budget=budget, names=tuple(strategy or ()), **settings
+    )
+    _show(compared, json_)
+
+
+@command(groups.SelectionConfig)
+def stability(
+    settings: dict[str, Any],
+    run_folder: RunFolder,
+    budget: Budget,
+    other: Annotated[
+        list[Path] | None,
+        typer.Option(help="Run folder with the same rows, such as one of another seed; repeated."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Say how much of a subset depends on score, layer, coefficient, seed or capture."""
+    measured = load("commands.stability").stability(
+        run_folder, budget=budget, others=tuple(other or ()), **settings
+    )
+    _show(measured, json_)
+
+
+@command(groups.TrainingConfig, groups.SelectionConfig, without=("strategy", "keep_models"))
+def train(
+    settings: dict[str, Any],
+    run_folder: RunFolder,
+    arm: Annotated[
+        str, typer.Option(help="full, full-equal-steps or a strategy, as for compare.")
+    ] = "grads",
+    budget: Annotated[
+        str | None, typer.Option(help="Of the arm: 50%, 500 (rows) or 20000tok (tokens).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the model (default: in the run folder).")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Fine-tune on the rows of an arm; weights as safetensors. Run again to resume."""
+    progress = load("console").talk_on_stderr()
+    trained = load("commands.train").train(
+        run_folder, arm=arm, budget=budget, out=out, progress=progress, **settings
+    )
+    _show(trained, json_)
+
+
+@command(
+    groups.ArmsConfig,
+    groups.TrainingConfig,
+    groups.EvaluationConfig,
+    groups.SelectionConfig,
+    without=("strategy",),
+    examples=(
+        "gradsift compare runs/mine --test held-out.jsonl",
+        "gradsift compare runs/mine --test held-out.jsonl --arms base,random,grads@5% --seeds 5",
+        "gradsift compare runs/mine --test held-out.jsonl --general arc_easy,piqa --dry-run",
+    ),
+)
+def compare(
+    settings: dict[str, Any],
+    run_folder: RunFolder,
+    test: Annotated[str, typer.Option(help="Held-out rows, written as those of DATA are.")],
+    test_split: Annotated[
+        str | None, typer.Option(help="Of held-out rows that come in several splits.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the files (comparison).")] = None,
+    dry_run: DryRun = False,
+    json_: Json = False,
+) -> None:
+    """Did it learn more, forget less, and beat random? Run again to resume."""
+    progress = load("console").talk_on_stderr()
+    compared = load("commands.compare").compare(
+        run_folder,
+        test=test,
+        test_split=test_split,
+        name=name,
+        dry_run=dry_run,
+        progress=progress,
+        **settings,
+    )
+    _show(compared, json_)
+
+
+@command()
+def reference_losses(run_folder: RunFolder, json_: Json = False) -> None:
+    """Compute the losses of the untrained model that some rules need. Run again to resume."""
+    progress = load("console").talk_on_stderr()
+    compute = load("commands.reference_losses").reference_losses
+    _show(compute(run_folder, progress=progress), json_)
+
+
+@command()
+def agreement(
+    run_folder: RunFolder,
+    other: Annotated[Path, typer.Argument(help="A run folder with the same rows.")],
+    json_: Json = False,
+) -> None:
+    """Say how alike two captures rank the rows, such as a cheap one and a full one."""
+    _show(load("commands.agreement").agreement(run_folder, other), json_)
+
+
+@command(groups.RunConfig, without=groups.RunConfig.model_fields.keys() - groups.CHECKED)
+def check(
+    settings: dict[str, Any],
+    model: Annotated[
+        str | None, typer.Argument(help='Hub id, folder with safetensors, or "demo".')
+    ] = None,
+    config: ConfigFiles = None,
+    trainer_config: TrainerConfigs = None,
+    json_: Json = False,
+) -> None:
+    """Say whether recording is exact on a model: two rows against autograd."""
+    load("console").talk_on_stderr()
+    if model is not None:
+        settings["model"] = model
+    # It has rows of its own, and no run folder.
+    unneeded = {"data": "none", "out": "none"}
+    resolved = _resolved(settings, config, trainer_config, unneeded)
+    asked = {name: getattr(resolved, name) for name in ("model", *sorted(groups.CHECKED))}
+    _show(load("commands.check").check(**asked), json_)
+
+
+@command(groups.PlanConfig, examples=("gradsift plan meta-llama/Llama-3.1-8B --lora --gpus 2",))
+def plan(
+    settings: dict[str, Any],
+    model: Annotated[str, typer.Argument(help="Hub id or folder with config.json.")],
+    lora: Annotated[
+        bool | None, typer.Option("--lora/--full", help="Only LoRA, or only all parameters.")
+    ] = None,
+    load_in: Annotated[
+        str | None, typer.Option(help="Only QLoRA, with frozen weights in 4bit or 8bit.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the weights.")] = "bfloat16",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Say what fits on which GPUs, counted from a model's configuration; no weights are loaded."""
+    planned = load("commands.plan").plan(
+        model,
+        lora=lora,
+        load_in=load_in,
+        revision=revision,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        **settings,
+    )
+    _show(planned, json_)
+
+
+@command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    rows: Annotated[int, typer.Option(min=20, help="Rows drawn from the pool.")] = 160,
+    budget: Annotated[str, typer.Option(help="As for select.")] = "50%",
+    seed: Annotated[int, typer.Option(help="Of the sample and the training.")] = 0,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Train on the subset and its rivals: 15 minutes.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Run the whole job on Python's own documentation and a small model; no hub is needed."""
+    progress = load("console").talk_on_stderr()
+    shown = load("commands.demo").demo(
+        out, rows=rows, budget=budget, seed=seed, comparing=compare, progress=progress
+    )
+    _show(shown, json_)
+
+
+def main() -> None:
+    """Run the command line.
+
+    What the user can mend is one line on stderr and exit code 2; anything else is a mistake of
+    gradsift's own, told as that, with exit code 1. --debug shows where either comes from.
+    """
+    debug = "--debug" in sys.argv[1:]
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    try:
+        code = app(arguments, standalone_mode=False)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        code, line = told(error, arguments)
+        if line:
+            typer.echo(f"gradsift: {line}", err=True)
+    if code == 130:
+        typer.echo("gradsift: stopped; run the same command again to resume", err=True)
+    if code:
+        sys.exit(code)

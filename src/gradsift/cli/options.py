@@ -1,0 +1,223 @@
+"""Options of the command line, derived from the settings in `config`; what they say, by setting."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+from pydantic.fields import FieldInfo
+
+from gradsift import config as groups
+from gradsift.config import Group, default_of, fields_of, parse_pair, require_known
+from gradsift.errors import GradsiftError
+
+ORDER = (
+    groups.DATA, groups.MODEL, groups.CAPTURE, groups.TRAINING, groups.SELECTION, groups.EVALUATION,
+)  # fmt: skip
+ADVANCED = "Advanced"
+
+app = typer.Typer(
+    name="gradsift",
+    help="Pick the part of a supervised fine-tuning set that is worth training on, by each row's "
+    "gradient.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+# Command → the settings it takes, for messages.
+SETTINGS: dict[str, dict[str, FieldInfo]] = {}
+
+
+def command(
+    *taken: type[Group], without: Iterable[str] = (), examples: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command, with the settings of some groups as options.
+
+    Args:
+        taken: Groups; what is said of their settings comes as the function's first argument.
+        without: Settings that it does not take, beside its own parameters.
+        examples: Shown under its help.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function).parameters.values())[bool(taken) :]
+        hints = get_type_hints(function, include_extras=True)
+        own = [parameter.replace(annotation=hints[parameter.name]) for parameter in own]
+        skipped = {*without, *(parameter.name for parameter in own)}
+        fields = {k: field for k, field in fields_of(*taken).items() if k not in skipped}
+        options = [
+            _option(name, field) for name, field in fields.items() if extra_of(field, "option")
+        ]
+        options.sort(
+            key=lambda option: ORDER.index(option.annotation.__metadata__[0].rich_help_panel)
+        )
+        if len(options) < len(fields):
+            options.append(_set_option(fields))
+
+        def call(**said: Any) -> None:
+            values = {parameter.name: said[parameter.name] for parameter in own}
+            if taken:
+                function(_given(fields, said), **values)
+            else:
+                function(**values)
+
+        parameters = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in _in_order(own, options)
+        ]
+        call.__signature__ = inspect.Signature(parameters)
+        call.__annotations__ = {p.name: p.annotation for p in parameters}
+        name = function.__name__.replace("_", "-")
+        SETTINGS[name] = fields
+        epilog = "\n\n".join(("Examples:", *(f"  {line}" for line in examples)))
+        app.command(name, help=function.__doc__, epilog=epilog if examples else None)(call)
+        return function
+
+    return register
+
+
+def _in_order(
+    own: list[inspect.Parameter], options: list[inspect.Parameter]
+) -> list[inspect.Parameter]:
+    """Return what is required first, then the settings, then what is for those who know more."""
+    required = [one for one in own if one.default is one.empty or _is_argument(one)]
+    advanced = [one for one in own if one not in required and _panel(one) == ADVANCED]
+    usual = [one for one in own if one not in required and one not in advanced]
+    return [*required, *usual, *options, *advanced]
+
+
+def _is_argument(parameter: inspect.Parameter) -> bool:
+    return type(parameter.annotation.__metadata__[0]).__name__ == "ArgumentInfo"
+
+
+def _panel(parameter: inspect.Parameter) -> str | None:
+    return parameter.annotation.__metadata__[0].rich_help_panel
+
+
+def extra_of(field: FieldInfo, key: str) -> Any:
+    """Return what a setting declares beside type, default and help: group, option, flag."""
+    return field.json_schema_extra[key]
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    flag, default = f"--{name.replace('_', '-')}", default_of(field)
+    kinds = _kinds(field)
+    help_text, kind, more = field.description, str | None, {}
+    choices = _choices(name, field)
+    if name == "lora":
+        kind, flag = bool | None, "--lora/--full"
+    elif field.annotation is bool:
+        kind, flag = bool | None, f"{flag}/--no-{name.replace('_', '-')}"
+    elif isinstance(default, dict):
+        kind, more = list[str] | None, {"metavar": "KEY=VALUE"}
+        help_text = f"{help_text} May be repeated."
+    else:
+        number = "INTEGER" if int in kinds and str not in kinds else "NUMBER"
+        more = {"metavar": number if str not in kinds and {int, float} & {*kinds} else "TEXT"}
+    if choices:
+        more["autocompletion"] = lambda: choices()
+    if default not in (None, False, (), {}) and not field.is_required():
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        help_text = f"{help_text} \\[default: {shown}]"
+    option = typer.Option(flag, help=help_text, rich_help_panel=extra_of(field, "group"), **more)
+    annotation = Annotated[kind, option]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+def _choices(name: str, field: FieldInfo) -> Callable[[], list[str]] | None:
+    """Return what says the values that a shell completes, where they are few."""
+    words = [one for one in get_args(field.annotation) if isinstance(one, str)]
+    for inner in get_args(field.annotation):
+        words += [one for one in get_args(inner) if isinstance(one, str)]
+    if words:
+        return lambda: words
+    if name == "strategy":
+        return lambda: list(load("selection.strategies.catalogue").STRATEGIES)
+    if name == "score":
+        return lambda: list(load("selection.scores").SCORES)
+    if name == "format":
+        return lambda: list(load("data.formats").ROW_FORMATS)
+    return None
+
+
+def _set_option(fields: Mapping[str, FieldInfo]) -> inspect.Parameter:
+    names = ", ".join(name for name, field in fields.items() if not extra_of(field, "option"))
+    nested = " Those of sft and lora as sft.learning_rate=1e-4." if "sft" in fields else ""
+    option = typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help=f"Any other setting: {names}.{nested} May be repeated.",
+        rich_help_panel=ADVANCED,
+    )
+    return inspect.Parameter(
+        "set_",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[list[str] | None, option],
+    )
+
+
+def _given(fields: Mapping[str, FieldInfo], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a command line says, by name."""
+    given: dict[str, Any] = {}
+    for name, field in fields.items():
+        value = said.get(name)
+        if value is None:
+            continue
+        if isinstance(default_of(field), dict):
+            value = dict(_quota(text) if name == "quota" else parse_pair(text, f"`{name}`")
+                         for text in value)  # fmt: skip
+        elif isinstance(value, str) and str not in _kinds(field):
+            value = _number(value)
+        given[name] = value
+    for text in said.get("set_") or ():
+        path, value = parse_pair(text, "--set")
+        parts = path.split(".", 1)
+        if len(parts) > 1 and parts[0] not in fields and parts[0].title() in ORDER:
+            parts = parts[1].split(".", 1)
+        require_known(parts[:1], fields, "--set")
+        if len(parts) == 1:
+            given[parts[0]] = value
+        else:
+            inner = given.get(parts[0])
+            given[parts[0]] = {**(inner if isinstance(inner, dict) else {}), parts[1]: value}
+    return given
+
+
+def _kinds(field: FieldInfo) -> tuple[Any, ...]:
+    return get_args(field.annotation) or (field.annotation,)
+
+
+def _number(text: str) -> object:
+    """Return the number that a text is, for the message that it does not fit; else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _quota(text: str) -> tuple[str, str]:
+    source, _, amount = text.rpartition("=")
+    if not source:
+        raise GradsiftError(f"`quota` {text}: expected SOURCE=500 or SOURCE=25%.")
+    return source, amount
+
+
+def one_file(option: str, files: Sequence[Path] | None) -> Path | None:
+    """Return the file that an option names; typer would take the last of several in silence."""
+    if files and len(files) > 1:
+        names = ", ".join(map(str, files))
+        raise GradsiftError(f"--{option} is given {len(files)} times ({names}): expected one file.")
+    return files[0] if files else None
+
+
+def load(module: str) -> Any:
+    """Return a module of gradsift's: what a command needs is loaded when it is called."""
+    return import_module(f"gradsift.{module}")
