@@ -16,11 +16,13 @@ Usage:
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import gradsift as gs
 from gradsift.comparison.arms import parse_arms
-from gradsift.progress import stderr_listener
+from gradsift.config import RENAMED
+from gradsift.console import talk_on_stderr
 
 TASKS = ("arc_easy", "blimp", "lambada", "piqa", "sciq")
 MAX_LENGTH = 256
@@ -56,12 +58,12 @@ PARTS = {
         "grads@50%:seeds=1",
         *(f"grads@50%:{name}=0:seeds=1" for name in ("alpha", "beta", "gamma")),
         *(
-            f"grads@50%:score={side}:seeds=1"
-            for side in ("density", "high-norm", "high-norm-in-density", "prompt-gain")
+            f"grads@50%:score={score}:seeds=1"
+            for score in ("density", "high-norm", "high-norm-in-density", "prompt-gain")
         ),
         *(f"grads@50%:layers={layer}:seeds=1" for layer in ("embedding", "lm_head")),
         "grads@50%:detrend=none:seeds=1",
-        # Every topic keeps its share.
+        # Every cluster of content keeps its share.
         "k-means@50%:seeds=1",
         LENDER,
     ),
@@ -116,34 +118,34 @@ def done(arguments, regime, arms):
     run = arguments.out / "runs" / arguments.domain
     take_up(arguments.results / f"{arguments.domain}-cells.jsonl", run)
     wanted = {"learning_rate": regime["learning_rate"], "epochs": regime["epochs"]}
-    there = set()
+    trained = set()
     for path in (run / "arms").glob("*/scores.json"):
         cell = json.loads(path.read_text())
         training = cell["identity"]["training"]
         how = training and {**training["sft"], "epochs": training["epochs"]}
         if how is None or {key: how.get(key) for key in wanted} == wanted:
-            there.add((cell["arm"], cell["seed"]))
-    found, missing = [], []
+            trained.add((in_todays_words(cell["arm"]), cell["seed"]))
+    arms_trained, missing = [], []
     for arm in parse_arms(arms, (), arguments.seeds):
-        n = next((n for n in range(arm.n_seeds) if (arm.label, n) not in there), arm.n_seeds)
+        n = next((n for n in range(arm.n_seeds) if (arm.label, n) not in trained), arm.n_seeds)
         text = arm.text.partition(":seeds=")[0]
         if n:
-            found.append(text if arm.name == "base" else f"{text}:seeds={n}")
+            arms_trained.append(text if arm.name == "base" else f"{text}:seeds={n}")
         if n < arm.n_seeds:
             missing.append(f"{arm.label} ({n} of {arm.n_seeds})")
-    return tuple(found), missing
+    return tuple(arms_trained), missing
 
 
 def compared(arguments, regime, arms, name, seeds=1, missing=()):
     rows, run = arguments.out / "data" / arguments.domain, arguments.out / "runs" / arguments.domain
     general = arguments.out / "data" / "general"
-    listener = stderr_listener()
+    progress = talk_on_stderr()
     gs.capture(
         "demo",
         gs.load_pool(str(rows / "train.jsonl")),
         out=run,
         max_length=MAX_LENGTH,
-        listener=listener,
+        progress=progress,
     )
     cells = arguments.results / f"{arguments.domain}-cells.jsonl"
     take_up(cells, run)
@@ -156,7 +158,7 @@ def compared(arguments, regime, arms, name, seeds=1, missing=()):
         epochs=regime["epochs"],
         sft={"learning_rate": regime["learning_rate"]},
         name=name,
-        listener=listener,
+        progress=progress,
     )
     print(result.text())
     arguments.results.mkdir(parents=True, exist_ok=True)
@@ -168,7 +170,7 @@ def compared(arguments, regime, arms, name, seeds=1, missing=()):
 
 
 def take_up(cells, run):
-    """Give the run folder what was examined on another machine."""
+    """Give the run folder what was evaluated on another machine."""
     if not cells.exists():
         return
     for line in cells.read_text().splitlines():
@@ -198,20 +200,18 @@ def tell_of_selections(arguments):
         settings = dict(arm.settings)
         if arm.name == "base" or settings.get("score") == "prompt-gain":
             continue
-        if "layers" in settings:
-            settings["layers"] = (settings["layers"],)
         name = f"ablation-{len(rows)}"
-        found = gs.select(store, budget="50%", strategy=arm.name, name=name, **settings)
-        chosen, audit = set(found.selection.ids), found.selection.audit
+        result = gs.select(store, budget="50%", strategy=arm.name, name=name, **settings)
+        chosen, audit = set(result.selection.ids), result.selection.audit
         usual = chosen if arm.label == "grads 50%" else usual
         rows.append(
             {
                 "arm": arm.label,
                 "shared_with_default": None if usual is None else len(chosen & usual) / len(chosen),
-                **vars(found.selection.losses["subset"]),
+                **vars(result.selection.criteria["subset"]),
                 "mean_loss": audit.loss[1],
                 "duplicate_share": audit.duplicate_share[1],
-                "warnings": list(found.warnings),
+                "warnings": list(result.warnings),
             }
         )
         print(rows[-1])
@@ -221,20 +221,30 @@ def tell_of_selections(arguments):
 
 
 def print_table(arguments):
-    print(evidence(arguments.results, arguments.part))
+    print(in_todays_words(evidence(arguments.results, arguments.part)))
+
+
+def in_todays_words(text):
+    """Arms of results that are older than the names of some settings: side=grounded and others."""
+
+    def renamed(match):
+        name, words = RENAMED.get(match[1], (match[1], {}))
+        return f":{name}={words.get(match[2], match[2])}"
+
+    return re.sub(r":(\w+)=([\w-]+)", renamed, text)
 
 
 def evidence(results, part="main"):
     """One table for each domain and regime, and the answers to the questions."""
     parts = []
     for path in sorted(results.glob(f"*-{part}.json")):
-        found = json.loads(path.read_text())
+        result = json.loads(path.read_text())
         domain, regime, _ = path.stem.split("-")
-        training = found["made_with"]["training"]
+        training = result["made_with"]["training"]
         how = f"{training['epochs']:g} epochs at {training['sft']['learning_rate']:g}"
         head = "| | seeds | loss | BLEU | METEOR | accuracy forgotten | text loss forgotten |"
         lines = [f"**{domain}**, {how} ({regime})", "", head, "| --- " * 7 + "|"]
-        for label, arm in found["arms"].items():
+        for label, arm in result["arms"].items():
             levels, forgotten = arm["levels"], arm["forgotten"]
             cells = [ends(levels["loss"], 3), ends(levels["bleu"], 1), ends(levels["meteor"], 1)]
             cells += [ends(forgotten.get("accuracy"), 1), ends(forgotten.get("text_loss"), 3)]
@@ -246,18 +256,18 @@ def evidence(results, part="main"):
             "\n".join(
                 f"* {v['arm']} {asked[v['question']]} {v['rival']}: "
                 f"{opposite[v['question']] if v['answer'] == 'no' else v['answer']}"
-                for v in found["verdicts"]
+                for v in result["verdicts"]
             )
         )
-        if found["missing"]:
-            parts.append(f"Trainings that are missing: {', '.join(found['missing'])}.")
+        if result["missing"]:
+            parts.append(f"Trainings that are missing: {', '.join(result['missing'])}.")
     return "\n\n".join(parts)
 
 
-def ends(found, digits):
-    if found is None:
+def ends(interval, digits):
+    if interval is None:
         return ""
-    return f"{found['value']:.{digits}f} ± {found['high'] - found['value']:.{digits}f}"
+    return f"{interval['value']:.{digits}f} ± {interval['high'] - interval['value']:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -44,17 +44,17 @@ def main():
     rows = [row for row in load_pool(arguments.data).rows if row.example is not None]
     examples = [(row.instance_id, row.example) for row in rows[: arguments.rows]]
     instances = build_instances(examples, tokenizer, max_length=arguments.max_length).items
-    job = TrainingRun(arguments, source, tokenizer, instances)
-    job.during_and_after()
-    job.before_training("preliminary 0", instances[:8], train=False)
-    job.before_training("preliminary 0.1", instances[::10], train=True)
-    stores = {name: read_store(arguments.out / name) for name in job.names}
+    captures = Captures(arguments, source, tokenizer, instances)
+    captures.during_and_after()
+    captures.before_training("preliminary 0", instances[:8], train=False)
+    captures.before_training("preliminary 0.1", instances[::10], train=True)
+    stores = {name: read_store(arguments.out / name) for name in captures.names}
     about = {
         "n_instances": len(instances),
         "n_tokens": sum(len(instance.input_ids) for instance in instances),
         "max_length": arguments.max_length,
         "batch": arguments.batch,
-        "seed": job.settings.seed,
+        "seed": captures.settings.seed,
         "seconds of recording": {
             name: round(store.manifest.about["seconds"]) for name, store in stores.items()
         },
@@ -64,7 +64,7 @@ def main():
     (arguments.out / "agreement.json").write_text(json.dumps(results, indent=1))
 
 
-class TrainingRun:
+class Captures:
     names = ("during", "after", "after, head only", "preliminary 0", "preliminary 0.1")
 
     def __init__(self, arguments, source, tokenizer, instances):
@@ -91,7 +91,7 @@ class TrainingRun:
         size = SKETCH.size
         return StoreWriter(self.out / name, manifest, content_width=width, sketch_size=size)
 
-    def tell(self, n_rows, n_tokens):
+    def print_progress(self, n_rows, n_tokens):
         if n_rows % 40 == 0:
             print(f"{n_rows} rows, {n_tokens} tokens", flush=True)
 
@@ -103,7 +103,7 @@ class TrainingRun:
         print(epoch.check().sentence(), flush=True)
         with self.writer("during", epoch.content_width) as writer:
             writer.keep_until(0)
-            epoch.run(writer, save_steps=10**6, on_progress=self.tell)
+            epoch.run(writer, save_steps=10**6, on_progress=self.print_progress)
         self.score(epoch, "after", backward=True)
         self.score(epoch, "after, head only", backward=False)
 
@@ -113,7 +113,7 @@ class TrainingRun:
         epoch = self.epoch(name, trained)
         epoch.check()
         if train:
-            epoch.train(save_steps=10**6, on_progress=self.tell)
+            epoch.train(save_steps=10**6, on_progress=self.print_progress)
         self.score(epoch, name, backward=True)
         epoch.clean_up()
 
@@ -126,7 +126,7 @@ class TrainingRun:
                 self.instances,
                 writer,
                 backward=backward,
-                on_progress=self.tell,
+                on_progress=self.print_progress,
             )
         print(f"{name}: {load_manifest(self.out / name).about['seconds']:.0f} s", flush=True)
 
