@@ -20,10 +20,10 @@ import numpy as np
 
 import gradsift as gs
 from gradsift.config import SelectionConfig
+from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import parse_budget
 from gradsift.selection.scores import SCORES, rank_correlation
 from gradsift.selection.selector import choose_rows, make_signal
-from gradsift.selection.candidates import Need
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of
 
 SHARES = {"swapped": 0.15, "garbled": 0.05, "exact copy": 0.10, "near copy": 0.10}
@@ -130,7 +130,7 @@ def tabulate(arguments):
             continue
         run = gs.Run(folder / "run")
         try:
-            run.store  # noqa: B018
+            run.store  # ruff: ignore[useless-expression]
         except gs.GradsiftError as error:
             print(f"left out: {error}")
             continue

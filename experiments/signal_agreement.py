@@ -91,7 +91,7 @@ class Captures:
         size = SKETCH.size
         return StoreWriter(self.out / name, manifest, content_width=width, sketch_size=size)
 
-    def print_progress(self, n_rows, n_tokens):
+    def print_progress(self, n_rows, all_rows, n_tokens, all_tokens):
         if n_rows % 40 == 0:
             print(f"{n_rows} rows, {n_tokens} tokens", flush=True)
 
@@ -103,7 +103,7 @@ class Captures:
         print(epoch.check().sentence(), flush=True)
         with self.writer("during", epoch.content_width) as writer:
             writer.keep_until(0)
-            epoch.run(writer, save_steps=10**6, on_progress=self.print_progress)
+            epoch.run(writer, save_steps=10**6, progress=self.print_progress)
         self.score(epoch, "after", backward=True)
         self.score(epoch, "after, head only", backward=False)
 
@@ -113,7 +113,7 @@ class Captures:
         epoch = self.epoch(name, trained)
         epoch.check()
         if train:
-            epoch.train(save_steps=10**6, on_progress=self.print_progress)
+            epoch.train(save_steps=10**6, progress=self.print_progress)
         self.score(epoch, name, backward=True)
         epoch.clean_up()
 
@@ -126,7 +126,7 @@ class Captures:
                 self.instances,
                 writer,
                 backward=backward,
-                on_progress=self.print_progress,
+                progress=self.print_progress,
             )
         print(f"{name}: {load_manifest(self.out / name).about['seconds']:.0f} s", flush=True)
 
