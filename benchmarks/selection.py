@@ -27,7 +27,7 @@ from gradsift.selection.density import estimate_density
 from gradsift.selection.greedy import lazy_greedy
 from gradsift.selection.neighbours import find_neighbours, unit_rows
 from gradsift.selection.objective import Objective, coverage
-from gradsift.selection.scores import combined_signal, gradient_score, magnitude
+from gradsift.selection.scores import SCORES, ScoreInput, gradient_signal
 from gradsift.store.reader import read_store
 
 WIDTH = 64
@@ -96,10 +96,9 @@ def timed(function):
 
 
 def scored(values):
-    signal = combined_signal(values, layers=tuple(values))
+    signal, magnitude = gradient_signal(values, layers=tuple(values))
     density = estimate_density(signal)
-    size = magnitude(values, layers=tuple(values))
-    return gradient_score(size, density.log_N, "density"), density
+    return SCORES["density"].function(ScoreInput(magnitude, density.log_N)), density
 
 
 def growth(run, n, share):
@@ -107,8 +106,10 @@ def growth(run, n, share):
     graph, neighbour_seconds = timed(lambda: find_neighbours(features))
     (score, density), score_seconds = timed(lambda: scored(values))
     rows = int(share * n)
-    terms = Constraints(np.ones(n), ResolvedBudget("rows", rows, float(rows)))
-    _, greedy_seconds = timed(lambda: lazy_greedy(Objective(score, graph, float(rows)), terms))
+    constraints = Constraints(np.ones(n), ResolvedBudget("rows", rows, float(rows)))
+    _, greedy_seconds = timed(
+        lambda: lazy_greedy(Objective(score, graph, float(rows)), constraints)
+    )
     return {
         "edges_per_row": len(graph.rows_E) / n,
         "density": density.method,
@@ -125,10 +126,10 @@ def exact(run, n, share):
     features, values = imitated(run, n)
     score, _ = scored(values)
     rows = int(share * n)
-    terms = Constraints(np.ones(n), ResolvedBudget("rows", rows, float(rows)))
+    constraints = Constraints(np.ones(n), ResolvedBudget("rows", rows, float(rows)))
     whole = find_neighbours(features, complete_rows=n)
     objective = Objective(score, whole, float(rows))
-    (best, _), exact_seconds = timed(lambda: lazy_greedy(objective, terms))
+    (best, _), exact_seconds = timed(lambda: lazy_greedy(objective, constraints))
     found = {"exact_greedy_s": exact_seconds, "exact": objective.value(best)}
     drawn = np.random.default_rng(0).permutation(n)[:rows]
     found["random / exact"] = objective.value(drawn) / found["exact"]
@@ -136,7 +137,7 @@ def exact(run, n, share):
         "all compared": find_neighbours(features),
         "by lists": find_neighbours(features, exact_rows=0),
     }.items():
-        order, _ = lazy_greedy(Objective(score, graph, float(rows)), terms)
+        order, _ = lazy_greedy(Objective(score, graph, float(rows)), constraints)
         found[f"{name} / exact"] = objective.value(order) / found["exact"]
         found[f"{name} / exact, coverage"] = coverage(whole, order) / coverage(whole, best)
     return found
@@ -147,7 +148,7 @@ def peers(run, n, share, modes):
 
     features, _ = imitated(run, n)
     rows = int(share * n)
-    terms = Constraints(np.ones(n), ResolvedBudget("rows", rows, float(rows)))
+    constraints = Constraints(np.ones(n), ResolvedBudget("rows", rows, float(rows)))
     found = {}
     for mode in modes:
         complete_rows = n if mode == "dense" else 0
@@ -158,7 +159,7 @@ def peers(run, n, share, modes):
         matrix = matrix_of(graph, n, mode)
         for name in ("facility location", "graph cut"):
             objective = ours(name, graph, n)
-            (order, _), seconds = timed(partial(lazy_greedy, objective, terms))
+            (order, _), seconds = timed(partial(lazy_greedy, objective, constraints))
             theirs, other_seconds = timed(
                 partial(theirs_chooses, submodlib, name, mode, matrix, n, rows)
             )

@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradsift.selection.candidates import Candidates
+from gradsift.selection.candidates import Candidates, Context, Need, Reference
 from gradsift.selection.content import content_vectors, find_clusters
 from gradsift.selection.neighbours import find_neighbours
-from gradsift.selection.selector import Context
-from gradsift.selection.strategies.base import Need, Reference
 from gradsift.terms import LAYERS, STATISTICS
 
 N = 60
@@ -35,7 +33,7 @@ def make_pool(n=N, seed=0, sources=("book", "forum", "forum")):
         language=["en"] * n,
         features_ND=features.astype(np.float32),
         sketches={layer: generator.normal(size=(n, 9)).astype(np.float32) for layer in LAYERS},
-        losses=losses,
+        reference_losses=losses,
     )
 
 

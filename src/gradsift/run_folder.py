@@ -19,11 +19,9 @@ from gradsift.data.pool import Pool, load_pool
 from gradsift.data.sources import Source
 from gradsift.errors import GradsiftError
 from gradsift.selection import neighbours as graph
-from gradsift.selection.candidates import Candidates
+from gradsift.selection.candidates import Candidates, Context, Need, Reference
 from gradsift.selection.content import content_vectors, find_clusters
 from gradsift.selection.neighbours import Neighbours, find_neighbours
-from gradsift.selection.selector import Context
-from gradsift.selection.strategies.base import Need, Reference
 from gradsift.selection.strategies.catalogue import needs_of
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.tables import (
@@ -267,7 +265,7 @@ class Run:
         Raises:
             GradsiftError: If there is none, or reference losses are asked for and not there.
         """
-        needs = frozenset(needs) & {Need.FEATURES, Need.SKETCHES, Need.LOSSES}
+        needs = frozenset(needs) & {Need.FEATURES, Need.SKETCHES, Need.REFERENCE_LOSSES}
         if needs not in self._candidates:
             self._candidates[needs] = self._read_candidates(needs)
         return self._candidates[needs]
@@ -296,7 +294,9 @@ class Run:
                 if Need.SKETCHES in needs
                 else {}
             ),
-            losses=read_losses(self.folder, ids) if Need.LOSSES in needs else {},
+            reference_losses=(
+                read_losses(self.folder, ids) if Need.REFERENCE_LOSSES in needs else {}
+            ),
         )
 
     def context(self, config: SelectionConfig, needs: Iterable[Need] | None = None) -> Context:

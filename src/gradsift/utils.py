@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: temporary file, fsync, rename."""
+"""Files that are either whole or absent (temporary file, fsync, rename), and digests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,13 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
-
-    Args:
-        path: The file to create or replace; its folder is created.
-        write: Is given the temporary path.
-    """
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -33,14 +28,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Generator[Path, None, None]:
+def whole_folder(folder: Path, *, replace: bool = False) -> Generator[Path, None, None]:
     """Let a folder be filled beside where it belongs, then put it in place in one step.
 
-    Args:
-        folder: Absent or empty.
-
-    Yields:
-        The folder to fill. If filling fails, nothing stays.
+    Without `replace` it must be absent or empty. If filling fails, nothing of it stays.
     """
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -48,43 +39,31 @@ def whole_folder(folder: Path) -> Generator[Path, None, None]:
     try:
         yield unfinished
         sync_folder(unfinished)
+        if replace:
+            shutil.rmtree(folder, ignore_errors=True)
         unfinished.replace(folder)
         _sync(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a value as indented JSON, atomically.
-
-    Args:
-        path: The file to create or replace.
-        value: Anything JSON can hold; NaN and infinity are refused.
-    """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write a table as Parquet, atomically.
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON, atomically; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
-    Args:
-        path: The file to create or replace.
-        table: The table.
-    """
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a table as Parquet, atomically."""
     write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file.
-
-    Args:
-        path: The file.
-        columns: What is read of it; None for all.
-
-    Returns:
-        The table.
-    """
+    """Read one Parquet file, or some columns of it."""
     # pyarrow's read_table loads its dataset machinery first, and pandas if it is installed.
     with pq.ParquetFile(path) as file:
         return file.read(columns)
@@ -94,6 +73,14 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def short_sha256(content: str | bytes | Iterable[str | bytes], length: int = 16) -> str:
+    """Return the first hex digits of the SHA-256 of a text, of bytes, or of several in a row."""
+    digest = hashlib.sha256()
+    for part in (content,) if isinstance(content, str | bytes) else content:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()[:length]
 
 
 def sync_folder(path: Path) -> None:
@@ -110,8 +97,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text as UTF-8, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -1,18 +1,19 @@
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from gradsift.selection.audit import Extraction, Mix, audit, overlap, repeated_share, warnings
+from gradsift.selection.audit import Mix, audit_of, audit_warnings, overlap, repeated_share
 from pools import N, context_for, copied, make_pool
 
-FINE = Extraction(self_checked=True, non_finite_share=0.0)
+FINE = {"self_checked": True, "non_finite_share": 0.0}
 
 
 def audited(pool, rows, score=None):
     context = context_for(pool)
     score = np.linspace(0, 1, len(pool)) if score is None else score
-    return audit(pool, np.asarray(rows), score, context.cluster_N, context.neighbours, 0.8)
+    return audit_of(pool, np.asarray(rows), score, context.cluster_N, context.neighbours, 0.8)
 
 
 def test_each_number_is_that_of_the_pool_and_of_the_subset():
@@ -31,8 +32,8 @@ def test_each_number_is_that_of_the_pool_and_of_the_subset():
     assert found.sources.distance == pytest.approx(2 / 3)
     assert found.sources.missing == ["forum"]
     assert found.languages.distance == 0
-    assert sum(a for a, _ in found.topics.counts.values()) == N
-    assert sum(b for _, b in found.topics.counts.values()) == 20
+    assert sum(a for a, _ in found.clusters.counts.values()) == N
+    assert sum(b for _, b in found.clusters.counts.values()) == 20
 
 
 def test_a_source_that_chance_might_have_missed_is_not_missing():
@@ -74,14 +75,14 @@ def test_a_selection_without_faults_has_no_warnings():
     score[rows] = 0.9
     found = replace(audited(pool, rows, score), length_correlation=0.1)
     found = replace(found, high_loss_share=(0.1, 0.1))
-    assert warnings(found, FINE, cut_share=0.05, uses_score=True) == []
+    assert audit_warnings(found, **FINE, cut_share=0.05, uses_score=True) == []
 
 
 @pytest.mark.parametrize(
     ("change", "extraction", "cut", "message"),
     [
-        ({}, Extraction(False, 0.0), None, "never compared with autograd"),
-        ({}, Extraction(True, 0.02), None, "2.0 % of the gradients are not finite"),
+        ({}, FINE | {"self_checked": False}, None, "never compared with autograd"),
+        ({}, FINE | {"non_finite_share": 0.02}, None, "2.0 % of the gradients are not finite"),
         ({}, FINE, 0.2, "density cut calls 20 % of the pool untypical"),
         ({"gradient_score": (0.5, 0.4)}, FINE, None, "mean gradient score is 0.40, below 0.50"),
         ({"high_loss_share": (0.1, 0.16)}, FINE, None, "makes 16 % of the subset"),
@@ -92,7 +93,7 @@ def test_a_selection_without_faults_has_no_warnings():
             {"sources": Mix({"a": (417, 27), "b": (183, 3)})},
             FINE,
             None,
-            r"source 'b' has shrunk from 30 % of the pool to 10 % of the subset; --quota '\*=5%'",
+            r"source 'b' has shrunk from 30 % of the pool to 10 % of the subset; `quota` '\*=5%'",
         ),
     ],
 )
@@ -101,10 +102,8 @@ def test_warnings(change, extraction, cut, message):
     calm = {"length_correlation": 0.0, "high_loss_share": (0.1, 0.1), "gradient_score": (0.5, 0.6)}
     calm |= {"sources": None}
     found = replace(audited(pool, np.arange(30)), **(calm | change))
-    lines = warnings(found, extraction, cut_share=cut, uses_score=True)
+    lines = audit_warnings(found, **extraction, cut_share=cut, uses_score=True)
     assert len(lines) == 1
-    import re
-
     assert re.search(message, lines[0])
 
 
@@ -112,4 +111,4 @@ def test_the_score_warns_only_where_it_was_used():
     pool = make_pool()
     changes = {"length_correlation": 0.9, "gradient_score": (0.5, 0.1), "high_loss_share": (0, 0)}
     found = replace(audited(pool, np.arange(30)), **changes)
-    assert warnings(found, FINE, cut_share=None, uses_score=False) == []
+    assert audit_warnings(found, **FINE, cut_share=None, uses_score=False) == []

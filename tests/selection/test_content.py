@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gradsift.selection import neighbours as module
-from gradsift.selection.content import content_vectors, fit_content
+from gradsift.selection.content import content_vectors, find_clusters, fit_content, k_means_clusters
 from gradsift.selection.neighbours import unit_rows
 
 
@@ -79,3 +79,10 @@ def test_blocks_change_nothing(monkeypatch):
     whole = content_vectors(x, step)
     monkeypatch.setattr(module, "_BLOCK_ENTRIES", 100)
     np.testing.assert_allclose(content_vectors(x, step), whole, atol=1e-4)
+
+
+def test_there_is_a_cluster_for_every_20_rows():
+    vectors = content_vectors(*drifting())
+    clusters = find_clusters(vectors)
+    assert set(clusters.tolist()) == set(range(20))
+    np.testing.assert_array_equal(clusters, k_means_clusters(unit_rows(vectors), 20, seed=0))

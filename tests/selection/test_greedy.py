@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradsift.selection.constraints import Constraints, ResolvedBudget
-from gradsift.selection.greedy import lazy_greedy
+from gradsift.selection.greedy import elbow, lazy_greedy
 from gradsift.selection.neighbours import find_neighbours
 from gradsift.selection.objective import Objective
 
@@ -25,23 +25,23 @@ def rows_of(n, amount):
     return Constraints(np.ones(n), ResolvedBudget("rows", amount, float(amount)))
 
 
-def slow_greedy(objective, costs, limit):
+def slow_greedy(objective, costs, budget):
     """Greedy by the whole objective, every gain computed every time; no best-single guard."""
-    order, gains, left = [], [], limit.amount
+    order, gains, left = [], [], budget.amount
     while True:
         fits = [
             row
             for row in range(len(costs))
-            if row not in order and (limit.kind == "rows" or costs[row] <= left)
+            if row not in order and (budget.kind == "rows" or costs[row] <= left)
         ]
-        if not fits or (limit.kind == "rows" and len(order) == limit.amount):
+        if not fits or (budget.kind == "rows" and len(order) == budget.amount):
             return order, gains
         before = objective.value(np.array(order, dtype=int))
         gain = {row: objective.value(np.array([*order, row])) - before for row in fits}
-        per = {row: gain[row] / (costs[row] if limit.kind == "tokens" else 1) for row in fits}
+        per = {row: gain[row] / (costs[row] if budget.kind == "tokens" else 1) for row in fits}
         top = max(per.values())
         best = min(row for row in fits if per[row] >= top - 1e-12)
-        if limit.kind == "tokens" and gain[best] < -1e-12:
+        if budget.kind == "tokens" and gain[best] < -1e-12:
             return order, gains
         order.append(best)
         gains.append(gain[best])
@@ -70,10 +70,10 @@ def test_greedy_under_lists_and_quotas_is_greedy_among_what_is_allowed(seed):
     keep = tuple(generator.permutation(n)[:2].tolist())
     barred = tuple(int(r) for r in generator.permutation(n)[:2] if r not in keep)
     most = {0: 2 + int((group[list(keep)] == 0).sum())}
-    terms = Constraints(np.ones(n), ResolvedBudget("rows", 6, 6.0), keep, group, most, barred)
-    if terms.room() < 6:
+    constraints = Constraints(np.ones(n), ResolvedBudget("rows", 6, 6.0), keep, group, most, barred)
+    if constraints.room() < 6:
         return
-    found, gains = lazy_greedy(objective, terms)
+    found, gains = lazy_greedy(objective, constraints)
     order = list(keep)
     while len(order) < 6:
         before = objective.value(np.array(order))
@@ -139,14 +139,14 @@ def test_a_budget_of_rows_is_filled_even_with_negative_gains():
 def test_a_budget_of_tokens_is_never_exceeded_and_follows_gain_per_token(seed, gamma):
     n = 8
     costs = np.random.default_rng(seed).integers(1, 30, size=n)
-    limit = ResolvedBudget("tokens", int(costs.min()) + seed % 60, 3.0)
+    budget = ResolvedBudget("tokens", int(costs.min()) + seed % 60, 3.0)
     objective = problem(n, seed, gamma=gamma)
-    found, _ = lazy_greedy(objective, Constraints(costs, limit))
-    assert costs[found].sum() <= limit.amount
+    found, _ = lazy_greedy(objective, Constraints(costs, budget))
+    assert costs[found].sum() <= budget.amount
     assert len(set(found.tolist())) == len(found) > 0
-    order, _ = slow_greedy(objective, costs, limit)
+    order, _ = slow_greedy(objective, costs, budget)
     best_single = max(
-        objective.value(np.array([row])) for row in range(n) if costs[row] <= limit.amount
+        objective.value(np.array([row])) for row in range(n) if costs[row] <= budget.amount
     )
     if found.tolist() != order:
         assert best_single > objective.value(np.array(order, dtype=int))
@@ -157,15 +157,15 @@ def test_a_budget_of_tokens_is_never_exceeded_and_follows_gain_per_token(seed, g
 def test_under_tokens_greedy_is_within_the_known_factor_of_the_best_subset(seed):
     n = 9
     costs = np.random.default_rng(seed).integers(1, 30, size=n)
-    objective, limit = problem(n, seed, gamma=0.0), ResolvedBudget("tokens", 45, 3.0)
+    objective, budget = problem(n, seed, gamma=0.0), ResolvedBudget("tokens", 45, 3.0)
     best = max(
         objective.value(np.array(subset))
         for size in range(1, n + 1)
         for subset in combinations(range(n), size)
-        if costs[list(subset)].sum() <= limit.amount
+        if costs[list(subset)].sum() <= budget.amount
     )
     # Greedy by gain per cost or the best single element: (1 − 1/e)/2 (Leskovec et al., 2007).
-    found = objective.value(lazy_greedy(objective, Constraints(costs, limit))[0])
+    found = objective.value(lazy_greedy(objective, Constraints(costs, budget))[0])
     assert (1 - 1 / np.e) / 2 * best <= found <= best + 1e-9
 
 
@@ -173,8 +173,8 @@ def test_the_best_single_row_wins_over_a_cheap_one_that_shuts_it_out():
     objective = Objective(
         np.array([0.1, 1.0, 0.0, 0.0]), find_neighbours(np.eye(4)), 1.0, 1.0, 0.0, 0.0
     )
-    terms = Constraints(np.array([1, 100, 500, 500]), ResolvedBudget("tokens", 100, 1.0))
-    assert lazy_greedy(objective, terms)[0].tolist() == [1]
+    constraints = Constraints(np.array([1, 100, 500, 500]), ResolvedBudget("tokens", 100, 1.0))
+    assert lazy_greedy(objective, constraints)[0].tolist() == [1]
 
 
 def test_tokens_are_left_over_rather_than_spent_on_a_loss():
@@ -189,8 +189,10 @@ def test_rows_that_must_be_kept_stay_when_the_best_single_row_wins():
     objective = Objective(
         np.array([0.1, 1.0, 5.0, 0.0]), find_neighbours(np.eye(4)), 1.0, 1.0, 0.0, 0.0
     )
-    terms = Constraints(np.array([1, 100, 10, 500]), ResolvedBudget("tokens", 110, 1.0), keep=(2,))
-    assert lazy_greedy(objective, terms)[0].tolist() == [2, 1]
+    constraints = Constraints(
+        np.array([1, 100, 10, 500]), ResolvedBudget("tokens", 110, 1.0), keep=(2,)
+    )
+    assert lazy_greedy(objective, constraints)[0].tolist() == [2, 1]
 
 
 def test_a_budget_below_the_shortest_instance_is_refused():
@@ -198,3 +200,26 @@ def test_a_budget_below_the_shortest_instance_is_refused():
         lazy_greedy(
             problem(4, 0), Constraints(np.array([9, 7, 8, 9]), ResolvedBudget("tokens", 6, 1.0))
         )
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        ([10, 10, 10, 1, 1, 1, 1], 3),
+        ([5, 4, 2.9, 2, 1], 2),
+        ([1, 1, 1, 1], 4),
+        ([3], 1),
+        ([-1, -2], 1),
+        ([0, 0, 0], 1),
+        ([10, 10, 1, 1, -5, -5], 2),
+        ([2, 2, -1], 2),
+    ],
+)
+def test_elbow(gains, expected):
+    assert elbow(np.array(gains, dtype=float)) == expected
+
+
+def test_at_the_elbow_a_further_row_is_worth_less_than_the_mean():
+    gains = np.sort(np.random.default_rng(0).exponential(size=200))[::-1]
+    k = elbow(gains)
+    assert gains[k - 1] >= gains.mean() > gains[k]

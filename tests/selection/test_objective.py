@@ -3,11 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradsift.selection.neighbours import Neighbours, find_neighbours
+from gradsift.selection.neighbours import find_neighbours
 from gradsift.selection.objective import (
     Objective,
     coverage,
-    losses,
+    criteria_of,
     near_pairs,
     nearest_selected,
     nearness,
@@ -72,17 +72,17 @@ def test_coverage_and_near_pairs_against_a_dense_matrix():
     assert near_pairs(graph, rows[::-1], 0.1) == near_pairs(graph, rows, 0.1)
 
 
-def test_the_losses():
+def test_the_criteria():
     x = features(10)
     x[5:] = x[:5]
     density, graph = -np.arange(10.0), find_neighbours(x)
-    pool = losses(np.arange(10), density, graph, TAU)
-    half = losses(np.arange(5), density, graph, TAU)
+    pool = criteria_of(np.arange(10), density, graph, TAU)
+    half = criteria_of(np.arange(5), density, graph, TAU)
     assert (pool.density, half.density) == (4.5, 2.0)
     # Every row of the other half is there as its copy.
     assert pool.content_diversity == pytest.approx(0, abs=1e-6)
     assert half.content_diversity == pytest.approx(0, abs=1e-6)
-    one = losses(np.array([0]), density, graph, TAU)
+    one = criteria_of(np.array([0]), density, graph, TAU)
     expected = 1 - np.maximum(slow_cosines(x)[0], 0).mean()
     assert one.content_diversity == pytest.approx(expected, abs=1e-6)
     # Each distinct pair is there 4 times among 10 rows, and each row once more as its copy.
@@ -115,21 +115,3 @@ def test_of_equally_near_selected_rows_the_first_is_named():
     nearest, cosine = nearest_selected(find_neighbours(x), np.array([2, 1]))
     assert nearest.tolist() == [1, 2, 1, -1]
     assert cosine[:3].tolist() == [1, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ({"alpha": -1.0}, "alpha is -1.0"),
-        ({"beta": float("nan")}, "beta is nan"),
-        ({"gamma": float("inf")}, "gamma is inf"),
-        ({"alpha": 0.0, "beta": 0.0, "gamma": 0.0}, "nothing to maximise"),
-        ({"similarity_threshold": 1.0}, "similarity_threshold is 1.0"),
-        ({"similarity_threshold": -0.1}, "similarity_threshold is -0.1"),
-        ({"similarity_threshold": float("nan")}, "similarity_threshold is nan"),
-    ],
-)
-def test_coefficients_that_mean_nothing_are_refused(weights, message):
-    graph = Neighbours(np.array([0, 1]), np.array([0]), np.array([1.0]), np.array([0.0]))
-    with pytest.raises(ValueError, match=message):
-        Objective(np.ones(1), graph, 1.0, **weights)

@@ -17,9 +17,9 @@ def reason_of_row(
     cosine=(0.2, 0.2, 0.4),
     density=(80, 60, 3),
     size=(90, 70, 20),
-    score=(0.8, 0.6, 0.03),
+    scores=(0.8, 0.6, 0.03),
     costs=(10, 10, 10),
-    limit=None,
+    budget=None,
     score="density",
     detrend=(),
     **settings,
@@ -27,7 +27,7 @@ def reason_of_row(
     """Rows a and b are kept in this order; c is not, and its nearest is a."""
     evidence = Evidence(
         ids=["a", "b", "c"],
-        score_N=np.array(score, dtype=float),
+        score_N=np.array(scores, dtype=float),
         density_pct_N=np.array(density, dtype=float),
         magnitude_pct_N=np.array(size, dtype=float),
         nearest_N=np.array([1, 0, 0]),
@@ -36,9 +36,9 @@ def reason_of_row(
     )
     gains = Gains(np.array(gradient), np.array(diversity), np.array(penalty))
     choice = Choice(np.array([0, 1]), gains)
-    terms = Constraints(np.array(costs), limit or ResolvedBudget("rows", 2, 2.0))
+    constraints = Constraints(np.array(costs), budget or ResolvedBudget("rows", 2, 2.0))
     return write_reasons(
-        choice, evidence, SelectionConfig(score=side, detrend=adjust, **settings), terms
+        choice, evidence, SelectionConfig(score=score, detrend=detrend, **settings), constraints
     )[row]
 
 
@@ -66,7 +66,7 @@ def reason_of_row(
         (
             {
                 "score": "high-norm-in-density",
-                "score": (0.0, 0.6, 0.03),
+                "scores": (0.0, 0.6, 0.03),
                 "density": (2, 60, 3),
                 "diversity": (0, 0, 0),
             },
@@ -114,7 +114,7 @@ def test_why_a_row_was_kept(case, expected):
             "gain 0.11 < cut 0.25",
         ),
         (
-            {"score": "high-norm-in-density", "score": (0.8, 0.6, 0.0)},
+            {"score": "high-norm-in-density", "scores": (0.8, 0.6, 0.0)},
             "gradient outside the typical region (density percentile 3); gain 0.11 < cut 0.25",
         ),
         (
@@ -168,20 +168,20 @@ TOKENS = ResolvedBudget("tokens", 25, 2.5)
     ],
 )
 def test_why_a_row_was_not_kept_under_tokens(case, expected):
-    assert reason_of_row(2, limit=TOKENS, **case) == f"not kept: {expected}"
+    assert reason_of_row(2, budget=TOKENS, **case) == f"not kept: {expected}"
 
 
 def test_a_random_draw_says_so():
     evidence = Evidence(["a", "b"], *[np.zeros(2)] * 5, None)
-    terms = Constraints(np.ones(2), ResolvedBudget("rows", 1, 1.0))
-    assert write_reasons(Choice(np.array([1])), evidence, SelectionConfig(seed=7), terms) == [
+    constraints = Constraints(np.ones(2), ResolvedBudget("rows", 1, 1.0))
+    assert write_reasons(Choice(np.array([1])), evidence, SelectionConfig(seed=7), constraints) == [
         "not drawn (seed 7)",
         "drawn at random (seed 7)",
     ]
 
 
 @pytest.mark.parametrize(
-    ("low_first", "limit", "expected"),
+    ("low_first", "budget", "expected"),
     [
         (
             False,
@@ -203,8 +203,8 @@ def test_a_random_draw_says_so():
         ),
     ],
 )
-def test_a_measure_is_told_with_the_cut(low_first, limit, expected):
+def test_a_measure_is_told_with_the_cut(low_first, budget, expected):
     evidence = Evidence(["a", "b", "c"], *[np.zeros(3)] * 5, None)
     choice = Choice(np.array([1]), None, "loss", np.array([2.0, 3.0, np.nan]), low_first)
-    found = write_reasons(choice, evidence, SelectionConfig(), Constraints(np.full(3, 5), limit))
+    found = write_reasons(choice, evidence, SelectionConfig(), Constraints(np.full(3, 5), budget))
     assert found == [*expected, "not kept: no loss could be computed"]

@@ -6,29 +6,36 @@ import pytest
 from scipy.stats import rankdata
 
 from gradsift.config import SelectionConfig
+from gradsift.errors import GradsiftError
+from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import Constraints, ResolvedBudget, parse_budget
 from gradsift.selection.content import content_vectors
 from gradsift.selection.greedy import lazy_greedy
 from gradsift.selection.neighbours import find_neighbours, unit_rows
 from gradsift.selection.objective import Objective
 from gradsift.selection.selector import choose_rows, make_signal
-from gradsift.selection.strategies.base import Need, Task
-from gradsift.selection.strategies.catalogue import STRATEGIES
+from gradsift.selection.strategies.base import Task
+from gradsift.selection.strategies.catalogue import (
+    STRATEGIES,
+    needs_of,
+    require_known_rules,
+    uses_score,
+)
 from gradsift.terms import LAYERS
 from pools import N, context_for, copied, make_pool
 
 
-def task(limit=None, pool=None, **terms):
+def task(budget=None, pool=None, **constraints):
     pool = pool or make_pool()
     context = context_for(pool)
-    limit = limit or ResolvedBudget("rows", 20, 20.0)
+    budget = budget or ResolvedBudget("rows", 20, 20.0)
     signal = make_signal(pool, SelectionConfig())
     return Task(
         pool,
         signal,
         context.neighbours,
-        Objective(signal.score_N, context.neighbours, limit.expected_rows),
-        Constraints(np.asarray(pool.n_tokens), limit, **terms),
+        Objective(signal.score_N, context.neighbours, budget.expected_rows),
+        Constraints(np.asarray(pool.n_tokens), budget, **constraints),
         0,
         context.references,
     )
@@ -40,17 +47,17 @@ def choose(name, given):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize(
-    "limit", [ResolvedBudget("rows", 20, 20.0), ResolvedBudget("tokens", 500, 10.0)]
+    "budget", [ResolvedBudget("rows", 20, 20.0), ResolvedBudget("tokens", 500, 10.0)]
 )
-def test_every_strategy_keeps_to_budget_lists_and_quotas(name, limit):
+def test_every_strategy_keeps_to_budget_lists_and_quotas(name, budget):
     group = np.arange(N) % 3
-    given = task(limit, keep=(7, 3), barred=(0, 1), group_N=group, most_G={1: 4})
+    given = task(budget, keep=(7, 3), barred=(0, 1), group_N=group, most_G={1: 4})
     order = choose(name, given).order_S
     assert order[:2].tolist() == [7, 3]
     assert len(set(order.tolist())) == len(order)
     assert not {0, 1} & set(order.tolist())
     assert (group[order] == 1).sum() <= 4
-    if limit.kind == "rows":
+    if budget.kind == "rows":
         assert len(order) == 20
     else:
         assert 0 < given.pool.n_tokens[order].sum() <= 500
@@ -84,7 +91,7 @@ def test_a_strategy_asks_only_for_what_it_says_it_needs(name):
         whole,
         features_ND=whole.features_ND if Need.FEATURES in needs else None,
         sketches=whole.sketches if Need.SKETCHES in needs else {},
-        losses=whole.losses if Need.LOSSES in needs else {},
+        reference_losses=whole.reference_losses if Need.REFERENCE_LOSSES in needs else {},
     )
     context = context_for(whole)
     references = {need: context.references[need] for need in needs if need in context.references}
@@ -96,7 +103,7 @@ def test_a_strategy_asks_only_for_what_it_says_it_needs(name):
 
 def test_grads_is_lazy_greedy():
     given = task()
-    expected, gains = lazy_greedy(given.objective, given.terms)
+    expected, gains = lazy_greedy(given.objective, given.constraints)
     found = choose("grads", given)
     np.testing.assert_array_equal(found.order_S, expected)
     np.testing.assert_array_equal(found.gains.marginal_N, gains.marginal_N)
@@ -127,7 +134,10 @@ def test_random_draws_every_row_equally_often():
         ("loss-high", lambda pool: -pool.loss),
         ("loss-low", lambda pool: pool.loss),
         ("loss-middle", lambda pool: abs(rankdata(pool.loss) - (N + 1) / 2)),
-        ("perplexity-middle", lambda pool: abs(rankdata(pool.losses["text"]) - (N + 1) / 2)),
+        (
+            "perplexity-middle",
+            lambda pool: abs(rankdata(pool.reference_losses["text"]) - (N + 1) / 2),
+        ),
         (
             "grand",
             lambda pool: -np.hypot(*(pool.statistics[layer]["l2_norm"] for layer in LAYERS)),
@@ -145,7 +155,7 @@ def test_rankings_go_by_what_they_say(name, key):
 @pytest.mark.parametrize("name", ["ifd-loss", "ifd-perplexity"])
 def test_difficulty_takes_the_highest_below_1_and_the_rest_last(name):
     given = task(ResolvedBudget("rows", N, float(N)))
-    response, alone = (given.pool.losses[key] for key in ("response", "alone"))
+    response, alone = (given.pool.reference_losses[key] for key in ("response", "alone"))
     ratio = response / alone if name == "ifd-loss" else np.exp(response) / np.exp(alone)
     order = choose(name, given).order_S
     n_below = int((ratio < 1).sum())
@@ -163,9 +173,9 @@ def test_the_two_difficulties_differ():
 
 def test_a_response_of_one_token_has_no_difficulty_and_comes_last():
     pool = make_pool()
-    alone = pool.losses["alone"].copy()
+    alone = pool.reference_losses["alone"].copy()
     alone[5] = np.nan
-    pool = replace(pool, losses={**pool.losses, "alone": alone})
+    pool = replace(pool, reference_losses={**pool.reference_losses, "alone": alone})
     assert choose("ifd-loss", task(ResolvedBudget("rows", N, float(N)), pool)).order_S[-1] == 5
 
 
@@ -182,13 +192,13 @@ def test_k_center_takes_the_farthest_each_time():
 def test_facility_locations_maximise_coverage_alone():
     given = task()
     objective = replace(given.objective, alpha=0.0, gamma=0.0)
-    expected, _ = lazy_greedy(objective, given.terms)
+    expected, _ = lazy_greedy(objective, given.constraints)
     assert choose("facility-location", given).order_S.tolist() == expected.tolist()
     sketches = np.hstack([given.pool.sketches[layer] for layer in sorted(LAYERS)])
     graph = find_neighbours(sketches)
     unit = sketches / np.linalg.norm(sketches, axis=1, keepdims=True)
     np.testing.assert_allclose(graph.of(0)[1], (unit @ unit[0])[graph.of(0)[0]], atol=1e-5)
-    expected, _ = lazy_greedy(replace(objective, neighbours=graph), given.terms)
+    expected, _ = lazy_greedy(replace(objective, neighbours=graph), given.constraints)
     assert choose("gradient-facility-location", given).order_S.tolist() == expected.tolist()
 
 
@@ -276,3 +286,53 @@ def test_rds_lets_the_targets_take_turns():
         for row in cosine[: 12 - len(expected)]:
             expected.append(next(int(i) for i in np.argsort(-row) if i not in expected))
     assert choose("rds", given).order_S.tolist() == expected
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_says_truly_whether_it_has_gains_and_what_it_goes_by(name):
+    given, strategy = task(), STRATEGIES[name]
+    choice = strategy.choose(given)
+    assert strategy.has_gains == (choice.gains is not None)
+    signal = replace(given.signal, score_N=given.signal.score_N[::-1])
+    turned = replace(
+        given, signal=signal, objective=replace(given.objective, score_N=signal.score_N)
+    )
+    changed = strategy.choose(turned).order_S.tolist() != choice.order_S.tolist()
+    assert strategy.uses_score == changed
+    weighed = replace(given, objective=replace(given.objective, alpha=0.1, beta=3.0, gamma=0.0))
+    changed = strategy.choose(weighed).order_S.tolist() != choice.order_S.tolist()
+    assert strategy.uses_coefficients == changed
+
+
+def test_needs_are_those_of_strategy_and_score():
+    assert needs_of(SelectionConfig()) == frozenset()
+    assert needs_of(SelectionConfig(score="prompt-gain")) == {Need.REFERENCE_LOSSES}
+    assert needs_of(SelectionConfig(score="prompt-gain", strategy="spice")) == {
+        Need.REFERENCE_LOSSES,
+        Need.SKETCHES,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"strategy": "grad"},
+            "`strategy` is 'grad', which is unknown: did you mean grand or grads",
+        ),
+        ({"strategy": "best"}, "known are grads, random"),
+        ({"score": "dense"}, "`score` is 'dense', which is unknown: did you mean density"),
+        ({"score": "left"}, "known are density, high-norm"),
+    ],
+)
+def test_an_unknown_rule_is_refused(change, message):
+    for refuse in (require_known_rules, needs_of, lambda config: make_signal(make_pool(), config)):
+        with pytest.raises(GradsiftError, match=message):
+            refuse(SelectionConfig(**change))
+
+
+def test_the_score_is_used_where_it_has_weight():
+    assert uses_score(SelectionConfig())
+    assert not uses_score(SelectionConfig(alpha=0.0))
+    assert uses_score(SelectionConfig(strategy="deita", alpha=0.0))
+    assert not uses_score(SelectionConfig(strategy="longest"))

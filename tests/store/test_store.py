@@ -1,15 +1,17 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from gradsift.errors import GradsiftError
 from gradsift.store.manifest import MANIFEST_NAME, Manifest, load_manifest
 from gradsift.store.reader import read_store
 from gradsift.store.writer import PARTS_FOLDER, StoreWriter
 from gradsift.terms import LAYERS, STATISTICS
-from gradsift.utils import write_json
+from gradsift.utils import read_parquet, sha256_of, write_json, write_parquet
 
 WIDTH, SKETCH = 3, 4
 
@@ -102,7 +104,7 @@ def test_parts_after_the_checkpoint_are_forgotten(tmp_path):
         ({"dtype": "float32"}, "dtype: the store has None, now it is 'float32'"),
     ],
 )
-def test_another_make_is_refused_with_both_values(tmp_path, change, message):
+def test_a_store_with_other_settings_is_refused_with_both_values(tmp_path, change, message):
     fill(tmp_path)
     with pytest.raises(ValueError, match=message), writer(tmp_path, **change):
         pass
@@ -112,8 +114,62 @@ def test_another_schema_version_is_refused(tmp_path):
     fill(tmp_path)
     content = json.loads((tmp_path / MANIFEST_NAME).read_text())
     write_json(tmp_path / MANIFEST_NAME, content | {"schema_version": 99})
-    with pytest.raises(ValueError, match="schema version 99"):
+    with pytest.raises(GradsiftError, match="schema version 99, this gradsift reads 3 and 4"):
         read_store(tmp_path)
+
+
+FORMER = {"when": "during", "preliminary": 0.5, "sft": {"learning_rate": 1e-5}}
+TODAY = {"record_at": "during", "warmup_fraction": 0.5, "sft": {"learning_rate": 1e-5}}
+
+
+def make_former(folder):
+    """Turn a store into what schema version 3 wrote."""
+    content = json.loads((folder / MANIFEST_NAME).read_text())
+    for part in content["parts"]:
+        path = folder / PARTS_FOLDER / part["file"]
+        table = read_parquet(path)
+        names = ["error_norm" if name == "el2n" else name for name in table.column_names]
+        write_parquet(path, table.rename_columns(names))
+        part["sha256"] = sha256_of(path)
+    identity = {"model": "m1", "seed": 0} | FORMER
+    about = {"host": "here", "self_check": {"path": "fused", "n_rows": 2}}
+    changes = {"schema_version": 3, "identity": identity, "about": about}
+    write_json(folder / MANIFEST_NAME, content | changes)
+
+
+def test_a_store_of_schema_version_3_is_read_under_the_names_of_today(tmp_path):
+    fill(tmp_path / "now")
+    fill(tmp_path / "former")
+    make_former(tmp_path / "former")
+    now, former = read_store(tmp_path / "now"), read_store(tmp_path / "former")
+    np.testing.assert_array_equal(former.el2n, now.el2n)
+    np.testing.assert_array_equal(former.loss, now.loss)
+    np.testing.assert_array_equal(former.content_ND, now.content_ND)
+    for layer in LAYERS:
+        np.testing.assert_array_equal(former.sketches[layer], now.sketches[layer])
+        for name in STATISTICS:
+            np.testing.assert_array_equal(
+                former.statistics[layer][name], now.statistics[layer][name]
+            )
+    assert former.manifest.identity == {"model": "m1", "seed": 0, **TODAY}
+    assert former.manifest.about["self_check"] == {"method": "fused", "n_rows": 2}
+
+
+def test_a_capture_that_schema_version_3_began_is_resumed(tmp_path):
+    with writer(tmp_path, **TODAY) as w:
+        w.append(records("r3", "r1"), last_step=1, about={})
+    make_former(tmp_path)
+    with (
+        pytest.raises(GradsiftError, match=r"warmup_fraction: the store has 0\.5, now"),
+        writer(tmp_path, **TODAY | {"warmup_fraction": 1.0}),
+    ):
+        pass
+    with writer(tmp_path, **TODAY) as w:
+        assert w.recorded_ids() == {"r1", "r3"}
+        w.append(records("r2", "r4"), last_step=2, about={}, complete=True)
+    store = read_store(tmp_path)
+    np.testing.assert_array_equal(store.el2n, [1.25, 2.25, 3.25, 4.25])
+    assert store.manifest.schema_version == 4
 
 
 def test_a_second_writer_is_refused(tmp_path):
@@ -143,7 +199,7 @@ def remove(folder):
 
 
 def unfinish(folder):
-    load_manifest(folder).with_parts(load_manifest(folder).parts, complete=False).save(folder)
+    replace(load_manifest(folder), complete=False).save(folder)
 
 
 def break_manifest(folder):

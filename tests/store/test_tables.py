@@ -8,14 +8,13 @@ from gradsift.store.tables import (
     POOL_SCHEMA,
     ReferenceLossesMissing,
     instances_with_losses,
-    n_loss_parts,
     read_losses,
     read_neighbours,
     read_pool_table,
     write_losses,
     write_neighbours,
 )
-from gradsift.utils import write_parquet
+from gradsift.utils import read_parquet, write_parquet
 
 GRAPH = (
     np.array([0, 2, 3, 5]),
@@ -34,6 +33,16 @@ def test_a_graph_comes_back_as_it_was_if_made_from_the_same(tmp_path):
     assert read_neighbours(tmp_path, "that") is None
 
 
+def test_a_graph_with_topics_instead_of_clusters_is_read(tmp_path):
+    write_neighbours(tmp_path, "this", *GRAPH)
+    path = tmp_path / NEIGHBOURS_NAME
+    table = read_parquet(path)
+    names = ["topic" if name == "cluster" else name for name in table.column_names]
+    former = table.rename_columns(names).replace_schema_metadata(table.schema.metadata)
+    write_parquet(path, former)
+    np.testing.assert_array_equal(read_neighbours(tmp_path, "this")[-1], GRAPH[-1])
+
+
 def test_a_damaged_graph_is_made_again(tmp_path):
     write_neighbours(tmp_path, "this", *GRAPH)
     path = tmp_path / NEIGHBOURS_NAME
@@ -46,13 +55,14 @@ def losses(*values):
 
 
 def test_losses_of_several_parts_are_read_in_the_order_asked_for(tmp_path):
-    write_losses(tmp_path, 0, "m", ["b", "a"], losses(1.0, 2.0))
+    write_losses(tmp_path, "m", ["b", "a"], losses(1.0, 2.0))
     assert instances_with_losses(tmp_path, "m") == {"a", "b"}
     with pytest.raises(
-        ReferenceLossesMissing, match=r"1 of 3 instances have no losses.*gradsift losses"
+        ReferenceLossesMissing,
+        match=r"1 of 3 instances have no reference losses.*gradsift reference-losses",
     ):
         read_losses(tmp_path, ["a", "b", "c"])
-    write_losses(tmp_path, n_loss_parts(tmp_path), "m", ["c"], losses(float("nan")))
+    write_losses(tmp_path, "m", ["c"], losses(float("nan")))
     found = read_losses(tmp_path, ["a", "b", "c"])
     np.testing.assert_array_equal(found["alone"], [3.0, 2.0, np.nan])
     with pytest.raises(ValueError, match="made with model m, now it is other"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import random
@@ -52,6 +51,7 @@ from gradsift.training.sharding import (
     uses_deepspeed,
 )
 from gradsift.training.trainer_settings import TrainerSettings, require_settings, sft_config
+from gradsift.utils import short_sha256
 
 CHECKPOINTS = "checkpoints"
 NO_ESTIMATE = "under FSDP and DeepSpeed no step can be timed before training begins"
@@ -374,10 +374,7 @@ def _in_all(items: Sequence[Instance], progress: Progress) -> Callable[[int, int
 
 
 def _identity(run: Run, instances: Instances) -> dict[str, object]:
-    content = hashlib.sha256()
-    for instance in instances.items:
-        row = [instance.instance_id, instance.input_ids, instance.labels]
-        content.update(json.dumps(row).encode())
+    rows = ([item.instance_id, item.input_ids, item.labels] for item in instances.items)
     source = run.model
     return {
         "model": model_fingerprint(source, run.model_config),
@@ -386,7 +383,7 @@ def _identity(run: Run, instances: Instances) -> dict[str, object]:
         **({} if source.load_in is None else {"load_in": source.load_in}),
         "tokenizer": tokenizer_fingerprint(run.tokenizer),
         "data": f"sha256 {run.pool.sha256[:16]}",
-        "instances": f"sha256 {content.hexdigest()[:16]}",
+        "instances": f"sha256 {short_sha256(map(json.dumps, rows))}",
         **json.loads(json.dumps(run.config.identity, sort_keys=True, default=str)),
     }
 

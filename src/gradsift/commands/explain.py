@@ -14,6 +14,7 @@ from gradsift.commands.select import DECISIONS, SELECTIONS, SUMMARY
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.selection.neighbours import Neighbours
+from gradsift.selection.strategies.catalogue import STRATEGIES
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import DROPPED
 from gradsift.terms import LAYERS
@@ -123,7 +124,8 @@ def _what_if(line: dict, table: pa.Table, summary: dict) -> str | None:
     Returns:
         A sentence; None where nothing can be said from what is stored.
     """
-    if str(summary["budget"]).endswith("tok") or summary["strategy"] != "grads":
+    gains = STRATEGIES[str(summary["strategy"])].uses_coefficients
+    if str(summary["budget"]).endswith("tok") or not gains:
         return _what_if_of_measure(line, table)
     last = table.filter(pc.equal(table["rank"], pc.max(table["rank"]))).to_pylist()[0]
     alpha = float(summary["settings"]["alpha"])

@@ -14,7 +14,6 @@ from gradsift.store.tables import (
     LOSS_NAMES,
     LOSSES_FOLDER,
     instances_with_losses,
-    n_loss_parts,
     write_losses,
 )
 from gradsift.training.model import load_model, on_best_device, without_progress_bars
@@ -92,7 +91,6 @@ def _compute(run: Run, progress: Progress) -> int:
             progress(start + len(losses), len(to_do), n_tokens, all_tokens)
         write_losses(
             run.folder,
-            n_loss_parts(run.folder),
             fingerprint,
             [item.instance_id for item in part],
             {name: [getattr(row, name) for row in losses] for name in LOSS_NAMES},

@@ -12,8 +12,8 @@ from gradsift.config_files import run_config, save_config
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
+from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import parse_budget
-from gradsift.selection.strategies.base import Need
 from gradsift.selection.strategies.catalogue import needs_of
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def run_stages(
     store = capture_run(run, progress)
     if budget is None or not selecting:
         return CaptureResult(store)
-    if Need.LOSSES in needs:
+    if Need.REFERENCE_LOSSES in needs:
         logger.info("this selection needs reference losses: one forward pass over all rows")
         reference_losses(run, progress=progress)
     result = select_run(run, budget, config, name=config.name, weights=config.weights)

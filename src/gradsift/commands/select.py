@@ -18,11 +18,11 @@ from gradsift.data.formats import Columns
 from gradsift.data.sources import Source
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
-from gradsift.selection.audit import Extraction, audit_lines, audit_summary, warnings
+from gradsift.selection.audit import audit_lines, audit_summary, audit_warnings
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.decisions import NON_FINITE, decision_table, weight_column
 from gradsift.selection.selector import Selection, select_rows
-from gradsift.selection.strategies.catalogue import needs_of
+from gradsift.selection.strategies.catalogue import needs_of, uses_score
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import DROPPED, INSTANCE
 from gradsift.utils import write_json, write_parquet
@@ -59,12 +59,12 @@ class SelectResult:
         return {
             "selection": str(self.folder),
             "selected_file": str(self.selected_file),
-            "strategy": selection.settings.strategy,
+            "strategy": selection.config.strategy,
             "budget": str(selection.budget),
-            "expected_rows": selection.limit.expected_rows,
+            "expected_rows": selection.resolved_budget.expected_rows,
             "n_tokens": selection.n_tokens,
             **self.counts,
-            "criteria": {name: asdict(losses) for name, losses in selection.losses.items()},
+            "criteria": {name: asdict(of) for name, of in selection.criteria.items()},
             "density": {
                 "method": selection.signal.density.method,
                 "error": selection.signal.density.error,
@@ -91,7 +91,9 @@ class SelectResult:
             f"{'criterion (lower is better)':28}{'subset':>10}{'pool':>10}{'random':>10}",
         ]
         for name in ("density", "content_diversity", "similarity"):
-            values = [getattr(selection.losses[who], name) for who in ("subset", "pool", "random")]
+            values = [
+                getattr(selection.criteria[who], name) for who in ("subset", "pool", "random")
+            ]
             lines.append(f"{name:28}" + "".join(f"{value:10.4f}" for value in values))
         lines += ["", *audit_lines(selection.audit)]
         lines += [f"warning: {line}" for line in self.warnings]
@@ -224,14 +226,13 @@ def _plain(budget: Budget | None, config: SelectionConfig) -> dict[str, object]:
 
 def _warnings(store: GradientStore, selection: Selection) -> list[str]:
     check = store.manifest.about.get("self_check") or {}
-    extraction = Extraction(
-        # Its path alone says nothing: a loop of the user's own may have run without a check.
+    return audit_warnings(
+        selection.audit,
+        # Its method alone says nothing: a loop of the user's own may have run without a check.
         self_checked=bool(check.get("n_rows")),
         non_finite_share=float((~store.finite).mean()),
-    )
-    uses_score = selection.settings.strategy in ("grads", "deita") and selection.settings.alpha > 0
-    return warnings(
-        selection.audit, extraction, cut_share=selection.cut_share, uses_score=uses_score
+        cut_share=selection.cut_share,
+        uses_score=uses_score(selection.config),
     )
 
 

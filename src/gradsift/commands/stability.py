@@ -11,10 +11,10 @@ from gradsift.config import COVARIATES, SelectionConfig, takes, validated
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.selection.audit import overlap
+from gradsift.selection.candidates import Context, Need
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.scores import SCORES
-from gradsift.selection.selector import Context, choose_rows
-from gradsift.selection.strategies.base import Need
+from gradsift.selection.selector import choose_rows
 from gradsift.selection.strategies.catalogue import needs_of
 from gradsift.store.reader import GradientStore
 
@@ -104,7 +104,7 @@ def _changes(run: Run, config: SelectionConfig) -> list[tuple[str, dict[str, obj
         name
         for name in SCORES
         if name != config.score
-        and (run.has_reference_losses or Need.LOSSES not in SCORES[name].needs)
+        and (run.has_reference_losses or Need.REFERENCE_LOSSES not in SCORES[name].needs)
     ]
     changes: list[tuple[str, dict[str, object]]] = [
         (f"score {name}", {"score": name}) for name in scores

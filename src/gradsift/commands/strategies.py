@@ -12,11 +12,11 @@ import numpy as np
 from gradsift.config import SelectionConfig, takes, validated
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
-from gradsift.selection.audit import Audit, audit, audit_summary, overlap
+from gradsift.selection.audit import Audit, audit_of, audit_summary, overlap
+from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import parse_budget
-from gradsift.selection.objective import Losses, losses
+from gradsift.selection.objective import Criteria, criteria_of
 from gradsift.selection.selector import choose_rows, make_signal
-from gradsift.selection.strategies.base import Need
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of
 from gradsift.store.reader import GradientStore
 
@@ -26,7 +26,7 @@ class Outcome:
     """What one strategy keeps."""
 
     strategy: str
-    losses: Losses
+    criteria: Criteria
     audit: Audit
 
 
@@ -55,7 +55,7 @@ class StrategiesResult:
             "run": self.run,
             "budget": self.budget,
             "strategies": {
-                outcome.strategy: {**vars(outcome.losses), **audit_summary(outcome.audit)}
+                outcome.strategy: {**vars(outcome.criteria), **audit_summary(outcome.audit)}
                 for outcome in self.outcomes
             },
             "overlap": {
@@ -70,7 +70,7 @@ class StrategiesResult:
         pool = self.outcomes[0].audit
         head = (
             f"{'':28}{'rows':>7}{'tokens':>8}{'loss':>7}{'score':>7}{'density':>9}"
-            f"{'content':>9}{'similar':>9}{'repeats':>9}{'topics':>8}{'sources':>9}"
+            f"{'content':>9}{'similar':>9}{'repeats':>9}{'clusters':>9}{'sources':>9}"
         )
         lines = [f"{self.run}, budget {self.budget}", "", head]
         lines.append(
@@ -78,18 +78,18 @@ class StrategiesResult:
             f"{pool.gradient_score[0]:7.2f}{'':27}{100 * pool.duplicate_share[0]:8.1f}%"
         )
         for outcome in self.outcomes:
-            found, of = outcome.audit, outcome.losses
+            found, of = outcome.audit, outcome.criteria
             sources = "" if found.sources is None else f"{found.sources.distance:.2f}"
             lines.append(
                 f"{outcome.strategy:28}{found.n_rows[1]:7}{found.response_tokens[1]:8.0f}"
                 f"{found.loss[1]:7.2f}{found.gradient_score[1]:7.2f}{of.density:9.3f}"
                 f"{of.content_diversity:9.3f}{of.similarity:9.3f}"
-                f"{100 * found.duplicate_share[1]:8.1f}%{found.topics.distance:8.2f}{sources:>9}"
+                f"{100 * found.duplicate_share[1]:8.1f}%{found.clusters.distance:9.2f}{sources:>9}"
             )
         lines += [
             "",
-            "tokens: median of the response; density, content, similar: losses, lower is better;",
-            "repeats: near-duplicates of another kept row; topics, sources: distance from the",
+            "tokens: median of the response; density, content, similar: criteria, lower is better;",
+            "repeats: near-duplicates of another kept row; clusters, sources: distance from the",
             "pool's mix, 0 alike to 1. None of it says which subset trains the better model.",
             "",
             "overlap (100 x rows in both / rows in either):",
@@ -141,8 +141,8 @@ def strategies(
     for name in chosen:
         rows_S = choose_rows(pool, parsed, configs[name], context)
         subsets.append(rows_S)
-        subset = audit(pool, rows_S, signal.score_N, context.cluster_N, context.neighbours, near)
-        criteria = losses(rows_S, signal.density.log_N, context.neighbours, near)
+        subset = audit_of(pool, rows_S, signal.score_N, context.cluster_N, context.neighbours, near)
+        criteria = criteria_of(rows_S, signal.density.log_N, context.neighbours, near)
         outcomes.append(Outcome(name, criteria, subset))
     overlap_KK = np.array([[overlap(a, b) for b in subsets] for a in subsets])
     return StrategiesResult(str(run.folder), str(parsed), tuple(outcomes), overlap_KK, left_out)
@@ -155,7 +155,7 @@ def _not_to_be_had(run: Run, config: SelectionConfig) -> dict[str, str]:
     if config.target is None:
         missing[Need.TARGET] = "needs `target`, a captured run of target rows"
     if not run.has_reference_losses:
-        missing[Need.LOSSES] = f"needs: gradsift reference-losses {run.folder}"
+        missing[Need.REFERENCE_LOSSES] = f"needs: gradsift reference-losses {run.folder}"
     left_out, n_rows = {}, len(run.store.instance_ids)
     for name, strategy in STRATEGIES.items():
         why = next((missing[need] for need in strategy.needs if need in missing), None)

@@ -10,7 +10,6 @@ project. It tells a model that forgot a lot from one that did not; it is no benc
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
 from collections.abc import Generator, Sequence
@@ -31,6 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.shared_prefix import SharedPrefixLM
+from gradsift.utils import short_sha256
 
 # What is read of each item: the first of these that a task has.
 METRICS = ("acc", "exact_match", "em", "f1", "acc_norm")
@@ -209,9 +209,9 @@ def _scores(task: str, samples: Sequence[dict], way: str) -> TaskScores:
         )
     # One line for each filter of a task; the first is the task's main one.
     main = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
-    digest = hashlib.sha256("".join(str(sample["doc_hash"]) for sample in main).encode())
+    items = short_sha256(str(sample["doc_hash"]) for sample in main)
     return TaskScores(
-        metric, tuple(float(sample[metric]) for sample in main), digest.hexdigest()[:16], way
+        metric, tuple(float(sample[metric]) for sample in main), items, way
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -47,6 +46,7 @@ from gradsift.training.layers import base_model, track
 from gradsift.training.record_writer import store_rows
 from gradsift.training.self_check import LOOP_PATHS, check_forward, paths_of
 from gradsift.training.sharding import unchecked
+from gradsift.utils import short_sha256
 
 FLUSH_EVERY = 256  # Micro-batches.
 # Micro-batches whose records stay on the device until they are read together.
@@ -410,7 +410,7 @@ class Recording:
         config = self._outer.config.to_json_string(use_diff=False)
         return {
             "loop": "own",
-            "model": f"sha256 of configuration {hashlib.sha256(config.encode()).hexdigest()[:16]}",
+            "model": f"sha256 of configuration {short_sha256(config)}",
             "sketch_size": self._sketch.size,
             "seed": self._sketch.seed,
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from gradsift.data.pool import Pool
 from gradsift.data.tokenization import build_instances
 from gradsift.errors import GradsiftError
 from gradsift.gradients.tokens import IGNORED_LABEL
+from gradsift.utils import short_sha256
 
 NO_LIMIT = 2**31
 # Characters of a response's end by which it is looked up, and the least of a row that tell it.
@@ -69,7 +69,7 @@ def row_key(tokens_T: torch.Tensor, labels_T: torch.Tensor) -> str:
         A hash, equal for equal rows.
     """
     text = f"{tokens_T.tolist()}{(labels_T != IGNORED_LABEL).int().tolist()}"
-    return "sha256-" + hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"sha256-{short_sha256(text)}"
 
 
 class ByColumn:

@@ -1,9 +1,6 @@
-"""What a subset is like beside its pool, and what ought to worry the user.
+"""What a subset is like beside its pool, what ought to worry the user, and both in words.
 
 Shapes: N instances of the pool, S rows of a subset.
-
-
-An audit as a program and as a person wants it.
 """
 
 from __future__ import annotations
@@ -11,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,6 +29,8 @@ _HIGH_LOSS_SHARE = 0.1
 _EXPECTED_ROWS = 3.0
 # It has shrunk below half of its share if chance would do that once in a hundred times.
 _STANDARD_DEVIATIONS = 2.33
+# Values of a property, and warnings of a kind, that are shown.
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -41,26 +40,27 @@ class Mix:
     counts: dict[str, tuple[int, int]]
 
     @property
-    def _totals(self) -> tuple[int, int]:
+    def totals(self) -> tuple[int, int]:
+        """Rows in the pool, in the subset."""
         pairs = self.counts.values()
         return sum(pool for pool, _ in pairs), sum(subset for _, subset in pairs)
 
     @property
     def distance(self) -> float:
         """Total variation distance of the two distributions, 0 (alike) to 1."""
-        pool, subset = self._totals
+        pool, subset = self.totals
         return 0.5 * sum(abs(a / pool - b / subset) for a, b in self.counts.values())
 
     @property
     def kept(self) -> float:
         """Rows of the subset, in percent of the pool's."""
-        pool, subset = self._totals
+        pool, subset = self.totals
         return 100 * subset / pool
 
     @property
     def missing(self) -> list[str]:
         """Values of the pool that the subset has not, although chance would have brought some."""
-        pool, subset = self._totals
+        pool, subset = self.totals
         return [
             value
             for value, (a, b) in self.counts.items()
@@ -70,15 +70,15 @@ class Mix:
     @property
     def shrunk(self) -> dict[str, tuple[float, float]]:
         """Values whose share fell below half, more than by chance: share of pool, of subset."""
-        pool, subset = self._totals
-        found = {}
+        pool, subset = self.totals
+        shares = {}
         for value, (a, b) in self.counts.items():
             share, kept = a / pool, b / subset
             # Of a random subset, drawn without putting back.
             deviation = math.sqrt(share * (1 - share) / subset * (pool - subset) / max(1, pool - 1))
             if b and kept < share / 2 and share - kept > _STANDARD_DEVIATIONS * deviation:
-                found[value] = (share, kept)
-        return found
+                shares[value] = (share, kept)
+        return shares
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,16 @@ class Audit:
     """A subset beside its pool. Pairs are (pool, subset).
 
     Attributes:
-        n_rows: Rows.
-        response_tokens: Median response tokens.
-        loss: Mean instance loss.
-        gradient_score: Mean gradient score.
+        response_tokens: Median.
+        loss: Mean.
+        gradient_score: Mean.
         high_loss_share: Share of the rows whose loss is in the pool's highest tenth.
         duplicate_share: Rows with an earlier near-duplicate (by id) among the rows, as a share.
-        topics: How clusters of content are spread.
-        sources: How sources are spread; None where the pool does not say.
-        languages: How languages are spread; None where the pool does not say.
+        clusters: How clusters of content are spread.
+        sources: None where the pool does not say.
+        languages: None where the pool does not say.
         length_correlation: Rank correlation of the gradient score with response tokens.
         selected_length_correlation: The same of being selected.
-        warnings: Plain sentences.
     """
 
     n_rows: tuple[int, int]
@@ -106,28 +104,14 @@ class Audit:
     gradient_score: tuple[float, float]
     high_loss_share: tuple[float, float]
     duplicate_share: tuple[float, float]
-    topics: Mix
+    clusters: Mix
     sources: Mix | None
     languages: Mix | None
     length_correlation: float | None
     selected_length_correlation: float | None
-    warnings: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Extraction:
-    """How the gradients came about.
-
-    Attributes:
-        self_checked: Whether recorded gradients were compared with autograd.
-        non_finite_share: Instances whose gradient is not finite.
-    """
-
-    self_checked: bool
-    non_finite_share: float
-
-
-def audit(
+def audit_of(
     pool: Candidates,
     selected_S: np.ndarray,
     score_N: np.ndarray,
@@ -135,19 +119,7 @@ def audit(
     neighbours: Neighbours,
     similarity_threshold: float,
 ) -> Audit:
-    """Compare a subset with its pool.
-
-    Args:
-        pool: The instances.
-        selected_S: Positions of the subset, at least one.
-        score_N: Gradient score.
-        cluster_N: Cluster of content of each instance.
-        neighbours: Of the pool.
-        similarity_threshold: Cosine above which two rows are near-duplicates.
-
-    Returns:
-        The audit, without warnings.
-    """
+    """Compare a subset of at least one row with its pool."""
     selected_N = np.zeros(len(pool), dtype=bool)
     selected_N[selected_S] = True
     everything = np.arange(len(pool))
@@ -166,9 +138,9 @@ def audit(
             repeated_share(neighbours, everything, similarity_threshold),
             repeated_share(neighbours, selected_S, similarity_threshold),
         ),
-        topics=_mix([str(topic) for topic in cluster_N], selected_N),
-        sources=None if pool.source is None else _mix(pool.source, selected_N),
-        languages=None if pool.language is None else _mix(pool.language, selected_N),
+        clusters=_mix([str(cluster) for cluster in cluster_N], selected_N),
+        sources=_mix(pool.source, selected_N),
+        languages=_mix(pool.language, selected_N),
         length_correlation=rank_correlation(score_N, pool.n_response_tokens),
         selected_length_correlation=rank_correlation(
             selected_N.astype(float), pool.n_response_tokens
@@ -176,80 +148,83 @@ def audit(
     )
 
 
-def warnings(
-    found: Audit, extraction: Extraction, *, cut_share: float | None, uses_score: bool
+def audit_warnings(
+    audit: Audit,
+    *,
+    self_checked: bool,
+    non_finite_share: float,
+    cut_share: float | None,
+    uses_score: bool,
 ) -> list[str]:
     """Say what ought to worry the user: the four failures that GrADS warns of, and length.
 
     Args:
-        found: The audit of a selection.
-        extraction: How the gradients came about.
+        audit: Of a selection.
+        self_checked: Whether recorded gradients were compared with autograd.
+        non_finite_share: Of the instances.
         cut_share: Share of the pool that the density cut removes; None where there is no cut.
         uses_score: Whether the strategy went by the gradient score.
-
-    Returns:
-        One sentence each; none if all is well.
     """
     lines = []
-    if not extraction.self_checked:
+    if not self_checked:
         lines.append(
             "gradients were never compared with autograd on this model: run gradsift check MODEL"
         )
-    if extraction.non_finite_share > NON_FINITE_WARNING:
+    if non_finite_share > NON_FINITE_WARNING:
         lines.append(
-            f"{100 * extraction.non_finite_share:.1f} % of the gradients are not finite: capture "
+            f"{100 * non_finite_share:.1f} % of the gradients are not finite: capture "
             "in float32, or with a lower learning rate"
         )
     if cut_share is not None and cut_share > CUT_WARNING:
         lines.append(
             f"the density cut calls {100 * cut_share:.0f} % of the pool untypical: more than "
-            f"{100 * CUT_WARNING:.0f} % is rarely noise; compare with another `side`"
+            f"{100 * CUT_WARNING:.0f} % is rarely noise; compare with another `score`"
         )
-    pool, subset = found.gradient_score
+    pool, subset = audit.gradient_score
     if uses_score and subset < pool:
         lines.append(
             f"the subset's mean gradient score is {subset:.2f}, below {pool:.2f} of a random "
             "subset: diversity outweighs it; raise `alpha` or lower `beta`"
         )
-    pool, subset = found.high_loss_share
+    pool, subset = audit.high_loss_share
     if subset > HIGH_LOSS_WARNING * pool:
         lines.append(
             f"the tenth of the pool with the highest loss makes {100 * subset:.0f} % of the "
             "subset: wrong or garbled answers gather there; look at some of them"
         )
-    rho = found.length_correlation
+    rho = audit.length_correlation
     if uses_score and rho is not None and abs(rho) > LENGTH_WARNING:
         lines.append(
             f"the gradient score is mostly {'length' if rho > 0 else 'shortness'} (rank "
-            f"correlation {rho:+.2f}): try `adjust` response_length"
+            f"correlation {rho:+.2f}): try `detrend: response_length`"
         )
-    for name, mix in (("source", found.sources), ("language", found.languages)):
-        if mix is not None and mix.missing:
-            lines.append(
-                f"{name} {', '.join(map(repr, mix.missing[:5]))} has vanished: no row of it is kept"
-            )
-        for value, (share, kept) in list(({} if mix is None else mix.shrunk).items())[:5]:
-            lines.append(
-                f"{name} {value!r} has shrunk from {100 * share:.0f} % of the pool to "
-                f"{100 * kept:.0f} % of the subset"
-                + (f"; `quota` '*={mix.kept:.3g}%' keeps it" if name == "source" else "")
-            )
+    return [
+        *lines,
+        *_mix_warnings("source", audit.sources),
+        *_mix_warnings("language", audit.languages),
+    ]
+
+
+def _mix_warnings(name: str, mix: Mix | None) -> list[str]:
+    if mix is None:
+        return []
+    lines = []
+    if mix.missing:
+        values = ", ".join(map(repr, mix.missing[:_SHOWN]))
+        lines.append(f"{name} {values} has vanished: no row of it is kept")
+    for value, (share, kept) in list(mix.shrunk.items())[:_SHOWN]:
+        lines.append(
+            f"{name} {value!r} has shrunk from {100 * share:.0f} % of the pool to "
+            f"{100 * kept:.0f} % of the subset"
+            + (f"; `quota` '*={mix.kept:.3g}%' keeps it" if name == "source" else "")
+        )
     return lines
 
 
 def repeated_share(
     neighbours: Neighbours, rows_S: np.ndarray, similarity_threshold: float
 ) -> float:
-    """Compute the share of rows that repeat another one of them with a smaller position.
-
-    Args:
-        neighbours: Of the pool.
-        rows_S: Positions, at least one.
-        similarity_threshold: Cosine above which two rows are near-duplicates.
-
-    Returns:
-        0 where no two are near-duplicates.
-    """
+    """Compute the share of rows that repeat another one of them with a smaller position."""
     inside_N = np.zeros(len(neighbours), dtype=bool)
     inside_N[rows_S] = True
     first_E, second_E, _ = neighbours.pairs_above(similarity_threshold)
@@ -258,55 +233,30 @@ def repeated_share(
 
 
 def overlap(first: Iterable[object], second: Iterable[object]) -> float:
-    """Compute Jaccard's index of two subsets.
-
-    Args:
-        first: Positions or ids.
-        second: Positions or ids.
-
-    Returns:
-        |A ∩ B| / |A ∪ B|.
-    """
+    """Compute Jaccard's index |A ∩ B| / |A ∪ B| of two subsets, positions or ids."""
     a, b = set(first), set(second)
     return len(a & b) / len(a | b)
 
 
-def _mix(values: Sequence[str], selected_N: np.ndarray) -> Mix:
+def _mix(values: Sequence[str] | None, selected_N: np.ndarray) -> Mix | None:
+    if values is None:
+        return None
     pool = Counter(values)
     subset = Counter(value for value, kept in zip(values, selected_N, strict=True) if kept)
     return Mix({value: (count, subset[value]) for value, count in pool.most_common()})
 
 
-_SHOWN = 5
-
-
 def audit_summary(audit: Audit) -> dict[str, object]:
-    """Return what a program wants to know.
-
-    Args:
-        audit: Of a selection.
-
-    Returns:
-        Values by name; pairs are `pool` and `subset`.
-    """
-    names = (
-        "n_rows",
-        "response_tokens",
-        "loss",
-        "gradient_score",
-        "high_loss_share",
-        "duplicate_share",
-    )
+    """Return what a program wants to know: values by name; pairs are `pool` and `subset`."""
     pairs = {
-        name: dict(zip(("pool", "subset"), getattr(audit, name), strict=True)) for name in names
+        name: dict(zip(("pool", "subset"), getattr(audit, name), strict=True))
+        for name in (
+            *("n_rows", "response_tokens", "loss", "gradient_score"),
+            *("high_loss_share", "duplicate_share"),
+        )
     }
     mixes = {
-        name: None if mix is None else _mix_summary(mix)
-        for name, mix in (
-            ("topics", audit.topics),
-            ("sources", audit.sources),
-            ("languages", audit.languages),
-        )
+        name: _mix_summary(getattr(audit, name)) for name in ("clusters", "sources", "languages")
     }
     return {
         **pairs,
@@ -317,14 +267,7 @@ def audit_summary(audit: Audit) -> dict[str, object]:
 
 
 def audit_lines(audit: Audit) -> list[str]:
-    """Return what a person wants to know.
-
-    Args:
-        audit: Of a selection.
-
-    Returns:
-        Lines of a table: the pool, the subset.
-    """
+    """Return what a person wants to know: lines of a table."""
     lines = [f"{'rows':44}{'pool':>10}{'subset':>10}"]
     for label, pair, digits in (
         ("median response tokens", audit.response_tokens, 0),
@@ -337,7 +280,7 @@ def audit_lines(audit: Audit) -> list[str]:
         ("near-duplicates of an earlier row", audit.duplicate_share),
     ):
         lines.append(f"{label:44}" + "".join(f"{100 * value:9.1f}%" for value in pair))
-    lines.append(f"{'topics':44}" + "".join(f"{n:10}" for n in _present(audit.topics)))
+    lines.append(f"{'clusters':44}" + "".join(f"{n:10}" for n in _present(audit.clusters)))
     for label, mix in (("source", audit.sources), ("language", audit.languages)):
         if mix is not None:
             lines += _mix_lines(label, mix)
@@ -353,8 +296,8 @@ def _present(mix: Mix) -> tuple[int, int]:
     return len(mix.counts), sum(subset > 0 for _, subset in mix.counts.values())
 
 
-def _mix_summary(mix: Mix) -> dict[str, object]:
-    return {
+def _mix_summary(mix: Mix | None) -> dict[str, object] | None:
+    return mix and {
         "counts": {value: {"pool": a, "subset": b} for value, (a, b) in mix.counts.items()},
         "distance": mix.distance,
         "missing": mix.missing,
@@ -363,7 +306,7 @@ def _mix_summary(mix: Mix) -> dict[str, object]:
 
 
 def _mix_lines(label: str, mix: Mix) -> list[str]:
-    totals = [sum(pair[side] for pair in mix.counts.values()) for side in (0, 1)]
+    totals = mix.totals
     lines = []
     for value, pair in list(mix.counts.items())[:_SHOWN]:
         shares = "".join(

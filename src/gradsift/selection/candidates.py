@@ -1,23 +1,33 @@
-"""What a selection starts from: the arrays of a pool.
+"""What a selection starts from: the arrays of a pool, and what it may use beside them.
 
-Shapes: N instances, D content features, K² entries of a gradient sketch.
+Shapes: N instances, M rows of a reference, D content features, K² entries of a gradient sketch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 import numpy as np
 
 from gradsift.errors import GradsiftError
+from gradsift.selection.neighbours import Neighbours
+
+
+class Need(Enum):
+    """What a rule may need beyond the statistics and the neighbour graph."""
+
+    FEATURES = "content features"
+    SKETCHES = "gradient sketches"
+    REFERENCE_LOSSES = "reference losses"
+    ANCHOR = "a retention anchor"
+    TARGET = "a target set"
 
 
 @dataclass(frozen=True)
 class Candidates:
     """The instances that can be selected, as arrays in ascending order of their ids.
-
-    Checked when it is made.
 
     Attributes:
         ids: N different instance ids, ascending.
@@ -29,14 +39,10 @@ class Candidates:
         el2n: [N] mean ‖softmax − one-hot‖₂ over the response tokens.
         source: [N] where each row comes from; None where the pool does not say.
         language: [N] as `source`.
-        features_ND: Content features, finite; None where no strategy asks for them.
+        features_ND: Content features, finite; None where no rule asks for them.
         sketches: layer → [N, K²], finite; may be empty.
-        losses: `response`, `alone` and `text` → [N], of the further pass; may be empty. `alone` is
-            NaN where there is none.
-
-    Raises:
-        ValueError: If there is no instance, an id is there twice or out of order, or a value is
-            not finite; the message names the instance.
+        reference_losses: `response`, `alone` and `text` → [N]; may be empty. `alone` is NaN where
+            there is none.
     """
 
     ids: Sequence[str]
@@ -50,7 +56,7 @@ class Candidates:
     language: Sequence[str] | None = None
     features_ND: np.ndarray | None = None
     sketches: Mapping[str, np.ndarray] = field(default_factory=dict)
-    losses: Mapping[str, np.ndarray] = field(default_factory=dict)
+    reference_losses: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.ids) == 0:
@@ -59,12 +65,8 @@ class Candidates:
                 "not finite. Look at the reasons in pool.parquet."
             )
         for before, after in zip(self.ids, self.ids[1:], strict=False):
-            if before == after:
-                raise GradsiftError(f"instance id {after!r} is there twice, expected once.")
-            if before > after:
-                raise GradsiftError(
-                    f"instance id {after!r} comes after {before!r}: sort them first."
-                )
+            assert before != after, f"instance id {after!r} is there twice, expected once"
+            assert before < after, f"instance id {after!r} comes after {before!r}: sort them first"
         for name, array in self._arrays().items():
             self._check(name, array)
         if np.min(self.n_tokens) < 1:
@@ -75,14 +77,7 @@ class Candidates:
         return len(self.ids)
 
     def covariate(self, name: str) -> np.ndarray:
-        """Return what a gradient may depend on beside its instance's worth.
-
-        Args:
-            name: response_length, prompt_length or step.
-
-        Returns:
-            values_N.
-        """
+        """Return what a gradient may depend on beside its instance's worth."""
         return {
             "response_length": self.n_response_tokens,
             "prompt_length": self.n_tokens - self.n_response_tokens,
@@ -90,30 +85,54 @@ class Candidates:
         }[name]
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        by_statistic = {
+        arrays = {
             f"{layer} {name}": array
             for layer, by_name in self.statistics.items()
             for name, array in by_name.items()
         }
-        arrays = by_statistic | {
-            "n_tokens": self.n_tokens,
-            "n_response_tokens": self.n_response_tokens,
-            "step": self.step,
-            "loss": self.loss,
-            "el2n": self.el2n,
-        }
+        names = ("n_tokens", "n_response_tokens", "step", "loss", "el2n")
+        arrays |= {name: getattr(self, name) for name in names}
         if self.features_ND is not None:
             arrays["content features"] = self.features_ND
         arrays |= {f"{layer} sketch": sketch for layer, sketch in self.sketches.items()}
         # A response of one token has no loss of its own.
-        return arrays | {f"{k} loss": array for k, array in self.losses.items() if k != "alone"}
+        losses = {name: loss for name, loss in self.reference_losses.items() if name != "alone"}
+        return arrays | {f"{name} loss": loss for name, loss in losses.items()}
 
     def _check(self, name: str, array: np.ndarray) -> None:
-        if len(array) != len(self.ids):
-            raise GradsiftError(f"{name} has {len(array)} entries for {len(self.ids)} instances.")
-        finite_N = np.isfinite(array).reshape(len(self.ids), -1).all(axis=1)
+        n = len(self.ids)
+        assert len(array) == n, f"{name} has {len(array)} entries for {n} instances"
+        finite_N = np.isfinite(array).reshape(n, -1).all(axis=1)
         if not finite_N.all():
             raise GradsiftError(
                 f"{name} of instance {self.ids[int(np.argmin(finite_N))]!r} is not finite: leave "
                 "the instance out, or capture again in float32."
             )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Rows of another capture, with the same model."""
+
+    sketches: Mapping[str, np.ndarray]  # layer → [M, K²]
+    features_MD: np.ndarray
+    step_M: np.ndarray
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a selection may use beside the pool's own arrays.
+
+    Attributes:
+        neighbours: Of the pool's content.
+        cluster_N: Cluster of content of each instance.
+        references: Other captured rows, by what they are needed for.
+        keep: Ids that are selected first, in this order.
+        drop: Ids that are never selected; they stay part of the pool that is represented.
+    """
+
+    neighbours: Neighbours
+    cluster_N: np.ndarray
+    references: Mapping[Need, Reference] = field(default_factory=dict)
+    keep: Sequence[str] = ()
+    drop: Sequence[str] = ()

@@ -1,12 +1,6 @@
-"""How much may be kept: what the user writes, and what it comes to on a given pool.
-
-What may still be taken: the budget, limits for each group of rows, rows that must be kept.
+"""How much may be selected, and what else limits it: budget, quotas, rows to keep and to drop.
 
 Shapes: N instances of the pool, G groups.
-
-
-
-Limits for sources: `--quota SOURCE=500` or `SOURCE=25%`.
 """
 
 from __future__ import annotations
@@ -55,20 +49,10 @@ class Budget:
         return f"{int(self.amount)}" if self.kind == "rows" else f"{int(self.amount)}tok"
 
     def resolve(self, n_instances: int, total_tokens: int) -> ResolvedBudget:
-        """Apply the budget to a pool.
+        """Apply the budget to a pool of so many instances that can be selected, and their tokens.
 
-        Args:
-            n_instances: Instances that can be selected. A fraction is a fraction of these (of
-                rows, not of tokens; dropped rows do not count), rounded to the nearest row, a
-                half upwards. "auto" may take all.
-            total_tokens: Tokens of all these instances together.
-
-        Returns:
-            The limit in rows or tokens.
-
-        Raises:
-            ValueError: If the pool is empty, holds less than the budget, or the fraction comes to
-                less than one row.
+        A fraction is one of the instances, not of tokens (dropped rows do not count), rounded to
+        the nearest row, a half upwards. "auto" may take all.
         """
         if n_instances < 1:
             raise GradsiftError(
@@ -103,18 +87,11 @@ class Budget:
 
 
 def parse_budget(value: str | int | float) -> Budget:
-    """Read a budget.
+    """Read a budget: "50%", "500" (rows), "20000tok" or "auto", or a number.
 
-    Args:
-        value: `"50%"`, `"500"` (rows), `"20000tok"` or `"auto"`; an int is a number of rows; a
-            float in (0, 1] is a fraction of the instances: 1.0 is all of them, 1 is one row.
-
-    Returns:
-        The budget, not yet applied to a pool.
-
-    Raises:
-        ValueError: For anything else; also for a string such as "0.5" or "1.5", which may mean a
-            fraction, a percentage or a number of rows.
+    An int is a number of rows, a float in (0, 1] a fraction of the instances: 1.0 is all of them,
+    1 is one row. A text such as "0.5" or "1.5" is refused: it may mean a fraction, a percentage or
+    a number of rows.
     """
     if isinstance(value, str):
         return _parse_text(value)
@@ -161,7 +138,7 @@ class Constraints:
 
     Attributes:
         costs_N: Tokens of each instance, above 0; they matter for a budget of tokens only.
-        limit: The budget.
+        budget: On this pool.
         keep: Positions that are taken first.
         group_N: The group of each instance (its source, say), or None for no groups.
         most_G: Most rows of each group, as far as it has a limit.
@@ -169,99 +146,87 @@ class Constraints:
     """
 
     costs_N: np.ndarray
-    limit: ResolvedBudget
+    budget: ResolvedBudget
     keep: tuple[int, ...] = ()
     group_N: np.ndarray | None = None
     most_G: dict[int, int] | None = None
     barred: tuple[int, ...] = ()
 
-    def purse(self) -> SubsetBuilder:
-        """Open the purse, and take what must be kept.
-
-        Returns:
-            A purse with what is left.
-
-        Raises:
-            ValueError: If no instance fits a budget of tokens, the rows that must be kept do not
-                fit, or quotas and barred rows leave fewer rows than the budget asks for.
-        """
-        self._refuse_if_nothing_fits()
-        self._refuse_if_too_few_may_be_taken()
-        purse = SubsetBuilder(self)
+    def builder(self) -> SubsetBuilder:
+        """Begin a subset with what must be kept."""
+        self._require_room()
+        builder = SubsetBuilder(self)
         for row in self.keep:
-            if not purse.fits(row):
+            if not builder.fits(row):
                 raise GradsiftError(
                     "the rows that must be kept do not fit the budget or the quotas: "
-                    f"{len(purse.order)} of {len(self.keep)} fit. Raise the budget, or shorten the "
-                    "list."
+                    f"{len(builder.order)} of {len(self.keep)} fit. Raise the budget, or shorten "
+                    "the list."
                 )
-            purse.take(row)
-        return purse
-
-    def _refuse_if_nothing_fits(self) -> None:
-        least = self.costs_N.min()
-        if self.limit.kind == "tokens" and least > self.limit.amount:
-            raise GradsiftError(
-                f"budget of {self.limit.amount} tokens: the shortest instance has {least}. "
-                f"Give at least {least}tok."
-            )
+            builder.take(row)
+        return builder
 
     def room(self) -> int:
-        """Count the rows that may be taken, whatever the budget.
-
-        Returns:
-            Rows that are not barred, as far as the groups have room for them.
-        """
-        may_N = np.ones(len(self.costs_N), dtype=bool)
-        may_N[list(self.barred)] = False
+        """Count the rows that may be taken, whatever the budget."""
+        may_N = self._may_be_taken()
         if self.group_N is None:
             return int(may_N.sum())
         most_G = self.most_G or {}
         counts = np.bincount(self.group_N[may_N])
         return sum(min(int(c), most_G.get(g, int(c))) for g, c in enumerate(counts))
 
-    def _refuse_if_too_few_may_be_taken(self) -> None:
-        if self.limit.kind == "rows" and (room := self.room()) < self.limit.amount:
+    def _may_be_taken(self) -> np.ndarray:
+        may_N = np.ones(len(self.costs_N), dtype=bool)
+        may_N[list(self.barred)] = False
+        if self.group_N is not None:
+            shut = [group for group, most in (self.most_G or {}).items() if most < 1]
+            may_N &= ~np.isin(self.group_N, shut)
+        return may_N
+
+    def _require_room(self) -> None:
+        room, amount = self.room(), self.budget.amount
+        by_tokens = self.budget.kind == "tokens"
+        if room == 0:
+            raise GradsiftError(
+                "quotas and the list of rows to drop leave no row. Raise a quota, or shorten the "
+                "list."
+            )
+        if not by_tokens and room < amount:
             raise GradsiftError(
                 f"quotas and the list of rows to drop leave {room} rows, but the budget asks for "
-                f"{self.limit.amount}. Raise a quota, shorten the list, or lower the budget."
+                f"{amount}. Raise a quota, shorten the list, or lower the budget."
+            )
+        least = self.costs_N[self._may_be_taken()].min()
+        if by_tokens and least > amount:
+            raise GradsiftError(
+                f"budget of {amount} tokens: the shortest instance has {least}. "
+                f"Give at least {least}tok."
             )
 
 
 class SubsetBuilder:
     """The state of one selection: what was taken, in order, and what may still be."""
 
-    def __init__(self, terms: Constraints) -> None:
-        n = len(terms.costs_N)
-        self.by_tokens = terms.limit.kind == "tokens"
-        self.cost_N = terms.costs_N.astype(np.float64) if self.by_tokens else np.ones(n)
-        self.left = float(terms.limit.amount)
+    def __init__(self, constraints: Constraints) -> None:
+        n, budget = len(constraints.costs_N), constraints.budget
+        self.by_tokens = budget.kind == "tokens"
+        self.cost_N = constraints.costs_N.astype(np.float64) if self.by_tokens else np.ones(n)
+        self.left = float(budget.amount)
         self.order: list[int] = []
         self.selected_N = np.zeros(n, dtype=bool)
         self._barred_N = np.zeros(n, dtype=bool)
-        self._barred_N[list(terms.barred)] = True
-        self._group_N = terms.group_N
-        self._room_G = dict(terms.most_G or {})
+        self._barred_N[list(constraints.barred)] = True
+        self._group_N = constraints.group_N
+        self._room_G = dict(constraints.most_G or {})
 
     def fits(self, row: int) -> bool:
-        """Say whether a row may be taken.
-
-        Args:
-            row: Its position.
-
-        Returns:
-            Whether it was not taken yet, and budget and group have room for it.
-        """
+        """Say whether a row was not taken yet, and budget and group have room for it."""
         if self.selected_N[row] or self._barred_N[row] or self.cost_N[row] > self.left:
             return False
         return self._group_N is None or self._room_G.get(int(self._group_N[row]), 1) > 0
 
     def fitting(self) -> np.ndarray:
-        """Say which rows may be taken.
-
-        Returns:
-            fits_N.
-        """
+        """Say of every row what `fits` says."""
         fits_N = ~(self.selected_N | self._barred_N) & (self.cost_N <= self.left)
         if self._group_N is not None:
             full = [group for group, room in self._room_G.items() if room <= 0]
@@ -269,11 +234,7 @@ class SubsetBuilder:
         return fits_N
 
     def take(self, row: int) -> None:
-        """Take a row.
-
-        Args:
-            row: Its position.
-        """
+        """Take a row that fits."""
         assert self.fits(row), row
         self.order.append(row)
         self.selected_N[row] = True
@@ -284,14 +245,7 @@ class SubsetBuilder:
                 self._room_G[group] -= 1
 
     def take_in_order(self, rows: Iterable[int]) -> np.ndarray:
-        """Take rows one after the other, leaving out those that do not fit.
-
-        Args:
-            rows: Positions, best first.
-
-        Returns:
-            All positions that were taken since the purse was opened, in that order.
-        """
+        """Take rows, best first, leaving out those that do not fit; return all that was taken."""
         for row in rows:
             if self.left < 1:
                 break
@@ -300,28 +254,16 @@ class SubsetBuilder:
         return self.taken()
 
     def taken(self) -> np.ndarray:
-        """Return what was taken.
-
-        Returns:
-            order_S, positions.
-        """
+        """Return the positions of what was taken, in that order."""
         return np.array(self.order, dtype=np.intp)
 
 
 def quotas(
     source: Sequence[str] | None, quota: Mapping[str, str | int]
 ) -> tuple[np.ndarray | None, dict[int, int] | None]:
-    """Turn limits for sources into groups of rows and the most rows of each.
+    """Turn most rows of a source, or percentages of its rows, into group_N and most_G.
 
-    Args:
-        source: Where each row comes from; None where the pool does not say.
-        quota: Source → rows, or a percentage of its rows; "*" for every source not named.
-
-    Returns:
-        group_N and most_G as in `Constraints`; None and None without a quota.
-
-    Raises:
-        ValueError: If no source is known, one that is named is not there, or an amount is none.
+    "*" is every source that is not named. None and None without a quota.
     """
     if not quota:
         return None, None

@@ -1,9 +1,6 @@
-"""Content features → vectors whose cosine says how alike two rows are in content.
+"""Content features → vectors whose cosine says how alike two rows are in content, and clusters.
 
 Shapes: N instances of the pool, D content features, K terms of the trend.
-
-
-Clusters of content: what the rows are about, coarsely.
 """
 
 from __future__ import annotations
@@ -17,6 +14,10 @@ from gradsift.selection.neighbours import blocks, unit_rows
 # The trend is a polynomial of this degree in the step, where there are so many steps.
 _DEGREE = 3
 _FEWEST_STEPS = 16
+
+MOST_CLUSTERS = 50
+_ROWS_PER_CLUSTER = 20
+_ROUNDS = 20
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,7 @@ class ContentScale:
     scale_D: np.ndarray
 
     def vectors(self, features_ND: np.ndarray, step_N: np.ndarray) -> np.ndarray:
-        """Put content features on the scale of the pool.
-
-        Args:
-            features_ND: Of any rows, by the same model.
-            step_N: Updates made before they were recorded.
-
-        Returns:
-            vectors_ND, float32.
-        """
+        """Put content features of any rows, by the same model, on the pool's scale, in float32."""
         vectors_ND = np.empty(features_ND.shape, dtype=np.float32)
         for rows in blocks(*features_ND.shape):
             terms_RK = _terms(step_N[rows], self.steps, len(self.trend_KD) - 1)
@@ -59,15 +52,7 @@ class ContentScale:
 
 
 def fit_content(features_ND: np.ndarray, step_N: np.ndarray) -> ContentScale:
-    """Fit the scale of a pool's content features.
-
-    Args:
-        features_ND: Finite.
-        step_N: Updates made before each row was recorded.
-
-    Returns:
-        The scale.
-    """
+    """Fit the scale of a pool's content features; step_N are the updates made before each row."""
     features_ND, step_N = np.asarray(features_ND), np.asarray(step_N, dtype=np.float64)
     assert np.isfinite(features_ND).all(), "features are not finite"
     degree = _DEGREE if len(np.unique(step_N)) >= _FEWEST_STEPS else 0
@@ -90,15 +75,7 @@ def fit_content(features_ND: np.ndarray, step_N: np.ndarray) -> ContentScale:
 
 
 def content_vectors(features_ND: np.ndarray, step_N: np.ndarray) -> np.ndarray:
-    """Put the content features of a pool on its own scale.
-
-    Args:
-        features_ND: Finite.
-        step_N: Updates made before each row was recorded.
-
-    Returns:
-        vectors_ND, float32.
-    """
+    """Put the content features of a pool on its own scale."""
     return fit_content(features_ND, step_N).vectors(np.asarray(features_ND), np.asarray(step_N))
 
 
@@ -107,28 +84,18 @@ def _terms(step_N: np.ndarray, steps: tuple[float, float], degree: int) -> np.nd
     return np.vander((step_N - mean) / spread, degree + 1, increasing=True)
 
 
-MOST_CLUSTERS = 50
-_ROWS_PER_CLUSTER = 20
-_ROUNDS = 20
-
-
 def find_clusters(vectors_ND: np.ndarray) -> np.ndarray:
-    """Cluster content vectors (of length 1) by k-means with a fixed seed.
+    """Cluster content vectors: one cluster for every 20 rows, at most 50."""
+    n_clusters = max(1, min(MOST_CLUSTERS, len(vectors_ND) // _ROWS_PER_CLUSTER))
+    return k_means_clusters(unit_rows(vectors_ND), n_clusters, seed=0)
 
-    One cluster for every 20 rows, at most 50.
 
-    Args:
-        vectors_ND: As from `content_vectors`.
-
-    Returns:
-        cluster_N, int32, from 0.
-    """
+def k_means_clusters(unit_NE: np.ndarray, n_clusters: int, *, seed: int) -> np.ndarray:
+    """Cluster rows of length 1 by k-means: cluster_N, int32, from 0."""
     import faiss
 
-    unit_NE = unit_rows(vectors_ND)
-    n_clusters = max(1, min(MOST_CLUSTERS, len(unit_NE) // _ROWS_PER_CLUSTER))
     kmeans = faiss.Kmeans(
-        unit_NE.shape[1], n_clusters, niter=_ROUNDS, seed=0, min_points_per_centroid=1
+        unit_NE.shape[1], n_clusters, niter=_ROUNDS, seed=seed, min_points_per_centroid=1
     )
     kmeans.train(unit_NE)
     return kmeans.assign(unit_NE)[1].astype(np.int32)

@@ -12,15 +12,7 @@ NON_FINITE = "non_finite_gradient"
 
 
 def decision_table(table: pa.Table, selection: Selection) -> pa.Table:
-    """Put the decisions in the order of the input, dropped rows among them.
-
-    Args:
-        table: The pool table.
-        selection: The decisions on the instances.
-
-    Returns:
-        One line for each row of the input.
-    """
+    """Put the decisions in the order of the pool table, dropped rows among them."""
     ids = table["instance_id"].combine_chunks()
     at = pc.index_in(ids, value_set=pa.array(selection.table["instance_id"], pa.string()))
     chosen = pa.table(
@@ -63,11 +55,7 @@ def _column(values: np.ndarray | list) -> pa.Array:
 def weight_column(decisions: pa.Table) -> pa.Array:
     """Compute a weight for each selected row: its gradient score over the mean of the subset.
 
-    Args:
-        decisions: As from `decision_table`.
-
-    Returns:
-        Weights; null for rows that are not selected.
+    Null for rows that are not selected; `decisions` are as from `decision_table`.
     """
     score, kept = decisions["gradient_score"], decisions["selected"]
     mean = pc.mean(pc.filter(score, kept)).as_py()

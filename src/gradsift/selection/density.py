@@ -51,20 +51,13 @@ def estimate_density(signal_NK: np.ndarray, *, exact_rows: int = EXACT_ROWS) -> 
     """Estimate the density of the pool's signal at each instance.
 
     The kernel's covariance is the sample covariance times Scott's factor N^(-1/(R+4)) squared, as
-    in `scipy.stats.gaussian_kde`. An instance's own
-    kernel is included: ranks are the same without it, and the density of the loneliest instance is
-    then a finite floor instead of 0. Directions without spread (a constant column, or N ≤ K) are
-    left out; if none is left, all instances are equally typical. Above `exact_rows`, the signal is
+    in `scipy.stats.gaussian_kde`. An instance's own kernel is included: ranks are the same without
+    it, and the density of the loneliest instance is then a finite floor instead of 0. Directions
+    without spread (a constant column, or N ≤ K) are left out; if none is left, all instances are
+    equally typical. Up to `exact_rows`, all pairs of rows are evaluated. Above, the signal is
     whitened, counted on a grid with an eighth of a bandwidth between its points (each row shared
     among the nearest ones, linearly) and smoothed; a signal with three or more directions, or too
     wide for a grid, is compared with a sample of the rows instead.
-
-    Args:
-        signal_NK: Finite values.
-        exact_rows: Up to this many, all pairs of rows are evaluated.
-
-    Returns:
-        The density, with its error where it is not exact.
     """
     n = len(signal_NK)
     white_NR = whiten(signal_NK)
@@ -86,11 +79,7 @@ def estimate_density(signal_NK: np.ndarray, *, exact_rows: int = EXACT_ROWS) -> 
 def whiten(signal_NK: np.ndarray) -> np.ndarray:
     """Make the columns of a signal uncorrelated with variance 1.
 
-    Args:
-        signal_NK: Finite values.
-
-    Returns:
-        white_NR; directions without spread are left out, so that R may be 0.
+    Directions without spread are left out, so that R may be 0.
     """
     n, k = signal_NK.shape
     if n < 2 or k == 0:
@@ -107,11 +96,7 @@ def _scott(n: int, n_directions: int) -> float:
 
 
 def _kernel_mean(at_QR: np.ndarray, centres_CR: np.ndarray, bandwidth: float) -> np.ndarray:
-    """Return the logarithm of the mean of the kernels at some places.
-
-    Returns:
-        log_Q.
-    """
+    """Return the logarithm of the mean of the kernels at Q places."""
     q, r = at_QR.shape
     log_norm = np.log(len(centres_CR)) + r / 2 * np.log(2 * np.pi * bandwidth**2)
     log_Q = np.empty(q)

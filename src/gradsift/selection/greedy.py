@@ -1,9 +1,6 @@
-"""Lazy greedy: maximise the objective under a budget of rows or of tokens.
+"""Lazy greedy: maximise the objective under a budget of rows or of tokens, or up to the elbow.
 
 Shapes: N instances, S selected, E edges of the neighbour graph.
-
-
-`--budget auto`: where further rows stop being worth their place.
 """
 
 from __future__ import annotations
@@ -42,7 +39,7 @@ class Gains:
         return self.gradient_N + self.diversity_N - self.penalty_N
 
 
-def lazy_greedy(objective: Objective, terms: Constraints) -> tuple[np.ndarray, Gains]:
+def lazy_greedy(objective: Objective, constraints: Constraints) -> tuple[np.ndarray, Gains]:
     """Select by marginal gain, exactly as greedy does, without computing every gain every time.
 
     A budget of rows is filled to exactly that many rows, even when gains turn negative: so many
@@ -53,29 +50,22 @@ def lazy_greedy(objective: Objective, terms: Constraints) -> tuple[np.ndarray, G
     what bounds cost-scaled greedy from below (Leskovec et al., 2007). On equal gains the smaller
     position wins, so callers order the instances by id.
 
-    Args:
-        objective: What to maximise.
-        terms: The budget and what else limits the selection.
-
     Returns:
         order_S, positions in the order of selection, and the gains of all instances.
-
-    Raises:
-        ValueError: If the conditions cannot be met, see `Constraints.purse`.
     """
-    search = _Search(objective, terms)
+    search = _Search(objective, constraints)
     first_gain_N = search.gains().marginal_N
-    fits_N = search.purse.fitting()
+    fits_N = search.builder.fitting()
     search.fill()
-    if search.purse.by_tokens and fits_N.any():
+    if search.builder.by_tokens and fits_N.any():
         best = int(np.argmax(np.where(fits_N, first_gain_N, -np.inf)))
-        added = search.purse.order[len(terms.keep) :]
+        added = search.builder.order[len(constraints.keep) :]
         if first_gain_N[best] > search.gains().marginal_N[added].sum():
-            search = _Search(objective, terms)
+            search = _Search(objective, constraints)
             search.take(best)
             search.fill()
     search.refresh_rest()
-    return search.purse.taken(), search.gains()
+    return search.builder.taken(), search.gains()
 
 
 class _Search:
@@ -85,7 +75,7 @@ class _Search:
     first is computed afresh. The penalty is kept exact: rows taken add to that of their near rows.
     """
 
-    def __init__(self, objective: Objective, terms: Constraints) -> None:
+    def __init__(self, objective: Objective, constraints: Constraints) -> None:
         n = len(objective.score_N)
         self.objective, self.neighbours = objective, objective.neighbours
         self.covered_N = objective.neighbours.floor_N.copy()
@@ -96,14 +86,14 @@ class _Search:
         self.penalty_N = np.zeros(n)
         self.fresh_at_N = np.zeros(n, dtype=np.int64)
         # One by one, so that a row that must be kept has its gain beside those before it.
-        to_keep = terms.purse().order
-        self.purse = replace(terms, keep=()).purse()
+        to_keep = constraints.builder().order
+        self.builder = replace(constraints, keep=()).builder()
         for row in to_keep:
             self._refresh([row])
             self.take(row)
         self.refresh_rest()
-        rows = np.flatnonzero(~self.purse.selected_N)
-        rate_N = self.gains().marginal_N / self.purse.cost_N
+        rows = np.flatnonzero(~self.builder.selected_N)
+        rate_N = self.gains().marginal_N / self.builder.cost_N
         self.heap = list(zip((-rate_N[rows]).tolist(), rows.tolist(), strict=True))
         heapify(self.heap)
 
@@ -111,42 +101,42 @@ class _Search:
         return Gains(self.gradient_N, self.diversity_N, self.penalty_N)
 
     def fill(self) -> None:
-        purse, heap, fresh_at_N = self.purse, self.heap, self.fresh_at_N
-        while heap and purse.left >= 1:
+        builder, heap, fresh_at_N = self.builder, self.heap, self.fresh_at_N
+        while heap and builder.left >= 1:
             row = heap[0][1]
-            if not purse.fits(row):
+            if not builder.fits(row):
                 # Nor will it later: budget and groups only shrink.
                 heappop(heap)
-            elif (age := len(purse.order) - fresh_at_N[row]) > 0:
+            elif (age := len(builder.order) - fresh_at_N[row]) > 0:
                 rows = self._pop_stale() if age > _RECENT else [heappop(heap)[1]]
                 self._refresh(rows)
                 for row in rows:
-                    heappush(heap, (-self._marginal(row) / float(purse.cost_N[row]), row))
-            elif purse.by_tokens and self._marginal(row) < 0:
+                    heappush(heap, (-self._marginal(row) / float(builder.cost_N[row]), row))
+            elif builder.by_tokens and self._marginal(row) < 0:
                 return
             else:
                 heappop(heap)
                 self.take(row)
 
     def take(self, row: int) -> None:
-        self.purse.take(row)
+        self.builder.take(row)
         rows, cosines = self.neighbours.of(row)
         self.covered_N[rows] = np.maximum(self.covered_N[rows], cosines)
         if self.penalty_scale > 0:
             near = cosines > self.objective.similarity_threshold
             # The gains of a selected row stay what they were when it was selected.
-            near &= ~self.purse.selected_N[rows]
+            near &= ~self.builder.selected_N[rows]
             if near.any():
                 added = nearness(cosines[near], self.objective.similarity_threshold)
                 self.penalty_N[rows[near]] += self.penalty_scale * added
 
     def refresh_rest(self) -> None:
-        rest = np.flatnonzero(~self.purse.selected_N)
+        rest = np.flatnonzero(~self.builder.selected_N)
         for start in range(0, len(rest), _ROWS_AT_A_TIME):
             self._refresh(rest[start : start + _ROWS_AT_A_TIME])
 
     def _pop_stale(self) -> list[int]:
-        newest = len(self.purse.order) - _RECENT
+        newest = len(self.builder.order) - _RECENT
         rows: list[int] = []
         while self.heap and len(rows) < _BATCH_ROWS and self.fresh_at_N[self.heap[0][1]] < newest:
             rows.append(heappop(self.heap)[1])
@@ -166,27 +156,21 @@ class _Search:
             added = neighbours.cosines_E[edges] - self.covered_N[neighbours.rows_E[edges]]
             sums = np.add.reduceat(np.maximum(added, 0, out=added).astype(np.float64), starts)
         self.diversity_N[rows] = self.diversity_scale * sums
-        self.fresh_at_N[rows] = len(self.purse.order)
+        self.fresh_at_N[rows] = len(self.builder.order)
 
     def _marginal(self, row: int) -> float:
         return float(self.gradient_N[row] + self.diversity_N[row] - self.penalty_N[row])
 
 
 def elbow(gain_S: np.ndarray) -> int:
-    """Find where the curve of summed gains bends.
+    """Find where the curve of summed gains bends: a number of rows.
 
     Rule: rows are counted up to the first whose gain is negative; the sum of the gains over these,
     both axes scaled to 1, is compared with the straight line from (0, 0) to (1, 1), along which
     every row would be worth the same; the elbow is where the curve lies farthest above it, that is,
     where the gain of one more row falls below the mean gain (Kneedle, Satopää et al., 2011, without
     smoothing: greedy's gains fall, so that the curve is concave). If no point lies above the line,
-    all rows are worth the same and all are counted.
-
-    Args:
-        gain_S: Marginal gains in the order of selection.
-
-    Returns:
-        The number of rows, at least 1.
+    all rows are worth the same and all are counted. At least 1.
     """
     negative = np.flatnonzero(gain_S < 0)
     n = int(negative[0]) if len(negative) else len(gain_S)

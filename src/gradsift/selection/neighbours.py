@@ -56,25 +56,14 @@ class Neighbours:
         return len(self.offsets) - 1
 
     def of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the neighbours of one row.
-
-        Args:
-            row: Its position.
-
-        Returns:
-            Their positions, ascending, and their cosines.
-        """
+        """Return the neighbours of one row: their positions, ascending, and their cosines."""
         part = slice(self.offsets[row], self.offsets[row + 1])
         return self.rows_E[part], self.cosines_E[part]
 
     def pairs_above(self, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the pairs of different rows that are more alike than a threshold.
+        """Return the pairs of rows with a cosine above a threshold.
 
-        Args:
-            threshold: A cosine.
-
-        Returns:
-            first_E < second_E, positions, and their cosines.
+        As first_E < second_E, positions, and their cosines.
         """
         above_E = self.cosines_E > threshold
         first_E, second_E = self.owners()[above_E], self.rows_E[above_E]
@@ -82,11 +71,7 @@ class Neighbours:
         return first_E[once_E], second_E[once_E], self.cosines_E[above_E][once_E]
 
     def owners(self) -> np.ndarray:
-        """Return, for each edge, the row whose neighbour it leads to.
-
-        Returns:
-            owner_E, int32, ascending.
-        """
+        """Return, for each edge, the row whose neighbour it leads to: int32, ascending."""
         return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.offsets))
 
 
@@ -102,18 +87,9 @@ def find_neighbours(
     Up to `complete_rows` rows, all pairs are kept. Above, each row keeps its `n_neighbours` most
     similar ones (and those that keep it): up to `exact_rows` found by comparing all pairs; above,
     by an inverted-file index (faiss) over at most 64 principal directions, which misses a few in a
-    hundred; the cosines of the pairs that are found are those of the whole vectors.
-    Deterministic on one machine.
-
-    Args:
-        vectors_ND: Finite. A zero row counts as the same as other such rows and as unlike
-            everything else.
-        n_neighbours: For each row, itself included.
-        complete_rows: See above.
-        exact_rows: See above.
-
-    Returns:
-        The graph; only cosines above 0.
+    hundred; the cosines of the pairs that are found are those of the whole vectors. Only cosines
+    above 0 are kept. A zero row counts as the same as other such rows and as unlike everything
+    else. Deterministic on one machine.
     """
     unit_NE = unit_rows(vectors_ND)
     n = len(unit_NE)
@@ -121,21 +97,17 @@ def find_neighbours(
         return _complete(unit_NE)
     k = min(n_neighbours, n)
     if n <= exact_rows:
-        found_NK, cosine_NK = _search_all(unit_NE, k)
+        nearest_NK, cosine_NK = _search_all(unit_NE, k)
     else:
-        found_NK, cosine_NK = _search_lists(unit_NE, k)
-    return _symmetric(found_NK, cosine_NK)
+        nearest_NK, cosine_NK = _search_lists(unit_NE, k)
+    return _symmetric(nearest_NK, cosine_NK)
 
 
 def unit_rows(vectors_ND: np.ndarray) -> np.ndarray:
-    """Scale rows to length 1.
+    """Scale rows to length 1, in float32.
 
-    Args:
-        vectors_ND: Finite.
-
-    Returns:
-        unit_NE in float32. Zero rows (up to rounding) point along a coordinate of their own,
-        E = D + 1, which is there only if there are such rows.
+    Zero rows (up to rounding) point along a coordinate of their own, E = D + 1, which is there only
+    if there are such rows.
     """
     vectors_ND = np.asarray(vectors_ND)
     assert np.isfinite(vectors_ND).all(), "vectors are not finite"
@@ -152,15 +124,7 @@ def unit_rows(vectors_ND: np.ndarray) -> np.ndarray:
 
 
 def blocks(n: int, width: int) -> Iterator[slice]:
-    """Cut 0 … n−1 into consecutive blocks that bound the memory of what is done to each.
-
-    Args:
-        n: Number of rows.
-        width: Entries that each row takes.
-
-    Yields:
-        Slices.
-    """
+    """Cut n rows of `width` entries into blocks that bound the memory of what is done to each."""
     size = max(1, _BLOCK_ENTRIES // max(width, 1))
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
@@ -188,8 +152,8 @@ def _search_all(unit_NE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
     index = faiss.IndexFlatIP(unit_NE.shape[1])
     index.add(unit_NE)
-    cosine_NK, found_NK = index.search(unit_NE, k)
-    return found_NK.astype(np.int32), _rounded(cosine_NK)
+    cosine_NK, nearest_NK = index.search(unit_NE, k)
+    return nearest_NK.astype(np.int32), _rounded(cosine_NK)
 
 
 def _search_lists(unit_NE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -209,18 +173,18 @@ def _search_lists(unit_NE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     index.train(narrow_NE)
     index.add(narrow_NE)
     index.nprobe = _VISITED_LISTS
-    found_NK = np.empty((n, k), dtype=np.int32)
+    nearest_NK = np.empty((n, k), dtype=np.int32)
     cosine_NK = np.empty((n, k), dtype=np.float32)
     for rows in blocks(n, 16 * k):
-        cosine_RK, found_RK = index.search(narrow_NE[rows], k)
-        found_NK[rows] = found_RK
+        cosine_RK, nearest_RK = index.search(narrow_NE[rows], k)
+        nearest_NK[rows] = nearest_RK
         cosine_NK[rows] = cosine_RK
     if narrow_NE is not unit_NE:
         for rows in blocks(n, k * unit_NE.shape[1]):
             # −1 stands for "no further neighbour": what it is compared with does not matter.
-            pairs_RKE = unit_NE[found_NK[rows]]
+            pairs_RKE = unit_NE[nearest_NK[rows]]
             cosine_NK[rows] = np.einsum("re,rke->rk", unit_NE[rows], pairs_RKE)
-    return found_NK, _rounded(cosine_NK)
+    return nearest_NK, _rounded(cosine_NK)
 
 
 def _principal(unit_NE: np.ndarray, width: int) -> np.ndarray:
@@ -232,13 +196,13 @@ def _principal(unit_NE: np.ndarray, width: int) -> np.ndarray:
     return unit_rows(narrow_NE)[:, :width]
 
 
-def _symmetric(found_NK: np.ndarray, cosine_NK: np.ndarray) -> Neighbours:
+def _symmetric(nearest_NK: np.ndarray, cosine_NK: np.ndarray) -> Neighbours:
     from scipy.sparse import csr_array
 
-    n = len(found_NK)
+    n = len(nearest_NK)
     floor_N = _rounded(_BEYOND * np.maximum(cosine_NK[:, -1], 0))
     # Where rows repeat each other more than k times, a row may not be among its own neighbours.
-    there_NK = (found_NK >= 0) & (cosine_NK > 0) & (found_NK != np.arange(n)[:, None])
+    there_NK = (nearest_NK >= 0) & (cosine_NK > 0) & (nearest_NK != np.arange(n)[:, None])
     counts = there_NK.sum(axis=1)
     offsets = np.concatenate([[0], np.cumsum(counts + 1)]).astype(np.int32)
     rows_E = np.empty(offsets[-1], dtype=np.int32)
@@ -247,7 +211,7 @@ def _symmetric(found_NK: np.ndarray, cosine_NK: np.ndarray) -> Neighbours:
     rows_E[own], cosines_E[own] = np.arange(n), 1
     others = np.ones(offsets[-1], dtype=bool)
     others[own] = False
-    rows_E[others], cosines_E[others] = found_NK[there_NK], cosine_NK[there_NK]
+    rows_E[others], cosines_E[others] = nearest_NK[there_NK], cosine_NK[there_NK]
     half = csr_array((cosines_E, rows_E, offsets), shape=(n, n))
     graph = half.maximum(half.T.tocsr())
     graph.sort_indices()

@@ -1,4 +1,4 @@
-"""The objective that a selection maximises, and the losses that describe any subset.
+"""The objective that a selection maximises, and the criteria that describe any subset.
 
 Shapes: N instances of the pool, S rows of a subset, E edges of the neighbour graph.
 """
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradsift.errors import GradsiftError
 from gradsift.selection.neighbours import Neighbours
 
 
@@ -42,30 +41,8 @@ class Objective:
     gamma: float = 1.0
     similarity_threshold: float = 0.8
 
-    def __post_init__(self) -> None:
-        coefficients = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
-        for name, value in coefficients.items():
-            if not (np.isfinite(value) and value >= 0):
-                raise GradsiftError(f"{name} is {value}, expected a finite number of at least 0.")
-        if not any(coefficients.values()):
-            raise GradsiftError(
-                "alpha, beta and gamma are all 0: there is nothing to maximise. "
-                "Give one of them a value above 0, or use the strategy random."
-            )
-        if not 0 <= self.similarity_threshold < 1:
-            raise GradsiftError(
-                f"similarity_threshold is {self.similarity_threshold}, expected at least 0 and below 1."
-            )
-
     def value(self, rows_S: np.ndarray) -> float:
-        """Compute F of a subset.
-
-        Args:
-            rows_S: Positions, each at most once.
-
-        Returns:
-            F; 0 for the empty subset.
-        """
+        """Compute F of a subset, 0 for the empty one."""
         if len(rows_S) == 0:
             return 0.0
         gradient = self.score_N[rows_S].sum() / self.expected_rows
@@ -79,28 +56,15 @@ class Objective:
 
 
 def nearness(cosines: np.ndarray, threshold: float) -> np.ndarray:
-    """Say how near to being duplicates pairs of rows are: sim⁺.
+    """Say how near to being duplicates pairs of rows are: max(0, (cosine − τ)/(1 − τ)).
 
-    Args:
-        cosines: Any shape.
-        threshold: τ, the near threshold.
-
-    Returns:
-        max(0, (cosine − τ)/(1 − τ)) in float64: 0 up to a cosine of τ, 1 for a duplicate.
+    In float64: 0 up to a cosine of τ, the threshold, 1 for a duplicate.
     """
     return np.maximum((np.asarray(cosines, dtype=np.float64) - threshold) / (1 - threshold), 0)
 
 
 def coverage(neighbours: Neighbours, rows_S: np.ndarray) -> float:
-    """Compute FL(S)/FL(pool), the share of the pool's content that a subset represents.
-
-    Args:
-        neighbours: Of the pool.
-        rows_S: Positions, at least one.
-
-    Returns:
-        A value in (0, 1]; 1 for the whole pool.
-    """
+    """Compute FL(S)/FL(pool), the share of the pool's content that a subset represents."""
     selected_N = np.zeros(len(neighbours), dtype=bool)
     selected_N[rows_S] = True
     cosine_E = np.where(selected_N[neighbours.rows_E], neighbours.cosines_E, 0)
@@ -109,16 +73,7 @@ def coverage(neighbours: Neighbours, rows_S: np.ndarray) -> float:
 
 
 def near_pairs(neighbours: Neighbours, rows_S: np.ndarray, threshold: float) -> float:
-    """Compute Σ_{i<j∈S} near_ij, the near-duplicate pairs within a subset.
-
-    Args:
-        neighbours: Of the pool.
-        rows_S: Positions, each at most once.
-        threshold: The near threshold.
-
-    Returns:
-        The sum; a pair of exact duplicates counts 1.
-    """
+    """Compute Σ_{i<j∈S} near_ij, the near-duplicate pairs within a subset."""
     inside_N = np.zeros(len(neighbours), dtype=bool)
     inside_N[rows_S] = True
     owner_E, other_E, cosine_E = neighbours.pairs_above(threshold)
@@ -127,7 +82,7 @@ def near_pairs(neighbours: Neighbours, rows_S: np.ndarray, threshold: float) -> 
 
 
 @dataclass(frozen=True)
-class Losses:
+class Criteria:
     """What a subset loses; lower is better, and only comparisons on one pool mean something.
 
     `density`: mean negative log-density of the subset's signal under the pool's KDE, in nats.
@@ -140,25 +95,15 @@ class Losses:
     similarity: float
 
 
-def losses(
+def criteria_of(
     rows_S: np.ndarray,
     log_density_N: np.ndarray,
     neighbours: Neighbours,
     similarity_threshold: float,
-) -> Losses:
-    """Compute the three losses of a subset.
-
-    Args:
-        rows_S: Positions, at least one, each at most once.
-        log_density_N: Of the pool.
-        neighbours: Of the pool.
-        similarity_threshold: Cosine above which two rows are near-duplicates.
-
-    Returns:
-        The losses.
-    """
-    assert len(rows_S) > 0, "the losses of an empty subset are not defined"
-    return Losses(
+) -> Criteria:
+    """Compute the three criteria of a subset of at least one row."""
+    assert len(rows_S) > 0, "the criteria of an empty subset are not defined"
+    return Criteria(
         density=float(-log_density_N[rows_S].mean()),
         content_diversity=1 - coverage(neighbours, rows_S),
         similarity=near_pairs(neighbours, rows_S, similarity_threshold) / len(rows_S),
@@ -169,10 +114,6 @@ def nearest_selected(
     neighbours: Neighbours, selected_S: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the selected instance most similar to each instance of the pool, itself left out.
-
-    Args:
-        neighbours: Of the pool.
-        selected_S: Positions of the selected instances.
 
     Returns:
         nearest_N, its position, the smallest on ties, −1 where none is among the neighbours; and

@@ -7,7 +7,7 @@ The rules, so that every reason is true:
 * Strategies that maximise the objective. Kept: two clauses, gradient and content; the one with the
   larger term at the time of selection stands first. A term whose coefficients are 0 played no part
   and is not named. "Typical" and "large" stand for a percentile of at least 50, "near-duplicate"
-  for a cosine above the near threshold; the nearest row is that of the finished selection.
+  for a cosine above the similarity threshold; the nearest row is that of the finished selection.
   Not kept under a budget of rows: the place went to rows with larger gains, the last of them with
   the smallest. The difference to the last kept row's gain is the sum of the differences of the
   three terms; the largest of these is the reason. Not kept under a budget of tokens: the first that
@@ -27,6 +27,7 @@ import numpy as np
 from gradsift.config import SelectionConfig
 from gradsift.selection.constraints import Constraints
 from gradsift.selection.greedy import Gains
+from gradsift.selection.scores import SCORES, ScoredRow
 from gradsift.selection.strategies.base import Choice
 
 
@@ -48,27 +49,17 @@ class Evidence:
 
 
 def write_reasons(
-    choice: Choice, evidence: Evidence, settings: SelectionConfig, terms: Constraints
+    choice: Choice, evidence: Evidence, config: SelectionConfig, constraints: Constraints
 ) -> list[str]:
-    """Write the reason for every instance.
-
-    Args:
-        choice: What was selected, with the gains where the strategy has any.
-        evidence: The numbers.
-        settings: The parameters of the selection.
-        terms: The budget on this pool, and what else limited the selection.
-
-    Returns:
-        One line for each instance.
-    """
+    """Write the reason for every instance."""
     rank_N = {row: rank for rank, row in enumerate(choice.order_S.tolist(), start=1)}
-    lists = _Lists(choice, evidence, terms)
+    lists = _Lists(choice, evidence, constraints)
     if choice.measure is not None:
-        writer = _Measured(choice, terms)
+        writer = _Measured(choice, constraints)
     elif choice.gains is not None:
-        writer = _Writer(choice, choice.gains, evidence, settings, terms)
+        writer = _Gained(choice, choice.gains, evidence, config, constraints)
     else:
-        writer = _Drawn(settings.seed)
+        writer = _Drawn(config.seed)
     lines = []
     for row in range(len(evidence.ids)):
         special = lists.reason(row, kept=row in rank_N)
@@ -84,47 +75,42 @@ def write_reasons(
 class _Lists:
     """What the user's lists and quotas decided."""
 
-    def __init__(self, choice: Choice, evidence: Evidence, terms: Constraints) -> None:
-        self.choice, self.evidence, self.terms = choice, evidence, terms
-        self.keep, self.barred = set(terms.keep), set(terms.barred)
-        self.full = _full_groups(choice, terms)
-        self.worth_N = _worth(choice, terms)
+    def __init__(self, choice: Choice, evidence: Evidence, constraints: Constraints) -> None:
+        self.order_S, self.source = choice.order_S, evidence.source
+        self.keep, self.barred = set(constraints.keep), set(constraints.barred)
+        self.full = _full_groups(choice, constraints)
+        self.worth_N = _worth(choice, constraints)
+        self.group_N = constraints.group_N
 
     def reason(self, row: int, *, kept: bool) -> str | None:
         if row in self.keep:
             return "kept: on the list of rows to keep"
         if row in self.barred:
             return "not kept: on the list of rows to drop"
-        if not kept and len(self.choice.order_S) == len(self.keep):
+        if not kept and len(self.order_S) == len(self.keep):
             return "not kept: the list of rows to keep spends the budget"
-        group_N = self.terms.group_N
-        if kept or group_N is None or int(group_N[row]) not in self.full:
+        if kept or self.group_N is None or int(self.group_N[row]) not in self.full:
             return None
-        if self.worth_N is not None and self.worth_N[row] < self.cut:
+        if self.worth_N is not None and self.worth_N[row] < self.worth_N[self.order_S[-1]]:
             return None
-        assert self.evidence.source is not None
-        most = self.full[int(group_N[row])]
-        return (
-            f"not kept: the quota of source {self.evidence.source[row]!r} ({most} rows) was spent"
-        )
-
-    @property
-    def cut(self) -> float:
-        assert self.worth_N is not None
-        return self.worth_N[self.choice.order_S[-1]]
+        assert self.source is not None
+        most = self.full[int(self.group_N[row])]
+        return f"not kept: the quota of source {self.source[row]!r} ({most} rows) was spent"
 
 
-def _full_groups(choice: Choice, terms: Constraints) -> dict[int, int]:
-    if terms.group_N is None or not terms.most_G:
+def _full_groups(choice: Choice, constraints: Constraints) -> dict[int, int]:
+    if constraints.group_N is None or not constraints.most_G:
         return {}
-    taken = np.bincount(terms.group_N[choice.order_S], minlength=int(terms.group_N.max()) + 1)
-    return {group: most for group, most in terms.most_G.items() if taken[group] >= most}
+    taken = np.bincount(
+        constraints.group_N[choice.order_S], minlength=int(constraints.group_N.max()) + 1
+    )
+    return {group: most for group, most in constraints.most_G.items() if taken[group] >= most}
 
 
-def _worth(choice: Choice, terms: Constraints) -> np.ndarray | None:
+def _worth(choice: Choice, constraints: Constraints) -> np.ndarray | None:
     # Larger is better, comparable with the last kept row; None for a draw.
     if choice.gains is not None:
-        costs_N = terms.costs_N if terms.limit.kind == "tokens" else 1
+        costs_N = constraints.costs_N if constraints.budget.kind == "tokens" else 1
         return choice.gains.marginal_N / costs_N
     if choice.value_N is None:
         return None
@@ -143,15 +129,15 @@ class _Drawn:
 
 
 class _Measured:
-    def __init__(self, choice: Choice, terms: Constraints) -> None:
+    def __init__(self, choice: Choice, constraints: Constraints) -> None:
         assert choice.value_N is not None
         self.value_N, self.measure = choice.value_N, choice.measure
         self.first = "low" if choice.low_first else "high"
         self.n_kept = len(choice.order_S)
         self.cut = self.value_N[choice.order_S[-1]]
-        self.by_tokens = terms.limit.kind == "tokens"
-        self.costs_N = terms.costs_N
-        self.left = terms.limit.amount - int(terms.costs_N[choice.order_S].sum())
+        self.by_tokens = constraints.budget.kind == "tokens"
+        self.costs_N = constraints.costs_N
+        self.left = constraints.budget.amount - int(constraints.costs_N[choice.order_S].sum())
 
     def kept(self, row: int, rank: int) -> str:
         return f"kept (rank {rank} of {self.n_kept}): {self._value(row)}, {self.first} first"
@@ -174,21 +160,22 @@ class _Measured:
         return f"{self.measure} {self.value_N[row]:.3g}"
 
 
-class _Writer:
+class _Gained:
     def __init__(
         self,
         choice: Choice,
         gains: Gains,
         evidence: Evidence,
-        settings: SelectionConfig,
-        terms: Constraints,
+        config: SelectionConfig,
+        constraints: Constraints,
     ) -> None:
-        self.gains, self.evidence, self.settings = gains, evidence, settings
-        self.by_tokens, self.costs_N = terms.limit.kind == "tokens", terms.costs_N
+        self.gains, self.evidence, self.config = gains, evidence, config
+        self.score = SCORES[config.score]
+        self.by_tokens, self.costs_N = constraints.budget.kind == "tokens", constraints.costs_N
         self.marginal_N = gains.marginal_N
         self.n_kept = len(choice.order_S)
         self.last = int(choice.order_S[-1])
-        self.left = terms.limit.amount - int(terms.costs_N[choice.order_S].sum())
+        self.left = constraints.budget.amount - int(constraints.costs_N[choice.order_S].sum())
 
     def kept(self, row: int, rank: int) -> str:
         head = f"kept (rank {rank} of {self.n_kept})"
@@ -245,50 +232,24 @@ class _Writer:
         if evidence.nearest_N[row] < 0:
             return "the only row kept" if self.n_kept == 1 else "no kept row among its neighbours"
         cosine = evidence.cosine_N[row]
-        if cosine <= self.settings.similarity_threshold:
+        if cosine <= self.config.similarity_threshold:
             return f"no near-duplicate kept (nearest kept row at {cosine:.2f})"
         nearest = evidence.ids[evidence.nearest_N[row]]
         return f"content like that of kept row {nearest} ({cosine:.2f})"
 
     def _gradient(self, row: int) -> str:
-        density = self.evidence.density_pct_N[row]
-        size = self.evidence.magnitude_pct_N[row]
-        if self.settings.score == "prompt-gain":
-            return f"prompt helps more than in {self._score(row)} % of the rows"
-        if self.settings.score == "density":
-            word = "typical" if round(density) >= 50 else "less typical"
-            return f"{word} gradient (density percentile {density:.0f})"
-        if self.settings.score == "high-norm-in-density" and self.evidence.score_N[row] == 0:
-            return f"gradient outside the typical region (density percentile {density:.0f})"
-        word = "large" if round(size) >= 50 else "small"
-        return f"{word} gradient{self._for_its_length()} (magnitude percentile {size:.0f})"
-
-    def _for_its_length(self) -> str:
-        return " for its length" if "response_length" in self.settings.detrend else ""
-
-    def _score(self, row: int) -> str:
-        return f"{100 * self.evidence.score_N[row]:.0f}"
+        return self.score.praise(self._scored(row))
 
     def _gradient_below(self, row: int) -> str:
-        evidence, last = self.evidence, self.last
-        density, size = evidence.density_pct_N, evidence.magnitude_pct_N
-        if self.settings.score == "prompt-gain":
-            return (
-                f"prompt does not help enough (more than in {self._score(row)} % of the rows, "
-                f"last kept row {self._score(last)} %)"
-            )
-        if self.settings.score == "density":
-            word = "less typical than most" if round(density[row]) < 50 else "not typical enough"
-            return (
-                f"gradient {word} (density percentile {density[row]:.0f}, "
-                f"last kept row {density[last]:.0f})"
-            )
-        if self.settings.score == "high-norm-in-density" and evidence.score_N[row] == 0:
-            return f"gradient outside the typical region (density percentile {density[row]:.0f})"
-        word = "small" if self.settings.score == "low-norm" else "large"
-        return (
-            f"gradient not {word} enough{self._for_its_length()} (magnitude percentile "
-            f"{size[row]:.0f}, last kept row {size[last]:.0f})"
+        return self.score.fault(self._scored(row), self._scored(self.last))
+
+    def _scored(self, row: int) -> ScoredRow:
+        evidence = self.evidence
+        return ScoredRow(
+            evidence.score_N[row],
+            evidence.density_pct_N[row],
+            evidence.magnitude_pct_N[row],
+            "response_length" in self.config.detrend,
         )
 
 

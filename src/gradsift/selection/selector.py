@@ -5,51 +5,31 @@ Shapes: N instances of the pool, S selected.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
-from gradsift.selection.audit import Audit, audit
-from gradsift.selection.candidates import Candidates
+from gradsift.selection.audit import Audit, audit_of
+from gradsift.selection.candidates import Candidates, Context
 from gradsift.selection.constraints import Budget, Constraints, ResolvedBudget, quotas
 from gradsift.selection.density import estimate_density
 from gradsift.selection.greedy import elbow
 from gradsift.selection.neighbours import Neighbours
-from gradsift.selection.objective import Losses, Objective, losses, nearest_selected
+from gradsift.selection.objective import Criteria, Objective, criteria_of, nearest_selected
 from gradsift.selection.reasons import Evidence, write_reasons
 from gradsift.selection.scores import (
-    combined_signal,
-    detrended,
-    gradient_score,
-    magnitude,
+    SCORES,
+    ScoreInput,
+    gradient_signal,
     percentile_rank,
     rank_correlation,
     typical_region,
 )
-from gradsift.selection.strategies.base import Choice, Need, Reference, Signal, Task
-from gradsift.selection.strategies.catalogue import STRATEGIES
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a selection may use beside the pool's own arrays.
-
-    Attributes:
-        neighbours: Of the pool's content.
-        cluster_N: Cluster of content of each instance.
-        references: Other captured rows, by what they are needed for.
-        keep: Ids that are selected first, in this order.
-        drop: Ids that are never selected; they stay part of the pool that is represented.
-    """
-
-    neighbours: Neighbours
-    cluster_N: np.ndarray
-    references: Mapping[Need, Reference]
-    keep: Sequence[str] = ()
-    drop: Sequence[str] = ()
+from gradsift.selection.strategies.base import Choice, Signal, Task
+from gradsift.selection.strategies.catalogue import STRATEGIES, require_known_rules
 
 
 @dataclass(frozen=True)
@@ -57,9 +37,9 @@ class Selection:
     """A subset of a pool, the parameters that made it, and what was decided on every instance.
 
     Attributes:
-        settings: The parameters.
+        config: The parameters.
         budget: As it was given.
-        limit: The budget on this pool.
+        resolved_budget: On this pool.
         rows_S: Selected positions in the order of selection.
         ids: Their ids.
         n_tokens: Tokens of the selected instances together.
@@ -72,23 +52,23 @@ class Selection:
             such as `embedding_l2_norm_pct`, and of density and magnitude (`density_pct`,
             `magnitude_pct`), `nearest_selected` (the most similar selected instance other than
             itself, among its neighbours) and its cosine `nearest_similarity`, `reason`.
-        losses: `subset`, `pool` and `random` (as many rows, drawn with the seed) → losses.
-        audit: The subset beside the pool; without warnings.
+        criteria: Of `subset`, `pool` and `random` (as many rows, drawn with the seed).
+        audit: The subset beside the pool.
         signal: What the selection went by.
-        cut_share: Share of the pool that the density cut removes; None where there is no cut.
+        cut_share: Share of the pool outside the typical region; None where the score does not cut.
         step_correlation: Rank correlation of the gradient score with the step; None where it is
             not defined.
         curve_S: For the budget "auto": the marginal gains of all rows that were tried, in order.
     """
 
-    settings: SelectionConfig
+    config: SelectionConfig
     budget: Budget
-    limit: ResolvedBudget
+    resolved_budget: ResolvedBudget
     rows_S: np.ndarray
     ids: tuple[str, ...]
     n_tokens: int
     table: dict[str, np.ndarray | list]
-    losses: dict[str, Losses]
+    criteria: dict[str, Criteria]
     audit: Audit
     signal: Signal
     cut_share: float | None
@@ -97,159 +77,107 @@ class Selection:
 
 
 def select_rows(
-    pool: Candidates, budget: Budget, settings: SelectionConfig, context: Context
+    pool: Candidates, budget: Budget, config: SelectionConfig, context: Context
 ) -> Selection:
-    """Select instances under a budget.
-
-    Args:
-        pool: The instances that can be selected.
-        budget: How much to select.
-        settings: How to select.
-        context: Neighbours and whatever else the strategy needs.
-
-    Returns:
-        The selection; the same for the same pool and settings.
-
-    Raises:
-        ValueError: If a setting is out of range or does not fit the pool.
-    """
-    signal = make_signal(pool, settings)
-    task, limit = _task(pool, budget, settings, context, signal)
-    choose = STRATEGIES[settings.strategy].choose
-    choice, curve_S = choose(task), None
+    """Select instances under a budget; the same for the same pool and settings."""
+    signal = make_signal(pool, config)
+    task = _task(pool, budget, config, context, signal)
+    strategy, curve_S = STRATEGIES[config.strategy], None
+    choice = strategy.choose(task)
     if budget.kind == "auto":
-        task, choice, curve_S = _cut_at_elbow(task, choice, settings)
-        limit = task.terms.limit
+        task, curve_S = _cut_at_elbow(task, choice)
+        choice = strategy.choose(task)
     order_S = choice.order_S
+    neighbours, threshold = context.neighbours, config.similarity_threshold
+    cut_share = None
+    if SCORES[config.score].typical_only:
+        cut_share = float(1 - typical_region(signal.density.log_N).mean())
     return Selection(
-        settings=settings,
+        config=config,
         budget=budget,
-        limit=limit,
+        resolved_budget=task.constraints.budget,
         rows_S=order_S,
         ids=tuple(pool.ids[row] for row in order_S),
         n_tokens=int(np.sum(pool.n_tokens[order_S])),
-        table=_table(task, choice, settings),
-        losses=_compare(order_S, signal, context.neighbours, settings),
-        audit=audit(
-            pool,
-            order_S,
-            signal.score_N,
-            context.cluster_N,
-            context.neighbours,
-            settings.similarity_threshold,
-        ),
+        table=_table(task, choice, config),
+        criteria=_compare(order_S, signal, neighbours, config),
+        audit=audit_of(pool, order_S, signal.score_N, context.cluster_N, neighbours, threshold),
         signal=signal,
-        cut_share=_cut_share(signal, settings),
+        cut_share=cut_share,
         step_correlation=rank_correlation(signal.score_N, pool.step),
         curve_S=curve_S,
     )
 
 
 def choose_rows(
-    pool: Candidates, budget: Budget, settings: SelectionConfig, context: Context
+    pool: Candidates, budget: Budget, config: SelectionConfig, context: Context
 ) -> np.ndarray:
-    """Select, without the table, the losses and the audit.
-
-    Args:
-        pool: The instances that can be selected.
-        budget: How much to select; not "auto".
-        settings: How to select.
-        context: Neighbours and whatever else the strategy needs.
-
-    Returns:
-        order_S, positions in the order of selection.
-    """
-    task, _ = _task(pool, budget, settings, context, make_signal(pool, settings))
-    return STRATEGIES[settings.strategy].choose(task).order_S
+    """Return order_S alone, without table, criteria and audit; the budget is not "auto"."""
+    task = _task(pool, budget, config, context, make_signal(pool, config))
+    return STRATEGIES[config.strategy].choose(task).order_S
 
 
-def make_signal(pool: Candidates, settings: SelectionConfig) -> Signal:
-    """Compute the gradient score of a pool, and what it is made of.
-
-    Args:
-        pool: The instances.
-        settings: Layers, statistics, what is taken off, and the side.
-
-    Returns:
-        The signal.
-
-    Raises:
-        ValueError: If a layer was not captured.
-    """
-    layers = tuple(pool.statistics) if settings.layers is None else settings.layers
-    choices = {
-        "layers": layers,
-        "statistics": settings.signal_statistics,
-        "covariates": [pool.covariate(name) for name in settings.detrend],
-    }
-    signal_NK = combined_signal(pool.statistics, **choices)
+def make_signal(pool: Candidates, config: SelectionConfig) -> Signal:
+    """Compute the gradient score of a pool, and what it is made of."""
+    require_known_rules(config)
+    covariates = [pool.covariate(name) for name in config.detrend]
+    signal_NK, magnitude_N = gradient_signal(
+        pool.statistics,
+        layers=tuple(pool.statistics) if config.layers is None else config.layers,
+        statistics=config.signal_statistics,
+        covariates=covariates,
+    )
     density = estimate_density(signal_NK)
-    # Of one statistic the columns are not whitened: their mean is the magnitude already.
-    one = len(settings.signal_statistics) == 1
-    magnitude_N = signal_NK.mean(axis=1) if one else magnitude(pool.statistics, **choices)
-    difficulty_N = _difficulty(pool, settings) if settings.score == "prompt-gain" else None
-    score_N = gradient_score(magnitude_N, density.log_N, settings.score, difficulty_N)
-    return Signal(score_N, magnitude_N, density)
-
-
-def _difficulty(pool: Candidates, settings: SelectionConfig) -> np.ndarray:
-    ratio_N = pool.losses["response"] / pool.losses["alone"]
-    known_N = np.isfinite(ratio_N) & (ratio_N > 0)
-    covariates = [pool.covariate(name)[known_N] for name in settings.detrend]
-    difficulty_N = np.full(len(pool), np.inf)
-    difficulty_N[known_N] = detrended(np.log(ratio_N[known_N]), covariates)
-    return difficulty_N
+    of_pool = ScoreInput(magnitude_N, density.log_N, covariates, pool.reference_losses)
+    return Signal(SCORES[config.score].function(of_pool), magnitude_N, density)
 
 
 def _task(
-    pool: Candidates, budget: Budget, settings: SelectionConfig, context: Context, signal: Signal
-) -> tuple[Task, ResolvedBudget]:
-    limit = budget.resolve(len(pool), int(np.sum(pool.n_tokens)))
+    pool: Candidates, budget: Budget, config: SelectionConfig, context: Context, signal: Signal
+) -> Task:
+    if budget.kind == "auto" and not STRATEGIES[config.strategy].has_gains:
+        *names, last = (name for name, strategy in STRATEGIES.items() if strategy.has_gains)
+        raise GradsiftError(
+            f"budget auto looks at marginal gains, and {config.strategy} has none: give a "
+            f"number, or use {', '.join(names)} or {last}."
+        )
     if both := sorted(set(context.keep) & set(context.drop)):
         raise GradsiftError(
             f"row {both[0]!r} is on the list of rows to keep and on that of rows to drop "
             f"({len(both)} such in all): take it off one of them."
         )
-    groups = quotas(pool.source, settings.quota)
-    terms = Constraints(
+    resolved = budget.resolve(len(pool), int(np.sum(pool.n_tokens)))
+    constraints = Constraints(
         np.asarray(pool.n_tokens),
-        limit,
+        resolved,
         _positions(pool, context.keep, "keep"),
-        *groups,
+        *quotas(pool.source, config.quota),
         _positions(pool, context.drop, "drop"),
     )
     if budget.kind == "auto":
-        limit = replace(limit, amount=terms.room())
-        terms = replace(terms, limit=limit)
+        resolved = replace(resolved, amount=constraints.room())
+        constraints = replace(constraints, budget=resolved)
     objective = Objective(
         score_N=signal.score_N,
         neighbours=context.neighbours,
-        expected_rows=limit.expected_rows,
-        alpha=settings.alpha,
-        beta=settings.beta,
-        gamma=settings.gamma,
-        similarity_threshold=settings.similarity_threshold,
+        expected_rows=resolved.expected_rows,
+        alpha=config.alpha,
+        beta=config.beta,
+        gamma=config.gamma,
+        similarity_threshold=config.similarity_threshold,
     )
-    task = Task(
-        pool, signal, context.neighbours, objective, terms, settings.seed, context.references
+    return Task(
+        pool, signal, context.neighbours, objective, constraints, config.seed, context.references
     )
-    return task, limit
 
 
-def _cut_at_elbow(
-    task: Task, choice: Choice, settings: SelectionConfig
-) -> tuple[Task, Choice, np.ndarray]:
-    if choice.gains is None:
-        raise GradsiftError(
-            f"budget auto looks at marginal gains, and {settings.strategy} has none: give a "
-            "number, or use grads, facility-location or gradient-facility-location."
-        )
+def _cut_at_elbow(task: Task, choice: Choice) -> tuple[Task, np.ndarray]:
+    assert choice.gains is not None
     curve_S = choice.gains.marginal_N[choice.order_S]
-    n_kept = len(task.terms.keep)
+    n_kept = len(task.constraints.keep)
     amount = n_kept + elbow(curve_S[n_kept:]) if len(curve_S) > n_kept else n_kept
-    limit = replace(task.terms.limit, amount=amount)
-    task = replace(task, terms=replace(task.terms, limit=limit))
-    return task, STRATEGIES[settings.strategy].choose(task), curve_S
+    budget = replace(task.constraints.budget, amount=amount)
+    return replace(task, constraints=replace(task.constraints, budget=budget)), curve_S
 
 
 def _positions(pool: Candidates, ids: Sequence[str], which: str) -> tuple[int, ...]:
@@ -266,13 +194,7 @@ def _positions(pool: Candidates, ids: Sequence[str], which: str) -> tuple[int, .
     return tuple(dict.fromkeys(place[i] for i in ids if i in place))
 
 
-def _cut_share(signal: Signal, settings: SelectionConfig) -> float | None:
-    if settings.score != "high-norm-in-density":
-        return None
-    return float(1 - typical_region(signal.density.log_N).mean())
-
-
-def _table(task: Task, choice: Choice, settings: SelectionConfig) -> dict[str, np.ndarray | list]:
+def _table(task: Task, choice: Choice, config: SelectionConfig) -> dict[str, np.ndarray | list]:
     pool, signal = task.pool, task.signal
     nearest_N, cosine_N = nearest_selected(task.neighbours, choice.order_S)
     evidence = Evidence(
@@ -307,19 +229,19 @@ def _table(task: Task, choice: Choice, settings: SelectionConfig) -> dict[str, n
         "magnitude_pct": evidence.magnitude_pct_N,
         "nearest_selected": [pool.ids[row] if row >= 0 else None for row in nearest_N.tolist()],
         "nearest_similarity": cosine_N,
-        "reason": write_reasons(choice, evidence, settings, task.terms),
+        "reason": write_reasons(choice, evidence, config, task.constraints),
     }
 
 
 def _compare(
-    order_S: np.ndarray, signal: Signal, neighbours: Neighbours, settings: SelectionConfig
-) -> dict[str, Losses]:
+    order_S: np.ndarray, signal: Signal, neighbours: Neighbours, config: SelectionConfig
+) -> dict[str, Criteria]:
     n = len(neighbours)
     # A stream of its own, so that it is no copy of what the strategy random draws.
-    generator = np.random.default_rng([settings.seed, 1])
+    generator = np.random.default_rng([config.seed, 1])
     drawn_S = generator.choice(n, size=len(order_S), replace=False)
     subsets = {"subset": order_S, "pool": np.arange(n), "random": drawn_S}
     return {
-        name: losses(rows_S, signal.density.log_N, neighbours, settings.similarity_threshold)
+        name: criteria_of(rows_S, signal.density.log_N, neighbours, config.similarity_threshold)
         for name, rows_S in subsets.items()
     }

@@ -1,38 +1,34 @@
-"""Columns of the gradient store: one record for each (instance, layer).
-
-The manifest: what made a gradient store, which parts it has, and their checksums.
-"""
+"""The manifest: what made a gradient store, which parts it has, and their columns and checksums."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
+from gradsift.config import of_today
 from gradsift.errors import GradsiftError
 from gradsift.terms import LAYERS, STATISTICS
 from gradsift.utils import write_json
 
-SCHEMA_VERSION = 3
+MANIFEST_NAME = "manifest.json"
+# Version 3 is read too: it calls the column el2n error_norm, and some settings otherwise.
+SCHEMA_VERSION = 4
 STATUS_OK = "ok"
 STATUS_NON_FINITE = "non_finite"
 
 
 def record_schema(content_width: int, sketch_size: int) -> pa.Schema:
-    """Return the schema of a part.
+    """Return the schema of a part: one record for each (instance, layer).
 
-    Args:
-        content_width: Entries of the content features; null in the records of the embedding, since
-            they belong to the instance and stand once, in its `lm_head` record.
-        sketch_size: Entries of a gradient sketch.
-
-    Returns:
-        The Arrow schema. `loss` is in nats for each response token; `el2n` is the mean of
-        ‖softmax − one-hot‖₂ over the response tokens; `step` counts optimizer
-        updates made before the gradient was taken; statistics are over all entries of the
-        layer's V×d gradient, `std` is the population's.
+    `loss` is in nats for each response token; `el2n` is the mean of ‖softmax − one-hot‖₂ over the
+    response tokens; `step` counts optimizer updates made before the gradient was taken; statistics
+    are over all entries of the layer's V×d gradient, `std` is the population's. The content
+    features belong to the instance and stand once, in its `lm_head` record; they are null in that
+    of the embedding.
     """
     return pa.schema(
         [
@@ -50,18 +46,11 @@ def record_schema(content_width: int, sketch_size: int) -> pa.Schema:
     )
 
 
-MANIFEST_NAME = "manifest.json"
-
-
 @dataclass(frozen=True)
 class Part:
-    """One Parquet file of the store.
+    """One Parquet file in the folder `gradients`.
 
-    Attributes:
-        file: Its name inside the folder `gradients`.
-        n_records: Its rows.
-        last_step: The records in it were taken before this many optimizer updates were made.
-        sha256: Of the file's bytes.
+    Its records were taken before `last_step` optimizer updates were made.
     """
 
     file: str
@@ -77,10 +66,10 @@ class Manifest:
     Attributes:
         identity: What must be equal for records to belong together: hashes of model, tokenizer,
             data and instances, the seed, the training settings, sizes of the sketch.
-        about: What is worth knowing but may differ between two sittings: versions, paths, host.
+        about: What is worth knowing but may differ between two sessions: versions, paths, host.
         n_instances: How many instances the finished store holds; None while that is not known.
         layers: Which layers each instance has a record of.
-        parts: The files, in order.
+        parts: In order.
         complete: Whether every instance is recorded.
         schema_version: Of the columns.
     """
@@ -94,80 +83,54 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def save(self, folder: Path) -> None:
-        """Write the manifest into a run folder, atomically.
-
-        Args:
-            folder: The run folder.
-        """
+        """Write the manifest into a run folder, atomically."""
         write_json(folder / MANIFEST_NAME, asdict(self))
-
-    def with_parts(self, parts: tuple[Part, ...], *, complete: bool) -> Manifest:
-        """Return the same manifest with other parts."""
-        return replace(self, parts=parts, complete=complete)
-
-    def with_n_instances(self, n_instances: int) -> Manifest:
-        """Return the same manifest, now that the number is known."""
-        return replace(self, n_instances=n_instances)
-
-    def with_about(self, **about: object) -> Manifest:
-        """Return the same manifest with some of `about` added or replaced."""
-        return replace(self, about={**self.about, **about})
 
 
 def load_manifest(folder: Path) -> Manifest | None:
-    """Read the manifest of a run folder.
-
-    Args:
-        folder: The run folder.
-
-    Returns:
-        The manifest, or None where there is none.
-
-    Raises:
-        ValueError: If it cannot be read or belongs to another version of the schema.
-    """
+    """Read the manifest of a run folder, if there is one."""
     path = folder / MANIFEST_NAME
     if not path.exists():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["schema_version"]
-        if version == SCHEMA_VERSION:
+        if version in (SCHEMA_VERSION, SCHEMA_VERSION - 1):
             parts = tuple(Part(**part) for part in content["parts"])
+            renamed = _of_today(content) if version < SCHEMA_VERSION else {}
             layers = tuple(content["layers"])
-            return Manifest(**{**content, "parts": parts, "layers": layers})
-    except (ValueError, TypeError, KeyError) as error:
+            return Manifest(**{**content, **renamed, "parts": parts, "layers": layers})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise GradsiftError(
             f"{path}: this is not a readable manifest ({error}). Restore it, or capture into a new "
             "folder."
         ) from error
     raise GradsiftError(
-        f"{path}: the store has schema version {version}, this gradsift reads {SCHEMA_VERSION}. "
-        "Capture again into a new folder."
+        f"{path}: the store has schema version {version}, this gradsift reads "
+        f"{SCHEMA_VERSION - 1} and {SCHEMA_VERSION}. Capture again into a new folder."
     )
 
 
+def _of_today(content: dict[str, Any]) -> dict[str, object]:
+    about = of_today(content["about"])
+    if check := about.get("self_check"):
+        about["self_check"] = {"method" if k == "path" else k: v for k, v in check.items()}
+    identity = of_today(content["identity"])
+    return {"identity": identity, "about": about, "schema_version": SCHEMA_VERSION}
+
+
 def require_same_identity(
-    folder: Path, found: dict[str, object], expected: dict[str, object]
+    folder: Path, stored: dict[str, object], expected: dict[str, object]
 ) -> None:
-    """Refuse to mix records that were made differently.
-
-    Args:
-        folder: The run folder, for the message.
-        found: Identity in the manifest.
-        expected: Identity of what is asked for now.
-
-    Raises:
-        ValueError: Naming every differing key with both values.
-    """
-    keys = sorted(found.keys() | expected.keys())
-    different = [key for key in keys if found.get(key) != expected.get(key)]
+    """Refuse to mix records that were made differently, naming every differing key."""
+    keys = sorted(stored.keys() | expected.keys())
+    different = [
+        f"{key}: the store has {stored.get(key)!r}, now it is {expected.get(key)!r}"
+        for key in keys
+        if stored.get(key) != expected.get(key)
+    ]
     if different:
-        lines = [
-            f"{key}: the store has {found.get(key)!r}, now it is {expected.get(key)!r}"
-            for key in different
-        ]
         raise GradsiftError(
-            f"{folder} was captured differently ({'; '.join(lines)}). Use the old settings, or "
+            f"{folder} was captured differently ({'; '.join(different)}). Use the old settings, or "
             "another `out` folder."
         )

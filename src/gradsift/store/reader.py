@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from gradsift.errors import GradsiftError
 from gradsift.store.manifest import MANIFEST_NAME, STATUS_OK, Manifest, Part, load_manifest
 from gradsift.store.writer import PARTS_FOLDER
 from gradsift.terms import LM_HEAD, STATISTICS
-from gradsift.utils import read_parquet, sha256_of
+from gradsift.utils import sha256_of, short_sha256
+
+# What a column is called in stores of schema version 3.
+_FORMER_NAMES = {"el2n": "error_norm"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class GradientStore:
     def fingerprint(self) -> str:
         """Return a digest of everything that is stored; equal for equal stores."""
         parts = sorted(part.sha256 for part in self.manifest.parts)
-        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+        return short_sha256(" ".join(parts), length=64)
 
     def _matrix(self, column: str, layer: str) -> np.ndarray:
         names = ["instance_id", "layer", "step", column]
@@ -84,7 +87,7 @@ def read_store(folder: str | Path) -> GradientStore:
         The store.
 
     Raises:
-        ValueError: If there is none, it is not complete, or a part is missing or was changed.
+        GradsiftError: If there is none, it is not complete, or a part is missing or was changed.
     """
     folder = Path(folder)
     manifest = load_manifest(folder)
@@ -105,10 +108,10 @@ def read_store(folder: str | Path) -> GradientStore:
     table = pa.concat_tables([_part(folder, part, names) for part in manifest.parts])
     layers = manifest.layers
     by_layer = {layer: _of_layer(folder, table, layer, manifest.n_instances) for layer in layers}
-    ids = by_layer["lm_head"]["instance_id"].to_pylist()
+    head = by_layer[LM_HEAD]
+    ids = head["instance_id"].to_pylist()
     if any(part["instance_id"].to_pylist() != ids for part in by_layer.values()):
         raise GradsiftError(f"{folder}: not every instance has one record a layer. Capture again.")
-    head = by_layer["lm_head"]
     finite = np.ones(len(ids), dtype=bool)
     for part in by_layer.values():
         finite &= np.array([status == STATUS_OK for status in part["status"].to_pylist()])
@@ -132,12 +135,15 @@ def _part(folder: Path, part: Part, columns: list[str], *, verify: bool = True) 
     path = folder / PARTS_FOLDER / part.file
     if not path.exists():
         raise GradsiftError(f"{path}: this part of the gradient store is missing. Capture again.")
-    if verify and (found := sha256_of(path)) != part.sha256:
+    if verify and (digest := sha256_of(path)) != part.sha256:
         raise GradsiftError(
-            f"{path}: this part was changed or damaged (SHA-256 is {found[:12]}…, the manifest "
+            f"{path}: this part was changed or damaged (SHA-256 is {digest[:12]}…, the manifest "
             f"says {part.sha256[:12]}…). Restore it, or capture again."
         )
-    return read_parquet(path, columns=columns)
+    with pq.ParquetFile(path) as file:
+        there = file.schema_arrow.names
+        names = [name if name in there else _FORMER_NAMES[name] for name in columns]
+        return file.read(names).select(names).rename_columns(columns)
 
 
 def _of_layer(folder: Path, table: pa.Table, layer: str, n_instances: int) -> pa.Table:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from gradsift.errors import GradsiftError
@@ -19,7 +19,7 @@ from gradsift.store.manifest import (
     record_schema,
     require_same_identity,
 )
-from gradsift.utils import sha256_of, write_parquet
+from gradsift.utils import read_parquet, sha256_of, write_parquet
 
 PARTS_FOLDER = "gradients"
 LOCK_NAME = ".lock"
@@ -62,23 +62,16 @@ class StoreWriter:
         self._rank, self._gather = rank, gather
 
     def __enter__(self) -> StoreWriter:
-        """Lock the folder and take up what is there.
-
-        Returns:
-            This writer.
-
-        Raises:
-            ValueError: If another process writes, or the store in the folder is of another make.
-        """
+        """Lock the folder and take up what is there, unless it was made with other settings."""
         error = None
         if self._rank == 0:
             try:
                 self._open()
-            except ValueError as caught:
+            except GradsiftError as caught:
                 error = caught
         (message, *_) = self._gather(None if error is None else str(error))
         if message is not None:
-            raise error or ValueError(message)
+            raise error or GradsiftError(message)
         if self._rank > 0:
             self._manifest = load_manifest(self._folder)
         return self
@@ -109,15 +102,11 @@ class StoreWriter:
     def recorded_ids(self) -> set[str]:
         """Return the instances that the parts named in the manifest hold."""
         paths = [self._folder / PARTS_FOLDER / part.file for part in self._manifest.parts]
-        columns = [pq.read_table(path, columns=["instance_id"])["instance_id"] for path in paths]
+        columns = [read_parquet(path, ["instance_id"])["instance_id"] for path in paths]
         return {instance_id for column in columns for instance_id in column.to_pylist()}
 
     def keep_until(self, step: int) -> None:
-        """Forget the parts with records taken after `step` updates: training resumes there.
-
-        Args:
-            step: Optimizer updates of the checkpoint that training resumes from.
-        """
+        """Forget the parts with records taken after `step` updates: training resumes there."""
         kept = tuple(part for part in self._manifest.parts if part.last_step <= step)
         self._save(kept, complete=False)
         self._remove_unnamed()
@@ -141,12 +130,12 @@ class StoreWriter:
         """
         part = self._write_part(records, last_step) if records else None
         parts = (*self._manifest.parts, *(part for part in self._gather(part) if part is not None))
-        self._manifest = self._manifest.with_about(**about)
+        about = {**self._manifest.about, **about}
+        self._manifest = replace(self._manifest, about=about, parts=parts)
         if complete:
-            self._manifest = self._manifest.with_parts(parts, complete=False)
             n_recorded = len(self.recorded_ids())
             if self._manifest.n_instances is None:
-                self._manifest = self._manifest.with_n_instances(n_recorded)
+                self._manifest = replace(self._manifest, n_instances=n_recorded)
             expected = self._manifest.n_instances
             assert n_recorded == expected, f"{n_recorded} instances recorded, {expected} expected"
         self._save(parts, complete=complete)
@@ -184,7 +173,7 @@ class StoreWriter:
         self._remove_unnamed()
 
     def _save(self, parts: tuple[Part, ...], *, complete: bool) -> None:
-        self._manifest = self._manifest.with_parts(parts, complete=complete)
+        self._manifest = replace(self._manifest, parts=parts, complete=complete)
         if self._rank == 0:
             self._manifest.save(self._folder)
 

@@ -1,17 +1,16 @@
 """What a strategy is given, and what it gives back.
 
-Shapes: N instances of the pool, S selected.
+Shapes: N instances of the pool, S selected, E entries of a gradient sketch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 
 import numpy as np
 
-from gradsift.selection.candidates import Candidates
+from gradsift.selection.candidates import Candidates, Need, Reference
 from gradsift.selection.constraints import Constraints
 from gradsift.selection.density import Density
 from gradsift.selection.greedy import Gains
@@ -19,35 +18,13 @@ from gradsift.selection.neighbours import Neighbours
 from gradsift.selection.objective import Objective
 
 
-class Need(Enum):
-    """What a strategy needs beyond the statistics and the neighbour graph."""
-
-    FEATURES = "content features"
-    SKETCHES = "gradient sketches"
-    LOSSES = "losses of a further pass"
-    ANCHOR = "a retention anchor"
-    TARGET = "a target set"
-
-
 @dataclass(frozen=True)
 class Signal:
-    """What the gradient statistics of a pool say of each instance.
-
-    `score_N` is the gradient score, `magnitude_N` in robust standard deviations.
-    """
+    """The gradient score of a pool; the magnitude is in robust standard deviations."""
 
     score_N: np.ndarray
     magnitude_N: np.ndarray
     density: Density
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Rows of another capture, with the same model: sketches by layer, features, and steps."""
-
-    sketches: Mapping[str, np.ndarray]
-    features_MD: np.ndarray
-    step_M: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -58,7 +35,7 @@ class Task:
     signal: Signal
     neighbours: Neighbours
     objective: Objective
-    terms: Constraints
+    constraints: Constraints
     seed: int
     references: Mapping[Need, Reference] = field(default_factory=dict)
 
@@ -84,55 +61,48 @@ class Choice:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to choose: the function, what it needs, and one line for people."""
+    """A way to choose, and all that is to be known of it elsewhere.
+
+    Attributes:
+        choose: The function.
+        summary: One line for people.
+        needs: Beyond the statistics and the neighbour graph.
+        slow_above: Rows above which it takes long, its cost growing with their square.
+        needs_capture: Whether it looks at anything that a capture records.
+        uses_score: Whether it goes by the gradient score.
+        uses_coefficients: Whether alpha, beta and gamma matter to it.
+        has_gains: Whether its choice has marginal gains, which the budget "auto" looks at.
+    """
 
     choose: Callable[[Task], Choice]
-    needs: tuple[Need, ...]
     summary: str
+    needs: tuple[Need, ...] = ()
+    slow_above: int | None = None
+    needs_capture: bool = True
+    uses_score: bool = False
+    uses_coefficients: bool = False
+    has_gains: bool = False
 
 
 def ranked(task: Task, value_N: np.ndarray, measure: str, *, low_first: bool = False) -> Choice:
-    """Take rows by one number, as far as the budget reaches; the smaller id on ties.
-
-    Args:
-        task: The task.
-        value_N: The number; rows where it is NaN come last.
-        measure: What it is, in words.
-        low_first: Whether small values are taken first.
-
-    Returns:
-        The choice.
-    """
+    """Take rows by one number, as far as the budget reaches; the smaller id on ties, NaN last."""
     value_N = np.asarray(value_N, dtype=np.float64)
     # NaN sorts last in both directions.
     order_N = np.argsort(value_N if low_first else -value_N, kind="stable")
-    order_S = task.terms.purse().take_in_order(order_N.tolist())
+    order_S = task.constraints.builder().take_in_order(order_N.tolist())
     return Choice(order_S, None, measure, value_N, low_first)
 
 
 def joint_sketches(sketches: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Put the sketches of the layers side by side.
+    """Put the sketches of the layers side by side: layer → [N, K²] to sketch_NE.
 
     Inner products of the result estimate those of the gradients of all layers together.
-
-    Args:
-        sketches: Layer → [N, K²].
-
-    Returns:
-        sketch_NE.
     """
     return np.hstack([sketches[layer] for layer in sorted(sketches)])
 
 
 def unit(x_NE: np.ndarray) -> np.ndarray:
-    """Scale rows to length 1; zero rows stay zero.
-
-    Args:
-        x_NE: Rows.
-
-    Returns:
-        The same in float64, scaled.
-    """
+    """Scale rows to length 1, in float64; zero rows stay zero."""
     x_NE = np.asarray(x_NE, dtype=np.float64)
     norm_N1 = np.linalg.norm(x_NE, axis=1, keepdims=True)
     return x_NE / np.where(norm_N1 > 0, norm_N1, 1)

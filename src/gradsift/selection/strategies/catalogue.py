@@ -1,69 +1,117 @@
-"""All strategies by name."""
+"""All strategies by name: each is a function, and one entry here."""
 
 from __future__ import annotations
 
-from gradsift.config import SelectionConfig
-from gradsift.selection.strategies.base import Need, Strategy
-from gradsift.selection.strategies.rankings import (
-    el2n,
-    grand,
-    ifd_loss,
-    ifd_perplexity,
-    longest,
-    loss_high,
-    loss_low,
-    loss_middle,
-    perplexity_middle,
-    random,
-)
-from gradsift.selection.strategies.references import ogs_static, rds, target_similarity
-from gradsift.selection.strategies.sets import (
-    deita,
-    facility_location,
-    fisher,
-    gradient_facility_location,
-    grads,
-    k_center,
-    k_means,
-    spice,
-)
+from gradsift.config import SelectionConfig, nearest
+from gradsift.errors import GradsiftError
+from gradsift.selection.candidates import Need
+from gradsift.selection.scores import SCORES
+from gradsift.selection.strategies import rankings, sets
+from gradsift.selection.strategies.base import Strategy
+
+SLOW_ABOVE = 20_000
 
 STRATEGIES: dict[str, Strategy] = {
-    "grads": Strategy(grads, (), "gradient score, content diversity, similarity reduction"),
-    "random": Strategy(random, (), "drawn with the seed: the control"),
-    "longest": Strategy(longest, (), "longest responses"),
-    "loss-high": Strategy(loss_high, (), "highest loss"),
-    "loss-low": Strategy(loss_low, (), "lowest loss"),
-    "loss-middle": Strategy(loss_middle, (), "loss nearest to the pool's median"),
+    "grads": Strategy(
+        sets.grads,
+        "gradient score, content diversity, similarity reduction",
+        uses_score=True,
+        uses_coefficients=True,
+        has_gains=True,
+    ),
+    "random": Strategy(rankings.random, "drawn with the seed: the control", needs_capture=False),
+    "longest": Strategy(rankings.longest, "longest responses", needs_capture=False),
+    "loss-high": Strategy(rankings.loss_high, "highest loss"),
+    "loss-low": Strategy(rankings.loss_low, "lowest loss"),
+    "loss-middle": Strategy(rankings.loss_middle, "loss nearest to the pool's median"),
     "perplexity-middle": Strategy(
-        perplexity_middle, (Need.LOSSES,), "perplexity of the whole text nearest to the median"
+        rankings.perplexity_middle,
+        "perplexity of the whole text nearest to the median",
+        needs=(Need.REFERENCE_LOSSES,),
     ),
-    "ifd-loss": Strategy(ifd_loss, (Need.LOSSES,), "loss with the prompt / without, high first"),
+    "ifd-loss": Strategy(
+        rankings.ifd_loss,
+        "loss with the prompt / without, high first",
+        needs=(Need.REFERENCE_LOSSES,),
+    ),
     "ifd-perplexity": Strategy(
-        ifd_perplexity, (Need.LOSSES,), "perplexity with the prompt / without, high first"
+        rankings.ifd_perplexity,
+        "perplexity with the prompt / without, high first",
+        needs=(Need.REFERENCE_LOSSES,),
     ),
-    "grand": Strategy(grand, (), "largest gradient norm"),
-    "el2n": Strategy(el2n, (), "largest error of the predicted distribution"),
-    "k-center": Strategy(k_center, (Need.FEATURES,), "farthest from what was taken"),
-    "facility-location": Strategy(facility_location, (), "content diversity alone"),
+    "grand": Strategy(rankings.grand, "largest gradient norm"),
+    "el2n": Strategy(rankings.el2n, "largest error of the predicted distribution"),
+    "k-center": Strategy(
+        sets.k_center,
+        "farthest from what was taken",
+        needs=(Need.FEATURES,),
+        slow_above=SLOW_ABOVE,
+    ),
+    "facility-location": Strategy(
+        sets.facility_location, "content diversity alone", has_gains=True
+    ),
     "gradient-facility-location": Strategy(
-        gradient_facility_location, (Need.SKETCHES,), "diversity of gradients alone"
+        sets.gradient_facility_location,
+        "diversity of gradients alone",
+        needs=(Need.SKETCHES,),
+        has_gains=True,
     ),
-    "k-means": Strategy(k_means, (Need.FEATURES,), "the best of each cluster of content"),
-    "deita": Strategy(deita, (), "best gradient score first, near-duplicates left out"),
-    "fisher": Strategy(fisher, (Need.SKETCHES,), "Fisher information of the gradients"),
-    "spice": Strategy(spice, (Need.SKETCHES,), "Fisher information less gradient conflict"),
+    "k-means": Strategy(
+        sets.k_means, "the best of each cluster of content", needs=(Need.FEATURES,), uses_score=True
+    ),
+    "deita": Strategy(
+        sets.deita, "best gradient score first, near-duplicates left out", uses_score=True
+    ),
+    "fisher": Strategy(
+        sets.fisher,
+        "Fisher information of the gradients",
+        needs=(Need.SKETCHES,),
+        slow_above=SLOW_ABOVE,
+    ),
+    "spice": Strategy(
+        sets.spice,
+        "Fisher information less gradient conflict",
+        needs=(Need.SKETCHES,),
+        slow_above=SLOW_ABOVE,
+    ),
     "ogs-static": Strategy(
-        ogs_static, (Need.SKETCHES, Need.ANCHOR), "least conflict with a retention anchor"
+        rankings.ogs_static,
+        "least conflict with a retention anchor",
+        needs=(Need.SKETCHES, Need.ANCHOR),
     ),
     "target-similarity": Strategy(
-        target_similarity, (Need.SKETCHES, Need.TARGET), "gradients like those of a target set"
+        rankings.target_similarity,
+        "gradients like those of a target set",
+        needs=(Need.SKETCHES, Need.TARGET),
     ),
-    "rds": Strategy(rds, (Need.FEATURES, Need.TARGET), "content like that of a target set"),
+    "rds": Strategy(
+        sets.rds,
+        "content like that of a target set",
+        needs=(Need.FEATURES, Need.TARGET),
+        slow_above=SLOW_ABOVE,
+    ),
 }
+
+
+def require_known_rules(config: SelectionConfig) -> None:
+    """Refuse a strategy or a gradient score that there is none of."""
+    for setting, name, known in (
+        ("strategy", config.strategy, STRATEGIES),
+        ("score", config.score, SCORES),
+    ):
+        if name not in known:
+            raise GradsiftError(
+                f"`{setting}` is {name!r}, which is unknown: {nearest(name, known)}"
+            )
 
 
 def needs_of(config: SelectionConfig) -> frozenset[Need]:
     """Return what a selection needs beyond the statistics and the neighbour graph."""
-    extra = {Need.LOSSES} if config.score == "prompt-gain" else set()
-    return frozenset({*STRATEGIES[config.strategy].needs, *extra})
+    require_known_rules(config)
+    return frozenset({*STRATEGIES[config.strategy].needs, *SCORES[config.score].needs})
+
+
+def uses_score(config: SelectionConfig) -> bool:
+    """Say whether a selection goes by the gradient score."""
+    strategy = STRATEGIES[config.strategy]
+    return strategy.uses_score and (config.alpha > 0 or not strategy.uses_coefficients)

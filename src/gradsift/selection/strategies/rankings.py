@@ -1,38 +1,31 @@
-"""Strategies that go by one number for each row."""
+"""Strategies that go by one number for each row.
+
+Shapes: N instances of the pool, M rows of a reference, E entries of a gradient sketch.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
+from gradsift.selection.candidates import Need
+from gradsift.selection.neighbours import blocks
 from gradsift.selection.scores import ranks
-from gradsift.selection.strategies.base import Choice, Task, ranked
+from gradsift.selection.strategies.base import Choice, Task, joint_sketches, ranked, unit
 
 
 def random(task: Task) -> Choice:
     """Draw rows at random, all alike: the control that every other strategy has to beat.
 
     Under a budget of tokens, rows are taken in a random order, each that still fits.
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice, without gains.
     """
     order_N = np.random.default_rng(task.seed).permutation(len(task.pool))
-    return Choice(task.terms.purse().take_in_order(order_N.tolist()))
+    return Choice(task.constraints.builder().take_in_order(order_N.tolist()))
 
 
 def longest(task: Task) -> Choice:
     """Take the longest responses: n_i response tokens.
 
     Zhao et al., "Long Is More for Alignment", arXiv 2402.04833.
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice.
     """
     return ranked(task, task.pool.n_response_tokens, "response tokens")
 
@@ -41,37 +34,17 @@ def loss_high(task: Task) -> Choice:
     """Take the highest instance loss l_i, recorded in the preliminary epoch.
 
     The perplexity of the response is exp(l_i), so this is also "highest perplexity".
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice.
     """
     return ranked(task, task.pool.loss, "loss")
 
 
 def loss_low(task: Task) -> Choice:
-    """Take the lowest instance loss l_i; also "lowest perplexity".
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice.
-    """
+    """Take the lowest instance loss l_i; also "lowest perplexity"."""
     return ranked(task, task.pool.loss, "loss", low_first=True)
 
 
 def loss_middle(task: Task) -> Choice:
-    """Take the instance losses nearest to the median: least |rank(l_i) − 1/2|.
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice.
-    """
+    """Take the instance losses nearest to the median: least |rank(l_i) − 1/2|."""
     return ranked(
         task, _from_median(task.pool.loss), "percentiles from the median loss", low_first=True
     )
@@ -83,14 +56,8 @@ def perplexity_middle(task: Task) -> Choice:
     PPL_i = exp of the mean loss of all tokens of prompt and response, under the untrained model.
     Marion et al., "When Less is More", arXiv 2309.04564, where the middle did best; they prune
     pretraining data with a reference model.
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice.
     """
-    distance_N = _from_median(np.exp(task.pool.losses["text"]))
+    distance_N = _from_median(np.exp(task.pool.reference_losses["text"]))
     return ranked(task, distance_N, "percentiles from the median perplexity", low_first=True)
 
 
@@ -100,14 +67,8 @@ def ifd_loss(task: Task) -> Choice:
     IFD_i = L(response | prompt) / L(response), both under the untrained model; rows with a ratio of
     at least 1, where the prompt does not help, come last. Li et al., "From Quantity to Quality"
     (Cherry LLM), arXiv 2308.12032; they use a model that was trained on a small part first.
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice.
     """
-    losses = task.pool.losses
+    losses = task.pool.reference_losses
     return _difficulty(task, losses["response"] / losses["alone"], "IFD (ratio of losses)")
 
 
@@ -116,14 +77,8 @@ def ifd_perplexity(task: Task) -> Choice:
 
     IFD_i = exp L(response | prompt) / exp L(response), rows of at least 1 last. It ranks by the
     difference of the losses, not by their ratio. Li et al., "Superfiltering", arXiv 2402.00530.
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice.
     """
-    losses = task.pool.losses
+    losses = task.pool.reference_losses
     ratio_N = np.exp(losses["response"] - losses["alone"])
     return _difficulty(task, ratio_N, "IFD (ratio of perplexities)")
 
@@ -134,12 +89,6 @@ def grand(task: Task) -> Choice:
     GraNd: Paul et al., "Deep Learning on a Data Diet", arXiv 2107.07075. Theirs is the expected
     norm over all weights early in training and over several runs; ours that of the captured layers
     (embedding and LM head) in one run.
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice.
     """
     squares = [by_name["l2_norm"] ** 2 for by_name in task.pool.statistics.values()]
     return ranked(task, np.sqrt(np.sum(squares, axis=0)), "gradient norm")
@@ -149,14 +98,30 @@ def el2n(task: Task) -> Choice:
     """Take the largest error: mean over response tokens of ‖softmax − one-hot‖₂.
 
     EL2N: Paul et al., arXiv 2107.07075, there for one label an example and averaged over runs.
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice.
     """
-    return ranked(task, task.pool.el2n, "error norm")
+    return ranked(task, task.pool.el2n, "EL2N")
+
+
+def ogs_static(task: Task) -> Choice:
+    """Take the rows whose gradient conflicts least with what general rows ask for.
+
+    The anchor direction a is the mean of the anchor rows' sketches, each of length 1; conflict_i =
+    max(0, −cos(z_i, a)). Rows without conflict are alike in that, so the measure goes on beyond 0:
+    it is cos(z_i, a), high first. OGS, Zhang et al., arXiv 2602.06359, measured once, where theirs
+    follows the training with a small navigator model and a learnt policy.
+    """
+    return _by_cosine(task, Need.ANCHOR, "gradient cosine with the anchor")
+
+
+def target_similarity(task: Task) -> Choice:
+    """Take the rows whose gradient is most like that of a target set: Σ_m cos(z_i, z_m), mean.
+
+    Like LESS (Xia et al., arXiv 2402.04333) and called otherwise, since it is not LESS: sketches of
+    the captured layers' gradients at one state of the model, where theirs are LoRA gradients in
+    Adam's geometry, summed over checkpoints. The measure is the cosine with the target's mean
+    direction.
+    """
+    return _by_cosine(task, Need.TARGET, "gradient cosine with the target")
 
 
 def _from_median(x_N: np.ndarray) -> np.ndarray:
@@ -170,5 +135,17 @@ def _difficulty(task: Task, ratio_N: np.ndarray, measure: str) -> Choice:
     key_N = np.where(ratio_N < 1, ratio_N, -1 / ratio_N)
     order_N = np.argsort(-key_N, kind="stable")
     return Choice(
-        task.terms.purse().take_in_order(order_N.tolist()), None, measure, ratio_N, low_first=False
+        task.constraints.builder().take_in_order(order_N.tolist()), None, measure, ratio_N
     )
+
+
+def _by_cosine(task: Task, need: Need, measure: str) -> Choice:
+    reference = task.references[need]
+    shared = sorted(set(task.pool.sketches) & set(reference.sketches))
+    direction_E = unit(joint_sketches({k: reference.sketches[k] for k in shared})).mean(axis=0)
+    norm = np.linalg.norm(direction_E)
+    sketch_NE = joint_sketches({k: task.pool.sketches[k] for k in shared})
+    cosine_N = np.empty(len(sketch_NE))
+    for rows in blocks(len(sketch_NE), sketch_NE.shape[1]):
+        cosine_N[rows] = unit(sketch_NE[rows]) @ (direction_E / norm if norm > 0 else direction_E)
+    return ranked(task, cosine_N, measure)

@@ -1,6 +1,6 @@
 """Strategies in which what was taken already decides what is taken next.
 
-Shapes: N instances, E entries of a gradient sketch or of unit features.
+Shapes: N instances, M rows of a target set, E entries of a gradient sketch or of unit features.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradsift.selection.content import content_vectors
+from gradsift.selection.candidates import Need
+from gradsift.selection.content import content_vectors, fit_content, k_means_clusters
 from gradsift.selection.greedy import lazy_greedy
 from gradsift.selection.neighbours import find_neighbours, unit_rows
 from gradsift.selection.objective import Objective
-from gradsift.selection.strategies.base import Choice, Task, joint_sketches, unit
+from gradsift.selection.strategies.base import Choice, Task, joint_sketches, ranked, unit
 
 # Weight of SPICE's conflict against its information gain, in nats.
 _CONFLICT_WEIGHT = 1.0
@@ -23,29 +24,17 @@ def grads(task: Task) -> Choice:
     """Maximise gradient score, content diversity and similarity reduction together, greedily.
 
     F(S) as in `Objective`. GrADS, arXiv 2511.08620, in our reading of it.
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice, with gains.
     """
-    return Choice(*lazy_greedy(task.objective, task.terms))
+    return Choice(*lazy_greedy(task.objective, task.constraints))
 
 
 def facility_location(task: Task) -> Choice:
     """Represent the content of the pool: maximise FL(S) = Σ_u max_{i∈S} cosine_ui, greedily.
 
     The neighbour graph holds near rows only; pairs that are not in it count as 0.
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice, with gains.
     """
     objective = replace(task.objective, alpha=0.0, beta=1.0, gamma=0.0)
-    return Choice(*lazy_greedy(objective, task.terms))
+    return Choice(*lazy_greedy(objective, task.constraints))
 
 
 def gradient_facility_location(task: Task) -> Choice:
@@ -53,19 +42,13 @@ def gradient_facility_location(task: Task) -> Choice:
 
     CRAIG (Mirzasoleiman et al., arXiv 1906.01827) represents gradients by facility location over
     their distances; ours goes by the cosines of sketches of the captured layers' gradients.
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice, with gains; the measure is the gain.
     """
     neighbours = find_neighbours(joint_sketches(task.pool.sketches))
     n = len(task.pool)
     objective = Objective(
         np.zeros(n), neighbours, task.objective.expected_rows, alpha=0.0, beta=1.0, gamma=0.0
     )
-    order_S, gains = lazy_greedy(objective, task.terms)
+    order_S, gains = lazy_greedy(objective, task.constraints)
     return Choice(order_S, gains, "share of the pool's gradients that it adds", gains.marginal_N)
 
 
@@ -74,15 +57,9 @@ def k_center(task: Task) -> Choice:
 
     x are the content vectors, of length 1; the first row is drawn with the seed.
     Sener & Savarese, arXiv 1708.00489 (greedy k-center).
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice; the measure is the distance to what was taken before, at the end for the rest.
     """
-    unit_NE = unit_rows(content_vectors(task.pool.features_ND, task.pool.step))
-    purse = task.terms.purse()
+    unit_NE = _unit_content(task)
+    builder = task.constraints.builder()
     distance_N = np.full(len(unit_NE), np.inf)
     value_N = np.full(len(unit_NE), np.nan)
 
@@ -90,20 +67,20 @@ def k_center(task: Task) -> Choice:
         squared_N = np.maximum(2 - 2 * (unit_NE @ unit_NE[row]), 0)
         np.minimum(distance_N, np.sqrt(squared_N), out=distance_N)
 
-    for row in purse.order:
+    for row in builder.order:
         spread(row)
-    if not purse.order:
-        fitting = np.flatnonzero(purse.fitting())
+    if not builder.order:
+        fitting = np.flatnonzero(builder.fitting())
         first = int(np.random.default_rng(task.seed).choice(fitting))
-        purse.take(first)
+        builder.take(first)
         spread(first)
-    while (fits_N := purse.fitting()).any():
+    while (fits_N := builder.fitting()).any():
         row = int(np.argmax(np.where(fits_N, distance_N, -np.inf)))
         value_N[row] = distance_N[row]
-        purse.take(row)
+        builder.take(row)
         spread(row)
-    value_N[~purse.selected_N] = distance_N[~purse.selected_N]
-    return Choice(purse.taken(), None, "distance to the rows taken before", value_N)
+    value_N[~builder.selected_N] = distance_N[~builder.selected_N]
+    return Choice(builder.taken(), None, "distance to the rows taken before", value_N)
 
 
 def k_means(task: Task) -> Choice:
@@ -113,63 +90,68 @@ def k_means(task: Task) -> Choice:
     (rank within the cluster − ½) / size of the cluster, so that every cluster gives the same share
     of its rows under any budget. After kMQ ("Diversify and Conquer", Yu et al., arXiv 2409.11378),
     which draws from the clusters by quality, at random.
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice; the measure is that share.
     """
-    import faiss
-
-    unit_NE = unit_rows(content_vectors(task.pool.features_ND, task.pool.step))
-    n = len(unit_NE)
+    n = len(task.pool)
     n_clusters = max(1, round((n / 2) ** 0.5))
-    kmeans = faiss.Kmeans(
-        unit_NE.shape[1], n_clusters, niter=20, seed=task.seed + 1, min_points_per_centroid=1
-    )
-    kmeans.train(unit_NE)
-    cluster_N = kmeans.assign(unit_NE)[1]
+    cluster_N = k_means_clusters(_unit_content(task), n_clusters, seed=task.seed + 1)
     order_N = np.lexsort((-task.signal.score_N, cluster_N))
     sizes = np.bincount(cluster_N, minlength=n_clusters)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     place_N = np.empty(n)
     place_N[order_N] = np.arange(n) - starts[cluster_N[order_N]]
     share_N = (place_N + 0.5) / sizes[cluster_N]
-    order_S = task.terms.purse().take_in_order(np.argsort(share_N, kind="stable").tolist())
-    return Choice(order_S, None, "place in its cluster (0 best, 1 last)", share_N, low_first=True)
+    return ranked(task, share_N, "place in its cluster (0 best, 1 last)", low_first=True)
 
 
 def deita(task: Task) -> Choice:
     """Go down the gradient score and leave out what repeats a row taken before.
 
-    A row is left out if its cosine with one that was taken is above the near threshold; if the
-    budget is not spent then, the rows left out follow in the same order. The redundancy filter of
-    DEITA, Liu et al., arXiv 2312.15685, whose quality comes from scorers trained on a judge's
+    A row is left out if its cosine with one that was taken is above the similarity threshold; if
+    the budget is not spent then, the rows left out follow in the same order. The redundancy filter
+    of DEITA, Liu et al., arXiv 2312.15685, whose quality comes from scorers trained on a judge's
     marks; ours is the gradient score.
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice; the measure is the gradient score.
     """
-    purse, threshold = task.terms.purse(), task.objective.similarity_threshold
+    builder, threshold = task.constraints.builder(), task.objective.similarity_threshold
     repeats_N = np.zeros(len(task.pool), dtype=bool)
 
     def mark(row: int) -> None:
         rows, cosines = task.neighbours.of(row)
         repeats_N[rows[cosines > threshold]] = True
 
-    for row in purse.order:
+    for row in builder.order:
         mark(row)
     order_N = np.argsort(-task.signal.score_N, kind="stable").tolist()
     for row in order_N:
-        if not repeats_N[row] and purse.fits(row):
-            purse.take(row)
+        if not repeats_N[row] and builder.fits(row):
+            builder.take(row)
             mark(row)
-    order_S = purse.take_in_order(order_N)
+    order_S = builder.take_in_order(order_N)
     return Choice(order_S, None, "gradient score", task.signal.score_N)
+
+
+def rds(task: Task) -> Choice:
+    """Take the rows whose hidden states are most like those of a target set, target by target.
+
+    The targets take turns; each takes the row with the largest cosine to it that is not taken yet.
+    RDS+, Ivison et al., arXiv 2503.01807, with weighted mean pooling there and plain mean pooling
+    of the last hidden state here. Both are put on the scale of the pool.
+    """
+    pool, reference = task.pool, task.references[Need.TARGET]
+    scale = fit_content(pool.features_ND, pool.step)
+    target_MD = unit(scale.vectors(reference.features_MD, reference.step_M))
+    pool_ND = unit(scale.vectors(pool.features_ND, pool.step))
+    cosine_MN = target_MD @ pool_ND.T
+    builder = task.constraints.builder()
+    turns = [iter(np.argsort(-cosine_N, kind="stable").tolist()) for cosine_N in cosine_MN]
+    while turns and builder.left >= 1:
+        still = []
+        for turn in turns:
+            row = next((row for row in turn if builder.fits(row)), None)
+            if row is not None:
+                builder.take(row)
+                still.append(turn)
+        turns = still
+    return Choice(builder.taken(), None, "cosine with a target row", cosine_MN.max(axis=0))
 
 
 def fisher(task: Task) -> Choice:
@@ -177,12 +159,6 @@ def fisher(task: Task) -> Choice:
 
     z_i are the gradient sketches of the captured layers, scaled so that ‖z‖² is 1 on average. The
     criterion that SPICE (Chang et al., arXiv 2601.23155) starts from.
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice; the measure is the gain in nats, at the end for rows not taken.
     """
     return _information(task, 0.0)
 
@@ -194,14 +170,12 @@ def spice(task: Task) -> Choice:
     A = I + Σ_{j∈S} z_j z_jᵀ. SPICE, Chang et al., arXiv 2601.23155; theirs uses gradients of all
     trained weights of a proxy model and stops early, ours sketches of the captured layers and the
     budget.
-
-    Args:
-        task: The task.
-
-    Returns:
-        The choice; the measure is that worth, at the end for rows not taken.
     """
     return _information(task, _CONFLICT_WEIGHT)
+
+
+def _unit_content(task: Task) -> np.ndarray:
+    return unit_rows(content_vectors(task.pool.features_ND, task.pool.step))
 
 
 def _information(task: Task, conflict_weight: float) -> Choice:
@@ -209,7 +183,7 @@ def _information(task: Task, conflict_weight: float) -> Choice:
     mean_square = np.mean(np.sum(z_NE**2, axis=1))
     z_NE /= np.sqrt(mean_square) if mean_square > 0 else 1
     unit_NE = unit(z_NE)
-    purse = task.terms.purse()
+    builder = task.constraints.builder()
     value_N = np.full(len(z_NE), np.nan)
     inverse_EE = np.eye(z_NE.shape[1])
     quadratic_N = np.sum(z_NE**2, axis=1)
@@ -230,14 +204,14 @@ def _information(task: Task, conflict_weight: float) -> Choice:
             return gain_N
         return gain_N - conflict_weight * np.maximum(0, -(unit_NE @ (sum_E / norm)))
 
-    for row in purse.order:
+    for row in builder.order:
         update(row)
     worth_N = worth()
-    while (fits_N := purse.fitting()).any():
-        row = int(np.argmax(np.where(fits_N, worth_N / purse.cost_N, -np.inf)))
+    while (fits_N := builder.fitting()).any():
+        row = int(np.argmax(np.where(fits_N, worth_N / builder.cost_N, -np.inf)))
         value_N[row] = worth_N[row]
-        purse.take(row)
+        builder.take(row)
         update(row)
         worth_N = worth()
-    value_N[~purse.selected_N] = worth_N[~purse.selected_N]
-    return Choice(purse.taken(), None, "information gain", value_N)
+    value_N[~builder.selected_N] = worth_N[~builder.selected_N]
+    return Choice(builder.taken(), None, "information gain", value_N)

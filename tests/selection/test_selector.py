@@ -36,10 +36,10 @@ def test_the_table_accounts_for_every_instance(budget, strategy):
     assert [rank for rank, _ in ranked] == list(range(1, len(ranked) + 1))
     np.testing.assert_array_equal(table["selected"], table["rank"] > 0)
     assert found.n_tokens == pool.n_tokens[found.rows_S].sum()
-    if found.limit.kind == "rows":
-        assert len(ranked) == found.limit.amount
+    if found.resolved_budget.kind == "rows":
+        assert len(ranked) == found.resolved_budget.amount
     else:
-        assert 0 < found.n_tokens <= found.limit.amount
+        assert 0 < found.n_tokens <= found.resolved_budget.amount
     for selected, reason in zip(table["selected"], table["reason"], strict=True):
         assert reason.startswith(("kept (", "drawn ") if selected else ("not ",))
         assert "\n" not in reason
@@ -82,7 +82,7 @@ def test_a_ranking_tells_its_measure_and_the_cut():
 def test_the_same_pool_gives_the_same_selection(strategy):
     first, second = (select(make_pool(), strategy=strategy) for _ in range(2))
     assert second.ids == first.ids
-    assert second.losses == first.losses
+    assert second.criteria == first.criteria
     assert second.audit == first.audit
 
 
@@ -125,24 +125,24 @@ def test_alone_each_coefficient_does_what_it_says():
     }
     score = only["gradient"].table["gradient_score"]
     assert set(only["gradient"].ids) == {pool.ids[i] for i in np.argsort(-score)[:30]}
-    losses = {name: found.losses["subset"] for name, found in only.items()}
-    assert losses["gradient"].density == min(loss.density for loss in losses.values())
-    diversity = {name: loss.content_diversity for name, loss in losses.items()}
+    criteria = {name: found.criteria["subset"] for name, found in only.items()}
+    assert criteria["gradient"].density == min(loss.density for loss in criteria.values())
+    diversity = {name: loss.content_diversity for name, loss in criteria.items()}
     assert min(diversity, key=diversity.get) == "content"
-    similarity = {name: loss.similarity for name, loss in losses.items()}
+    similarity = {name: loss.similarity for name, loss in criteria.items()}
     assert min(similarity, key=similarity.get) == "apart"
-    assert similarity["apart"] < only["apart"].losses["random"].similarity
-    assert diversity["content"] < only["content"].losses["random"].content_diversity
+    assert similarity["apart"] < only["apart"].criteria["random"].similarity
+    assert diversity["content"] < only["content"].criteria["random"].content_diversity
 
 
 @pytest.mark.parametrize("strategy", ["grads", "random"])
-def test_losses_stand_beside_those_of_the_pool_and_of_a_seeded_random_subset(strategy):
+def test_criteria_stand_beside_those_of_the_pool_and_of_a_seeded_random_subset(strategy):
     pool = make_pool()
     runs = [select(pool, "10", strategy=strategy, seed=s) for s in (0, 0, 1)]
-    assert runs[0].losses == runs[1].losses
-    assert runs[0].losses["random"] != runs[2].losses["random"]
-    assert runs[0].losses["random"] != runs[0].losses["subset"]
-    assert runs[0].losses["pool"].content_diversity == pytest.approx(0, abs=1e-6)
+    assert runs[0].criteria == runs[1].criteria
+    assert runs[0].criteria["random"] != runs[2].criteria["random"]
+    assert runs[0].criteria["random"] != runs[0].criteria["subset"]
+    assert runs[0].criteria["pool"].content_diversity == pytest.approx(0, abs=1e-6)
 
 
 def test_the_correlations_with_length_and_step_are_reported():
@@ -155,7 +155,7 @@ def test_the_correlations_with_length_and_step_are_reported():
     assert found.step_correlation == pytest.approx(spearmanr(score, pool.step).statistic)
 
 
-def test_what_is_adjusted_for_no_longer_shows_in_the_score():
+def test_what_is_taken_off_no_longer_shows_in_the_score():
     pool = make_pool(300)
     for layer in LAYERS:
         pool.statistics[layer]["l2_norm"] /= pool.n_response_tokens**2
@@ -170,8 +170,8 @@ def test_what_is_adjusted_for_no_longer_shows_in_the_score():
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("budget", ["1", "100%", "auto"])
-def test_the_smallest_pools(n, side, budget):
-    found = select(make_pool(n), budget, score=side)
+def test_the_smallest_pools(n, score, budget):
+    found = select(make_pool(n), budget, score=score)
     assert len(found.ids) == (n if budget == "100%" else 1) or budget == "auto"
     if n == 1:
         assert found.table["nearest_selected"] == [None]
@@ -181,16 +181,16 @@ def test_the_smallest_pools(n, side, budget):
 
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("budget", ["50%", "60tok"])
-def test_identical_rows_are_kept_in_the_order_of_their_ids(side, budget):
+def test_identical_rows_are_kept_in_the_order_of_their_ids(score, budget):
     pool = make_pool(8)
     for other in range(1, 8):
         pool = copied(pool, 0, other)
     pool = replace(
         pool,
         n_tokens=np.full(8, 15),
-        losses={name: np.ones(8) for name in pool.losses},
+        reference_losses={name: np.ones(8) for name in pool.reference_losses},
     )
-    found = select(pool, budget, score=side)
+    found = select(pool, budget, score=score)
     expected = 4 if budget == "50%" else 1
     assert found.ids == tuple(pool.ids)[:expected]
     assert found.audit.length_correlation is None
@@ -281,7 +281,7 @@ def test_a_setting_that_does_not_fit_the_pool_is_refused(given, message):
 
 def test_quotas_need_sources_and_kept_rows_must_be_there():
     pool = make_pool()
-    with pytest.raises(ValueError, match="capture again with --source-column"):
+    with pytest.raises(ValueError, match="capture again with `source_column`"):
         select(replace(pool, source=None), quota={"book": 3})
     with pytest.raises(ValueError, match="names 'nobody', which is no row that can be selected"):
         select(pool, context=context_for(pool, keep=("nobody",)))
@@ -299,7 +299,7 @@ def test_choosing_alone_chooses_the_same():
     assert choose_rows(pool, *arguments).tolist() == whole.rows_S.tolist()
 
 
-def test_the_density_cut_is_told_for_balanced_only():
+def test_the_density_cut_is_told_only_where_the_score_cuts():
     pool = make_pool()
     assert select(pool, score="high-norm").cut_share is None
     found = select(pool, score="high-norm-in-density")

@@ -2,17 +2,14 @@ import pytest
 from pydantic import ValidationError
 
 from gradsift.config import SelectionConfig
-from gradsift.selection.strategies.base import Need
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"strategy": "best"}, "expected one of grads, random"),
-        ({"score": "left"}, "score"),
         ({"layers": ("head",)}, "layers"),
         ({"layers": ()}, "expected embedding, lm_head or both"),
-        ({"similarity_threshold": 1.0}, "similarity_threshold"),
+        *(({"similarity_threshold": x}, "similarity_threshold") for x in (1.0, -0.1, float("nan"))),
         ({"alpha": -1.0}, "alpha"),
         ({"beta": float("nan")}, "beta"),
         ({"gamma": float("inf")}, "gamma"),
@@ -29,15 +26,6 @@ def test_a_setting_that_means_nothing_is_refused(change, message):
         SelectionConfig(**change)
 
 
-def test_nothing_may_be_adjusted():
+def test_nothing_may_be_taken_off():
     assert SelectionConfig(detrend=("none",)).detrend == SelectionConfig(detrend=()).detrend == ()
     assert len(SelectionConfig().detrend) == 3
-
-
-def test_needs_are_those_of_strategy_and_side():
-    assert SelectionConfig().needs == frozenset()
-    assert SelectionConfig(score="prompt-gain").needs == {Need.LOSSES}
-    assert SelectionConfig(score="prompt-gain", strategy="spice").needs == {
-        Need.LOSSES,
-        Need.SKETCHES,
-    }

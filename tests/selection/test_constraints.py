@@ -1,6 +1,70 @@
+import numpy as np
 import pytest
 
-from gradsift.selection.constraints import Budget, ResolvedBudget, parse_budget
+from gradsift.selection.constraints import Budget, Constraints, ResolvedBudget, parse_budget
+
+COSTS = np.array([3, 1, 4, 1, 5])
+
+
+def constraints(kind="rows", amount=3, **changes):
+    return Constraints(COSTS, ResolvedBudget(kind, amount, 3.0), **changes)
+
+
+def test_rows_are_counted_one_by_one():
+    builder = constraints().builder()
+    assert builder.take_in_order([4, 4, 2, 0, 1]).tolist() == [4, 2, 0]
+    assert not builder.fitting().any()
+    assert not builder.fits(1)
+
+
+def test_tokens_are_a_ceiling_and_smaller_rows_still_fit():
+    builder = constraints("tokens", 6).builder()
+    assert builder.take_in_order(range(5)).tolist() == [0, 1, 3]
+    assert builder.left == 1
+
+
+def test_fits_and_fitting_say_the_same():
+    builder = constraints(
+        "tokens", 7, keep=(1,), group_N=np.array([0, 0, 1, 1, 1]), most_G={1: 1}, barred=(0,)
+    ).builder()
+    for row in (None, 3):
+        if row is not None:
+            builder.take(row)
+        assert builder.fitting().tolist() == [builder.fits(r) for r in range(5)]
+    assert builder.fitting().tolist() == [False] * 5
+
+
+def test_what_must_be_kept_comes_first_and_counts():
+    builder = constraints(keep=(3, 2)).builder()
+    assert builder.order == [3, 2]
+    assert builder.left == 1
+
+
+def test_room():
+    assert constraints().room() == 5
+    assert constraints(barred=(0, 1)).room() == 3
+    groups = {"group_N": np.array([0, 0, 1, 1, 1]), "most_G": {1: 1}}
+    assert constraints(**groups).room() == 3
+    assert constraints(**groups, barred=(2, 3)).room() == 3
+    assert constraints(**groups, barred=(0, 2, 3, 4)).room() == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kind": "tokens", "amount": 0}, "shortest instance has 1. Give at least 1tok"),
+        ({"keep": (0, 1, 2, 3)}, "3 of 4 fit"),
+        ({"keep": (0,), "barred": (0,)}, "0 of 1 fit"),
+        ({"barred": (0, 1, 2)}, "leave 2 rows, but the budget asks for 3"),
+        ({"group_N": np.zeros(5, dtype=int), "most_G": {0: 2}}, "leave 2 rows"),
+        ({"kind": "tokens", "barred": (0, 1, 2, 3, 4)}, "leave no row"),
+        ({"amount": 0, "group_N": np.zeros(5, dtype=int), "most_G": {0: 0}}, "leave no row"),
+        ({"kind": "tokens", "barred": (1, 3), "amount": 2}, "shortest instance has 3"),
+    ],
+)
+def test_conditions_that_cannot_be_met_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        constraints(**given).builder()
 
 
 @pytest.mark.parametrize(
