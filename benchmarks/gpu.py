@@ -291,7 +291,7 @@ def check_head(report, case, seed):
             for kind, head in heads.items():
                 poison()
                 bounded = case.bounded(arithmetic, dtype)
-                rows = head_pass(head, tokens, transform, bounded, sketch=sketch).rows
+                rows = head_pass(head, tokens, transform, bounded, sketch=sketch).records
                 name = f"{case.name()}, {str(dtype)[6:]}, {arithmetic.name}, {kind}"
                 report.judge(name, head_errors(rows, case.lengths, truths), ALLOWED[dtype])
 
@@ -302,7 +302,7 @@ def head_errors(rows, lengths, truths):
         summaries = rows.summaries
         of_row = truth.errors(summaries.values_BS[row], summaries.sketch_BK[row])
         of_row["loss"] = number(abs(rows.loss_B[row] - loss) / loss)
-        of_row["el2n"] = number(abs(rows.error_norm_B[row] - el2n) / el2n)
+        of_row["el2n"] = number(abs(rows.el2n_B[row] - el2n) / el2n)
         errors.append(of_row)
     is_counted = rows.n_tokens_B.tolist() == list(lengths)
     return {**largest(errors), "n_tokens": 0.0 if is_counted else math.inf}
@@ -352,7 +352,7 @@ def fused_gradients(case, made, tokens, arithmetic, kind, sketch):
     head.weight, head.bias = weight_VD, bias_V
     fused = FusedHead(HeadTransform(case.scale, case.softcap))
     fused.arithmetic, fused.sketch = arithmetic, sketch
-    fused.listener = None if sketch is None else lambda *seen: None
+    fused.on_forward = None if sketch is None else lambda *seen: None
     poison()
     with torch.autocast(DEVICE.type, torch.bfloat16, enabled=kind == "autocast"):
         loss = -fused(hidden_BTD, head, tokens).sum() / sum(case.lengths)

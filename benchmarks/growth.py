@@ -132,7 +132,9 @@ def pieces(width, repeats, length=256, vocabulary=49_152):
     outputs, normaliser_T = logits()
     deltas = [block.delta_nr for block in errors(None)]
     gradients = [delta.T @ x_TD for delta in deltas]
-    (head,) = head_pass(product, tokens, transform, BLOCKWISE, sketch=sketch).rows.summaries.cpu()
+    (head,) = head_pass(
+        product, tokens, transform, BLOCKWISE, sketch=sketch
+    ).records.summaries.cpu()
     (embedding,) = embedding_summaries(
         tokens_T, torch.zeros_like(tokens_T), x_TD, 1, vocabulary, sketch
     ).cpu()

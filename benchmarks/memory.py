@@ -100,7 +100,7 @@ def main():
         with LiveBytes(known) as live:
             head_pass(
                 HeadProduct(x_ND, weight_VD, None), tokens, HeadTransform(), arithmetic,
-                sketch=sketch, wanted=(True, True, False),
+                sketch=sketch, needs_grad=(True, True, False),
             )  # fmt: skip
         chunks = arithmetic.chunks(tokens.lengths, n_columns, width, dtype.itemsize)
         expected = formula(arithmetic, chunks, len(x_ND), n_columns, width, 1024, dtype.itemsize)

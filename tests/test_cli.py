@@ -180,7 +180,7 @@ MISTAKES = [
     (["select", "{run}", "--budget", "5", "--name", ""], "--name is ''"),
     (["select", "{run}", "--budget", "5", "--seed=-1"], "seed is -1"),
     (["run", "{data}", "--model", "{model}", "--out", "{new}", "--budget", "5", "--strategy", "x"],
-     "strategy 'x'"),
+     "strategy is 'x'"),
     (["run", "{data}", "--model", "{model}", "--out", "{new}", "--budget", "31"], "at most 30"),
     (["run", "{data}", "--model", "{model}", "--out", "{new}", "--budget", "x", "--dry-run"],
      "budget 'x' is not understood"),

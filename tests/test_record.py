@@ -85,7 +85,7 @@ def test_a_loop_of_ones_own(tmp_path, tied, recording):
     with gs.record(model, out=tmp_path, ids="row", recording=recording) as seen:
         train(model)
     assert seen.check.n_rows == 2
-    assert seen.check.path == recording
+    assert seen.check.method == recording
     assert_store_is_autograd(seen.store, tiny_llama(tied=tied, dtype=torch.float64))
 
 
@@ -327,7 +327,7 @@ def test_what_hooks_see_wrongly_is_intercepted(tmp_path):
     model = scale_embedding(tiny_llama())
     with gs.record(model, out=tmp_path, ids="row") as seen:
         train(model)
-    assert seen.check.path == "hidden-intercepted"
+    assert seen.check.method == "hidden-intercepted"
     truth = scale_embedding(tiny_llama(dtype=torch.float64))
     assert_store_is_autograd(seen.store, truth)
     with (

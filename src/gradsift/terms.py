@@ -4,3 +4,5 @@ EMBEDDING = "embedding"
 LM_HEAD = "lm_head"
 LAYERS = (EMBEDDING, LM_HEAD)
 STATISTICS = ("max", "min", "mean", "mean_abs", "std", "l2_norm")
+# Of a token without a loss, as in transformers and PyTorch.
+IGNORED_LABEL = -100

@@ -48,12 +48,12 @@ def batch():
     return ids_BT * mask_BT, mask_BT, labels_BT
 
 
-def worst_error(model, path):
+def worst_error(model, method):
     """The largest relative error of the recorded statistics of three rows of one batch."""
     ids_BT, mask_BT, labels_BT = batch()
     model.zero_grad(set_to_none=True)
-    fused = add_fused_head(model) if path.startswith("fused") else None
-    recorder = Recorder(track(model, fused), SketchSpec(4, 0), path=path)
+    fused = add_fused_head(model) if method.startswith("fused") else None
+    recorder = Recorder(track(model, fused), SketchSpec(4, 0), method=method)
     tokens = ResponseTokens.of(labels_BT, mask_BT)
     try:
         with recorder:
@@ -90,15 +90,15 @@ def examine(model_type):
         return {"status": "not built", "reason": str(reason)}, 0.0
     tied = is_tied(model)
     about = {"class": type(model).__name__, "tied": tied}
-    for path in PATHS:
-        error = error_or_infinity(model, path)
+    for method in PATHS:
+        error = error_or_infinity(model, method)
         if error < TOLERANCE:
             other = build(model_type, tied=not tied)
             both = is_tied(other) != tied
             if both:
-                error = max(error, error_or_infinity(other, path))
+                error = max(error, error_or_infinity(other, method))
                 assert error < TOLERANCE, f"{model_type}, tied={not tied}: off by {error:.1e}"
-            return {"status": "exact", "path": path, **about, "also the other way": both}, error
+            return {"status": "exact", "method": method, **about, "also the other way": both}, error
     return {"status": "refused", "reason": REFUSED.get(model_type, "unknown"), **about}, 0.0
 
 
@@ -106,9 +106,9 @@ def is_tied(model):
     return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def error_or_infinity(model, path):
+def error_or_infinity(model, method):
     try:
-        return worst_error(model, path)
+        return worst_error(model, method)
     except FAILURES:
         return float("inf")
 
@@ -121,7 +121,7 @@ def quiet():
 def page(found):
     """The table for people."""
     count = Counter(entry["status"] for entry in found.values())
-    ways = Counter(entry.get("path") for entry in found.values())
+    methods = Counter(entry.get("method") for entry in found.values())
     lines = [
         "# Architectures",
         "",
@@ -132,7 +132,7 @@ def page(found):
         "what they find.",
         "",
         f"**{count['exact']} of {len(found)} are exact**: "
-        + ", ".join(f"{ways[path]} {path}" for path in PATHS)
+        + ", ".join(f"{methods[method]} {method}" for method in PATHS)
         + f". {count['refused']} are refused, {count['not built']} could not be built.",
         "",
         "The methods of recording are explained in [method.md](method.md#methods-of-recording). A model",
@@ -145,7 +145,7 @@ def page(found):
     for name, entry in found.items():
         if entry["status"] == "not built":
             continue
-        recorded = entry.get("path") or f"refused: {entry['reason']}"
+        recorded = entry.get("method") or f"refused: {entry['reason']}"
         tied = "yes" if entry["tied"] else "no"
         tied += ", both" if entry.get("also the other way") else ""
         lines.append(f"| {name} | {entry['class']} | {recorded} | {tied} |")

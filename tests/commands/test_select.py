@@ -11,6 +11,7 @@ import pytest
 import gradsift as gs
 from gradsift import reference_losses, run_folder, stability, strategies
 from gradsift.selection import neighbours as graph
+from gradsift.selection import selector
 from gradsift.selection.strategies.catalogue import STRATEGIES
 from gradsift.store.tables import NEIGHBOURS_NAME
 from test_cli import invoke
@@ -106,16 +107,20 @@ def test_stability_compares_with_other_choices_and_other_captures(capsys, world)
 
 
 def test_what_is_in_memory_is_not_found_again(world, monkeypatch):
-    """Eleven selections, one set of candidates, neighbours and clusters."""
+    """Twelve selections: one set of candidates, neighbours and clusters; a density a signal."""
     calls = Counter()
-    for name in ("find_neighbours", "find_clusters", "Candidates", "read_pool_table"):
-        real = getattr(run_folder, name)
-        count = lambda *args, name=name, real=real, **more: (
-            calls.update([name]) or real(*args, **more)
-        )
-        monkeypatch.setattr(run_folder, name, count)
-    assert len(stability(world / "seed1", budget=10).overlaps) > 9
-    assert set(calls.values()) == {1}
+
+    def count(module, name):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: calls.update([name]) or real(*a, **k))
+
+    once = ("find_neighbours", "find_clusters", "Candidates", "read_pool_table", "read_store")
+    for name in once:
+        count(run_folder, name)
+    count(selector, "estimate_density")
+    assert len(stability(world / "seed1", budget=10).overlaps) == 10
+    # Signals: as asked, three other scores, two layers alone, not detrended.
+    assert calls == dict.fromkeys(once, 1) | {"estimate_density": 7}
 
 
 def test_auto_keeps_its_curve(capsys, world):

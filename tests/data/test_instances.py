@@ -3,7 +3,8 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from gradsift.data.example import Chat, Plain
-from gradsift.data.tokenization import IGNORED, build_instances
+from gradsift.data.tokenization import build_instances
+from gradsift.terms import IGNORED_LABEL
 from tiny import CHAT_TEMPLATE, CHAT_TEMPLATE_MARKED, tiny_llama, tiny_tokenizer
 
 
@@ -21,7 +22,7 @@ def build(example, template=CHAT_TEMPLATE, **options):
 
 
 def response(result, tokenizer):
-    return tokenizer.decode([label for label in result.items[0].labels if label != IGNORED])
+    return tokenizer.decode([label for label in result.items[0].labels if label != IGNORED_LABEL])
 
 
 PROMPTS = [("hi", "yo"), ("what is 1+1?", "two é 中"), ("", "x"), ("a b", " c")]

@@ -1,4 +1,4 @@
-"""One pass over the head, by every way to compute, against autograd in float64."""
+"""One pass over the head, by every arithmetic, against autograd in float64."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradients.ways import WAYS, way
+from gradients.arithmetics import ARITHMETICS, arithmetic_named
 from gradsift.gradients import head as head_module
 from gradsift.gradients.arithmetic import BATCHED
 from gradsift.gradients.head import HeadOutputs, HeadProduct, head_pass
@@ -77,40 +77,47 @@ def assert_close(got, want, scale, tolerance, what):
     assert off <= tolerance * float(scale), f"{what}: off by {off / float(scale):.2g}"
 
 
-def assert_is_autograd(case, done, tokens, transform, tolerance):
+def assert_is_autograd(case, result, tokens, transform, tolerance):
     truth, gradients = case.autograd(transform)
     for row, (loss, el2n, gradient) in truth.items():
-        assert float(done.rows.loss_B[row]) == pytest.approx(loss, rel=tolerance, abs=tolerance)
-        assert float(done.rows.error_norm_B[row]) == pytest.approx(el2n, rel=tolerance)
+        assert float(result.records.loss_B[row]) == pytest.approx(
+            loss, rel=tolerance, abs=tolerance
+        )
+        assert float(result.records.el2n_B[row]) == pytest.approx(el2n, rel=tolerance)
         want = dense_summary(gradient, case.sketch)
         companions = {"max": want.values_S[:2].abs().max(), "mean": want.values_S[3]}
         companions["min"] = companions["max"]
         for i, name in enumerate(STATISTICS):
             scale = companions.get(name, want.values_S[i])
-            got = done.rows.summaries.values_BS[row, i]
+            got = result.records.summaries.values_BS[row, i]
             assert_close(got, want.values_S[i], scale, tolerance, f"row {row} {name}")
-        got, scale = done.rows.summaries.sketch_BK[row], want.values_S[5]
+        got, scale = result.records.summaries.sketch_BK[row], want.values_S[5]
         assert_close(got, want.sketch_K, scale, max(tolerance, 1e-6), f"row {row} sketch")
     n_response = (case.labels_BT[:, 1:] != -100).sum(1)
-    assert done.rows.n_tokens_B.tolist() == n_response.tolist()
-    got = (tokens.put(done.gradients[0]), *done.gradients[1:])
+    assert result.records.n_tokens_B.tolist() == n_response.tolist()
+    got = (tokens.put(result.gradients[0]), *result.gradients[1:])
     for name, got_one, want_one in zip(("hidden", "weight", "bias"), got, gradients, strict=False):
         assert_close(got_one, want_one, want_one.norm(), tolerance, name)
 
 
 @pytest.mark.parametrize("layout", ["compact", "every_position"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", ARITHMETICS)
 def test_all_that_a_pass_gives(name, dtype, layout):
-    arithmetic = way(name, dtype)
+    arithmetic = arithmetic_named(name, dtype)
     for transform, bias in zip(TRANSFORMS, (True, False, True), strict=True):
         case = Case(43, 5, bias=bias, dtype=dtype)
         tokens = getattr(ResponseTokens, layout)(case.labels_BT)
-        wanted = (True, True, bias)
-        done = head_pass(
-            case.product(tokens), tokens, transform, arithmetic, sketch=case.sketch, wanted=wanted
+        needs_grad = (True, True, bias)
+        result = head_pass(
+            case.product(tokens),
+            tokens,
+            transform,
+            arithmetic,
+            sketch=case.sketch,
+            needs_grad=needs_grad,
         )
-        assert_is_autograd(case, done, tokens, transform, TOLERANCE[dtype])
+        assert_is_autograd(case, result, tokens, transform, TOLERANCE[dtype])
 
 
 def test_the_small_bounds_do_divide():
@@ -118,7 +125,7 @@ def test_the_small_bounds_do_divide():
     lengths = (6, 0, 1, 6)
 
     def chunks(name, itemsize):
-        return WAYS[name].chunks(lengths, 43, 5, itemsize)
+        return ARITHMETICS[name].chunks(lengths, 43, 5, itemsize)
 
     assert len(chunks("blockwise", 8)) == 4
     assert not any(chunk.keeps_logits for chunk in chunks("blockwise, twice", 8)[:1])
@@ -136,7 +143,7 @@ def test_the_small_bounds_do_divide():
     n_columns=st.integers(2, 40),
     width=st.integers(1, 7),
     share=st.floats(0, 1),
-    name=st.sampled_from([name for name in WAYS if not name.startswith("triton")]),
+    name=st.sampled_from([name for name in ARITHMETICS if not name.startswith("triton")]),
     seed=st.integers(0, 10),
 )
 def test_any_shape(n_rows, n_positions, n_columns, width, share, name, seed):
@@ -145,22 +152,22 @@ def test_any_shape(n_rows, n_positions, n_columns, width, share, name, seed):
     labels[torch.rand(labels.shape, generator=generator) < share] = -100
     case = Case(n_columns, width, seed=seed, labels=labels)
     tokens = ResponseTokens.compact(labels)
-    done = head_pass(
-        case.product(tokens), tokens, HeadTransform(), WAYS[name],
-        sketch=case.sketch, wanted=(True, True, False),
+    result = head_pass(
+        case.product(tokens), tokens, HeadTransform(), ARITHMETICS[name],
+        sketch=case.sketch, needs_grad=(True, True, False),
     )  # fmt: skip
-    assert_is_autograd(case, done, tokens, HeadTransform(), 1e-9)
+    assert_is_autograd(case, result, tokens, HeadTransform(), 1e-9)
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", ARITHMETICS)
 def test_outputs_that_are_at_hand_say_the_same_and_stay(name):
-    arithmetic = way(name, torch.float32)
+    arithmetic = arithmetic_named(name, torch.float32)
     case = Case(43, 5, dtype=torch.float32)
     tokens = ResponseTokens.compact(case.labels_BT)
     z_BTV = F.linear(case.hidden_BTD, case.weight_VD)
     before = z_BTV.clone()
     seen, own = (
-        head_pass(head, tokens, HeadTransform(2.0, 3.0), arithmetic, sketch=case.sketch).rows
+        head_pass(head, tokens, HeadTransform(2.0, 3.0), arithmetic, sketch=case.sketch).records
         for head in (HeadOutputs(tokens, tokens.take(case.hidden_BTD), z_BTV), case.product(tokens))
     )
     assert torch.equal(z_BTV, before)
@@ -169,10 +176,10 @@ def test_outputs_that_are_at_hand_say_the_same_and_stay(name):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", ARITHMETICS)
 def test_gradients_are_the_same_with_and_without_summaries(name):
     """To the bit: recording must not change training."""
-    arithmetic = way(name, torch.float32)
+    arithmetic = arithmetic_named(name, torch.float32)
     case = Case(43, 5, dtype=torch.float32)
     tokens = ResponseTokens.compact(case.labels_BT)
     with_, without = (
@@ -182,28 +189,28 @@ def test_gradients_are_the_same_with_and_without_summaries(name):
             HeadTransform(),
             arithmetic,
             sketch=sketch,
-            wanted=(True, True, False),
+            needs_grad=(True, True, False),
         )
         for sketch in (case.sketch, None)
     )
     assert torch.equal(with_.log_probs_N, without.log_probs_N)
     for got, want in zip(with_.gradients[:2], without.gradients[:2], strict=True):
         assert torch.equal(got, want)
-    assert without.rows is None
+    assert without.records is None
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", ARITHMETICS)
 def test_a_row_that_is_not_finite_leaves_the_others_alone(name):
-    arithmetic = way(name, torch.float32)
+    arithmetic = arithmetic_named(name, torch.float32)
     case = Case(43, 5, dtype=torch.float32)
     tokens = ResponseTokens.compact(case.labels_BT)
     clean = head_pass(
         case.product(tokens), tokens, HeadTransform(), arithmetic, sketch=case.sketch
-    ).rows
+    ).records
     case.hidden_BTD[2, 0, 1] = float("nan")
     torn = head_pass(
         case.product(tokens), tokens, HeadTransform(), arithmetic, sketch=case.sketch
-    ).rows
+    ).records
     assert not torn.summaries.values_BS[2].isfinite().any()
     assert not torn.loss_B[2].isfinite()
     for row in (0, 3):
@@ -211,14 +218,14 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone(name):
         torch.testing.assert_close(torn.summaries.sketch_BK[row], clean.summaries.sketch_BK[row])
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", ARITHMETICS)
 def test_large_logits_do_not_overflow(name):
-    arithmetic = way(name, torch.float32)
+    arithmetic = arithmetic_named(name, torch.float32)
     labels = torch.tensor([[0, 1]])
     tokens = ResponseTokens.compact(labels)
     product = HeadProduct(torch.full((1, 1), 1e4), torch.tensor([[1.0], [-1.0], [0.5]]), None)
     sketch = TensorSketch.seeded(3, 1, size=2, seed=0, device=CPU)
-    rows = head_pass(product, tokens, HeadTransform(), arithmetic, sketch=sketch).rows
+    rows = head_pass(product, tokens, HeadTransform(), arithmetic, sketch=sketch).records
     assert float(rows.loss_B) == pytest.approx(2e4)
     assert rows.summaries.values_BS[0, :2].tolist() == [1e4, -1e4]
 
@@ -230,11 +237,16 @@ def test_a_perturbed_backprop_is_seen(monkeypatch):
     product = case.product(tokens)
     real = product.outputs
     monkeypatch.setattr(product, "outputs", lambda *slices: real(*slices) * 1.01)
-    done = head_pass(
-        product, tokens, HeadTransform(), BATCHED, sketch=case.sketch, wanted=(True, True, False)
+    result = head_pass(
+        product,
+        tokens,
+        HeadTransform(),
+        BATCHED,
+        sketch=case.sketch,
+        needs_grad=(True, True, False),
     )
     with pytest.raises(AssertionError):
-        assert_is_autograd(case, done, tokens, HeadTransform(), 1e-3)
+        assert_is_autograd(case, result, tokens, HeadTransform(), 1e-3)
 
 
 def test_a_block_that_is_left_out_is_seen(monkeypatch):
@@ -249,9 +261,9 @@ def test_a_block_that_is_left_out_is_seen(monkeypatch):
         real(self, sums_R5 * (len(calls) % 6 != 0), left_nK)
 
     monkeypatch.setattr(head_module.RowSums, "add", add)
-    done = head_pass(
-        case.product(tokens), tokens, HeadTransform(), WAYS["blockwise"],
-        sketch=case.sketch, wanted=(True, True, False),
+    result = head_pass(
+        case.product(tokens), tokens, HeadTransform(), ARITHMETICS["blockwise"],
+        sketch=case.sketch, needs_grad=(True, True, False),
     )  # fmt: skip
     with pytest.raises(AssertionError, match="off by"):
-        assert_is_autograd(case, done, tokens, HeadTransform(), 1e-9)
+        assert_is_autograd(case, result, tokens, HeadTransform(), 1e-9)

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradsift.gradients import arithmetic as ways
-from gradsift.gradients import precision
+from gradsift.gradients import arithmetic as module
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
@@ -53,13 +52,13 @@ def batch_of(n_rows, vocabulary, n_tokens=12):
     return input_ids_BT, labels_BT
 
 
-def count_step(n_rows, vocabulary, arithmetic, *, recorded=True, path="fused", backward=True):
+def count_step(n_rows, vocabulary, arithmetic, *, recorded=True, method="fused", backward=True):
     """Count the operators of forward, backward and finish, model included."""
     model = tiny_llama(vocab_size=vocabulary)
-    fused = add_fused_head(model) if path == "fused" else None
+    fused = add_fused_head(model) if method == "fused" else None
     recorder = Recorder(track(model, fused), SketchSpec(64, 0), arithmetic=arithmetic)
     batch = batch_of(n_rows, vocabulary)
-    layout = ResponseTokens.compact if path == "fused" else ResponseTokens.every_position
+    layout = ResponseTokens.compact if method == "fused" else ResponseTokens.every_position
     tokens = layout(batch[1])
     if fused is not None:
         fused.arithmetic = arithmetic
@@ -84,13 +83,15 @@ def count_step(n_rows, vocabulary, arithmetic, *, recorded=True, path="fused", b
     return count
 
 
-@pytest.mark.parametrize("path", ["fused", "hooked"])
+@pytest.mark.parametrize("method", ["fused", "hooked"])
 @pytest.mark.parametrize("backward", [True, False])
-def test_neither_rows_nor_vocabulary_add_operators(path, backward):
+def test_neither_rows_nor_vocabulary_add_operators(method, backward):
     """As long as everything fits into one chunk."""
-    roomy = dataclasses.replace(ways.BATCHED, logits_bytes=2**40, gradient_bytes=2**40)
+    roomy = dataclasses.replace(module.BATCHED, logits_bytes=2**40, gradient_bytes=2**40)
     counts = {
-        (n_rows, vocabulary): count_step(n_rows, vocabulary, roomy, path=path, backward=backward)
+        (n_rows, vocabulary): count_step(
+            n_rows, vocabulary, roomy, method=method, backward=backward
+        )
         for n_rows in N_ROWS
         for vocabulary in VOCABULARIES
     }
@@ -118,34 +119,36 @@ def count_triton_step(monkeypatch, n_rows, vocabulary, **options):
     launches = Launches()
     for name in ("_errors_kernel", "_row_sums_kernel"):
         monkeypatch.setattr(triton_kernels, name, launches)
-    count = count_step(n_rows, vocabulary, ways.TRITON, **options)
+    count = count_step(n_rows, vocabulary, module.TRITON, **options)
     return count, launches.n // 2  # Two steps, one of them counted.
 
 
 def test_with_triton_neither_rows_nor_vocabulary_add_operators(monkeypatch):
     pytest.importorskip("triton")
-    found = set()
+    totals = set()
     for n_rows in N_ROWS:
         for vocabulary in VOCABULARIES:
             count, launches = count_triton_step(monkeypatch, n_rows, vocabulary)
             assert not count.waits()
-            found.add((count.by_name.total(), launches))
-    assert len(found) == 1, found
-    assert found.pop()[1] == 2  # One for the errors, one for the sums of all rows.
+            totals.add((count.by_name.total(), launches))
+    assert len(totals) == 1, totals
+    assert totals.pop()[1] == 2  # One for the errors, one for the sums of all rows.
 
 
 def test_bytes_add_operators():
     """Negative control: where a chunk holds less there are more of them."""
-    narrow = dataclasses.replace(ways.BATCHED, logits_bytes=12 * 16384 * 4)
+    narrow = dataclasses.replace(module.BATCHED, logits_bytes=12 * 16384 * 4)
     few = count_step(16, 512, narrow).by_name.total()
     many = count_step(16, 16384, narrow).by_name.total()
     assert many > few + 100
 
 
-@pytest.mark.parametrize("arithmetic", [ways.BATCHED, ways.BLOCKWISE], ids=lambda way: way.name)
-@pytest.mark.parametrize("path", ["fused", "hooked"])
-def test_nothing_waits(arithmetic, path):
-    assert not count_step(4, 4096, arithmetic, path=path).waits()
+@pytest.mark.parametrize(
+    "arithmetic", [module.BATCHED, module.BLOCKWISE], ids=lambda arithmetic: arithmetic.name
+)
+@pytest.mark.parametrize("method", ["fused", "hooked"])
+def test_nothing_waits(arithmetic, method):
+    assert not count_step(4, 4096, arithmetic, method=method).waits()
 
 
 def test_waiting_is_seen():
@@ -165,40 +168,44 @@ class RefuseFloat64(TorchDispatchMode):
         return output
 
 
-@pytest.mark.parametrize("path", ["fused", "hooked"])
-def test_a_device_without_float64_is_not_asked_for_it(monkeypatch, path):
+@pytest.mark.parametrize("method", ["fused", "hooked"])
+def test_a_device_without_float64_is_not_asked_for_it(monkeypatch, method):
     """Apple's GPUs have none; numbers of Python are 0-d float64 tensors until they are used."""
-    precision.has_float64.cache_clear()
-    monkeypatch.setattr(precision, "has_float64", lambda device: False)
+    module.has_float64.cache_clear()
+    monkeypatch.setattr(module, "has_float64", lambda device: False)
     with RefuseFloat64():
-        count_step(4, 512, ways.BATCHED, path=path)
+        count_step(4, 512, module.BATCHED, method=method)
 
 
 def test_float64_is_seen():
     """Negative control of the test above."""
     with pytest.raises(AssertionError, match="gives float64"), RefuseFloat64():
-        count_step(4, 512, ways.BATCHED)
+        count_step(4, 512, module.BATCHED)
 
 
 def table():
     """Operators of a step with and without recording, and of scoring."""
-    print("way, path: rows, vocabulary: plain step, recording, scoring")
+    print("arithmetic, method: rows, vocabulary: plain step, recording, scoring")
     patch = pytest.MonkeyPatch()
-    for way in (ways.TRITON, ways.BATCHED, ways.BLOCKWISE):
-        for path in ("fused", "hooked"):
+    for arithmetic in (module.TRITON, module.BATCHED, module.BLOCKWISE):
+        for method in ("fused", "hooked"):
             for n_rows in N_ROWS:
                 for vocabulary in VOCABULARIES:
                     counts = []
                     for options in ({"recorded": False}, {}, {"backward": False}):
-                        if way is ways.TRITON:
+                        if arithmetic is module.TRITON:
                             step = count_triton_step(
-                                patch, n_rows, vocabulary, path=path, **options
+                                patch, n_rows, vocabulary, method=method, **options
                             )
                             counts.append(f"{step[0].by_name.total()} + {step[1]} kernels")
                         else:
-                            step = count_step(n_rows, vocabulary, way, path=path, **options)
+                            step = count_step(
+                                n_rows, vocabulary, arithmetic, method=method, **options
+                            )
                             counts.append(str(step.by_name.total()))
-                    print(f"{way.name}, {path}: {n_rows}, {vocabulary}: {', '.join(counts)}")
+                    print(
+                        f"{arithmetic.name}, {method}: {n_rows}, {vocabulary}: {', '.join(counts)}"
+                    )
 
 
 if __name__ == "__main__":

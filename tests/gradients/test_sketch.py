@@ -74,5 +74,5 @@ def test_sketches_of_one_seed_are_the_same_and_of_another_are_not():
 
 @pytest.mark.parametrize("size", [0, 3, 4096])
 def test_sizes_that_cannot_be_are_refused(size):
-    with pytest.raises(ValueError, match=f"sketch_size is {size}, expected a power of two"):
+    with pytest.raises(ValueError, match=f"`sketch_size` is {size}, expected a power of two"):
         SketchSpec(size)

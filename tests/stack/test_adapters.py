@@ -80,7 +80,7 @@ def test_adapters_between_embedding_and_head(tmp_path, name, tied):
     table, head = base.model.embed_tokens, base.lm_head
     model = trained(get_peft_model(base, LAYERS_ALONE[name]), lr=0.01)
     seen = recorded(model, tmp_path)
-    assert (seen.check.path, seen.check.warning) == ("hidden", "")
+    assert (seen.check.method, seen.check.warning) == ("hidden", "")
 
     def truth(input_ids, labels):
         return gradients_at(model, table, head, input_ids, labels)
@@ -186,7 +186,7 @@ def error_of_a_step(trainer, recorder):
 def test_our_trainer_leaves_no_adapter_of_the_head_out(tmp_path, tied):
     trainer = with_an_adapted_head(trainer_for(tmp_path, {"r": 2}, tied=tied))
     recorder, result = first_exact_path(trainer, SKETCH, LENGTHS)
-    assert result.path == "hooked"
+    assert result.method == "hooked"
     assert "would be left out" in result.tried["fused"]
     assert "would be left out" in result.tried["fused-intercepted"]
     trainer.train()
@@ -201,7 +201,7 @@ def test_the_fused_head_would_leave_it_out_and_the_self_check_would_not_see_it(
     trainer = with_an_adapted_head(trainer_for(tmp_path, {"r": 2}))
     monkeypatch.setattr(tracking, "require_fusable", lambda head: None)
     recorder, result = first_exact_path(trainer, SKETCH, LENGTHS)
-    assert result.path == "fused"
+    assert result.method == "fused"
     # Some steps of the model's own loss, so that the adapter adds something.
     trained(trainer.model)
     assert error_of_a_step(trainer, recorder) > 0.01
@@ -224,7 +224,7 @@ SAVED = {
 def test_what_leaves_the_head_a_plain_layer_stays_fused(tmp_path, name):
     trainer = trainer_for(tmp_path, {"r": 2, **SAVED[name]})
     recorder, result = first_exact_path(trainer, SKETCH, LENGTHS)
-    assert result.path == "fused"
+    assert result.method == "fused"
     before = [layer.weight.clone() for layer in plain_layers(trainer.model)]
     trainer.train()
     moved = [
@@ -241,7 +241,7 @@ def test_trainable_tokens_in_our_trainer(tmp_path, tied):
     # Also while nobody records, such as for an arm.
     assert (trainer.fused is None) == tied
     recorder, result = first_exact_path(trainer, SKETCH, LENGTHS)
-    assert result.path == ("hooked" if tied else "fused")
+    assert result.method == ("hooked" if tied else "fused")
     trainer.train()
     records = probe_step(trainer, [0, 1, 2], recorder).read()
     plain = trainer.model.merge_and_unload()

@@ -325,7 +325,7 @@ def test_gemma_under_trl(tmp_path, generation, bf16):
     trainer = sft_trainer(tmp_path, tiny_gemma(generation), bf16=bf16)
     with gs.record(trainer.model, out=tmp_path / "run") as seen:
         trainer.train()
-    assert seen.check.path == "hidden-intercepted"
+    assert seen.check.method == "hidden-intercepted"
     model = tiny_gemma(generation).double()
     if not bf16:
         assert_is_autograd(seen.store, model)
@@ -496,7 +496,7 @@ def test_ligers_cross_entropy(tmp_path, liger, fused):
     finally:
         modeling_llama.LlamaForCausalLM.forward = plain_forward
         loss_utils.nn.functional.cross_entropy = plain_loss
-    assert seen.check.path == "hidden"
+    assert seen.check.method == "hidden"
     assert_is_autograd(seen.store, tiny_llama(tied=False, dtype=torch.float64))
 
 

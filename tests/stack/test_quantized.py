@@ -118,7 +118,7 @@ def test_our_trainer(tmp_path, folders, load_in, checkpointing):
     assert {p.dtype for p in trained_ones} == {torch.float32}
     assert {p.dtype for n, p in base.named_parameters() if "norm" in n} == {torch.float32}
     recorder, result = first_exact_path(trainer, SketchSpec(64, 0), LENGTHS)
-    assert result.path == "fused"
+    assert result.method == "fused"
     before = [p.clone() for p in base.parameters() if not p.requires_grad]
     trainer.train()
     after = [p for p in base.parameters() if not p.requires_grad]
@@ -163,7 +163,7 @@ def test_a_quantised_head(tmp_path, folders, name):
     assert type(base.lm_head.weight).__name__ in ("Params4bit", "Int8Params")
     model = trained(with_lora(base), lr=0.01)
     seen = recorded(model, tmp_path)
-    assert seen.check.path == ("hidden" if name == "nf4" else "hooked")
+    assert seen.check.method == ("hidden" if name == "nf4" else "hooked")
 
     def truth(*row):
         return gradients_at_outputs(model, base.model.embed_tokens, base.lm_head, *row)
@@ -190,7 +190,7 @@ def test_a_quantised_head_in_our_trainer(tmp_path, folders, name):
     trainer = trainer_for(tmp_path / "work", str(folder), None)
     recorder, result = first_exact_path(trainer, SketchSpec(64, 0), LENGTHS)
     # LLM.int8 rounds the head's input, too: nobody may multiply by its weight in its place.
-    assert result.path == ("fused" if name == "nf4" else "hooked")
+    assert result.method == ("fused" if name == "nf4" else "hooked")
     trainer.train()
     base = trainer.model.get_base_model()
 
@@ -452,7 +452,7 @@ def test_weights_of_other_libraries(tmp_path, quantise, quantises_head):
     else:
         base.model.norm.requires_grad_(True)
     seen = recorded(model, tmp_path)
-    assert seen.check.path == ("hooked" if quantises_head else "hidden")
+    assert seen.check.method == ("hooked" if quantises_head else "hidden")
 
     def truth(*row):
         return gradients_at_outputs(model, base.model.embed_tokens, base.lm_head, *row)

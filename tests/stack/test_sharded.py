@@ -78,7 +78,7 @@ def test_fsdp2_in_a_loop_of_ones_own(tmp_path):
     launch(WORKER, tmp_path, "fsdp2")
     assert_loops_agree(tmp_path, tmp_path, FSDP2)
     paths = {
-        case: read_store(tmp_path / case).manifest.about["self_check"]["path"] for case in FSDP2
+        case: read_store(tmp_path / case).manifest.about["self_check"]["method"] for case in FSDP2
     }
     assert paths.pop("fsdp2 scaled") == paths.pop("fsdp2 untied head hidden-intercepted")
     assert set(paths.values()) == {"hidden"}

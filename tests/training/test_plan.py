@@ -77,7 +77,7 @@ def test_nothing_is_hidden_in_the_sum():
     [
         ({"gpus": 0}, "gpus is 0"),
         ({"load_in": "2bit"}, "load_in is '2bit'"),
-        ({"sketch_size": 1000}, "sketch_size is 1000"),
+        ({"sketch_size": 1000}, "`sketch_size` is 1000"),
     ],
 )
 def test_what_cannot_be_is_refused(settings, message):

@@ -278,7 +278,7 @@ def test_the_self_check_refuses_a_scaled_embedding(tmp_path, path, factor):
 def test_a_scaled_embedding_is_intercepted(tmp_path):
     trainer = trainer_for(tmp_path, model=scaled_embedding(3))
     _, result = first_exact_path(trainer, SketchSpec(16, 0), LENGTHS)
-    assert result.path == "fused-intercepted"
+    assert result.method == "fused-intercepted"
     assert result.worst_relative_error < 1e-5
     assert list(result.tried) == ["fused"]
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gradsift.gradients.sharding import is_sharded, shape_of, whole
 from gradsift.gradients.sketch import SketchSpec
+from gradsift.gradients.tracking import is_sharded, shape_of, whole
 from gradsift.training.checkpoint import SkipNonFiniteSteps
 from gradsift.training.layers import add_fused_head, track
 from gradsift.training.self_check import LOOP_PATHS, PATHS
@@ -61,10 +61,10 @@ class Scaled(torch.nn.Embedding):
 def test_the_way_follows_from_the_embedding():
     model = tiny_llama()
     recorder, result = unchecked(track(model), SketchSpec(64), PATHS, CPU)
-    assert (recorder.path, result.n_rows) == ("fused", 0)
+    assert (recorder.method, result.n_rows) == ("fused", 0)
     assert "not made" in result.sentence()
     model.model.embed_tokens.__class__ = Scaled
-    assert unchecked(track(model), SketchSpec(64), LOOP_PATHS, CPU)[0].path == "hidden-intercepted"
+    assert unchecked(track(model), SketchSpec(64), LOOP_PATHS, CPU)[0].method == "hidden-intercepted"
     with pytest.raises(ValueError, match="recording hidden is not exact"):
         unchecked(track(model), SketchSpec(64), ("hidden",), CPU)
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from gradsift.data.tokenization import IGNORED, Instance
+from gradsift.data.tokenization import Instance
 from gradsift.evaluation.losses import text_losses
+from gradsift.terms import IGNORED_LABEL
 from tiny import random_instances, tiny_gpt2, tiny_llama
 
 
@@ -18,7 +19,7 @@ def slow_losses(model, instance):
         probabilities = torch.softmax(logits, dim=-1)
         return [-torch.log(probabilities[t, ids[t + 1]]).item() for t in range(len(ids) - 1)]
 
-    answered = [t for t, label in enumerate(instance.labels) if label != IGNORED]
+    answered = [t for t, label in enumerate(instance.labels) if label != IGNORED_LABEL]
     whole = token_losses(instance.input_ids)
     alone = token_losses([instance.input_ids[t] for t in answered])
     response = [whole[t - 1] for t in answered[1:]]
@@ -39,7 +40,7 @@ def test_losses_are_those_of_each_row_alone(make, size):
 
 
 def test_a_response_of_one_token_has_no_loss_alone():
-    instance = Instance("one", [5, 6, 7, 8], [IGNORED, IGNORED, IGNORED, 8])
+    instance = Instance("one", [5, 6, 7, 8], [IGNORED_LABEL, IGNORED_LABEL, IGNORED_LABEL, 8])
     (found,) = text_losses(tiny_llama().eval(), [instance])
     assert np.isnan(found.alone)
     assert np.isfinite([found.response, found.text]).all()
@@ -47,7 +48,7 @@ def test_a_response_of_one_token_has_no_loss_alone():
 
 def test_turns_of_a_response_are_put_together():
     ids = [5, 6, 7, 8, 9, 10, 11]
-    labels = [IGNORED, 6, 7, IGNORED, IGNORED, 10, 11]
+    labels = [IGNORED_LABEL, 6, 7, IGNORED_LABEL, IGNORED_LABEL, 10, 11]
     model = tiny_llama().eval()
     (found,) = text_losses(model, [Instance("turns", ids, labels)])
     expected = slow_losses(model, Instance("turns", ids, labels))

@@ -10,10 +10,9 @@ from typing import Any
 from gradsift.config import ModelConfig, TrainerConfig, divided, takes
 from gradsift.data.tokenization import Instance
 from gradsift.gradients.check import CheckResult
-from gradsift.gradients.records import WatchedLayer
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.gradients.tokens import IGNORED_LABEL
-from gradsift.terms import LAYERS
+from gradsift.gradients.tracking import WatchedLayer
+from gradsift.terms import IGNORED_LABEL, LAYERS
 from gradsift.training.adapters import adapters_of, n_trained
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.layers import base_model, track

@@ -14,13 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.config import CaptureConfig
 from gradsift.data.pool import Pool
-from gradsift.data.tokenization import IGNORED, Instance, build_instances
+from gradsift.data.tokenization import Instance, build_instances
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.benchmarks import PROBE, TaskSource, load_tasks, questions, score_tasks
 from gradsift.evaluation.generation import generate
 from gradsift.evaluation.losses import response_losses, window_losses, windows_of
 from gradsift.evaluation.text_metrics import Synonyms, find_synonyms, score_texts
 from gradsift.stages.listener import SILENT, Listener
+from gradsift.terms import IGNORED_LABEL
 
 MOST_NEW_TOKENS = 256
 # Raised when the same model would be given other scores by a newer gradsift.
@@ -221,9 +222,9 @@ def overlap_with(pool: Pool, test: Pool) -> int:
 
 def _question(item: Instance, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], str]:
     # What is asked last, and what was answered.
-    labelled = [i for i, label in enumerate(item.labels) if label != IGNORED]
+    labelled = [i for i, label in enumerate(item.labels) if label != IGNORED_LABEL]
     start = labelled[-1]
-    while start > 0 and item.labels[start - 1] != IGNORED:
+    while start > 0 and item.labels[start - 1] != IGNORED_LABEL:
         start -= 1
     text = tokenizer.decode(item.input_ids[start : labelled[-1] + 1], skip_special_tokens=True)
     return item.input_ids[:start], text.strip()

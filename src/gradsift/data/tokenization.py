@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from gradsift.data.example import Chat, Example, Plain
 from gradsift.errors import GradsiftError
+from gradsift.terms import IGNORED_LABEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
 GENERATION_MARK = re.compile(r"{%-?\s*generation\s*-?%}")
 ROLE_TITLES = {"user": "User", "assistant": "Assistant"}
 
@@ -127,7 +127,7 @@ class Renderer:
         turns = [i for i, m in enumerate(example.messages) if m["role"] == "assistant"]
         if len(starts) != len(turns):
             return None
-        labels = [IGNORED] * len(ids)
+        labels = [IGNORED_LABEL] * len(ids)
         for start, turn in zip(starts, turns, strict=True):
             stop = next((i for i in range(start, len(mask)) if not mask[i]), len(mask))
             if example.train[turn]:
@@ -161,7 +161,7 @@ class Renderer:
         whole = ids[0]
         if plan.everything:
             return whole, list(whole)
-        labels = [IGNORED] * len(whole)
+        labels = [IGNORED_LABEL] * len(whole)
         clean, rewritten, lost = True, False, False
         for span in range(plan.spans):
             before, through = ids[1 + 2 * span], ids[2 + 2 * span]
@@ -241,7 +241,7 @@ class Instance:
     @property
     def n_response_tokens(self) -> int:
         """Response tokens that have a loss; the very first token of a row is never predicted."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        return sum(label != IGNORED_LABEL for label in self.labels[1:])
 
 
 @dataclass(frozen=True)

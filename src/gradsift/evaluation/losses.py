@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gradsift.data.tokenization import IGNORED, Instance
+from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
+from gradsift.terms import IGNORED_LABEL
 
 TOLERANCE = 1e-2
 
@@ -190,8 +191,8 @@ def _batch_losses(
 ) -> list[float]:
     # Padded on the left, all rows end together, and logits are computed from the first label on.
     # A row's own first token has nothing before it; its label never counts.
-    labels_BT, _ = padded_left([[IGNORED, *labels[1:]] for _, labels in rows], IGNORED)
-    n_kept = labels_BT.shape[1] - int((labels_BT != IGNORED).any(0).nonzero()[0]) + 1
+    labels_BT, _ = padded_left([[IGNORED_LABEL, *labels[1:]] for _, labels in rows], IGNORED_LABEL)
+    n_kept = labels_BT.shape[1] - int((labels_BT != IGNORED_LABEL).any(0).nonzero()[0]) + 1
     tokens = [tokens for tokens, _ in rows]
     if padded:
         logits_BKV = last_logits(model, tokens, n_kept)
@@ -200,7 +201,11 @@ def _batch_losses(
         logits_BKV = model(input_ids=ids_1T).logits[:, -n_kept:]
     targets_BK = labels_BT[:, 1 - n_kept :].to(model.device)
     return [
-        float(F.cross_entropy(logits_KV.float(), targets_K, ignore_index=IGNORED, reduction="sum"))
+        float(
+            F.cross_entropy(
+                logits_KV.float(), targets_K, ignore_index=IGNORED_LABEL, reduction="sum"
+            )
+        )
         for logits_KV, targets_K in zip(logits_BKV[:, :-1], targets_BK, strict=True)
     ]
 
@@ -236,13 +241,13 @@ def text_losses(model: PreTrainedModel, instances: Sequence[Instance]) -> list[T
     """
     whole = [instance.input_ids for instance in instances]
     responses = [
-        [token for token, label in _labelled(instance) if label != IGNORED]
+        [token for token, label in _labelled(instance) if label != IGNORED_LABEL]
         for instance in instances
     ]
     of_whole, of_responses = _token_losses(model, whole), _token_losses(model, responses)
     found = []
     for instance, all_T, alone_T in zip(instances, of_whole, of_responses, strict=True):
-        answered = torch.tensor([label != IGNORED for label in instance.labels[1:]])
+        answered = torch.tensor([label != IGNORED_LABEL for label in instance.labels[1:]])
         response_T = all_T[answered]
         if len(alone_T):
             response_T = response_T[len(response_T) - len(alone_T) :]

@@ -1,4 +1,4 @@
-"""How the LM head's sums are computed on a device: three ways, the same numbers.
+"""How the LM head's sums are computed on a device: three ways, the same numbers; their precision.
 
 * triton: kernels that never write a row's gradient; on CUDA and ROCm devices.
 * batched: PyTorch alone; the gradients of several rows are formed, a block of the vocabulary at a
@@ -20,17 +20,36 @@ from typing import Literal
 
 import torch
 
-from gradsift.gradients.sketch import MOST_SKETCH_NUMBERS
+logger = logging.getLogger(__name__)
 
 MIB = 2**20
+MOST_SKETCH_NUMBERS = 2048
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return float64 as it is, anything else as float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def widest(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float64, or in float32 on devices that have no float64."""
+    return tensor.double() if has_float64(tensor.device) else tensor.float()
+
+
+@functools.cache
+def has_float64(device: torch.device) -> bool:
+    """Return whether a device computes in float64: Apple's and some of Intel's do not."""
+    if device.type == "xpu":
+        return bool(torch.xpu.get_device_properties(device).has_fp64)
+    return device.type != "mps"
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """One of the ways, and the bounds that it keeps.
+    """One of the three, and the bounds that it keeps.
 
     Attributes:
-        name: Of the way.
+        name: Which.
         logits_bytes: Logits of so many bytes are held at once; a single row that has more goes by
             blocks of the vocabulary, and its logits are computed twice.
         gradient_bytes: Gradients of so many bytes are formed at once; None forms none.
@@ -47,23 +66,17 @@ class Arithmetic:
     align: int = MOST_SKETCH_NUMBERS
 
     def operations(self) -> ModuleType:
-        """Return the module that computes this way: `plain_torch`, or its like in Triton."""
+        """Return the module that computes it: `plain_torch` or `triton_kernels`."""
         name = "triton_kernels" if self.name == "triton" else "plain_torch"
         return importlib.import_module(f"gradsift.gradients.{name}")
 
     def chunks(
         self, lengths: tuple[int, ...], n_columns: int, width: int, itemsize: int
     ) -> list[Chunk]:
-        """Divide a micro-batch into chunks of whole rows.
+        """Divide a micro-batch into chunks of whole rows, in order.
 
-        Args:
-            lengths: Tokens of each row.
-            n_columns: V.
-            width: D.
-            itemsize: Bytes of a logit, and of an entry of a gradient.
-
-        Returns:
-            The chunks, in order.
+        `lengths` are the tokens of each row, `n_columns` is V, `width` D, and `itemsize` the bytes
+        of a logit and of an entry of a gradient.
         """
         chunks, row, token = [], 0, 0
         while row < len(lengths):
@@ -150,17 +163,10 @@ BLOCKWISE = Arithmetic("blockwise", logits_bytes=256 * MIB, rows_at_once=1, bloc
 
 
 def arithmetics_for(device: torch.device, dtype: torch.dtype) -> tuple[Arithmetic, ...]:
-    """Return the ways that work on a device, the fastest first.
-
-    Args:
-        device: Where the head's weight is.
-        dtype: Of the head's weight; the kernels sum up in float32, so not for float64.
-
-    Returns:
-        At least one.
-    """
+    """Return what works with a head's weight on a device, the fastest first; at least one."""
     if device.type == "cpu":
         return (BLOCKWISE,)
+    # The kernels sum up in float32.
     if device.type == "cuda" and dtype != torch.float64 and _triton_works(device):
         return (TRITON, BATCHED)
     return (BATCHED,)
@@ -175,7 +181,7 @@ def _triton_works(device: torch.device) -> bool:
         TRITON.operations().require_right_sums(device)
     # Whatever a compiler, a driver or a missing C compiler raises.
     except Exception as error:
-        logging.getLogger(__name__).warning(
+        logger.warning(
             "Triton's kernels do not run here (%s: %s): PyTorch records alone, which is slower",
             type(error).__name__,
             str(error).strip().split("\n")[0],

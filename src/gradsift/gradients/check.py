@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradsift.errors import GradsiftError
-from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import Record, RecordingPath, Records, TrackedModel, WatchedLayer
+from gradsift.gradients.plain_torch import operand_dtype
+from gradsift.gradients.recorder import Recorder, RecordingMethod
+from gradsift.gradients.records import Record, Records
 from gradsift.gradients.statistics import GradientSummary, dense_summary
+from gradsift.gradients.tracking import TrackedModel, WatchedLayer
 from gradsift.terms import LAYERS, STATISTICS
 
 # The same pass twice: only the size of the loss, and so rounding, differs (2e-6 on a real model).
@@ -40,11 +42,11 @@ class CheckResult:
         n_rows: Rows compared; 0 if the check could not be made.
         worst_relative_error: The largest over rows, layers and statistics.
         tolerance: What was allowed.
-        path: How the recording was done.
+        method: Of recording.
         arithmetic: How the head's sums were computed.
         dtype: The lowest precision among the watched tensors.
         errors: The worst relative error of each layer and statistic, as "layer statistic".
-        tried: Why other ways were not taken, by their name.
+        tried: Why other methods were not taken.
         warning: Why a row's gradient in a micro-batch is not quite that of the row alone; "" if it
             is.
     """
@@ -52,7 +54,7 @@ class CheckResult:
     n_rows: int
     worst_relative_error: float | None
     tolerance: float | None
-    path: RecordingPath
+    method: RecordingMethod
     arithmetic: str
     dtype: str
     errors: dict[str, float] = field(default_factory=dict)
@@ -62,16 +64,11 @@ class CheckResult:
     def sentence(self) -> str:
         """Return the outcome as one line."""
         if self.n_rows == 0:
-            return f"not made: the parameters are sharded; {self.path}, {self.arithmetic}"
+            return f"not made: the parameters are sharded; {self.method}, {self.arithmetic}"
         return (
             f"{self.n_rows} rows equal autograd within {self.worst_relative_error:.1e} "
-            f"(allowed {self.tolerance:.0e} in {self.dtype}), {self.path}, {self.arithmetic}"
+            f"(allowed {self.tolerance:.0e} in {self.dtype}), {self.method}, {self.arithmetic}"
         )
-
-
-def recorded_layers(record: Record) -> tuple[str, ...]:
-    """Return which of LAYERS a record has."""
-    return tuple(layer for layer in LAYERS if getattr(record, layer) is not None)
 
 
 def tolerance_for(dtype: torch.dtype) -> float:
@@ -85,17 +82,9 @@ def tolerance_for(dtype: torch.dtype) -> float:
 def autograd_summaries(
     model: TrackedModel, recorder: Recorder, loss: Callable[[], torch.Tensor]
 ) -> dict[str, GradientSummary]:
-    """Compute one instance's gradients by autograd on the model's own forward pass.
+    """Compute one instance's gradients by autograd on the model's own forward pass, by layer.
 
     Holds both V×D gradients at once, which is what recording avoids.
-
-    Args:
-        model: The tracked modules.
-        recorder: Supplies the sketches.
-        loss: Computes the instance loss.
-
-    Returns:
-        The summary for each of LAYERS.
     """
     with _differentiable_alone(model) as weights, torch.enable_grad():
         gradients = torch.autograd.grad(loss(), weights)
@@ -110,17 +99,10 @@ def compare(record: Record, truth: dict[str, GradientSummary]) -> dict[tuple[str
 
     A statistic near zero is measured against a companion of the same unit: `mean` against
     `mean_abs`, `max` and `min` against the larger of the two, the sketch against the norm of the
-    gradient.
-
-    Args:
-        record: What was recorded.
-        truth: What autograd gives.
-
-    Returns:
-        Non-negative errors; infinite where a number is not finite.
+    gradient. Infinite where a number is not finite.
     """
     errors = {}
-    for layer in recorded_layers(record):
+    for layer in record.layers:
         got, want = getattr(record, layer), truth[layer]
         got_S, want_S = got.values_S.cpu().double(), want.values_S.cpu().double()
         largest = want_S[:2].abs().max()
@@ -142,19 +124,9 @@ def require_match(
     *,
     is_packed: bool = False,
 ) -> float:
-    """Refuse a record that is not what autograd gives.
+    """Return the worst relative error of a record to what autograd gives, if it is allowed.
 
-    Args:
-        record: What was recorded.
-        truth: What autograd gives.
-        tolerance: Largest relative error allowed.
-        is_packed: Whether the instance shared a row of the batch with others.
-
-    Returns:
-        The worst relative error.
-
-    Raises:
-        ValueError: If it is above the tolerance; says which layer, by what ratio, and why.
+    `is_packed` says whether the instance shared a row of the batch with others.
     """
     errors = compare(record, truth)
     (layer, name), worst = max(errors.items(), key=lambda item: item[1])
@@ -173,19 +145,14 @@ def require_match(
 def require_same_loss(seen: Records, plain: Records) -> None:
     """Refuse a training loop whose loss is more than that of its response tokens.
 
-    Args:
-        seen: What a backward pass of the loop brought.
-        plain: What the negative log-likelihood of the response tokens of the same micro-batch
-            brings, with the same random numbers.
-
-    Raises:
-        ValueError: If the two differ by more than rounding.
+    `seen` is what a backward pass of the loop brought, `plain` what the negative log-likelihood of
+    the response tokens of the same micro-batch brings, with the same random numbers.
     """
     tolerance = SAME_LOSS_TOLERANCE.get(plain.dtype, LOW_PRECISION_SAME_LOSS)
     for got, want in zip(seen.read(), plain.read(), strict=True):
         if not (got.finite and want.finite):
             continue  # A loss scaler begins with overflows; such rows are marked.
-        summaries = {layer: getattr(want, layer) for layer in recorded_layers(want)}
+        summaries = {layer: getattr(want, layer) for layer in want.layers}
         errors = compare(got, summaries)
         (layer, name), worst = max(errors.items(), key=lambda item: item[1])
         # Where the response is nearly certain its gradient is small, and the rounding of the
@@ -224,10 +191,8 @@ def _differentiable_alone(
     """Let both weights be trained, each apart from the other (tied weights would mix).
 
     A layer that is wrapped or quantised gets a weight of zeros beside its own, whose product is
-    added to its output: that has the gradient which its own would have.
-
-    Yields:
-        The tensors whose gradients are those of embedding and head.
+    added to its output: that has the gradient which its own would have. Yields the tensors of
+    embedding and head.
     """
     with ExitStack() as stack:
         embedding, head = model.embedding, model.head
@@ -257,7 +222,7 @@ def _beside(
     stack: ExitStack,
 ) -> torch.Tensor:
     weight = layer.weight
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    dtype = operand_dtype(weight.dtype)
     zeros = torch.zeros(weight.shape, dtype=dtype, device=weight.device, requires_grad=True)
 
     def add(_: object, inputs: tuple, output: torch.Tensor) -> torch.Tensor:

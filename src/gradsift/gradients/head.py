@@ -17,33 +17,29 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from gradsift.gradients.arithmetic import Arithmetic, Chunk
+from gradsift.gradients.arithmetic import Arithmetic, Chunk, at_least_float32, widest
 from gradsift.gradients.plain_torch import target_columns
-from gradsift.gradients.precision import at_least_float32, widest
 from gradsift.gradients.sketch import TensorSketch
-from gradsift.gradients.statistics import (
-    GradientSummaries,
-    combined_sums,
-    scaled_sums,
-)
-from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.gradients.statistics import GradientSummaries, combined_sums, scaled_sums
+from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.transform import HeadTransform
+from gradsift.terms import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
-class HeadRows:
-    """What the LM head says of each row of a micro-batch; all on the device.
+class HeadRecords:
+    """What is recorded at the LM head of each row of a micro-batch; on the device.
 
     Attributes:
         loss_B: Instance loss, mean over the response tokens, in nats; NaN without one.
-        error_norm_B: Mean over the response tokens of ‖softmax − one-hot‖₂, which is EL2N (arXiv
-            2107.07075) with tokens for classes.
+        el2n_B: Mean over the response tokens of ‖softmax − one-hot‖₂: EL2N (arXiv 2107.07075) with
+            tokens for classes.
         n_tokens_B: Response tokens.
         summaries: Of the gradient of the instance loss at the head's weight.
     """
 
     loss_B: torch.Tensor
-    error_norm_B: torch.Tensor
+    el2n_B: torch.Tensor
     n_tokens_B: torch.Tensor
     summaries: GradientSummaries
 
@@ -54,29 +50,25 @@ class HeadPass:
 
     Attributes:
         log_probs_N: Log-likelihood of each token, in nats; 0 without a loss. At least float32.
-        square_N: Squared norms of softmax minus one-hot; zeros if nobody asked for anything.
-        rows: What it says of each row; None if nobody asked.
+        square_N: Squared norms of softmax minus one-hot; zeros without records and gradients.
+        records: None without a sketch.
         gradients: Of −Σ log p with respect to hidden states [N, D], weight [V, D] and bias [V];
-            None where nobody asked.
+            None where they need none.
     """
 
     log_probs_N: torch.Tensor
     square_N: torch.Tensor
-    rows: HeadRows | None
+    records: HeadRecords | None
     gradients: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
 class HeadProduct:
-    """The head's outputs as its product with hidden states, a block of the vocabulary at a time."""
+    """The head's outputs as its product with hidden states, a block of the vocabulary at a time.
+
+    The product has the dtype of these, `x_ND`, at the laid-out tokens.
+    """
 
     def __init__(self, x_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None):
-        """Nothing is multiplied yet.
-
-        Args:
-            x_ND: Input of the head at the laid-out tokens; its dtype is that of the product.
-            weight_VD: Weight of the head.
-            bias_V: Bias of the head, or None.
-        """
         self.x_ND = x_ND
         self.weight_VD = weight_VD.to(x_ND.dtype)
         self._bias_V = None if bias_V is None else bias_V.to(x_ND.dtype)
@@ -89,16 +81,12 @@ class HeadProduct:
 
 
 class HeadOutputs:
-    """The head's outputs as a forward pass has computed them, at the laid-out tokens."""
+    """The head's outputs as a forward pass has computed them, or other values for each of them.
+
+    `x_ND` is the head's input at the laid-out tokens.
+    """
 
     def __init__(self, tokens: ResponseTokens, x_ND: torch.Tensor, z_BTV: torch.Tensor):
-        """Copy nothing yet.
-
-        Args:
-            tokens: The layout.
-            x_ND: Input of the head at the laid-out tokens.
-            z_BTV: Its raw outputs, or any other values for each of them.
-        """
         self.x_ND = x_ND
         self.n_columns = z_BTV.shape[-1]
         self.dtype = z_BTV.dtype
@@ -120,36 +108,28 @@ def head_pass(
     arithmetic: Arithmetic,
     *,
     sketch: TensorSketch | None = None,
-    wanted: tuple[bool, bool, bool] = (False, False, False),
+    needs_grad: tuple[bool, bool, bool] = (False, False, False),
 ) -> HeadPass:
-    """Compute the losses of a micro-batch and what is asked for besides.
+    """Compute the losses of a micro-batch, with a sketch its records, and gradients.
 
-    Logits have the dtype of the product; what follows has the `operand_dtype` of the arithmetic,
-    sums at least float32.
-
-    Args:
-        head: Gives the head's outputs.
-        tokens: The layout.
-        transform: What the model does to the head's output before the softmax.
-        arithmetic: How to compute it.
-        sketch: Of the weight's gradient; with it each row is summarised.
-        wanted: Whether the gradients of hidden states, weight and bias are (of a product only).
-
-    Returns:
-        Losses, summaries and gradients.
+    `needs_grad` is for hidden states, weight and bias, as in autograd, and for a `HeadProduct`
+    only. Logits have the dtype of the product; what follows has the `operand_dtype` of the
+    arithmetic, sums at least float32.
     """
     operand = arithmetic.operations().operand_dtype(head.x_ND.dtype)
     chunks = arithmetic.chunks(tokens.lengths, head.n_columns, head.x_ND.shape[1], operand.itemsize)
-    totals = _Totals(head, wanted)
+    totals = _Totals(head, needs_grad)
     rows = None if sketch is None else RowSums(tokens, sketch)
     parts = [
         _chunk_pass(chunk, head, tokens, transform, arithmetic, sketch, totals, rows)
         for chunk in chunks
     ]
-    log_probs_N, square_N = (torch.cat(of_chunks) for of_chunks in zip(*parts, strict=True))
-    said = None if rows is None else rows.result(log_probs_N, square_N, head.x_ND, head.n_columns)
+    log_probs_N, square_N = (torch.cat(chunk_parts) for chunk_parts in zip(*parts, strict=True))
+    records = None
+    if rows is not None:
+        records = rows.records(log_probs_N, square_N, head.x_ND, head.n_columns)
     gradients = (totals.hidden_ND, totals.weight_VD, totals.bias_V)
-    return HeadPass(log_probs_N, square_N, said, gradients)
+    return HeadPass(log_probs_N, square_N, records, gradients)
 
 
 def _chunk_pass(
@@ -166,7 +146,7 @@ def _chunk_pass(
     operations = arithmetic.operations()
     x_nD, targets_n = head.x_ND[chunk.tokens], tokens.targets_N[chunk.tokens]
     x_nD = x_nD.to(operations.operand_dtype(x_nD.dtype))
-    needs_errors = totals.is_any_wanted or rows is not None
+    needs_errors = totals.needs_any or rows is not None
     sweep = Sweep(head, chunk)
     in_second = needs_errors and len(sweep.blocks) == 1  # Then it finds the normaliser, too.
     normaliser_n, picked_n = sweep.first(targets_n, transform, normalise=not in_second)
@@ -178,7 +158,7 @@ def _chunk_pass(
         normaliser_n = errors.normaliser_n
         square_n += errors.square_n
         sums_R5, total_rD = operations.row_gradients(
-            errors.delta_nr, x_nD, tokens, chunk, sums=rows is not None, total=totals.wants_weight
+            errors.delta_nr, x_nD, tokens, chunk, sums=rows is not None, total=totals.needs_weight
         )
         totals.add(chunk.tokens, block, errors.delta_nr, total_rD)
         if rows is not None:
@@ -192,12 +172,6 @@ class Sweep:
     """Two sweeps over the vocabulary; the outputs are computed twice where they are not kept."""
 
     def __init__(self, head: HeadProduct | HeadOutputs, chunk: Chunk):
-        """Nothing is computed yet.
-
-        Args:
-            head: Gives the outputs.
-            chunk: For its tokens.
-        """
         self.blocks = chunk.blocks(head.n_columns)
         self._head, self._tokens = head, chunk.tokens
         self._keeps = chunk.keeps_logits or len(self.blocks) == 1
@@ -206,16 +180,7 @@ class Sweep:
     def first(
         self, targets_n: torch.Tensor, transform: HeadTransform, *, normalise: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Return the softmax' normalisers, if wanted, and the targets' logits.
-
-        Args:
-            targets_n: The tokens, -100 where there is no loss.
-            transform: What the model does to the outputs before the softmax.
-            normalise: Whether the normalisers are wanted.
-
-        Returns:
-            Both [n].
-        """
+        """Return the softmax' normalisers, if wanted, and the targets' logits, both [n]."""
         log_sums, picked = [], []
         for block in self.blocks:
             z_nr = self._head.outputs(self._tokens, block)
@@ -239,18 +204,17 @@ class Sweep:
 class _Totals:
     """The gradients that training needs, of the sum of all tokens' losses, as they grow."""
 
-    def __init__(self, head: HeadProduct | HeadOutputs, wanted: tuple[bool, bool, bool]):
-        self.is_any_wanted, self.wants_weight = any(wanted), wanted[1]
+    def __init__(self, head: HeadProduct | HeadOutputs, needs_grad: tuple[bool, bool, bool]):
+        self.needs_any, self.needs_weight = any(needs_grad), needs_grad[1]
         self._head = head
         self._empty = {"dtype": at_least_float32(head.x_ND[:0]).dtype, "device": head.x_ND.device}
-        self.hidden_ND = torch.zeros(head.x_ND.shape, **self._empty) if wanted[0] else None
+        self.hidden_ND = torch.zeros(head.x_ND.shape, **self._empty) if needs_grad[0] else None
         self.weight_VD: torch.Tensor | None = None
-        self.bias_V = torch.zeros(head.n_columns, **self._empty) if wanted[2] else None
+        self.bias_V = torch.zeros(head.n_columns, **self._empty) if needs_grad[2] else None
 
     def add(
         self, tokens: slice, block: slice, delta_nr: torch.Tensor, total_rD: torch.Tensor | None
     ) -> None:
-        """Add a block's part."""
         if self.hidden_ND is not None:
             weight_rD = self._head.weight_VD[block].to(delta_nr.dtype)
             _add_product(self.hidden_ND[tokens], delta_nr, weight_rD)
@@ -277,15 +241,9 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
 
 
 class RowSums:
-    """What is said of each row, as it grows chunk by chunk and block by block."""
+    """The records of each row as they grow, chunk by chunk and block by block."""
 
     def __init__(self, tokens: ResponseTokens, sketch: TensorSketch):
-        """Nothing is known yet.
-
-        Args:
-            tokens: The layout.
-            sketch: Of the weight's gradient.
-        """
         self._tokens, self._sketch = tokens, sketch
         self._parts: list[torch.Tensor] = []
         self._left_nK: torch.Tensor | float = 0.0
@@ -303,30 +261,23 @@ class RowSums:
         self._left.append(self._left_nK)
         self._parts, self._left_nK = [], 0.0
 
-    def result(
+    def records(
         self,
         log_probs_N: torch.Tensor,
         square_N: torch.Tensor,
         x_ND: torch.Tensor,
         n_columns: int,
         scale_B: torch.Tensor | None = None,
-    ) -> HeadRows:
+    ) -> HeadRecords:
         """Divide by what turns sums over tokens into means.
 
-        Args:
-            log_probs_N: Of the tokens.
-            square_N: Squared norms of their softmax minus one-hot.
-            x_ND: Input of the head.
-            n_columns: V.
-            scale_B: By how much the backprops were larger than those of the tokens' own losses.
-
-        Returns:
-            What the head says of each row.
+        `square_N` are the squared norms of softmax minus one-hot, `scale_B` by how much the
+        backprops were larger than those of the tokens' own losses.
         """
         tokens = self._tokens
         counted_B = tokens.n_tokens_I
         n_tokens_B = widest(counted_B)
-        log_prob_B, error_B = (
+        log_prob_B, el2n_B = (
             tokens.sum_rows(widest(values_N)) for values_N in (log_probs_N, square_N.sqrt())
         )
         factor_B = 1 / n_tokens_B if scale_B is None else 1 / (n_tokens_B * scale_B)
@@ -338,4 +289,4 @@ class RowSums:
             n_columns * x_ND.shape[1],
             sketch_BK * factor_B.unsqueeze(1),
         )
-        return HeadRows(-log_prob_B / n_tokens_B, error_B / n_tokens_B, counted_B, summaries)
+        return HeadRecords(-log_prob_B / n_tokens_B, el2n_B / n_tokens_B, counted_B, summaries)

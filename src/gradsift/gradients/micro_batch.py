@@ -13,36 +13,36 @@ import torch
 
 from gradsift.errors import GradsiftError
 from gradsift.gradients.fused import WEIGHT_TOLERANCE
-from gradsift.gradients.head import HeadRows
+from gradsift.gradients.head import HeadRecords
 from gradsift.gradients.records import Check
-from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.transform import HeadTransform
+from gradsift.terms import IGNORED_LABEL
 
 
 @dataclass
-class EmbeddingCall:
-    """One use of the embedding table; the backprops come in the backward pass."""
+class _Call:
+    backprops: torch.Tensor | None = field(default=None, kw_only=True)
+
+    def keep(self, gradient: torch.Tensor) -> None:
+        """Keep what the backward pass brings."""
+        self.backprops = gradient.detach()
+
+
+@dataclass
+class EmbeddingCall(_Call):
+    """One use of the embedding table, with the backprops at its output."""
 
     tokens: torch.Tensor
     padding_idx: int | None
-    backprops: torch.Tensor | None = None
-
-    def keep(self, gradient: torch.Tensor) -> None:
-        """Keep what the backward pass brings."""
-        self.backprops = gradient.detach()
 
 
 @dataclass
-class HeadCall:
-    """One use of the head: its input, its output, and the backprops at its output."""
+class HeadCall(_Call):
+    """One use of the head: its input, its output, and the backprops there."""
 
     x: torch.Tensor
     z: torch.Tensor
-    backprops: torch.Tensor | None = None
-
-    def keep(self, gradient: torch.Tensor) -> None:
-        """Keep what the backward pass brings."""
-        self.backprops = gradient.detach()
 
 
 @dataclass
@@ -52,22 +52,17 @@ class MicroBatch:
     Attributes:
         indices: One integer an instance.
         step: Optimizer updates made before.
-        input_ids_BT: The tokens.
-        labels_BT: The same where a token belongs to the response, else -100.
-        tokens: Where the instances and their response tokens are.
         differentiable: Whether its forward pass is one with gradients.
-        embedding_calls: Uses of the table in the forward pass.
-        head_calls: Uses of the head, where it is called as a module or function.
+        head_calls: Where the head is called as a module or function.
         hidden_BTD: Input of the head.
         product_dtype: In which the head multiplies it.
         head_weights: Weight and bias of the head at that time, gathered if they are sharded.
         hidden_output: The head's input as the backward pass comes to it.
         hidden_backprops: The gradient of the loss there.
-        rows: What the fused head says of each row.
-        token_weights_N: Of each laid-out token in the loss, where they were seen; from log-probs.
+        head_records: Of the fused head.
+        token_weights_N: Of each laid-out token in the loss, as the fused head sees them.
         transform: What the model was seen to do to the head's output; None if it was not seen.
         awaited: Tensors whose gradients the backward pass is to bring.
-        checks: What must hold.
     """
 
     indices: tuple[int, ...]
@@ -83,7 +78,7 @@ class MicroBatch:
     head_weights: tuple[torch.Tensor, torch.Tensor | None] | None = None
     hidden_output: torch.Tensor | None = None
     hidden_backprops: torch.Tensor | None = None
-    rows: HeadRows | None = None
+    head_records: HeadRecords | None = None
     token_weights_N: torch.Tensor | None = None
     transform: HeadTransform | None = None
     awaited: list[torch.Tensor] = field(default_factory=list)
@@ -95,14 +90,7 @@ class MicroBatch:
         self.awaited.append(tensor)
 
     def require_seen(self, *, backward: bool) -> None:
-        """Refuse a micro-batch of which something needed was not seen.
-
-        Args:
-            backward: Whether there was a backward pass.
-
-        Raises:
-            ValueError: Naming what was not seen.
-        """
+        """Refuse a micro-batch of which something needed was not seen."""
         seen = {"LM head": self.hidden_BTD is not None}
         if backward:
             from_calls = any(call.backprops is not None for call in self.head_calls)
@@ -130,12 +118,7 @@ class MicroBatch:
     def keep_hidden_backprops(self, gradient_BTD: torch.Tensor) -> None:
         """Keep the gradient at the head's input; nothing may come from elsewhere."""
         self.hidden_backprops = gradient_BTD.detach().reshape(*self.labels_BT.shape, -1)
-        size_BT = torch.linalg.vector_norm(self.hidden_backprops, ord=torch.inf, dim=-1)
-        self._require_nothing_else(size_BT.masked_fill(self.counted_BT(), 0), size_BT)
-
-    def counted_BT(self) -> torch.Tensor:
-        """Return the positions that predict a response token, [B, T] bool."""
-        return self.tokens.put(self.tokens.targets_N != IGNORED_LABEL)
+        self._check_stray(self.hidden_backprops)
 
     def row_weights(self) -> torch.Tensor:
         """Return the one weight of each row's response tokens in the loss, [B].
@@ -162,14 +145,9 @@ class MicroBatch:
         )
 
     def embedding_backprops(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int | None]:
-        """Return tokens, rows and backprops of all uses of the table, end to end.
+        """Return tokens [P], their rows (I for none) and backprops [P, D] of all uses of the table.
 
-        Returns:
-            tokens [P], rows [P] (I for none), backprops [P, D] and the padding index of the table.
-
-        Raises:
-            ValueError: If the table was used at other positions than the batch's and these cannot
-                be told from rows.
+        And its padding index.
         """
         tokens, rows, deltas = [], [], []
         for call in self.embedding_calls:
@@ -205,13 +183,9 @@ class MicroBatch:
         return n_rows != n_positions or not torch.equal(tokens, self.input_ids_BT)
 
     def head_call(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return input [B, T, D], output and backprops [B, T, V] of the head.
+        """Return input [B, T, D], output and backprops [B, T, V] of the head, called once.
 
-        Returns:
-            The three; no backprops before the backward pass.
-
-        Raises:
-            ValueError: If the head was not called once on all positions.
+        No backprops before the backward pass.
         """
         n_calls, shape = len(self.head_calls), self.labels_BT.shape
         if n_calls != 1 or self.head_calls[0].x.shape[:-1].numel() != shape.numel():
@@ -226,13 +200,14 @@ class MicroBatch:
             for t in (call.x, call.z, call.backprops)
         )
         if delta_BTV is not None:
-            size_BT = torch.linalg.vector_norm(delta_BTV, ord=torch.inf, dim=-1)
-            self._require_nothing_else(size_BT.masked_fill(self.counted_BT(), 0), size_BT)
+            self._check_stray(delta_BTV)
         return x_BTD, z_BTV, delta_BTV
 
-    def _require_nothing_else(self, stray: torch.Tensor, all_weights: torch.Tensor) -> None:
-        share = stray.abs().amax(-1) / all_weights.abs().amax()
-        self.checks.append(Check(share, 1e-6, self._stray))
+    def _check_stray(self, backprops_BTX: torch.Tensor) -> None:
+        size_BT = torch.linalg.vector_norm(backprops_BTX, ord=torch.inf, dim=-1)
+        predicts_BT = self.tokens.put(self.tokens.targets_N != IGNORED_LABEL)
+        share_B = size_BT.masked_fill(predicts_BT, 0).amax(-1) / size_BT.amax()
+        self.checks.append(Check(share_B, 1e-6, self._stray))
 
     def _stray(self, share: float) -> str:
         return (

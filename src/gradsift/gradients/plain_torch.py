@@ -13,8 +13,9 @@ import torch
 from gradsift.gradients.arithmetic import Chunk
 from gradsift.gradients.sketch import TensorSketch
 from gradsift.gradients.statistics import entry_sums
-from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.transform import HeadTransform
+from gradsift.terms import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,10 @@ def errors(
     normaliser_n: torch.Tensor | None,
     sketch: TensorSketch | None,
 ) -> Errors:
-    """Turn the head's outputs into backprops of each token's own loss.
+    """Turn the head's outputs, which may be overwritten, into backprops of each token's own loss.
 
-    Args:
-        z_nr: Outputs of the head for a block of the vocabulary; may be overwritten.
-        targets_n: The tokens, -100 where there is no loss.
-        start: First vocabulary row of the block; a multiple of the sketch's size.
-        transform: What the model does to the outputs before the softmax.
-        normaliser_n: Of the whole softmax; None if the block is the whole.
-        sketch: Of the weight's gradient, or None.
-
-    Returns:
-        Backprops and what is read off them.
+    The block begins at the vocabulary's row `start`, a multiple of the sketch's size;
+    `normaliser_n` is that of the whole softmax, or None if the block is the whole.
     """
     logits_nr = transform.forward(z_nr.to(operand_dtype(z_nr.dtype)))
     if normaliser_n is None:
@@ -93,19 +86,9 @@ def row_gradients(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Form each row's own gradient `δᵀx` for a block of the vocabulary.
 
-    The same products are taken whether or not the sums are wanted, so that training with and
-    without recording is the same to the bit.
-
-    Args:
-        delta_nr: Backprops of the chunk's tokens.
-        x_nD: Inputs of the head at the same tokens, of the same dtype.
-        tokens: The layout of the micro-batch.
-        chunk: Of it.
-        sums: Whether the sums over the entries of each are wanted.
-        total: Whether the gradient of all rows is.
-
-    Returns:
-        Sums [R, 5] as in statistics.py, and the sum of the gradients [r, D]; None if not wanted.
+    Returns, if wanted, the sums over the entries of each [R, 5] as in statistics.py, and the
+    `total` of all rows [r, D]. The same products are taken whether or not the sums are wanted, so
+    that training with and without recording is the same to the bit.
     """
     if not sums and not total:
         return None, None

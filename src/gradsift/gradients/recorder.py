@@ -3,9 +3,9 @@
 Hooks only keep references to tensors that the step produces anyway. What remains to be computed
 is computed after the backward pass, in `finish`, when the activations are already freed.
 
-Where the head's part comes from depends on what training does with the head:
+Where the head record comes from depends on what training does with the head, hence the methods:
 
-* fused: training calls our fused head, which says it of each row in passing;
+* fused: training calls our fused head, which computes it in passing;
 * hidden: from the head's input and the gradient of the loss there, however the loss is computed
   (any loop; the head need not be called: trl's and Liger's fused losses do not);
 * hooked: from the head's output and the gradient there; the head must be called as a module;
@@ -18,24 +18,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from types import TracebackType
+from typing import Literal
 
 import torch
 from torch import nn
 
-from gradsift.gradients.arithmetic import Arithmetic, arithmetics_for
+from gradsift.gradients.arithmetic import Arithmetic, arithmetics_for, at_least_float32
 from gradsift.gradients.fused import product_dtype
-from gradsift.gradients.head import HeadRows
-from gradsift.gradients.head_rows import head_rows, hidden_gradient
-from gradsift.gradients.intercept import Interception
+from gradsift.gradients.head import HeadRecords
+from gradsift.gradients.head_records import head_records, hidden_gradient
 from gradsift.gradients.micro_batch import EmbeddingCall, HeadCall, MicroBatch
-from gradsift.gradients.precision import at_least_float32
-from gradsift.gradients.records import Check, RecordingPath, Records, TrackedModel
-from gradsift.gradients.sharding import frees_weights, shape_of, whole
+from gradsift.gradients.records import Check, Records
 from gradsift.gradients.sketch import SketchSpec, TensorSketch
 from gradsift.gradients.statistics import embedding_summaries
 from gradsift.gradients.tokens import ResponseTokens
+from gradsift.gradients.tracking import Interception, TrackedModel, frees_weights, shape_of, whole
 from gradsift.gradients.transform import HeadTransform, transform_between, transform_deviation
 from gradsift.terms import EMBEDDING, LAYERS, LM_HEAD
+
+RecordingMethod = Literal[
+    "fused", "fused-intercepted", "hidden", "hidden-intercepted", "hooked", "intercepted"
+]
 
 UNKNOWN_TRANSFORM = (
     "the model changes the logits after the head in another way than in the first step; recording "
@@ -47,7 +50,13 @@ class Recorder:
     """Watches training steps inside a `with` block; the hooks are gone afterwards, also on error.
 
     For every micro-batch: `begin`, then forward and backward as always, then `finish`. Without a
-    backward pass (`finish(backward=False)`) the records have the head's part only.
+    backward pass (`finish(backward=False)`) the records are those of the head only.
+
+    Attributes:
+        model: What is watched.
+        method: By default fused if the model has such a head, else hooked.
+        arithmetic: How to compute; by default the fastest one of the device, which is that of the
+            head's weight unless another one is given.
     """
 
     def __init__(
@@ -55,34 +64,20 @@ class Recorder:
         model: TrackedModel,
         sketch: SketchSpec,
         *,
-        path: RecordingPath | None = None,
+        method: RecordingMethod | None = None,
         arithmetic: Arithmetic | None = None,
         device: torch.device | None = None,
     ):
-        """Draw the sketches; nothing is attached yet.
-
-        Args:
-            model: What to watch.
-            sketch: Size and seed of the sketches.
-            path: How the two layers are watched; None: fused if the model has such a head, else
-                hooked.
-            arithmetic: How to compute; None takes the fastest one of the device.
-            device: Where the model computes; None: where the head's weight is.
-        """
         self.model = model
-        self.path = path or ("hooked" if model.fused is None else "fused")
-        self._head_is = self.path.removesuffix("-intercepted")
+        self.method = method or ("hooked" if model.fused is None else "fused")
+        self._head_method = self.method.removesuffix("-intercepted")
         weight = model.head.weight
         device = device or weight.device
         self.arithmetic = arithmetic or arithmetics_for(device, weight.dtype)[0]
         self._interception = None
-        if self.path.endswith("intercepted"):
+        if self.method.endswith("intercepted"):
             self._interception = Interception(
-                model.outer,
-                model.embedding,
-                model.head,
-                self._on_table_use,
-                self._on_head_use,
+                model.outer, model.embedding, model.head, self._on_table_use, self._on_head_use
             )
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._batch: MicroBatch | None = None
@@ -97,22 +92,18 @@ class Recorder:
         }
 
     def __enter__(self) -> Recorder:
-        """Attach the hooks.
-
-        Returns:
-            This recorder.
-        """
+        """Attach the hooks."""
         self._weights_are_freed = frees_weights(self.model.outer)
         if self._interception is not None:
             self._handles = self._interception.attach()
         else:
             self._handles = [self.model.embedding.register_forward_hook(self._on_embedding)]
-        if self._head_is == "fused":
+        if self._head_method == "fused":
             self.model.fused.arithmetic = self.arithmetic
             self.model.fused.sketch = self._sketches[LM_HEAD]
-            self.model.fused.listener = self._on_fused_head
+            self.model.fused.on_forward = self._on_fused_head
             return self
-        if self._head_is == "hidden":
+        if self._head_method == "hidden":
             self._handles.append(self.model.backbone.register_forward_hook(self._on_backbone))
             return self
         if self._interception is None:
@@ -135,7 +126,7 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         if self.model.fused is not None:
-            self.model.fused.listener = None
+            self.model.fused.on_forward = None
         self._handles = []
         self._batch = None
 
@@ -153,12 +144,7 @@ class Recorder:
     ) -> None:
         """Announce a micro-batch, before its forward pass, with gradients on or off as in that.
 
-        Args:
-            indices: One integer for each instance.
-            step: Optimizer updates made so far.
-            input_ids_BT: The tokens.
-            labels_BT: The same where a token belongs to the response, else -100.
-            tokens: Where the instances and their response tokens are.
+        One index for each instance; `step` are the optimizer updates made so far.
         """
         self._batch = MicroBatch(
             tuple(indices), step, input_ids_BT, labels_BT, tokens, torch.is_grad_enabled()
@@ -171,14 +157,11 @@ class Recorder:
     def differentiate(self, loss: Callable[[], torch.Tensor]) -> None:
         """Send the gradient of the response tokens' summed loss back to the watched tensors.
 
-        After a forward pass in place of its backward pass; parameters get none.
-
-        Args:
-            loss: Computes that loss from what the forward pass gave, where it is not known from
-                the head's input.
+        After a forward pass in place of its backward pass; parameters get none. `loss` computes
+        that loss from what the forward pass gave, where it is not known from the head's input.
         """
         batch = self._batch
-        if self._head_is == "hidden" and batch.hidden_output is not None:
+        if self._head_method == "hidden" and batch.hidden_output is not None:
             output = batch.hidden_output
             with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
                 gradient_BTD = hidden_gradient(batch, self.model.transform, self.arithmetic)
@@ -188,18 +171,9 @@ class Recorder:
             torch.autograd.grad(loss(), batch.awaited, allow_unused=True)
 
     def finish(self, *, backward: bool = True) -> Records:
-        """Turn what the hooks saw into records, after the backward pass of the micro-batch.
+        """Turn what the hooks saw into records, after the backward pass, if there was one.
 
         Nothing waits for the device until the records are read.
-
-        Args:
-            backward: False if there was none: the records then have no embedding part.
-
-        Returns:
-            What the rows leave behind.
-
-        Raises:
-            ValueError: If a hook was never called.
         """
         batch, self._batch = self._batch, None
         assert batch is not None, "finish() without begin()"
@@ -236,7 +210,7 @@ class Recorder:
         self._on_head_use(inputs[0], output)
 
     def _on_head_use(self, x: torch.Tensor, z: torch.Tensor) -> None:
-        if not self._watches() or self._head_is in ("fused", "hidden"):
+        if not self._watches() or self._head_method in ("fused", "hidden"):
             return
         call = HeadCall(x.detach(), z.detach())
         self._batch.head_calls.append(call)
@@ -263,33 +237,30 @@ class Recorder:
 
     def _on_output(self, module: nn.Module, inputs: tuple, output: object) -> None:
         logits = getattr(output, "logits", None)
-        if self._watches() and logits is not None and self._batch.head_calls:
-            self._see_transform(self._batch, self._batch.head_calls[0].z, logits.detach())
-
-    def _see_transform(
-        self, batch: MicroBatch, z_BTV: torch.Tensor, logits_BTV: torch.Tensor
-    ) -> None:
+        if logits is None or not self._watches() or not self._batch.head_calls:
+            return
+        z_BTV, logits_BTV = self._batch.head_calls[0].z, logits.detach()
         if z_BTV.shape != logits_BTV.shape:
             return
         if self._transform is None:  # In the self-check; from then on it only must hold.
             self._transform = transform_between(z_BTV, logits_BTV, self.model.transform)
-        batch.transform = self._transform
+        self._batch.transform = self._transform
         deviation = transform_deviation(z_BTV, logits_BTV, self._transform)
-        batch.checks.append(Check(deviation, 1.0, lambda _: UNKNOWN_TRANSFORM))
+        self._batch.checks.append(Check(deviation, 1.0, lambda _: UNKNOWN_TRANSFORM))
 
     def _on_fused_head(
-        self, hidden_BTD: torch.Tensor, rows: HeadRows, log_probs_N: torch.Tensor
+        self, hidden_BTD: torch.Tensor, records: HeadRecords, log_probs_N: torch.Tensor
     ) -> None:
         if self._watches():
-            self._batch.hidden_BTD, self._batch.rows = hidden_BTD, rows
+            self._batch.hidden_BTD, self._batch.head_records = hidden_BTD, records
             self._batch.product_dtype = product_dtype(hidden_BTD)
             if not log_probs_N.requires_grad:
                 return  # A scoring pass, without backward.
             self._batch.await_gradient(log_probs_N, self._batch.keep_token_weights)
 
     def _records(self, batch: MicroBatch, backward: bool) -> Records:
-        head, weight_B = head_rows(
-            batch, self.model, self._sketches[LM_HEAD], self.arithmetic, backward=backward
+        head, weight_B = head_records(
+            batch, self.model.transform, self._sketches[LM_HEAD], self.arithmetic, backward=backward
         )
         summaries = {LM_HEAD: head.summaries}
         dtypes = [batch.product_dtype]
@@ -316,7 +287,7 @@ class Recorder:
             step=batch.step,
             dtype=min(dtypes, key=lambda dtype: dtype.itemsize),
             loss_B=head.loss_B,
-            error_norm_B=head.error_norm_B,
+            el2n_B=head.el2n_B,
             n_tokens_B=head.n_tokens_B,
             content_BD=batch.tokens.sum_positions(hidden_BTD) / n_positions_B,
             summaries=summaries,

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import torch
 
 from gradsift.errors import GradsiftError
-from gradsift.gradients.precision import widest
+from gradsift.gradients.arithmetic import MOST_SKETCH_NUMBERS, widest
 
 CHECK_ROWS = 4096
-MOST_SKETCH_NUMBERS = 2048
 
 
 @dataclass(frozen=True)
@@ -35,15 +34,10 @@ class SketchSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a size that cannot be.
-
-        Raises:
-            ValueError: If it is no power of two, or too large.
-        """
         if not 1 <= self.size <= MOST_SKETCH_NUMBERS or self.size & (self.size - 1):
             raise GradsiftError(
-                f"sketch_size is {self.size}, expected a power of two up to {MOST_SKETCH_NUMBERS}, "
-                "such as 256 or 1024."
+                f"`sketch_size` is {self.size}, expected a power of two up to "
+                f"{MOST_SKETCH_NUMBERS}, such as 256 or 1024."
             )
 
 
@@ -69,18 +63,7 @@ class TensorSketch:
     def seeded(
         cls, n_rows: int, width: int, *, size: int, seed: int, device: torch.device
     ) -> TensorSketch:
-        """Draw buckets and signs on the CPU, so that every device gets the same ones.
-
-        Args:
-            n_rows: V.
-            width: D.
-            size: K, a power of two.
-            seed: Of a generator of its own.
-            device: Where they are kept.
-
-        Returns:
-            The sketch.
-        """
+        """Draw buckets and signs on the CPU, so that every device gets the same ones."""
         generator = torch.Generator().manual_seed(seed)
         sign_V = torch.randint(2, (n_rows,), generator=generator).float() * 2 - 1
         bucket_D = torch.randint(size, (width,), generator=generator)
@@ -90,15 +73,7 @@ class TensorSketch:
         return cls(size, sign_V.to(device), column_DK.to(device))
 
     def rows(self, delta_NR: torch.Tensor, start: int) -> torch.Tensor:
-        """Count-sketch a block of columns of backprops that begins at a whole run.
-
-        Args:
-            delta_NR: Backprops at the weight's rows from `start` on.
-            start: A multiple of K.
-
-        Returns:
-            [N, K], of the dtype of the backprops.
-        """
+        """Count-sketch backprops at the weight's rows from `start`, a multiple of K, on: [N, K]."""
         assert start % self.size == 0, f"a block at {start} is not at a run of {self.size}"
         n_columns = delta_NR.shape[1]
         signed_NR = delta_NR * self.sign_V[start : start + n_columns].to(delta_NR.dtype)
@@ -123,15 +98,10 @@ class TensorSketch:
         right_NK: torch.Tensor,
         sum_rows: Callable[[torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
-        """Sum the convolutions of pairs of count sketches over the tokens of each row.
+        """Sum the convolutions of count sketches over the tokens of each row.
 
-        Args:
-            left_NK: Of the backprops.
-            right_NK: Of the inputs.
-            sum_rows: Sums [N, ...] to [B, ...].
-
-        Returns:
-            [B, K], the sketches of Σ δxᵀ.
+        Of backprops (left) and inputs (right); `sum_rows` sums [N, ...] to [B, ...]. Returns
+        [B, K], the sketches of Σ δxᵀ.
         """
         if len(left_NK) == 0:  # Not every FFT takes nothing.
             return sum_rows(left_NK)
@@ -140,14 +110,7 @@ class TensorSketch:
         return torch.fft.irfft(torch.view_as_complex(sums_BF2), n=self.size)
 
     def dense(self, gradient_VD: torch.Tensor) -> torch.Tensor:
-        """Sketch a gradient that is at hand, in float64: the slow reference.
-
-        Args:
-            gradient_VD: The whole gradient.
-
-        Returns:
-            [K] float64.
-        """
+        """Sketch a gradient that is at hand, [K] float64: the slow reference."""
         bucket_V = torch.arange(len(self.sign_V), device=gradient_VD.device) % self.size
         left_KD = widest(gradient_VD.new_zeros(self.size, gradient_VD.shape[1]))
         for at in range(0, len(self.sign_V), CHECK_ROWS):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gradsift.gradients.precision import at_least_float32, widest
+from gradsift.gradients.arithmetic import at_least_float32, widest
 from gradsift.gradients.sketch import TensorSketch
 
 REFERENCE_ENTRIES = 2**24
@@ -89,22 +89,13 @@ def embedding_summaries(
     sketch: TensorSketch,
     padding_idx: int | None = None,
 ) -> GradientSummaries:
-    """Summarise the gradient of an embedding table for each instance of a micro-batch.
+    """Summarise the gradient of an embedding table over its V·D entries, for each instance.
 
-    Positions are sorted by (instance, token); the backprops of a token that repeats within an
-    instance add up. Nothing waits for the device: there is room for as many sums as positions.
-
-    Args:
-        tokens_P: Token of each position.
-        rows_P: The instance of each position; `n_instances` where it belongs to none.
-        delta_PD: Gradient of each instance's own loss with respect to the embedding's output.
-        n_instances: B.
-        n_rows: V, rows of the table; the rows of unused tokens count as zeros.
-        sketch: Of the table's gradient.
-        padding_idx: The token whose row autograd leaves without a gradient, if the table has one.
-
-    Returns:
-        Statistics over the V·D entries, in at least float32.
+    `rows_P` is the instance of each position, `n_instances` where it belongs to none; `delta_PD`
+    the gradient of the instance's own loss at the embedding's output. Autograd leaves the row of
+    `padding_idx` without a gradient. Positions are sorted by (instance, token); the backprops of a
+    token that repeats within an instance add up, the rows of unused tokens count as zeros. Nothing
+    waits for the device: there is room for as many sums as positions.
     """
     delta_PD = at_least_float32(delta_PD)
     if padding_idx is not None:
@@ -155,15 +146,7 @@ def _embedding_sums(
 
 
 def dense_summary(gradient_VD: torch.Tensor, sketch: TensorSketch) -> GradientSummary:
-    """Summarise a gradient that is at hand, in float64: the slow reference of the others.
-
-    Args:
-        gradient_VD: The whole gradient, as autograd gives it.
-        sketch: Of it.
-
-    Returns:
-        The same summary as is recorded.
-    """
+    """Summarise a gradient that is at hand, in float64: the slow reference of what is recorded."""
     rows_at_once = max(1, REFERENCE_ENTRIES // gradient_VD.shape[1])
     parts = [entry_sums(widest(block).unsqueeze(0)) for block in gradient_VD.split(rows_at_once)]
     sums_15 = combined_sums(torch.stack(parts))

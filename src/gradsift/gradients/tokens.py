@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-IGNORED_LABEL = -100
+from gradsift.terms import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,8 @@ class ResponseTokens:
     ) -> ResponseTokens:
         """Lay out the tokens of a micro-batch; waits for a device only if rows may be packed.
 
-        Args:
-            labels_BT: The tokens where they belong to the response, else -100.
-            mask_BT: 0 on padding, or None where there is none; packed rows may have 1, 2, … on
-                those of the first, the second, ….
-            position_ids_BT: A row begins where they do not go on by one; None: rows are not packed.
-
-        Returns:
-            The response tokens only, if the labels are on the CPU or rows are packed, else every
-            position.
+        The mask is 0 on padding; where rows are packed it may be 1, 2, … on the first, the second,
+        …. A row also begins where position ids do not go on by one.
         """
         if labels_BT.device.type == "cpu" or position_ids_BT is not None:
             return cls.compact(labels_BT, mask_BT, position_ids_BT)
@@ -73,16 +66,7 @@ class ResponseTokens:
         mask_BT: torch.Tensor | None = None,
         position_ids_BT: torch.Tensor | None = None,
     ) -> ResponseTokens:
-        """Lay out the response tokens only; reads how many there are.
-
-        Args:
-            labels_BT: The tokens where they belong to the response, else -100.
-            mask_BT: As in `of`.
-            position_ids_BT: As in `of`.
-
-        Returns:
-            The layout.
-        """
+        """Lay out the response tokens only; reads how many there are."""
         starts_BT = _starts(labels_BT, mask_BT, position_ids_BT)
         if starts_BT is None:
             n_rows, rows_BT = len(labels_BT), _rows_of_batch(labels_BT, mask_BT)
@@ -103,15 +87,7 @@ class ResponseTokens:
     def every_position(
         cls, labels_BT: torch.Tensor, mask_BT: torch.Tensor | None = None
     ) -> ResponseTokens:
-        """Lay out every position but the last of each row, where rows are not packed.
-
-        Args:
-            labels_BT: The tokens where they belong to the response, else -100.
-            mask_BT: 0 on padding, or None where there is none.
-
-        Returns:
-            The layout.
-        """
+        """Lay out every position but the last of each row, where rows are not packed."""
         n_rows, n_positions = labels_BT.shape
         rows_BT = _rows_of_batch(labels_BT, mask_BT)
         at_BS = torch.arange(n_rows * (n_positions - 1), device=labels_BT.device)

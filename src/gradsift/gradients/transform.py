@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from gradsift.errors import GradsiftError
-from gradsift.gradients.precision import widest
+from gradsift.gradients.arithmetic import widest
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,9 @@ class HeadTransform:
 def transform_deviation(
     z_BTV: torch.Tensor, logits_BTV: torch.Tensor, transform: HeadTransform
 ) -> torch.Tensor:
-    """Return how far a transform is from what a model did, in multiples of what is allowed, 0-d.
+    """Return how far a transform is from what a model did at the last position, 0-d.
 
-    Args:
-        z_BTV: Output of the head.
-        logits_BTV: What the model gave; the last position is compared.
-        transform: What is thought to lie between.
-
-    Returns:
-        At most 1 where it is that transform.
+    In multiples of what is allowed: at most 1 where it is that transform.
     """
     z_V, logits_V = (widest(t.flatten(0, -2)[-1]) for t in (z_BTV, logits_BTV))
     tolerance = 1e-2 if logits_BTV.dtype in (torch.bfloat16, torch.float16) else 1e-4
@@ -51,20 +45,10 @@ def transform_deviation(
 def transform_between(
     z_BTV: torch.Tensor, logits_BTV: torch.Tensor, expected: HeadTransform
 ) -> HeadTransform:
-    """Return what a model did to the head's output, told from the outcome; waits for the device.
+    """Return what a model did to the head's output: what is expected, or nothing.
 
     Some models scale the head's input instead of its output, as the same setting would have it.
-
-    Args:
-        z_BTV: Output of the head.
-        logits_BTV: What the model gave.
-        expected: What its configuration says.
-
-    Returns:
-        That, or no transform.
-
-    Raises:
-        ValueError: If the logits are neither.
+    Waits for the device.
     """
     for transform in (expected, HeadTransform()):
         deviation = float(transform_deviation(z_BTV, logits_BTV, transform))

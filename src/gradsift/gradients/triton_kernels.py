@@ -15,10 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from gradsift.errors import GradsiftError
-from gradsift.gradients.arithmetic import Chunk
+from gradsift.gradients.arithmetic import Chunk, widest
 from gradsift.gradients.plain_torch import Errors
-from gradsift.gradients.precision import widest
 from gradsift.gradients.sketch import TensorSketch
 from gradsift.gradients.statistics import combined_sums
 from gradsift.gradients.tokens import ResponseTokens
@@ -107,18 +105,8 @@ def errors(
 ) -> Errors:
     """Turn the head's outputs into backprops of each token's own loss, in their place.
 
-    `(softmax(t(z)) − one-hot) · t'(z)`; see `plain_torch.errors`.
-
-    Args:
-        z_nr: Outputs of the head for a block of the vocabulary; overwritten.
-        targets_n: The tokens, -100 where there is no loss.
-        start: First vocabulary row of the block; a multiple of the sketch's size.
-        transform: What the model does to the outputs before the softmax.
-        normaliser_n: Of the whole softmax; None if the block is the whole.
-        sketch: Of the weight's gradient, or None.
-
-    Returns:
-        Backprops (in the operands' dtype) and what is read off them (float32).
+    `(softmax(t(z)) − one-hot) · t'(z)` in the operands' dtype, and what is read off them in
+    float32; see `plain_torch.errors`.
     """
     z_nr = z_nr.to(operand_dtype(z_nr.dtype)).contiguous()
     n_tokens, n_columns = z_nr.shape
@@ -194,16 +182,7 @@ def row_gradients(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Sum over the entries of each row's own gradient `δᵀx`, without writing it.
 
-    Args:
-        delta_nr: Backprops of the chunk's tokens.
-        x_nD: Inputs of the head at the same tokens, of the same dtype.
-        tokens: The layout of the micro-batch.
-        chunk: Of it.
-        sums: Whether the sums over the entries of each are wanted.
-        total: Whether the gradient of all rows is.
-
-    Returns:
-        Sums [R, 5] as in statistics.py, and the sum of the gradients [r, D]; None if not wanted.
+    See `plain_torch.row_gradients`.
     """
     total_rD = delta_nr.T @ x_nD if total else None
     if not sums:
@@ -219,18 +198,7 @@ def row_sums(
     first: int,
     n_rows: int,
 ) -> torch.Tensor:
-    """Launch the kernel.
-
-    Args:
-        delta_nr: Backprops of the tokens of all rows, end to end.
-        x_nD: Inputs of the head at the same tokens, of the same dtype.
-        offsets_R1: Where each row begins, and the end of the last, int32.
-        first: What is to be taken off the offsets.
-        n_rows: R.
-
-    Returns:
-        [R, 5] float64.
-    """
+    """Return the sums of rows that begin at the int32 offsets less `first`, [R, 5] float64."""
     config = _best_config(x_nD.shape[1], x_nD.dtype, x_nD.device)
     out_RP5 = _launch(config.all_kwargs(), delta_nr, x_nD, offsets_R1, first, n_rows)
     return combined_sums(widest(out_RP5.transpose(0, 1)))
@@ -292,21 +260,14 @@ def _best_config(width: int, dtype: torch.dtype, device: torch.device) -> triton
 
 
 def require_right_sums(device: torch.device) -> None:
-    """Compile and run both kernels on a small input that can be summed up in the head.
-
-    Args:
-        device: Where.
-
-    Raises:
-        ValueError: If they run, and are wrong.
-    """
+    """Compile and run both kernels on a small input that can be summed up in the head."""
     ones_TD = torch.ones(16, 16, device=device, dtype=torch.bfloat16)
     offsets_2 = torch.tensor([0, 16], device=device, dtype=torch.int32)
     sums_5 = _launch(CONFIGS[-1].all_kwargs(), ones_TD, ones_TD, offsets_2, 0, 1)[0, 0]
-    found = errors(
+    result = errors(
         ones_TD, torch.zeros(16, device=device, dtype=torch.long), 0, HeadTransform(), None, None
     )
-    got = [*sums_5.tolist(), float(found.square_n[0]), float(found.delta_nr[0, 1])]
+    got = [*sums_5.tolist(), float(result.square_n[0]), float(result.delta_nr[0, 1])]
     want = [16, 16, 16**3, 16**3, 16**4, (15 / 16) ** 2 + 15 / 16**2, 1 / 16]
-    if any(abs(one - other) > 1e-3 * other for one, other in zip(got, want, strict=True)):
-        raise GradsiftError(f"sums are {got}, expected {want}")
+    if any(abs(g - w) > 1e-3 * w for g, w in zip(got, want, strict=True)):
+        raise ArithmeticError(f"sums are {got}, expected {want}")

@@ -24,8 +24,9 @@ from gradsift.errors import GradsiftError
 from gradsift.gradients.check import CheckResult, require_same_loss
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
-from gradsift.gradients.sharding import is_divided, shape_of
 from gradsift.gradients.sketch import SketchSpec
+from gradsift.gradients.tracking import is_divided, shape_of
+from gradsift.provenance import about_pool, about_stack, dropped_row, instance_row
 from gradsift.recording.loop_batch import LoopBatch, LoopBatches
 from gradsift.recording.loops import (
     engine_around,
@@ -36,7 +37,6 @@ from gradsift.recording.loops import (
 )
 from gradsift.recording.plain_loss import RememberedForward
 from gradsift.recording.row_names import ByColumn, ByContent, RowNames, names_by_text
-from gradsift.provenance import about_pool, about_stack, dropped_row, instance_row
 from gradsift.store.manifest import Manifest
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.tables import write_pool_table
@@ -280,7 +280,7 @@ class Recording:
         twin = Recorder(
             self._tracked,
             self._sketch,
-            path=self._recorder.path,
+            method=self._recorder.method,
             arithmetic=self._recorder.arithmetic,
         )
         self._checking = True
@@ -357,7 +357,7 @@ class Recording:
             require_apart(self._tracked, args, kwargs, batch.input_ids_BT, batch.tokens)
             if self._recorder is not None and bool(batch.tokens.n_tokens_I.any()):
                 check_forward(
-                    self._tracked, self._sketch, (self._recorder.path,), args, kwargs,
+                    self._tracked, self._sketch, (self._recorder.method,), args, kwargs,
                     batch.tensors(),
                 )  # fmt: skip
         finally:

@@ -15,7 +15,7 @@ from gradsift.data.example import Example, Plain
 from gradsift.data.pool import Pool
 from gradsift.data.tokenization import build_instances
 from gradsift.errors import GradsiftError
-from gradsift.gradients.tokens import IGNORED_LABEL
+from gradsift.terms import IGNORED_LABEL
 from gradsift.utils import short_sha256
 
 NO_LIMIT = 2**31

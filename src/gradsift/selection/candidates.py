@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,8 @@ class Candidates:
     features_ND: np.ndarray | None = None
     sketches: Mapping[str, np.ndarray] = field(default_factory=dict)
     reference_losses: Mapping[str, np.ndarray] = field(default_factory=dict)
+    # Gradient scores that were computed of these, by the settings that made them.
+    signals: dict[tuple, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.ids) == 0:

@@ -118,8 +118,15 @@ def choose_rows(
 
 
 def make_signal(pool: Candidates, config: SelectionConfig) -> Signal:
-    """Compute the gradient score of a pool, and what it is made of."""
+    """Compute the gradient score of a pool, and what it is made of; once for the same settings."""
     require_known_rules(config)
+    made_with = (config.score, config.layers, config.signal_statistics, config.detrend)
+    if made_with not in pool.signals:
+        pool.signals[made_with] = _signal(pool, config)
+    return pool.signals[made_with]
+
+
+def _signal(pool: Candidates, config: SelectionConfig) -> Signal:
     covariates = [pool.covariate(name) for name in config.detrend]
     signal_NK, magnitude_N = gradient_signal(
         pool.statistics,

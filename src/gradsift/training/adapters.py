@@ -14,7 +14,7 @@ from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 
 from gradsift.errors import GradsiftError
-from gradsift.gradients.records import WatchedLayer
+from gradsift.gradients.tracking import WatchedLayer
 from gradsift.training.quantized import (
     dense_weight,
     multiplies_as_dense,

@@ -17,7 +17,8 @@ from typing import Literal
 import torch
 from torch.utils.data import Sampler
 
-from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.gradients.tokens import ResponseTokens
+from gradsift.terms import IGNORED_LABEL
 
 Batching = Literal["packed", "by_length", "random"]
 # What each does, for people.

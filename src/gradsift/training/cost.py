@@ -20,7 +20,7 @@ from datasets import Dataset
 
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
-from gradsift.gradients.tokens import IGNORED_LABEL
+from gradsift.terms import IGNORED_LABEL
 from gradsift.training.trainer import INDEX_COLUMN, TOKENS, RecordingSFTTrainer
 
 

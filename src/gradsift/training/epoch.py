@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gradsift.data.tokenization import Instance
 from gradsift.gradients.check import CheckResult
 from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.sharding import shape_of
 from gradsift.gradients.sketch import SketchSpec
+from gradsift.gradients.tracking import shape_of
 from gradsift.store.writer import StoreWriter
 from gradsift.training.checkpoint import (
     SaveEvery,

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from gradsift.errors import GradsiftError
-from gradsift.gradients.records import TrackedModel
 from gradsift.gradients.tokens import ResponseTokens
+from gradsift.gradients.tracking import TrackedModel
 
 
 @contextmanager

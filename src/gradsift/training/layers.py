@@ -12,9 +12,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from gradsift.errors import GradsiftError
 from gradsift.gradients.fused import FusedHead
-from gradsift.gradients.records import RecordingPath, TrackedModel, WatchedLayer
-from gradsift.gradients.sharding import is_sharded
+from gradsift.gradients.recorder import RecordingMethod
 from gradsift.gradients.tokens import ResponseTokens
+from gradsift.gradients.tracking import TrackedModel, WatchedLayer, is_sharded
 from gradsift.gradients.transform import HeadTransform
 from gradsift.training.adapters import (
     require_rows_of_their_own_tokens,
@@ -120,7 +120,7 @@ def require_fusable(head: nn.Linear | WatchedLayer) -> None:
         )
 
 
-def require_path(model: TrackedModel, path: RecordingPath) -> None:
+def require_path(model: TrackedModel, path: RecordingMethod) -> None:
     """Refuse a way of recording that does not see all that a wrapped or quantised layer does.
 
     Args:

@@ -12,7 +12,6 @@ import torch
 
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
-from gradsift.gradients.check import recorded_layers
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Record, Records
 from gradsift.store.manifest import STATUS_NON_FINITE, STATUS_OK
@@ -170,7 +169,7 @@ def store_rows(record: Record, instance_id: str) -> list[dict[str, object]]:
         "status": STATUS_OK if record.finite else STATUS_NON_FINITE,
     }
     rows = []
-    for layer in recorded_layers(record):
+    for layer in record.layers:
         summary = getattr(record, layer)
         values = dict(zip(STATISTICS, summary.values_S.tolist(), strict=True))
         content = record.content_D.numpy() if layer == "lm_head" else None

@@ -20,15 +20,17 @@ from gradsift.gradients.check import (
     require_match,
     tolerance_for,
 )
-from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import Record, RecordingPath, TrackedModel
+from gradsift.gradients.recorder import Recorder, RecordingMethod
+from gradsift.gradients.records import Record
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.gradients.tokens import ResponseTokens
+from gradsift.gradients.tracking import TrackedModel
 from gradsift.recording.plain_loss import (
     Batch,
     forward_and_backward,
     without_reentrant_checkpointing,
 )
+from gradsift.terms import IGNORED_LABEL
 from gradsift.training.cost import forward_records, probe_step
 from gradsift.training.isolation import without_dropout
 from gradsift.training.layers import base_model, head_is_called, require_path, track
@@ -36,9 +38,9 @@ from gradsift.training.quantized import coupling_of
 from gradsift.training.trainer import RecordingSFTTrainer, mean_loss
 
 # From the cheapest to the one that makes the fewest assumptions.
-PATHS: tuple[RecordingPath, ...] = ("fused", "fused-intercepted", "hooked", "intercepted")
+PATHS: tuple[RecordingMethod, ...] = ("fused", "fused-intercepted", "hooked", "intercepted")
 # In a loop that is not ours.
-LOOP_PATHS: tuple[RecordingPath, ...] = ("hidden", "hidden-intercepted", "hooked", "intercepted")
+LOOP_PATHS: tuple[RecordingMethod, ...] = ("hidden", "hidden-intercepted", "hooked", "intercepted")
 # What a model is called with besides what only images, sounds and the like need.
 OF_TEXT = (
     "input_ids",
@@ -63,7 +65,7 @@ _NOT_THIS_WAY = (ValueError, TypeError, AttributeError, LookupError, RuntimeErro
 
 def recorder_for(
     trainer: RecordingSFTTrainer,
-    path: RecordingPath,
+    path: RecordingMethod,
     sketch: SketchSpec,
     arithmetic: Arithmetic | None = None,
 ) -> Recorder:
@@ -84,7 +86,7 @@ def recorder_for(
     require_path(track(trainer.model), path)
     trainer.use_fused_head(path.startswith("fused"))
     tracked = track(trainer.model, trainer.fused)
-    return Recorder(tracked, sketch, path=path, arithmetic=arithmetic)
+    return Recorder(tracked, sketch, method=path, arithmetic=arithmetic)
 
 
 def first_exact_path(
@@ -111,14 +113,14 @@ def first_exact_path(
         ValueError: If no way is exact.
     """
 
-    def check(path: RecordingPath, arithmetic: Arithmetic) -> tuple[Recorder, CheckResult]:
+    def check(path: RecordingMethod, arithmetic: Arithmetic) -> tuple[Recorder, CheckResult]:
         recorder = recorder_for(trainer, path, sketch, arithmetic)
         return recorder, self_check(trainer, recorder, token_counts, backward=backward)
 
     return _first_that_passes(paths_of(wanted, PATHS), check, trainer.model)
 
 
-def paths_of(wanted: str, paths: Sequence[RecordingPath]) -> Sequence[RecordingPath]:
+def paths_of(wanted: str, paths: Sequence[RecordingMethod]) -> Sequence[RecordingMethod]:
     """Return the ways to try, in order.
 
     Args:
@@ -137,8 +139,8 @@ def paths_of(wanted: str, paths: Sequence[RecordingPath]) -> Sequence[RecordingP
 
 
 def _first_that_passes(
-    paths: Sequence[RecordingPath],
-    check: Callable[[RecordingPath, Arithmetic], tuple[Recorder, CheckResult]],
+    paths: Sequence[RecordingMethod],
+    check: Callable[[RecordingMethod, Arithmetic], tuple[Recorder, CheckResult]],
     model: nn.Module,
 ) -> tuple[Recorder, CheckResult]:
     model_name = type(base_model(model)).__name__
@@ -216,7 +218,7 @@ def self_check(
 def check_forward(
     model: TrackedModel,
     sketch: SketchSpec,
-    paths: Sequence[RecordingPath],
+    paths: Sequence[RecordingMethod],
     args: tuple,
     kwargs: dict[str, Any],
     batch: Batch,
@@ -254,9 +256,9 @@ def check_forward(
         args, kwargs, batch = alone.only(chosen, args)
         indices = chosen
 
-    def check(path: RecordingPath, arithmetic: Arithmetic) -> tuple[Recorder, CheckResult]:
+    def check(path: RecordingMethod, arithmetic: Arithmetic) -> tuple[Recorder, CheckResult]:
         require_path(model, path)
-        recorder = Recorder(model, sketch, path=path, arithmetic=arithmetic)
+        recorder = Recorder(model, sketch, method=path, arithmetic=arithmetic)
         with torch.random.fork_rng(), without_dropout(model.outer):
             with head_is_called(model.head):
                 seen = forward_and_backward(recorder, indices, args, kwargs, batch)
@@ -356,7 +358,7 @@ def _compared(
             key = f"{layer} {name}"
             errors[key] = max(error, errors.get(key, 0.0))
     name = recorder.arithmetic.name
-    about = (recorder.path, name, str(dtype).removeprefix("torch."))
+    about = (recorder.method, name, str(dtype).removeprefix("torch."))
     worst = max(errors.values())
     return CheckResult(
         len(records), worst, tolerance, *about, errors, warning="" if coupling is None else coupling

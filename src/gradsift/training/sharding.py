@@ -16,12 +16,12 @@ from torch import nn
 from gradsift.errors import GradsiftError
 from gradsift.gradients.check import CheckResult, tolerance_for
 from gradsift.gradients.fused import product_dtype
-from gradsift.gradients.intercept import is_plain
-from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import RecordingPath, TrackedModel, WatchedLayer
+from gradsift.gradients.recorder import Recorder, RecordingMethod
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.gradients.tokens import ResponseTokens
+from gradsift.gradients.tracking import TrackedModel, WatchedLayer, is_plain
 from gradsift.recording.loops import FSDP1
+from gradsift.terms import IGNORED_LABEL
 from gradsift.training.isolation import without_dropout
 
 ONE_PROCESS_CHECK = (
@@ -80,7 +80,7 @@ def require_supported(accelerator: Accelerator, *, wants_fsdp: bool, trains: boo
 def unchecked(
     model: TrackedModel,
     sketch: SketchSpec,
-    paths: Sequence[RecordingPath],
+    paths: Sequence[RecordingMethod],
     device: torch.device,
 ) -> tuple[Recorder, CheckResult]:
     """Choose a way of recording by the model's modules alone.
@@ -110,7 +110,7 @@ def unchecked(
             f"recording {paths[0]} is not exact here: the embedding ({type(model.embedding)}) "
             "changes what it looks up. Use recording auto."
         )
-    recorder = Recorder(model, sketch, path=exact[0], device=device)
+    recorder = Recorder(model, sketch, method=exact[0], device=device)
     dtype = str(model.head.weight.dtype).removeprefix("torch.")
     return recorder, CheckResult(0, None, None, exact[0], recorder.arithmetic.name, dtype)
 

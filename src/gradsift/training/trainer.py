@@ -21,11 +21,13 @@ from trl import SFTTrainer
 
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
+from gradsift.gradients.arithmetic import at_least_float32
 from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
-from gradsift.gradients.sharding import shape_of
-from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.gradients.tokens import ResponseTokens
+from gradsift.gradients.tracking import shape_of
+from gradsift.terms import IGNORED_LABEL
 from gradsift.training.adapters import trained_dtype_is
 from gradsift.training.batches import (
     Batching,
@@ -248,8 +250,7 @@ def summed_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tens
     Returns:
         A 0-d tensor, computed in at least float32.
     """
-    logits_NV = logits_BTV[:, :-1].flatten(0, 1)
-    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    logits_NV = at_least_float32(logits_BTV[:, :-1].flatten(0, 1))
     return F.cross_entropy(logits_NV, labels_BT[:, 1:].flatten(), reduction="sum")
 
 

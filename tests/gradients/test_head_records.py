@@ -4,11 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gradients.ways import WAYS, way
+from gradients.arithmetics import ARITHMETICS, arithmetic_named
 from gradsift.gradients.head import HeadOutputs
-from gradsift.gradients.head_rows import from_backprops, head_rows
+from gradsift.gradients.head_records import from_backprops, head_records
 from gradsift.gradients.micro_batch import HeadCall, MicroBatch
-from gradsift.gradients.records import TrackedModel
 from gradsift.gradients.sketch import TensorSketch
 from gradsift.gradients.statistics import dense_summary
 from gradsift.gradients.tokens import ResponseTokens
@@ -37,7 +36,7 @@ def seen(z_BTV, delta_BTV, layout="compact", name="blockwise"):
         HeadOutputs(tokens, tokens.take(X).to(z_BTV.dtype), values) for values in (z_BTV, delta_BTV)
     )
     sketch = TensorSketch.seeded(V, D, size=8, seed=0, device=torch.device("cpu"))
-    return from_backprops(outputs, backprops, tokens, HeadTransform(), WAYS[name], sketch)[0]
+    return from_backprops(outputs, backprops, tokens, HeadTransform(), ARITHMETICS[name], sketch)[0]
 
 
 @pytest.mark.parametrize("layout", ["compact", "every_position"])
@@ -56,11 +55,11 @@ def test_the_weight_of_a_row_is_found(weight, dtype, layout):
         assert "makes the response of a row less likely" in check.message(1)
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", ARITHMETICS)
 @pytest.mark.parametrize("layout", ["compact", "every_position"])
 def test_rows_are_those_of_autograd_whatever_the_weight(name, layout):
     dtype = torch.float32 if name.startswith("triton") else torch.float64
-    arithmetic, transform = way(name, dtype), HeadTransform(0.5, 2.0)
+    arithmetic, transform = arithmetic_named(name, dtype), HeadTransform(0.5, 2.0)
     weight = torch.randn(V, D, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     weight.requires_grad_(True)
     losses = losses_of(X @ weight.T, transform)
@@ -68,10 +67,9 @@ def test_rows_are_those_of_autograd_whatever_the_weight(name, layout):
     z = (X @ weight.T).detach().to(dtype).requires_grad_(True)
     (delta,) = torch.autograd.grad(0.2 * losses_of(z, transform).sum(), z)
     batch = MicroBatch((0, 1), 0, LABELS, LABELS, getattr(ResponseTokens, layout)(LABELS))
-    batch.head_calls.append(HeadCall(X.to(dtype), z.detach(), delta))
-    model = TrackedModel(None, None, None, None, transform)
+    batch.head_calls.append(HeadCall(X.to(dtype), z.detach(), backprops=delta))
     sketch = TensorSketch.seeded(V, D, size=8, seed=0, device=torch.device("cpu"))
-    rows, weight_B = head_rows(batch, model, sketch, arithmetic, backward=True)
+    rows, weight_B = head_records(batch, transform, sketch, arithmetic, backward=True)
     torch.testing.assert_close(weight_B, torch.full((2,), 0.2).double(), rtol=1e-5, atol=0)
     for row, n in enumerate((3, 3)):
         (gradient,) = torch.autograd.grad(losses[row].sum() / n, weight, retain_graph=True)
@@ -127,7 +125,7 @@ def test_backprops_elsewhere_are_seen():
 
     z, delta = backprops(loss_of)
     batch = MicroBatch((0, 1), 3, LABELS, LABELS, ResponseTokens.compact(LABELS))
-    batch.head_calls.append(HeadCall(X, z, delta))
+    batch.head_calls.append(HeadCall(X, z, backprops=delta))
     batch.head_call()
     (check,) = batch.checks
     assert float(check.values.max()) > check.limit

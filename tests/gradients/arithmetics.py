@@ -1,4 +1,4 @@
-"""The ways to compute that the tests go through: small bounds, so that small inputs meet them.
+"""The arithmetics that the tests go through: small bounds, so that small inputs meet them.
 
 Triton's kernels run in its interpreter, where Triton is installed.
 """
@@ -13,7 +13,7 @@ from gradsift.gradients.arithmetic import Arithmetic
 
 # A block of the vocabulary begins at whole runs of a sketch, so sketches here have up to 8 numbers.
 SMALL = {"align": 8}
-WAYS = {
+ARITHMETICS = {
     "blockwise": Arithmetic("blockwise", 2**30, rows_at_once=1, block_rows=8, **SMALL),
     "blockwise, twice": Arithmetic("blockwise", 0, rows_at_once=1, block_rows=8, **SMALL),
     "batched": Arithmetic("batched", 2**30, gradient_bytes=2**30, **SMALL),
@@ -26,9 +26,9 @@ WAYS = {
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-def way(name: str, dtype: torch.dtype) -> Arithmetic:
-    """One of WAYS; the test is skipped where it cannot go that way."""
-    arithmetic = WAYS[name]
+def arithmetic_named(name: str, dtype: torch.dtype) -> Arithmetic:
+    """One of ARITHMETICS; the test is skipped where it does not work."""
+    arithmetic = ARITHMETICS[name]
     if arithmetic.name == "triton":
         if not HAS_TRITON:
             pytest.skip("Triton is not installed")

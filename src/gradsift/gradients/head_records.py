@@ -1,4 +1,4 @@
-"""What the LM head says of each row: from the fused head, from its input, or from its output.
+"""The records of the LM head: from the fused head, from the head's input, or from its output.
 
 Shapes: B instances, N laid-out tokens, D width, V vocabulary; R, n and r those of a chunk and a
 block.
@@ -12,21 +12,14 @@ from dataclasses import dataclass
 import torch
 
 from gradsift.gradients import plain_torch
-from gradsift.gradients.arithmetic import Arithmetic, Chunk
-from gradsift.gradients.head import (
-    HeadOutputs,
-    HeadProduct,
-    HeadRows,
-    RowSums,
-    Sweep,
-    head_pass,
-)
+from gradsift.gradients.arithmetic import Arithmetic, Chunk, at_least_float32, widest
+from gradsift.gradients.head import HeadOutputs, HeadProduct, HeadRecords, RowSums, Sweep, head_pass
 from gradsift.gradients.micro_batch import MicroBatch
-from gradsift.gradients.precision import at_least_float32, widest
-from gradsift.gradients.records import Check, TrackedModel
+from gradsift.gradients.records import Check
 from gradsift.gradients.sketch import TensorSketch
-from gradsift.gradients.tokens import IGNORED_LABEL, ResponseTokens
+from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.transform import HeadTransform
+from gradsift.terms import IGNORED_LABEL
 
 # A loss that is the mean negative log-likelihood has the backprops of the closed form up to one
 # factor, and rounding. What label smoothing does is far above this.
@@ -40,44 +33,35 @@ UNEQUAL_TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-4}
 LOW_PRECISION_UNEQUAL = 0.03
 
 
-def head_rows(
+def head_records(
     batch: MicroBatch,
-    model: TrackedModel,
+    transform: HeadTransform,
     sketch: TensorSketch,
     arithmetic: Arithmetic,
     *,
     backward: bool,
-) -> tuple[HeadRows, torch.Tensor | None]:
-    """Take the LM head's part of a micro-batch from whatever was seen of it.
+) -> tuple[HeadRecords, torch.Tensor | None]:
+    """Take the head records of a micro-batch from whatever was seen of it; adds checks to it.
 
-    Args:
-        batch: The micro-batch; checks are added to it.
-        model: The tracked modules.
-        sketch: Of the head's gradient.
-        arithmetic: How to compute.
-        backward: Whether there was a backward pass.
-
-    Returns:
-        The head's part, and the weight of one response token of each row in the training loss,
-        [B] (None without a backward pass).
-
-    Raises:
-        ValueError: If the head was not called once on all positions.
+    Also returns the weight of one response token of each row in the training loss, [B], if there
+    was a backward pass. `transform` is what the model is expected to do to the head's output.
     """
-    if batch.rows is not None:
-        return batch.rows, batch.row_weights() if backward else None
-    transform = batch.transform or model.transform
+    if batch.head_records is not None:
+        return batch.head_records, batch.row_weights() if backward else None
+    transform = batch.transform or transform
     if batch.head_calls:
         x_BTD, z_BTV, delta_BTV = batch.head_call()
         x_ND = batch.tokens.take(x_BTD)
         outputs = HeadOutputs(batch.tokens, x_ND, z_BTV)
         if delta_BTV is None or not backward:
-            done = head_pass(outputs, batch.tokens, transform, arithmetic, sketch=sketch)
-            return done.rows, None
+            result = head_pass(outputs, batch.tokens, transform, arithmetic, sketch=sketch)
+            return result.records, None
         backprops = HeadOutputs(batch.tokens, x_ND, delta_BTV)
-        seen, rows = from_backprops(outputs, backprops, batch.tokens, transform, arithmetic, sketch)
+        seen, records = from_backprops(
+            outputs, backprops, batch.tokens, transform, arithmetic, sketch
+        )
         batch.checks += seen.checks(batch.step, delta_BTV.dtype)
-        return rows, seen.weight_B
+        return records, seen.weight_B
     return _from_hidden(batch, transform, sketch, arithmetic, backward=backward)
 
 
@@ -86,18 +70,12 @@ def hidden_gradient(
 ) -> torch.Tensor:
     """Return the gradient of the response tokens' summed loss at the head's input, [B, T, D].
 
-    Args:
-        batch: The micro-batch, after its forward pass.
-        transform: What the model does to the head's output before the softmax.
-        arithmetic: How to compute.
-
-    Returns:
-        Zeros where no response token is predicted.
+    Zeros where no response token is predicted. After the forward pass.
     """
-    product = _product(batch)
-    wanted = (True, False, False)
-    done = head_pass(product, batch.tokens, transform, arithmetic, wanted=wanted)
-    return batch.tokens.put(done.gradients[0])
+    result = head_pass(
+        _product(batch), batch.tokens, transform, arithmetic, needs_grad=(True, False, False)
+    )
+    return batch.tokens.put(result.gradients[0])
 
 
 def _product(batch: MicroBatch) -> HeadProduct:
@@ -113,23 +91,23 @@ def _from_hidden(
     arithmetic: Arithmetic,
     *,
     backward: bool,
-) -> tuple[HeadRows, torch.Tensor | None]:
+) -> tuple[HeadRecords, torch.Tensor | None]:
     # However the loss was computed, at the head's input it has the gradient of −Σ w·log p: the
     # factors w are told by least squares, and what they leave over says if anything else was there.
     tokens = batch.tokens
-    done = head_pass(
+    result = head_pass(
         _product(batch), tokens, transform, arithmetic,
-        sketch=sketch, wanted=(backward, False, False),
+        sketch=sketch, needs_grad=(backward, False, False),
     )  # fmt: skip
     if not backward:
-        return done.rows, None
+        return result.records, None
     got_ND = at_least_float32(tokens.take(batch.hidden_backprops))
-    want_ND = done.gradients[0].to(got_ND.dtype)
+    want_ND = result.gradients[0].to(got_ND.dtype)
     want_N, product_N = (
         torch.linalg.vecdot(widest(other_ND), widest(want_ND)) for other_ND in (want_ND, got_ND)
     )
     product_B, want_B, square_B = tokens.sum_rows(
-        torch.stack([product_N, want_N, widest(done.square_N)], 1)
+        torch.stack([product_N, want_N, widest(result.square_N)], 1)
     ).unbind(1)
     weight_B = product_B / want_B
     rest_ND = got_ND - weight_B.to(got_ND.dtype)[tokens.rows_N].unsqueeze(1) * want_ND
@@ -141,7 +119,7 @@ def _from_hidden(
         (batch.product_dtype, batch.hidden_backprops.dtype), key=lambda dtype: dtype.itemsize
     )
     batch.checks += seen.checks(batch.step, dtype)
-    return done.rows, weight_B
+    return result.records, weight_B
 
 
 @dataclass(frozen=True)
@@ -168,19 +146,10 @@ class SeenLoss:
         rest_N: torch.Tensor,
         gain_N: torch.Tensor | None = None,
     ) -> SeenLoss:
-        """Compare backprops with those that the tokens' own losses have.
+        """Compare the training loss's backprops δ with the backprops ω of each token's own loss.
 
-        Args:
-            tokens: The layout.
-            weight_B: The factor of each row.
-            want_N: Squared size of the backprops ω of each token's own loss.
-            product_N: Of the training loss's backprops δ with them.
-            rest_N: ‖δ − wω‖².
-            gain_N: How much larger squares are in the units of the three than at the head's output;
-                None if they were taken there.
-
-        Returns:
-            What they tell of the loss.
+        `want_N` is ‖ω‖², `product_N` δ·ω, `rest_N` ‖δ − wω‖². `gain_N` is how much larger squares
+        are in the units of the three than at the head's output, if they were not taken there.
         """
         gain_N = torch.ones_like(want_N) if gain_N is None else gain_N
         is_ignored_N = tokens.targets_N == IGNORED_LABEL
@@ -198,12 +167,7 @@ class SeenLoss:
     def checks(self, step: int, dtype: torch.dtype) -> list[Check]:
         """Return what must hold if the loss is the mean negative log-likelihood.
 
-        Args:
-            step: For the messages.
-            dtype: Of the backprops.
-
-        Returns:
-            The checks.
+        `dtype` is that of the backprops.
         """
 
         def message(what: str) -> Callable[[float], str]:
@@ -244,20 +208,8 @@ def from_backprops(
     transform: HeadTransform,
     arithmetic: Arithmetic,
     sketch: TensorSketch,
-) -> tuple[SeenLoss, HeadRows]:
-    """Summarise each row's own gradient from the backprops of a training loss.
-
-    Args:
-        outputs: Of the head.
-        backprops: The gradient of the training loss at them.
-        tokens: The layout.
-        transform: What the model does to the head's output before the softmax.
-        arithmetic: How to compute.
-        sketch: Of the head's gradient.
-
-    Returns:
-        What the backprops tell of the loss, and of each row.
-    """
+) -> tuple[SeenLoss, HeadRecords]:
+    """Summarise each row's own gradient from the backprops of a training loss at the outputs."""
     rows = RowSums(tokens, sketch)
     operand = arithmetic.operations().operand_dtype(backprops.dtype)
     width = outputs.x_ND.shape[1]
@@ -269,7 +221,7 @@ def from_backprops(
     product_B, want_B = tokens.sum_rows(torch.stack([product_N, want_N], 1)).unbind(1)
     weight_B = product_B / want_B
     seen = SeenLoss.of_tokens(tokens, weight_B, want_N, product_N, rest_N)
-    return seen, rows.result(log_probs_N, square_N, outputs.x_ND, outputs.n_columns, weight_B)
+    return seen, rows.records(log_probs_N, square_N, outputs.x_ND, outputs.n_columns, weight_B)
 
 
 def _chunk_of_backprops(

@@ -1,11 +1,11 @@
-"""Every use of the two weights is seen, by whatever way; nothing is left behind."""
+"""Every use of the two weights is seen, by whichever code; nothing is left behind."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gradsift.gradients.intercept import Interception
+from gradsift.gradients.tracking import Interception
 
 
 class Odd(nn.Module):
