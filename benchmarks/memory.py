@@ -1,8 +1,9 @@
 """Bytes that one pass over the head holds at most, beside its inputs: by formula and as counted.
 
 Every tensor that an operator creates is counted as long as its storage lives, so this needs no GPU;
-Triton's kernels are stood in for (they allocate nothing). A micro-batch of ROWS rows of TOKENS
-response tokens, recording, with the gradients that full-parameter training needs.
+Triton's kernels are stood in for (they allocate nothing), where the package is installed. A
+micro-batch of ROWS rows of TOKENS response tokens, recording, with the gradients that
+full-parameter training needs.
 
 Usage: python benchmarks/memory.py [--rows 16] [--tokens 256] [--vocabulary 49152] [--width 576]
 """
@@ -10,6 +11,7 @@ Usage: python benchmarks/memory.py [--rows 16] [--tokens 256] [--vocabulary 4915
 import argparse
 import weakref
 from dataclasses import replace
+from importlib.util import find_spec
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -86,6 +88,9 @@ def main():
         (BLOCKWISE, torch.float32),
     ):  # fmt: skip
         if arithmetic is TRITON:
+            if find_spec("triton") is None:
+                print("triton: skipped: not installed")
+                continue
             from gradsift.gradients import triton_kernels
 
             class Nothing:
