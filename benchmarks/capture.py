@@ -74,7 +74,7 @@ def step_of(name, trainer):
         if name == "scoring":
             forward_records(trainer, batch, recorder).read()
         else:
-            records_too = name not in (PLAIN, "fused, not recording")
+            listens = name not in (PLAIN, "fused, not recording")
             records = probe_step(trainer, batch, recorder if listens else None)
             if records is not None:
                 records.read()
