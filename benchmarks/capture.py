@@ -25,7 +25,6 @@ from gradsift.data.pool import load_pool
 from gradsift.data.tokenization import build_instances
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.training.cost import forward_records, probe_step
 from gradsift.training.layers import track
 from gradsift.training.model import find_model, load_model, load_tokenizer
 from gradsift.training.trainer import TOKENS, RecordingSFTTrainer
@@ -72,10 +71,10 @@ def step_of(name, trainer):
         loss = trls_loss if name == PLAIN else ours
         trainer.compute_loss = MethodType(loss, trainer)
         if name == "scoring":
-            forward_records(trainer, batch, recorder).read()
+            trainer.forward_records(batch, recorder).read()
         else:
             listens = name not in (PLAIN, "fused, not recording")
-            records = probe_step(trainer, batch, recorder if listens else None)
+            records = trainer.dry_run_step(batch, recorder if listens else None)
             if records is not None:
                 records.read()
 

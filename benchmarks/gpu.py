@@ -48,8 +48,7 @@ from gradsift.gradients.statistics import embedding_summaries
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.transform import HeadTransform
 from gradsift.terms import STATISTICS
-from gradsift.training.cost import forward_records
-from gradsift.training.self_check import PATHS, first_exact_path, recorder_for, self_check
+from gradsift.training.self_check import METHODS, first_exact_method, recorder_for, self_check
 from gradsift.training.trainer import INDEX_COLUMN, TOKENS, RecordingSFTTrainer
 from gradsift.training.trainer_settings import TrainerSettings
 
@@ -493,8 +492,8 @@ class Steps:
     """Training steps, each way; micro-batches are on the device before anything is measured."""
 
     def __init__(self, trainer):
-        self.trainer, paths = trainer, {FUSED: "fused", HOOKED: "hooked", SCORING: "fused"}
-        self.recorders = {w: recorder_for(trainer, p, SketchSpec()) for w, p in paths.items()}
+        self.trainer, methods = trainer, {FUSED: "fused", HOOKED: "hooked", SCORING: "fused"}
+        self.recorders = {w: recorder_for(trainer, p, SketchSpec()) for w, p in methods.items()}
         # As `train` does it: autocast around the forward pass only, so `finish` is outside.
         trainer.accelerator.prepare_model(trainer.model)
         trainer.model.train()
@@ -513,7 +512,7 @@ class Steps:
         if way == SCORING:
             collator, trainer.data_collator = trainer.data_collator, lambda rows: dict(batch)
             try:
-                return forward_records(trainer, batch[INDEX_COLUMN], recorder, range(2**31))
+                return trainer.forward_records(batch[INDEX_COLUMN], recorder, range(2**31))
             finally:
                 trainer.data_collator = collator
         if way == TRL:
@@ -541,18 +540,17 @@ class Steps:
 
 def check_trainer(report, bf16, seed):
     trainer = trainer_of(replace(SMALL, bf16=bf16), 16, seed=seed, shortest=0.3)
-    counts = [len(row["input_ids"]) for row in trainer.train_dataset]
     default = arithmetics_for(trainer.args.device, torch.float32)[0]
     others = [arithmetic for arithmetic in to_check() if arithmetic != default]
-    for path, backward in product(PATHS, (True, False)):
+    for method, backward in product(METHODS, (True, False)):
         kind = f"self-check, bf16={bf16}{'' if backward else ', forward only'}"
-        exact = partial(first_exact_path, trainer, SketchSpec(), counts)
-        results = [exact(wanted=path, backward=backward)[1]]
+        exact = partial(first_exact_method, trainer, SketchSpec())
+        results = [exact(method=method, backward=backward)[1]]
         if results[0].tried:
             report.wrong(f"{kind}, the default is not exact: {results[0].tried}")
         for arithmetic in others:
-            recorder = recorder_for(trainer, path, SketchSpec(), arithmetic)
-            results.append(self_check(trainer, recorder, counts, backward=backward))
+            recorder = recorder_for(trainer, method, SketchSpec(), arithmetic)
+            results.append(self_check(trainer, recorder, backward=backward))
         for result in results:
             report.say(f"ok    {kind}: {result.sentence()}")
             report.found["checks"].append({"name": kind, **vars(result)})

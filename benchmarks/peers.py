@@ -1,6 +1,6 @@
-"""Per-row gradient norms at embedding and LM head: this project beside other libraries, on equal terms.
+"""Per-row gradient norms at embedding and LM head: this project and other libraries, on equal terms.
 
-Each method runs in a process of its own, on the same rows, in forward and backward passes of the same
+Each runs in a process of its own, on the same rows, in forward and backward passes of the same
 float32 model. "gradsift" is a whole training step: all weights get their gradients, too, as with a
 batch of one and with dattri-llm. Opacus has all other weights frozen, as it would hold per-sample
 gradients of every trained one; the way to compare it with is "gradsift, all frozen". The peers see
@@ -27,7 +27,6 @@ from torch.nn.functional import cross_entropy
 from gradsift.data.pool import load_pool
 from gradsift.data.tokenization import build_instances
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.training.cost import probe_step
 from gradsift.training.model import find_model, load_model, load_tokenizer
 from gradsift.training.self_check import recorder_for
 from gradsift.training.trainer import RecordingSFTTrainer
@@ -86,7 +85,7 @@ def gradsift(source, tokenizer, items, frozen=False):
     recorder = recorder_for(trainer, "fused", SketchSpec())
 
     def step(rows):
-        records = probe_step(trainer, rows, recorder).read()
+        records = trainer.dry_run_step(rows, recorder).read()
         return [[float(r.embedding.values_S[5]), float(r.lm_head.values_S[5])] for r in records]
 
     return step

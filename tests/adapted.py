@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 import gradsift as gs
-from gradsift.terms import LAYERS, STATISTICS
-from oracle import relative_error, statistics_of
+from gradsift.terms import LAYERS
+from oracle import store_errors
 from tiny import random_instances
 
 N = 8
@@ -98,20 +98,9 @@ def loss_of(model, input_ids, labels):
 
 def worst_error(store, truth_of):
     """The largest relative error of any row's loss and statistics."""
-    at = {name: i for i, name in enumerate(store.instance_ids)}
-    assert len(at) == N
-    errors = []
-    for instance in INSTANCES:
-        truth, loss = truth_of(instance.input_ids, instance.labels)
-        row = at[instance.instance_id]
-        errors.append(relative_error(store.loss[row], loss, 0))
-        for layer in LAYERS:
-            want = statistics_of(truth[layer])
-            for name in STATISTICS:
-                companion = want["mean_abs"] if name == "mean" else 0
-                got = store.statistics[layer][name][row]
-                errors.append(relative_error(got, want[name], companion))
-    return max(errors)
+    assert set(store.layers) == set(LAYERS)
+    errors = store_errors(store, {row.instance_id: row for row in INSTANCES}, truth_of)
+    return max(errors.values())
 
 
 def in_float64(model):

@@ -36,3 +36,31 @@ def statistics_of(gradient):
 def relative_error(got, want, companion):
     """Error of one statistic; `companion` is the scale where the statistic itself is about zero."""
     return abs(float(got) - float(want)) / max(abs(float(want)), abs(float(companion)), 1e-300)
+
+
+def store_errors(store, rows, truth_of):
+    """Relative errors of everything that a store says of each row, by row, layer and statistic.
+
+    `rows` are instances by the names that the store has for them; `truth_of` gives the gradients
+    and the loss of a row's tokens and labels.
+    """
+    assert len(store.instance_ids) == len(rows)
+    assert set(store.instance_ids) == set(rows)
+    errors = {}
+    for at, key in enumerate(store.instance_ids):
+        truth, loss = truth_of(rows[key].input_ids, rows[key].labels)
+        errors[key, "loss"] = relative_error(store.loss[at], loss, 0)
+        for layer in store.layers:
+            want = statistics_of(truth[layer])
+            for name, value in want.items():
+                companion = want["mean_abs"] if name == "mean" else 0
+                got = store.statistics[layer][name][at]
+                errors[key, layer, name] = relative_error(got, value, companion)
+    return errors
+
+
+def assert_store_is_autograd(store, rows, model, tolerance=1e-5):
+    """Every statistic of every row equals batch-of-one autograd."""
+    errors = store_errors(store, rows, lambda *row: gradients_of(model, *row))
+    wrong = {key: error for key, error in errors.items() if not error < tolerance}
+    assert not wrong

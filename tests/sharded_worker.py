@@ -229,17 +229,18 @@ def capture(out, inputs, *, rows_a_process, record_at="during", model="untied", 
     }
     pool = gs.load_pool(str(inputs / "data.jsonl"))
     # Of 21 rows: the last step of training is whole, the last part of scoring is not.
-    settings = {"record_at": when, "save_steps": 2, "batching": "by_length"}
-    if when == "after":
+    settings = {"record_at": record_at, "save_steps": 2, "batching": "by_length"}
+    if record_at == "after":
         settings |= {"warmup_fraction": 0.95, "signal": "full" if model == "tied" else "head"}
-    return gs.capture(str(inputs / model), pool, out=out / f"{model} {when}", sft=sft, **settings)
+    folder = out / f"{model} {record_at}"
+    return gs.capture(str(inputs / model), pool, out=folder, sft=sft, **settings)
 
 
 def captures(out, kind, inputs):
     options = {"rows_a_process": 2, **sharding_options(kind)}
     for model in MODELS:
-        for when in ("during", "after"):
-            capture(out, inputs, model=model, record_at=when, **options)
+        for record_at in ("during", "after"):
+            capture(out, inputs, model=model, record_at=record_at, **options)
     from gradsift.training.checkpoint import SaveEvery
 
     whole, n_saved = SaveEvery.on_save, []

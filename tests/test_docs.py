@@ -123,7 +123,7 @@ def test_the_package_lists_its_names():
     for name in gradsift.PUBLIC:
         assert inspect.getdoc(getattr(gradsift, name)), name
     with pytest.raises(AttributeError, match=r"is now called gradsift\.reference_losses"):
-        gradsift.losses  # noqa: B018
+        gradsift.losses  # ruff: ignore[B018]
 
 
 TABLES = "<!-- tables: written by `python tests/test_docs.py` -->\n"

@@ -193,7 +193,7 @@ def test_the_records_are_those_of_the_same_settings_by_hand(here, capsys, theirs
 def test_run_takes_it_and_the_command_line_wins(here, capsys):
     (here / "theirs.yaml").write_text(LLAMAFACTORY.replace("qwen3_nothink", "unheard_of"))
     command = ["run", "rows.jsonl", "--trainer-config", "theirs.yaml", "--out", "run", "--full"]
-    command += ["--budget", "50%", "--chat-template", "tokenizer_default", "--dtype", "float32"]
+    command += ["--budget", "50%", "--set", "chat_template=tokenizer_default", "--dtype", "float32"]
     code, out, err = invoke(capsys, *command, "--sft", "bf16=false", "--json")
     assert code == 0, err
     assert json.loads(out)["selected"] == 6

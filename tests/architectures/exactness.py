@@ -21,7 +21,7 @@ from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.terms import STATISTICS
 from gradsift.training.layers import add_fused_head, track
-from gradsift.training.self_check import PATHS
+from gradsift.training.self_check import METHODS
 from gradsift.training.trainer import summed_loss
 from oracle import gradients_of, relative_error, statistics_of
 
@@ -90,7 +90,7 @@ def examine(model_type):
         return {"status": "not built", "reason": str(reason)}, 0.0
     tied = is_tied(model)
     about = {"class": type(model).__name__, "tied": tied}
-    for method in PATHS:
+    for method in METHODS:
         error = error_or_infinity(model, method)
         if error < TOLERANCE:
             other = build(model_type, tied=not tied)
@@ -132,7 +132,7 @@ def page(found):
         "what they find.",
         "",
         f"**{count['exact']} of {len(found)} are exact**: "
-        + ", ".join(f"{methods[method]} {method}" for method in PATHS)
+        + ", ".join(f"{methods[method]} {method}" for method in METHODS)
         + f". {count['refused']} are refused, {count['not built']} could not be built.",
         "",
         "The methods of recording are explained in [method.md](method.md#methods-of-recording). A model",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradsift.data.chat_templates import FORMS, OWN, require_template
+from gradsift.data.chat_templates import CHAT_FORMATS, TOKENIZER_DEFAULT, require_template
 from tiny import tiny_tokenizer
 
 CHATML = (
@@ -36,14 +36,14 @@ THINKING = CHATML.replace(
 WRITTEN = {"chatml": CHATML, "qwen": QWEN, "llama3": LLAMA3, "gemma": GEMMA}
 
 
-@pytest.mark.parametrize("named", FORMS)
+@pytest.mark.parametrize("named", CHAT_FORMATS)
 @pytest.mark.parametrize("written", WRITTEN)
 def test_only_the_same_text_is_the_same_template(written, named):
     tokenizer = tiny_tokenizer(WRITTEN[written])
     if named == written:
         require_template(tokenizer, named)
         return
-    with pytest.raises(ValueError, match=f"chat_template is '{named}', which writes"):
+    with pytest.raises(ValueError, match=f"`chat_template` is '{named}', which writes"):
         require_template(tokenizer, named)
 
 
@@ -56,8 +56,8 @@ def test_what_shows_only_in_the_last_turn_or_fails_is_another_template():
 
 
 def test_its_own_is_whatever_is_there():
-    require_template(tiny_tokenizer(LLAMA3), OWN)
+    require_template(tiny_tokenizer(LLAMA3), TOKENIZER_DEFAULT)
     with pytest.raises(ValueError, match="the tokenizer has none"):
-        require_template(tiny_tokenizer(None), OWN)
+        require_template(tiny_tokenizer(None), TOKENIZER_DEFAULT)
     with pytest.raises(ValueError, match="known are tokenizer_default, chatml"):
         require_template(tiny_tokenizer(CHATML), "vicuna")

@@ -230,7 +230,7 @@ def test_the_majority_decides():
 
 
 def test_an_unknown_format_names_the_fields():
-    with pytest.raises(ValueError, match=r"\['body', 'title'\].*--prompt-column"):
+    with pytest.raises(ValueError, match=r"\['body', 'title'\].*`prompt_column`"):
         settle_format([{"title": "x", "body": "y"}], None, Columns())
 
 
@@ -258,7 +258,7 @@ def test_a_system_column_named_by_the_user_reaches_messages():
             Columns(),
             "messages and conversations; choose",
         ),
-        ({"text": "x", "s": "y"}, None, Columns(system="s"), "take no --system-column"),
+        ({"text": "x", "s": "y"}, None, Columns(system="s"), "take no `system_column`"),
         ({"text": "x"}, "text", Columns(prompt="text", response="text"), "leave out"),
         ({"q": "x", "a": "y"}, None, Columns(prompt="q", response="aa"), "no row has a field 'aa'"),
     ],

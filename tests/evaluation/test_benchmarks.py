@@ -8,8 +8,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import MambaConfig, MambaForCausalLM
 
+from gradsift.errors import GradsiftError
 from gradsift.evaluation import shared_prefix
-from gradsift.evaluation.benchmarks import PROBE_FILE, TaskSource, load_tasks, score_tasks
+from gradsift.evaluation.benchmarks import SANITY_FILE, load_tasks, score_tasks
 from gradsift.evaluation.shared_prefix import LIKE_LM_EVAL, SharedPrefixLM
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 
@@ -59,7 +60,7 @@ def test_shared_prefixes_change_nothing(make):
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3)
     found = ours._loglikelihood_tokens(requests)
     expected = theirs._loglikelihood_tokens(requests, disable_tqdm=True)
-    assert ours.way == "shared prefixes"
+    assert ours.method == "shared prefixes"
     assert [f for f, _ in found] == pytest.approx([e for e, _ in expected], abs=1e-3)
     assert [g for _, g in found] == [g for _, g in expected]
     assert [g for _, g in found[-2:]] == [True, False]
@@ -85,7 +86,7 @@ def test_a_cache_that_gives_other_results_is_not_used(model, monkeypatch):
 
     monkeypatch.setattr(SharedPrefixLM, "_score", wrong)
     found = lm._loglikelihood_tokens(requests)
-    assert lm.way == LIKE_LM_EVAL
+    assert lm.method == LIKE_LM_EVAL
     theirs = HFLM(pretrained=model, tokenizer=tiny_tokenizer(), batch_size=3)
     expected = theirs._loglikelihood_tokens(requests, disable_tqdm=True)
     assert [x for x, _ in found] == pytest.approx([x for x, _ in expected], abs=1e-6)
@@ -98,13 +99,13 @@ def test_a_recurrent_model_is_scored_as_lm_eval_does_it():
         pretrained=MambaForCausalLM(config).eval(), tokenizer=tiny_tokenizer(), batch_size=3
     )
     lm._loglikelihood_tokens(requests_of([[6, 7], [8, 9, 10]], [[9], [10, 11, 12]]))
-    assert lm.way == LIKE_LM_EVAL
+    assert lm.method == LIKE_LM_EVAL
 
 
 def test_a_task_file_is_scored_item_by_item(model, tmp_path):
     docs = [{"context": "ab", "choices": ["c", "dd", "e"], "answer": i % 3} for i in range(6)]
     path = task_file(tmp_path, docs)
-    tasks = load_tasks(TaskSource(files=(path,)))
+    tasks = load_tasks([], [path])
     found = score_tasks(model, tiny_tokenizer(), tasks, limit=5)["mine"]
     ids = tiny_tokenizer()
     totals = [total(model, ids, "ab", choice) for choice in docs[0]["choices"]]
@@ -115,7 +116,7 @@ def test_a_task_file_is_scored_item_by_item(model, tmp_path):
     assert found.scores == tuple(float(doc["answer"] == best) for doc in docs[:5])
     assert sum(found.scores) in (1, 2)
     other = task_file(tmp_path, [{**docs[0], "context": "xy"}, *docs[1:]])
-    again = score_tasks(model, tiny_tokenizer(), load_tasks(TaskSource(files=(other,))), limit=5)
+    again = score_tasks(model, tiny_tokenizer(), load_tasks([], [other]), limit=5)
     assert again["mine"].items != found.items
 
 
@@ -133,18 +134,18 @@ filter_list:
 def test_of_several_filters_of_a_task_the_first_counts(model, tmp_path):
     path = task_file(tmp_path, [{"context": "ab", "choices": ["c", "d"], "answer": 0}] * 3)
     path.write_text(path.read_text() + FILTERS)
-    found = score_tasks(model, tiny_tokenizer(), load_tasks(TaskSource(files=(path,))))
+    found = score_tasks(model, tiny_tokenizer(), load_tasks([], [path]))
     assert len(found["mine"].scores) == 3
 
 
-def test_the_probe_is_a_task(model):
-    tasks = load_tasks(TaskSource(names=("probe",)))
-    found = score_tasks(model, tiny_tokenizer(), tasks)["probe"]
+def test_the_sanity_benchmark_is_a_task(model):
+    tasks = load_tasks(["sanity"])
+    found = score_tasks(model, tiny_tokenizer(), tasks)["sanity"]
     assert len(found.scores) == 120
 
 
-def test_the_probe_is_sound():
-    items = [json.loads(line) for line in PROBE_FILE.read_text(encoding="utf-8").splitlines()]
+def test_the_sanity_benchmark_is_sound():
+    items = [json.loads(line) for line in SANITY_FILE.read_text(encoding="utf-8").splitlines()]
     assert len(items) == len({item["id"] for item in items}) == 120
     assert len({(item["context"], *sorted(item["choices"])) for item in items}) == 120
     for item in items:
@@ -165,8 +166,8 @@ def test_code_in_a_task_file_does_not_run(tmp_path, line):
     path = tmp_path / "evil.yaml"
     path.write_text(f"task: evil\n{line}\n")
     (tmp_path / "boom.py").write_text("raise SystemExit('it ran')\n")
-    with pytest.raises(ValueError, match="trust-remote-code"):
-        load_tasks(TaskSource(files=(path,)))
+    with pytest.raises(ValueError, match="set `trust_remote_code`"):
+        load_tasks([], [path])
 
 
 @pytest.mark.parametrize("head", ["include: other.yaml", "task:\n  - include: other.yaml"])
@@ -176,7 +177,7 @@ def test_code_behind_an_include_does_not_run(tmp_path, head):
     (tmp_path / "other.yaml").write_text("process_docs: !function boom.run\n")
     (tmp_path / "boom.py").write_text("raise SystemExit('it ran')\n")
     with pytest.raises(ValueError, match="includes another file"):
-        load_tasks(TaskSource(files=(path,)))
+        load_tasks([], [path])
 
 
 @pytest.mark.parametrize(
@@ -188,12 +189,17 @@ def test_a_bad_task_file_is_named(tmp_path, text, message):
     if text is not None:
         path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_tasks(TaskSource(files=(path,)))
+        load_tasks([], [path])
+
+
+def test_what_it_was_called_before_is_answered_with_its_name():
+    with pytest.raises(GradsiftError, match="probe is now called sanity"):
+        load_tasks(["probe"])
 
 
 def test_an_unknown_task_is_named():
     with pytest.raises(ValueError, match="no_such_task_anywhere: lm-eval has no such task"):
-        load_tasks(TaskSource(names=("no_such_task_anywhere",)))
+        load_tasks(["no_such_task_anywhere"])
 
 
 def task_file(folder, docs):

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from gradsift.evaluation.generation import end_tokens, generate
-from tiny import random_instances, tiny_llama, tiny_tokenizer
+from gradsift.evaluation.generation import end_tokens, generate, padding_is_exact
+from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 
 def greedy(model, tokenizer, prompt, n):
@@ -62,3 +63,52 @@ def test_the_models_own_settings_of_generation_are_left_out():
     model.generation_config.temperature = 5.0
     model.generation_config.repetition_penalty = 3.0
     assert generate(model, tokenizer, [prompt], max_new_tokens=12) == plain
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_padding_is_exact_where_positions_are_given(make):
+    assert padding_is_exact(make(seed=1).eval(), [6, 7, 8, 9, 10])
+
+
+def with_padding_seen():
+    model = tiny_llama(seed=1).eval()
+    forward = model.forward
+
+    def padded_wrongly(input_ids, attention_mask=None, **options):
+        result = forward(input_ids=input_ids, attention_mask=attention_mask, **options)
+        if attention_mask is not None:
+            wrong = (attention_mask.sum(1) < attention_mask.shape[1]).float()[:, None, None]
+            result.logits = result.logits + wrong * torch.arange(262)
+        return result
+
+    model.forward = padded_wrongly
+    return model
+
+
+def test_prompts_do_not_share_a_batch_where_padding_changes_them(monkeypatch):
+    model, tokenizer = with_padding_seen(), tiny_tokenizer()
+    prompts = [[6, 7, 8, 9, 10], [7, 8, 9], [11, 12, 13, 14]]
+    assert not padding_is_exact(model, prompts[0])
+    sizes, own = [], model.generate
+
+    def watched(**arguments):
+        sizes.append(len(arguments["input_ids"]))
+        return own(**arguments)
+
+    monkeypatch.setattr(model, "generate", watched)
+    assert len(generate(model, tokenizer, prompts, max_new_tokens=2)) == 3
+    assert sizes == [1, 1, 1]
+
+
+def test_progress_is_told_in_prompts_and_tokens():
+    model, tokenizer = tiny_llama(seed=2).eval(), tiny_tokenizer()
+    calls = []
+    generate(
+        model,
+        tokenizer,
+        [[6, 7, 8]] * 3,
+        max_new_tokens=2,
+        batch_size=2,
+        progress=lambda *counts: calls.append(counts),
+    )
+    assert calls == [(2, 3, 4, 6), (3, 3, 6, 6)]

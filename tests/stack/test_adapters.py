@@ -30,16 +30,15 @@ from adapted import (
     trained,
     worst_error,
 )
-from gradsift.commands.check import check_model
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training import layers as tracking
-from gradsift.training.cost import probe_step
 from gradsift.training.finetune import fine_tune
 from gradsift.training.layers import track
+from gradsift.training.lora_settings import lora_config
 from gradsift.training.model import find_model, load_model
-from gradsift.training.self_check import PATHS, first_exact_path, recorder_for
+from gradsift.training.self_check import METHODS, first_exact_method, recorder_for
 from gradsift.training.trainer import RecordingSFTTrainer, as_dataset
-from gradsift.training.trainer_settings import TrainerSettings, lora_config
+from gradsift.training.trainer_settings import TrainerSettings
 from oracle import relative_error, statistics_of
 from test_cli import invoke
 from tiny import save_tiny, tiny_llama, tiny_tokenizer
@@ -165,12 +164,11 @@ def with_an_adapted_head(trainer):
 
 
 SKETCH = SketchSpec(64, 0)
-LENGTHS = [len(item.input_ids) for item in INSTANCES]
 
 
 def error_of_a_step(trainer, recorder):
     rows = [0, 1, 2]
-    records = probe_step(trainer, rows, recorder).read()
+    records = trainer.dry_run_step(rows, recorder).read()
     errors = []
     for row, record in zip(rows, records, strict=True):
         item = INSTANCES[row]
@@ -185,7 +183,7 @@ def error_of_a_step(trainer, recorder):
 @pytest.mark.parametrize("tied", [True, False])
 def test_our_trainer_leaves_no_adapter_of_the_head_out(tmp_path, tied):
     trainer = with_an_adapted_head(trainer_for(tmp_path, {"r": 2}, tied=tied))
-    recorder, result = first_exact_path(trainer, SKETCH, LENGTHS)
+    recorder, result = first_exact_method(trainer, SKETCH)
     assert result.method == "hooked"
     assert "would be left out" in result.tried["fused"]
     assert "would be left out" in result.tried["fused-intercepted"]
@@ -200,7 +198,7 @@ def test_the_fused_head_would_leave_it_out_and_the_self_check_would_not_see_it(
     """Negative control of the test above: that is why ways are refused before they are checked."""
     trainer = with_an_adapted_head(trainer_for(tmp_path, {"r": 2}))
     monkeypatch.setattr(tracking, "require_fusable", lambda head: None)
-    recorder, result = first_exact_path(trainer, SKETCH, LENGTHS)
+    recorder, result = first_exact_method(trainer, SKETCH)
     assert result.method == "fused"
     # Some steps of the model's own loss, so that the adapter adds something.
     trained(trainer.model)
@@ -209,7 +207,7 @@ def test_the_fused_head_would_leave_it_out_and_the_self_check_would_not_see_it(
 
 def test_the_adapter_of_a_head_is_refused_before_a_model_is_loaded():
     with pytest.raises(ValueError, match=r"target_modules has 'lm_head'.*modules_to_save"):
-        lora_config(TrainerSettings({}, {"target_modules": [*ALL, *ON_HEAD]}, 0))
+        lora_config({"target_modules": [*ALL, *ON_HEAD]})
 
 
 SAVED = {
@@ -223,7 +221,7 @@ SAVED = {
 @pytest.mark.parametrize("name", SAVED)
 def test_what_leaves_the_head_a_plain_layer_stays_fused(tmp_path, name):
     trainer = trainer_for(tmp_path, {"r": 2, **SAVED[name]})
-    recorder, result = first_exact_path(trainer, SKETCH, LENGTHS)
+    recorder, result = first_exact_method(trainer, SKETCH)
     assert result.method == "fused"
     before = [layer.weight.clone() for layer in plain_layers(trainer.model)]
     trainer.train()
@@ -240,10 +238,10 @@ def test_trainable_tokens_in_our_trainer(tmp_path, tied):
     trainer = trainer_for(tmp_path, {"r": 2, "trainable_token_indices": TOKENS}, tied=tied)
     # Also while nobody records, such as for an arm.
     assert (trainer.fused is None) == tied
-    recorder, result = first_exact_path(trainer, SKETCH, LENGTHS)
+    recorder, result = first_exact_method(trainer, SKETCH)
     assert result.method == ("hooked" if tied else "fused")
     trainer.train()
-    records = probe_step(trainer, [0, 1, 2], recorder).read()
+    records = trainer.dry_run_step([0, 1, 2], recorder).read()
     plain = trainer.model.merge_and_unload()
     for row, record in enumerate(records):
         item = INSTANCES[row]
@@ -256,10 +254,10 @@ def test_trainable_tokens_in_our_trainer(tmp_path, tied):
 
 def test_ways_that_do_not_fit_are_refused_by_name(tmp_path):
     trainer = with_an_adapted_head(trainer_for(tmp_path, {"r": 2}))
-    for path in PATHS:
-        if path != "hooked":
+    for method in METHODS:
+        if method != "hooked":
             with pytest.raises(ValueError, match=r"LoRA on lm_head|wrapped by an adapter"):
-                recorder_for(trainer, path, SKETCH)
+                recorder_for(trainer, method, SKETCH)
 
 
 @pytest.mark.parametrize("resize", [262 + 64, 262 - 6])
@@ -355,7 +353,7 @@ metric_list: [{metric: acc}]
 
 def examined(model, folder):
     """Scores of a task, and logits before and after it."""
-    from gradsift.evaluation.benchmarks import TaskSource, load_tasks, score_tasks
+    from gradsift.evaluation.benchmarks import load_tasks, score_tasks
 
     rows = [{"question": f"what is {i}?", "choices": [" it is", " no"]} for i in range(3)]
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -363,7 +361,7 @@ def examined(model, folder):
     tokens = torch.tensor([INSTANCES[0].input_ids])
     with torch.no_grad():
         before = model(input_ids=tokens).logits
-        tasks = load_tasks(TaskSource(files=(folder / "mine.yaml",)))
+        tasks = load_tasks([], [folder / "mine.yaml"])
         found = score_tasks(model, tiny_tokenizer(), tasks)["mine"]
         return found, before, model(input_ids=tokens).logits
 
@@ -385,7 +383,6 @@ def tuned_arm(source, adapters, folder):
         settings,
         folder / "work",
         label="arm",
-        on_progress=lambda *_: None,
     ).model
 
 
@@ -428,26 +425,21 @@ UNFITTING = [
 @pytest.mark.parametrize(("adapters", "message"), UNFITTING, ids=str)
 def test_what_fits_no_module_is_refused_by_name_before_training(tmp_path, adapters, message):
     source = find_model(save_tiny(tmp_path / "model", tied=True))
-    settings = TrainerSettings({}, {"r": 2, **adapters}, 0)
     with pytest.raises(ValueError, match=message) as error:
-        check_model(source, settings)
+        gs.check(source.name, lora={"r": 2, **adapters})
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=message):
         tuned_arm(source, adapters, tmp_path)
 
 
 def test_a_name_alone_is_a_list_of_it(tmp_path):
-    source = find_model(save_tiny(tmp_path / "model", tied=False))
-    alone = check_model(source, TrainerSettings({}, {"r": 2, "modules_to_save": "lm_head"}, 0))
-    listed = check_model(source, TrainerSettings({}, {"r": 2, "modules_to_save": ["lm_head"]}, 0))
+    model = save_tiny(tmp_path / "model", tied=False)
+    alone = gs.check(model, lora={"r": 2, "modules_to_save": "lm_head"})
+    listed = gs.check(model, lora={"r": 2, "modules_to_save": ["lm_head"]})
     assert alone.n_trained == listed.n_trained
-    without = check_model(
-        source, TrainerSettings({}, {"r": 2, "target_modules": ["all-linear"]}, 0)
-    )
+    without = gs.check(model, lora={"r": 2, "target_modules": ["all-linear"]})
     assert alone.n_trained - without.n_trained == 262 * 32
-    assert lora_config(TrainerSettings({}, {"target_parameters": "a"}, 0)).target_parameters == [
-        "a"
-    ]
+    assert lora_config({"target_parameters": "a"}).target_parameters == ["a"]
 
 
 WRONG = [
@@ -469,12 +461,12 @@ WRONG = [
 @pytest.mark.parametrize(("adapters", "message"), WRONG, ids=str)
 def test_values_that_lora_does_not_take_are_refused_before_anything_is_loaded(adapters, message):
     with pytest.raises(ValueError, match=message):
-        lora_config(TrainerSettings({}, adapters, 0))
+        lora_config(adapters)
 
 
 def test_what_lora_takes():
     said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "lora_alpha": 2.5, "bias": "all"}
-    config = lora_config(TrainerSettings({}, {**said, "init_lora_weights": "pissa_niter_4"}, 0))
+    config = lora_config({**said, "init_lora_weights": "pissa_niter_4"})
     assert (config.lora_alpha, config.bias) == (2.5, "all")
 
 
@@ -487,9 +479,9 @@ def test_what_lora_takes():
 )
 def test_what_cannot_be_done_over_quantised_weights(tmp_path, load_in, adapters, message):
     pytest.importorskip("bitsandbytes")
-    source = find_model(save_tiny(tmp_path / "model"), load_in=load_in)
+    model = save_tiny(tmp_path / "model")
     with pytest.raises(ValueError, match=message):
-        check_model(source, TrainerSettings({}, {"r": 2, **adapters}, 0))
+        gs.check(model, load_in=load_in, lora={"r": 2, **adapters})
 
 
 def test_a_capture_says_what_is_trained_and_how_the_weights_are_held(tmp_path, capsys):

@@ -24,9 +24,9 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 import gradsift as gs
-from gradsift.terms import LAYERS, STATISTICS
+from gradsift.terms import LAYERS
 from gradsift.training.trainer import as_dataset
-from oracle import gradients_of, relative_error, statistics_of
+from oracle import assert_store_is_autograd, gradients_of
 from tiny import random_instances, tiny_llama, tiny_tokenizer
 
 N = 12
@@ -92,19 +92,9 @@ def rows_by_tokens():
 
 
 def assert_is_autograd(store, model, tolerance=1e-5, rows=None):
-    """Every statistic of every row equals batch-of-one autograd."""
     rows = rows_by_tokens() if rows is None else rows
-    assert set(store.instance_ids) == set(rows)
-    for at, key in enumerate(store.instance_ids):
-        row = rows[key]
-        truth, loss = gradients_of(model, row.input_ids, row.labels)
-        assert relative_error(store.loss[at], loss, 0) < tolerance
-        for layer in LAYERS:
-            want = statistics_of(truth[layer])
-            for name in STATISTICS:
-                companion = want["mean_abs"] if name == "mean" else 0
-                got = store.statistics[layer][name][at]
-                assert relative_error(got, want[name], companion) < tolerance, (layer, name)
+    assert set(store.layers) == set(LAYERS)
+    assert_store_is_autograd(store, rows, model, tolerance)
 
 
 @pytest.mark.parametrize("strategy", ["bfd", "bfd_split"])

@@ -23,10 +23,9 @@ from adapted import (
 from gradsift.config_files import resolve
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training import quantized, self_check
-from gradsift.training.cost import probe_step
 from gradsift.training.finetune import fine_tune, load_fine_tuned
 from gradsift.training.model import find_model, load_model
-from gradsift.training.self_check import first_exact_path
+from gradsift.training.self_check import first_exact_method
 from gradsift.training.trainer import RecordingSFTTrainer
 from gradsift.training.trainer_settings import TrainerSettings
 from oracle import relative_error, statistics_of
@@ -97,7 +96,7 @@ def test_a_loop_of_ones_own(tmp_path, folders, name, training, tied):
 
 def error_of_a_step(trainer, recorder, truth_of):
     rows = [0, 1, 2]
-    records = probe_step(trainer, rows, recorder).read()
+    records = trainer.dry_run_step(rows, recorder).read()
     errors = []
     for row, record in zip(rows, records, strict=True):
         truth, loss = truth_of(INSTANCES[row].input_ids, INSTANCES[row].labels)
@@ -117,7 +116,7 @@ def test_our_trainer(tmp_path, folders, load_in, checkpointing):
     trained_ones = [p for p in trainer.model.parameters() if p.requires_grad]
     assert {p.dtype for p in trained_ones} == {torch.float32}
     assert {p.dtype for n, p in base.named_parameters() if "norm" in n} == {torch.float32}
-    recorder, result = first_exact_path(trainer, SketchSpec(64, 0), LENGTHS)
+    recorder, result = first_exact_method(trainer, SketchSpec(64, 0))
     assert result.method == "fused"
     before = [p.clone() for p in base.parameters() if not p.requires_grad]
     trainer.train()
@@ -129,9 +128,6 @@ def test_our_trainer(tmp_path, folders, load_in, checkpointing):
         return gradients_at(trainer.model, base.model.embed_tokens, base.lm_head, *row)
 
     assert error_of_a_step(trainer, recorder, truth) < 1e-5
-
-
-LENGTHS = [len(item.input_ids) for item in INSTANCES]
 
 
 def trainer_for(tmp_path, folder, load_in, **sft):
@@ -188,7 +184,7 @@ def test_a_quantised_head_in_our_trainer(tmp_path, folders, name):
     folder = tmp_path / "saved"
     loaded(folders[False], **QUANTISED_HEADS[name]).save_pretrained(folder)
     trainer = trainer_for(tmp_path / "work", str(folder), None)
-    recorder, result = first_exact_path(trainer, SketchSpec(64, 0), LENGTHS)
+    recorder, result = first_exact_method(trainer, SketchSpec(64, 0))
     # LLM.int8 rounds the head's input, too: nobody may multiply by its weight in its place.
     assert result.method == ("fused" if name == "nf4" else "hooked")
     trainer.train()
@@ -204,7 +200,7 @@ def test_a_quantised_head_is_dequantised_once_a_step(tmp_path, folders, monkeypa
     folder = tmp_path / "saved"
     loaded(folders[False], **QUANTISED_HEADS["nf4"]).save_pretrained(folder)
     trainer = trainer_for(tmp_path / "work", str(folder), None)
-    recorder, _ = first_exact_path(trainer, SketchSpec(64, 0), LENGTHS)
+    recorder, _ = first_exact_method(trainer, SketchSpec(64, 0))
     head, plain = trainer.model.get_base_model().lm_head, bnb.functional.dequantize_4bit
     calls = []
 
@@ -215,7 +211,7 @@ def test_a_quantised_head_is_dequantised_once_a_step(tmp_path, folders, monkeypa
     # The model's own forward passes of other layers do it by another name.
     monkeypatch.setattr(bnb.functional, "dequantize_4bit", counted)
     monkeypatch.setattr(bnb.autograd._functions.F, "dequantize_4bit", counted)
-    probe_step(trainer, list(range(4)), recorder)
+    trainer.dry_run_step(list(range(4)), recorder)
     assert calls.count(True) == 1
 
 
@@ -304,7 +300,6 @@ def test_an_arm_is_examined_through_the_very_weights_it_was_trained_over(tmp_pat
         tmp_path / "work",
         save_to=tmp_path / "kept",
         label="arm",
-        on_progress=lambda *_: None,
     )
     assert quantized.weights_of(tuned.model).startswith("nf4")
     again = load_fine_tuned(tmp_path / "kept", source, settings)
@@ -360,7 +355,7 @@ def test_a_run_with_load_in(tmp_path, folders):
     options = {"arms": ["base", "random"], "general": [str(tmp_path / "text.txt")], **quick}
     compared = gs.compare(tmp_path / "run", test=str(test), **options)
     assert set(compared.summary()["arms"]) == {"base", "random 4"}
-    with pytest.raises(ValueError, match=r"--load-in 4bit.*add --lora"):
+    with pytest.raises(ValueError, match=r"load_in: 4bit.*add `lora`"):
         gs.train(tmp_path / "run", arm="random", budget=4, epochs=1, lora=False)
 
 
@@ -388,9 +383,9 @@ def test_a_saved_checkpoint(tmp_path, folders, name):
     model = loaded(folders[True], **WEIGHTS[name])
     model.save_pretrained(saved)
     tiny_tokenizer().save_pretrained(saved)
-    with pytest.raises(ValueError, match=r"has weights quantised by bitsandbytes: .*add --lora"):
+    with pytest.raises(ValueError, match=r"has weights quantised by bitsandbytes: .*add `lora`"):
         gs.check(saved)
-    with pytest.raises(ValueError, match=r"quantised by bitsandbytes already: leave --load-in out"):
+    with pytest.raises(ValueError, match=r"quantised by bitsandbytes already: leave `load_in` out"):
         gs.check(saved, load_in="4bit", lora=True)
     found = gs.check(saved, lora={"r": 2})
     assert found.check.worst_relative_error < 1e-3

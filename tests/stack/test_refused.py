@@ -30,9 +30,9 @@ def test_without_lora_it_is_refused_at_once(tmp_path, model, monkeypatch):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     monkeypatch.setattr(model_of, "require_bitsandbytes", lambda what: None)
     given = {"data": "x.jsonl", "model": model, "out": str(tmp_path), "load_in": "4bit"}
-    with pytest.raises(ValueError, match=r"load_in: 4bit.*add --lora"):
+    with pytest.raises(ValueError, match=r"load_in: 4bit.*add `lora`"):
         resolve(given, None)
-    with pytest.raises(ValueError, match=r"--load-in 8bit.*add --lora"):
+    with pytest.raises(ValueError, match=r"`load_in` 8bit.*add `lora`"):
         gs.check(model, load_in="8bit")
 
 
@@ -42,13 +42,13 @@ def test_full_parameter_training_of_a_quantised_checkpoint_is_refused_at_once(
     saved = quantised_by("bitsandbytes", tmp_path / "saved", load_in_4bit=True)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     monkeypatch.setattr(model_of, "require_readable", lambda name, config: None)
-    with pytest.raises(ValueError, match=r"has weights quantised by bitsandbytes: .*add --lora"):
+    with pytest.raises(ValueError, match=r"has weights quantised by bitsandbytes: .*add `lora`"):
         gs.check(saved)
 
 
 def test_settings_of_the_models_loading_are_not_trls(model, monkeypatch):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
-    with pytest.raises(ValueError, match=r"model_init_kwargs.*--load-in, --dtype and --revision"):
+    with pytest.raises(ValueError, match=r"model_init_kwargs.*`load_in`, `dtype` and `revision`"):
         gs.check(model, sft={"model_init_kwargs": {"load_in_4bit": True}})
 
 
@@ -70,4 +70,4 @@ def test_methods_that_cannot_be_read_here_say_so_in_one_line(tmp_path, method):
     with pytest.raises(ValueError, match=f"quantised by {method}") as caught:
         gs.check(folder, lora=True)
     assert "\n" not in str(caught.value)
-    assert "--load-in 4bit" in str(caught.value)
+    assert "`load_in` 4bit" in str(caught.value)

@@ -233,7 +233,7 @@ def test_llamafactory_lora(tmp_path, monkeypatch):
         },
     }
     decided, otherwise, defaults = done.notes
-    assert "trust_remote_code (code runs only where --trust-remote-code says so)" in decided
+    assert "trust_remote_code (code runs only where `trust_remote_code` says so)" in decided
     assert "val_size" in decided
     assert "cutoff_len: longer rows keep their beginning" in otherwise
     assert "packing: a micro-batch has as many rows as its size says" in otherwise
@@ -710,7 +710,7 @@ def test_all_parameters_where_the_command_line_says_so(file):
     file |= {"lora_r" if "stage" not in file else "lora_rank": 4, "bf16": True}
     done = translate(file, "x", {"lora": False})
     assert "lora" not in done.settings
-    assert any("(--full (lora: false) trains all parameters)" in note for note in done.notes)
+    assert any("(`full` (lora: false) trains all parameters)" in note for note in done.notes)
     if "stage" in file:
         assert done.settings["dtype"] == "float32"
         assert translate(file, "x").settings["dtype"] == "bfloat16"
@@ -720,9 +720,9 @@ def test_what_the_command_line_says_otherwise_is_named():
     file = LLAMAFACTORY | {"learning_rate": 1e-4, "template": "chatml", "val_size": 0.1}
     ours = {"sft": {"learning_rate": 1e-5}, "chat_template": "chatml", "max_length": 8}
     notes = translate(file, "x", ours).notes
-    note = next(note for note in notes if "otherwise by --config" in note)
+    note = next(note for note in notes if "otherwise by `config`" in note)
     assert note.endswith(": cutoff_len, learning_rate, template")
-    assert not any("otherwise by --config" in note for note in translate(file, "x").notes)
+    assert not any("otherwise by `config`" in note for note in translate(file, "x").notes)
 
 
 def test_a_learning_rate_that_axolotl_would_ask_for_is_told():
@@ -775,7 +775,7 @@ def test_merged_keys_may_be_said_again(tmp_path):
 def test_our_own_file_goes_to_config(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("data: d\nmodel: m\nout: o\nmax_length: 5\n")
-    with pytest.raises(ValueError, match="settings of gradsift's own: use --config"):
+    with pytest.raises(ValueError, match="settings of gradsift's own: use `config`"):
         resolve({}, None, file)
 
 
@@ -783,7 +783,7 @@ def test_all_parameters_over_weights_in_4_bits(tmp_path):
     file = tmp_path / "theirs.yaml"
     file.write_text("base_model: m\nadapter: qlora\nlearning_rate: 1\n")
     given = {"data": "d", "out": "o", "lora": False}
-    with pytest.raises(ValueError, match=r"drop --full .*, or take load_in out"):
+    with pytest.raises(ValueError, match="take `lora: false` or `load_in` out"):
         resolve(given, None, file)
 
 
@@ -836,7 +836,8 @@ def test_resolve_puts_three_together(tmp_path, caplog):
     }
     assert (config.load_in, config.batching, config.data) == ("4bit", "packed", "rows.jsonl")
     assert len(caplog.messages) == 4
-    assert caplog.messages[2].endswith("command line: sequence_len, lora_r, weight_decay, warmup_steps")
+    overridden = "command line: sequence_len, lora_r, weight_decay, warmup_steps"
+    assert caplog.messages[2].endswith(overridden)
     assert resolve({"data": "r", "out": "o", "lora": True}, None, theirs).lora["r"] == 32
     theirs.write_text(AXOLOTL_QLORA.replace("qlora", "lora").replace("4bit: true", "4bit: false"))
     assert resolve({"data": "r", "out": "o", "lora": False}, None, theirs).lora is False

@@ -16,10 +16,10 @@ from gradsift.training.batches import (
     BATCHINGS,
     LengthGroupedSampler,
     bins,
+    keeps_apart,
     packed_batch,
 )
 from gradsift.training.epoch import PreliminaryEpoch
-from gradsift.training.isolation import keeps_apart
 from gradsift.training.layers import track
 from gradsift.training.record_writer import score
 from gradsift.training.trainer_settings import TrainerSettings
@@ -135,11 +135,10 @@ def captured(folder, batching, *, model=None, record_at="during", backward=True,
     layers = LAYERS if backward else ("lm_head",)
     writer = StoreWriter(folder, Manifest({}, {}, N, layers), content_width=32, sketch_size=16)
     with writer:
-        if when == "during":
-            epoch.run(writer, save_steps=2, on_progress=lambda *_: None)
+        if record_at == "during":
+            epoch.run(writer, save_steps=2)
         else:
-            score(epoch.trainer, epoch.recorder, instances, writer, backward=backward,
-                  on_progress=lambda *_: None)  # fmt: skip
+            score(epoch.trainer, epoch.recorder, instances, writer, backward=backward)
     return epoch.trainer, read_store(folder)
 
 
@@ -147,8 +146,8 @@ def captured(folder, batching, *, model=None, record_at="during", backward=True,
     ("record_at", "backward"), [("during", True), ("after", True), ("after", False)]
 )
 @pytest.mark.parametrize("batching", ["packed", "by_length"])
-def test_records_are_those_of_padded_rows(tmp_path, batching, when, backward):
-    options = {"record_at": when, "backward": backward}
+def test_records_are_those_of_padded_rows(tmp_path, batching, record_at, backward):
+    options = {"record_at": record_at, "backward": backward}
     _, padded = captured(tmp_path / "padded", "random", **options)
     trainer, ours = captured(tmp_path / "ours", batching, **options)
     assert trainer.batching == batching

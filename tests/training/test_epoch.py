@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from gradsift.config import CaptureConfig
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.store.manifest import Manifest
 from gradsift.store.reader import read_store
 from gradsift.store.writer import PARTS_FOLDER, StoreWriter
 from gradsift.training.checkpoint import MARKER
-from gradsift.training.cost import Plan, estimate_cost
+from gradsift.training.cost import estimate_cost
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.trainer_settings import TrainerSettings
 from tiny import random_instances, tiny_llama, tiny_tokenizer
@@ -41,14 +42,14 @@ def capture(folder, *, model=None, wait_seconds=0.0, stop_after=None, batching="
     )
     writer = StoreWriter(folder, Manifest({}, {}, N), content_width=32, sketch_size=16)
 
-    def on_progress(n_rows, n_tokens):
+    def progress(n_rows, *_):
         time.sleep(wait_seconds)
         if stop_after is not None and n_rows >= stop_after:
             raise KeyboardInterrupt
 
     epoch.check()
     with writer:
-        result = epoch.run(writer, save_steps=2, on_progress=on_progress)
+        result = epoch.run(writer, save_steps=2, progress=progress)
     return epoch, result
 
 
@@ -141,7 +142,7 @@ def test_another_order_of_rows_is_refused(tmp_path):
     writer = StoreWriter(tmp_path, Manifest({}, {}, N), content_width=32, sketch_size=16)
     epoch.check()
     with writer, pytest.raises(ValueError, match="came up twice in one epoch"):
-        epoch.run(writer, save_steps=2, on_progress=lambda *_: None)
+        epoch.run(writer, save_steps=2)
 
 
 @pytest.mark.parametrize("batching", ["packed", "by_length", "random"])
@@ -192,8 +193,7 @@ def test_the_estimate_counts_and_leaves_the_model_alone(tmp_path):
     before = {name: weight.clone() for name, weight in epoch.trainer.model.state_dict().items()}
     epoch.check()
     counts = [len(instance.input_ids) for instance in make_instances()]
-    plan = Plan(counts, counts, epoch.n_steps, 7, scoring=False, backward=True)
-    estimate = estimate_cost(epoch.trainer, epoch.recorder, plan, seed=0)
+    estimate = estimate_cost(epoch, make_instances(), CaptureConfig())
     assert estimate.n_instances == N
     assert estimate.n_tokens == sum(counts)
     assert 0 < estimate.capture_seconds < 60
@@ -213,9 +213,7 @@ def test_the_estimate_counts_the_optimizers_state(tmp_path, monkeypatch, lora):
         SketchSpec(16, 0),
         tmp_path,
     )
-    counts = [len(instance.input_ids) for instance in make_instances()]
-    plan = Plan(counts, counts, epoch.n_steps, 0, scoring=False, backward=True)
-    estimate = estimate_cost(epoch.trainer, epoch.recorder, plan, seed=0)
+    estimate = estimate_cost(epoch, make_instances(), CaptureConfig())
     trained = [p for p in epoch.trainer.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained)
     for parameter in trained:
@@ -223,10 +221,10 @@ def test_the_estimate_counts_the_optimizers_state(tmp_path, monkeypatch, lora):
     optimizer.step()
     state = [optimizer.state[p][name] for p in trained for name in ("exp_avg", "exp_avg_sq")]
     assert estimate.least_bytes == 1000 + sum(moment.nbytes for moment in state)
-    untrained = Plan(counts, [], 0, 0, scoring=True, backward=True)
     epoch.trainer.model.zero_grad()
-    found = estimate_cost(epoch.trainer, epoch.recorder, untrained, seed=0)
-    assert found.least_bytes == 1000
+    untrained = CaptureConfig(warmup_fraction=0, signal="full")
+    estimate = estimate_cost(epoch, make_instances(), untrained)
+    assert estimate.least_bytes == 1000
 
 
 def test_nothing_is_left_in_the_work_folder(tmp_path):

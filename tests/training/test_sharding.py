@@ -9,7 +9,7 @@ from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tracking import is_sharded, shape_of, whole
 from gradsift.training.checkpoint import SkipNonFiniteSteps
 from gradsift.training.layers import add_fused_head, track
-from gradsift.training.self_check import LOOP_PATHS, PATHS
+from gradsift.training.self_check import LOOP_METHODS, METHODS
 from gradsift.training.sharding import (
     divides_weights,
     plain_backward,
@@ -36,8 +36,8 @@ def accelerator(*, zero=None, fsdp=None, layout=None):
         (accelerator(fsdp=1), {}, "FSDP1"),
         (accelerator(), {"wants_fsdp": True}, "not on CPUs"),
         (accelerator(layout=SimpleNamespace(cp_size=2)), {}, "cp_size is 2"),
-        (accelerator(fsdp=2), {"trains": False}, "--preliminary 0"),
-        (accelerator(zero=3), {"trains": False}, "--preliminary 0"),
+        (accelerator(fsdp=2), {"trains": False}, "`warmup_fraction` 0"),
+        (accelerator(zero=3), {"trains": False}, "`warmup_fraction` 0"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused(made, options, message):
@@ -58,14 +58,15 @@ class Scaled(torch.nn.Embedding):
         return super().forward(tokens) * 3
 
 
-def test_the_way_follows_from_the_embedding():
+def test_the_method_follows_from_the_embedding():
     model = tiny_llama()
-    recorder, result = unchecked(track(model), SketchSpec(64), PATHS, CPU)
+    recorder, result = unchecked(track(model), SketchSpec(64), METHODS, CPU)
     assert (recorder.method, result.n_rows) == ("fused", 0)
     assert "not made" in result.sentence()
     model.model.embed_tokens.__class__ = Scaled
-    assert unchecked(track(model), SketchSpec(64), LOOP_PATHS, CPU)[0].method == "hidden-intercepted"
-    with pytest.raises(ValueError, match="recording hidden is not exact"):
+    recorder, _ = unchecked(track(model), SketchSpec(64), LOOP_METHODS, CPU)
+    assert recorder.method == "hidden-intercepted"
+    with pytest.raises(ValueError, match="`recording` hidden is not exact"):
         unchecked(track(model), SketchSpec(64), ("hidden",), CPU)
 
 
@@ -76,7 +77,7 @@ def test_the_fused_loss_is_compared_with_the_models_own():
     inputs = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
     require_same_loss_as_fused(model, inputs)
     fused.transform = type(fused.transform)(scale=1.5)
-    with pytest.raises(ValueError, match="recording hooked"):
+    with pytest.raises(ValueError, match="`recording` hooked"):
         require_same_loss_as_fused(model, inputs)
 
 
@@ -89,7 +90,7 @@ def test_a_step_that_is_too_late_to_skip_ends_training():
         )
 
 
-def test_deepspeed_does_not_update_after_a_probe():
+def test_deepspeed_does_not_update_after_a_dry_run():
     model, made = tiny_llama(), accelerator(zero=2)
     with plain_backward(made, model):
         assert not any(p.requires_grad for p in model.parameters())

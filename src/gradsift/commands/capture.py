@@ -9,7 +9,7 @@ import shlex
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,8 @@ from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS, LM_HEAD
 from gradsift.training.adapters import training_of
 from gradsift.training.batches import BATCHINGS
-from gradsift.training.cost import Estimate, Plan, estimate_cost
+from gradsift.training.cost import Estimate, estimate_cost
 from gradsift.training.epoch import PreliminaryEpoch
-from gradsift.training.lora_settings import adapting
 from gradsift.training.model import (
     load_model,
     model_fingerprint,
@@ -168,7 +167,7 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
             if run.config.scores_after:
                 _record_after(epoch, writer, run.config, instances, progress)
             else:
-                _record_during(epoch, writer, run.config, instances, progress)
+                _record_during(epoch, writer, run.config, progress)
     return run.store
 
 
@@ -221,15 +220,14 @@ def _epoch(run: Run, instances: Instances, work_dir: Path) -> PreliminaryEpoch:
     # While this exists, transformers loads weights for FSDP or ZeRO-3 in parts.
     parts = sft_config(settings, work_dir)
     model = load_model(run.model)
-    with adapting(model, lora, weights=weights_of(model)):
-        epoch = PreliminaryEpoch(
-            model,
-            run.tokenizer,
-            _trained_on(instances.items, config),
-            settings,
-            SketchSpec(config.sketch_size, config.seed),
-            work_dir,
-        )
+    epoch = PreliminaryEpoch(
+        model,
+        run.tokenizer,
+        _trained_on(instances.items, config),
+        settings,
+        SketchSpec(config.sketch_size, config.seed),
+        work_dir,
+    )
     del parts
     require_supported(
         epoch.trainer.accelerator,
@@ -253,7 +251,7 @@ def _check_and_estimate(
     accelerator = epoch.trainer.accelerator
     training = _training(epoch, config)
     logger.info(f"training: {training}")
-    check = epoch.check(wanted=config.recording, backward=config.backward)
+    check = epoch.check(method=config.recording, backward=config.backward)
     for method, why in check.tried.items():
         logger.info(f"not recording {method}: {why}")
     logger.info(f"self-check: {check.sentence()}")
@@ -270,19 +268,7 @@ def _check_and_estimate(
     if divides_weights(accelerator) or uses_deepspeed(accelerator):
         logger.info(f"estimate: none; {NO_ESTIMATE}")
         return None, {**about, "estimate": None}
-    trains = config.warmup_fraction > 0
-    trained = _trained_on(instances.items, config) if trains else []
-    n_steps = epoch.n_steps if trains else 0
-    n_checkpoints = max(0, n_steps - 1) // epoch.steps_between(config.save_steps)
-    plan = Plan(
-        pool_counts=[len(item.input_ids) for item in instances.items],
-        trained_counts=[len(item.input_ids) for item in trained],
-        n_steps=n_steps,
-        n_checkpoints=n_checkpoints + (config.scores_after and trains),
-        scoring=config.scores_after,
-        backward=config.backward,
-    )
-    estimate = estimate_cost(epoch.trainer, epoch.recorder, plan, seed=config.seed)
+    estimate = estimate_cost(epoch, instances.items, config)
     logger.info(f"estimate: {estimate.sentence()}")
     return estimate, {**about, "estimate": asdict(estimate)}
 
@@ -323,14 +309,9 @@ def _writer(
 
 
 def _record_during(
-    epoch: PreliminaryEpoch,
-    writer: StoreWriter,
-    config: CaptureConfig,
-    instances: Instances,
-    progress: Progress,
+    epoch: PreliminaryEpoch, writer: StoreWriter, config: CaptureConfig, progress: Progress
 ) -> None:
-    on_progress = _in_all(instances.items, progress)
-    result = epoch.run(writer, save_steps=config.save_steps, on_progress=on_progress)
+    result = epoch.run(writer, save_steps=config.save_steps, progress=progress)
     if result.resumed_at_step:
         logger.info(f"resumed after {result.resumed_at_step} optimizer steps")
     if result.n_non_finite:
@@ -348,9 +329,9 @@ def _record_after(
     progress: Progress,
 ) -> None:
     if config.warmup_fraction > 0:
-        trained = _trained_on(instances.items, config)
-        logger.info(f"training on {len(trained)} of {len(instances.items)} instances")
-        epoch.train(save_steps=config.save_steps, on_progress=_in_all(trained, progress))
+        n_trained = len(epoch.instances)
+        logger.info(f"training on {n_trained} of {len(instances.items)} instances")
+        epoch.train(save_steps=config.save_steps, progress=progress)
         logger.info("scoring all instances")
     n_non_finite = score(
         epoch.trainer,
@@ -358,7 +339,7 @@ def _record_after(
         instances.items,
         writer,
         backward=config.backward,
-        on_progress=_in_all(instances.items, progress),
+        progress=progress,
     )
     epoch.clean_up()
     if n_non_finite:
@@ -366,11 +347,6 @@ def _record_after(
             f"{n_non_finite} rows have a gradient that is not finite: they are excluded from "
             "selection"
         )
-
-
-def _in_all(items: Sequence[Instance], progress: Progress) -> Callable[[int, int], None]:
-    n_tokens = sum(len(item.input_ids) for item in items)
-    return lambda n, tokens: progress(n, len(items), tokens, n_tokens)
 
 
 def _identity(run: Run, instances: Instances) -> dict[str, object]:

@@ -16,7 +16,6 @@ from gradsift.terms import IGNORED_LABEL, LAYERS
 from gradsift.training.adapters import adapters_of, n_trained
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.layers import base_model, track
-from gradsift.training.lora_settings import adapting
 from gradsift.training.model import (
     ModelSource,
     find_model,
@@ -138,11 +137,8 @@ def _check(source: ModelSource, settings: TrainerSettings, recording: str) -> Mo
         instances.append(Instance(str(i), start + end, labels))
     model = load_model(source)
     with tempfile.TemporaryDirectory() as folder:
-        with adapting(model, settings.lora, weights=weights_of(model)):
-            epoch = PreliminaryEpoch(
-                model, tokenizer, instances, settings, SketchSpec(), Path(folder)
-            )
-        check = epoch.check(wanted=recording)
+        epoch = PreliminaryEpoch(model, tokenizer, instances, settings, SketchSpec(), Path(folder))
+        check = epoch.check(method=recording)
     model = epoch.trainer.model
     base, head = base_model(model), track(model).head
     return ModelCheck(

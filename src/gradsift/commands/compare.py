@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from gradsift.comparison.arms import Arm, rows_of
-from gradsift.comparison.experiment import Experiment, is_done, run_all, tokens_to_train
+from gradsift.commands.train import compute_missing_losses
+from gradsift.comparison.arms import arm_settings, parse_arms, rows_of
+from gradsift.comparison.experiment import Experiment, tokens_to_train
 from gradsift.comparison.plots import PLOTS, plots_of
-from gradsift.comparison.results import Scoreboard, caveats_of, verdicts_of
-from gradsift.comparison.suite import EvaluationConfig, make_suite, overlap_with
-from gradsift.comparison.tables import CaptureCost, Comparison
-from gradsift.comparison.training_runs import (
+from gradsift.comparison.results import Scoreboard, caveats_of, questions_of
+from gradsift.comparison.suite import make_suite, overlap_with
+from gradsift.comparison.tables import Comparison
+from gradsift.comparison.training_runs import TrainingRun, lay_out, trainer_settings
+from gradsift.config import (
+    ArmsConfig,
+    EvaluationConfig,
+    SelectionConfig,
     TrainingConfig,
-    TrainingRun,
-    model_identity,
-    training_runs_of,
+    takes,
 )
 from gradsift.data.pool import Pool
 from gradsift.errors import GradsiftError
-from gradsift.stages.captured import Captured
-from gradsift.stages.listener import SILENT, Listener
-from gradsift.stages.rows import instances_of
+from gradsift.evaluation.conclusions import decide
+from gradsift.progress import Progress, no_progress
+from gradsift.run_folder import Run
+from gradsift.store.reader import GradientStore
 from gradsift.training.cost import duration
-from gradsift.training.model import load_config, load_tokenizer, require_adapters
-from gradsift.utils import write_atomically, write_json
+from gradsift.training.model import without_progress_bars
+from gradsift.training.trainer_settings import TrainerSettings
+from gradsift.utils import write_json, write_text
 
 COMPARISON = "comparison"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,18 +46,18 @@ class Forecast:
     """What a comparison would take.
 
     Attributes:
-        n_models: To train and examine.
+        n_models: To train and evaluate.
         n_done: Of them done already.
         n_tokens: To train on.
         training_seconds: At the speed that the capture's estimate found; None if it found none.
-        examining_seconds: From the same speed, as a forward pass takes a third of a training step.
+        evaluation_seconds: From the same speed, as a forward pass takes a third of a training step.
     """
 
     n_models: int
     n_done: int
     n_tokens: int
     training_seconds: float | None
-    examining_seconds: float | None
+    evaluation_seconds: float | None
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
@@ -56,170 +65,174 @@ class Forecast:
 
     def text(self) -> str:
         """Return what a person wants to know."""
-        training, examining = self.training_seconds, self.examining_seconds
-        times = ""
-        if training is not None and examining is not None:
-            times = f": about {duration(training)} of training, {duration(examining)} of examining"
+        training, evaluation, times = self.training_seconds, self.evaluation_seconds, ""
+        if training is not None and evaluation is not None:
+            times = (
+                f": about {duration(training)} of training, {duration(evaluation)} of evaluation"
+            )
         return (
             f"{self.n_models} models, {self.n_done} of them done; "
             f"{self.n_tokens} tokens to train on{times}"
         )
 
 
-def compare_arms(
-    captured: Captured,
-    test: Pool,
-    arms: Sequence[Arm],
-    training: TrainingConfig,
-    exam_settings: EvaluationConfig,
+@takes(ArmsConfig, TrainingConfig, EvaluationConfig, SelectionConfig, without=("strategy",))
+def compare(
+    run: str | Path | GradientStore | Run,
     *,
+    test: str | Path | Pool,
+    test_split: str | None = None,
     name: str | None = None,
     dry_run: bool = False,
-    listener: Listener = SILENT,
+    progress: Progress = no_progress,
+    **settings: Any,
 ) -> Comparison | Forecast:
-    """Train and examine all arms, and compare them.
+    """Fine-tune on a subset and on its rivals, and say which learnt more and which forgot less.
+
+    Called again it resumes; what was trained and evaluated once is not done again, and several
+    processes on one run folder share the work.
 
     Args:
-        captured: The run.
-        test: Held-out rows.
-        arms: What is compared.
-        training: How every arm is trained.
-        exam_settings: What else is asked.
-        name: Of the files; None for "comparison".
-        dry_run: Stop after the forecast.
-        listener: Is told what happens.
+        run: A run folder of `capture`, or its store.
+        test: Held-out rows, read as the run's own rows are; or a pool from `load_pool`.
+        test_split: Of held-out rows that come in several splits.
+        name: Of the comparison's files; None for "comparison".
+        dry_run: Stop after the estimate, without training or writing.
+        progress: Called with rows done, rows in all, tokens done, tokens in all.
+        **settings: What is compared, how it is trained, asked and selected; see Settings.
 
     Returns:
-        The comparison, which is also written into the run folder.
+        Tables and verdicts; of a dry run what it would take.
 
     Raises:
-        ValueError: If something does not fit.
+        GradsiftError: If a setting does not fit, or rows or model changed since the capture.
     """
-    name = COMPARISON if name is None else name
-    if not re.fullmatch(r"[\w-][\w.-]*", name):
-        raise GradsiftError(f"`name` is {name!r}, expected letters, digits, '-', '_' and '.'.")
-    store, tokenizer = captured.store, load_tokenizer(captured.source)
-    _require_free(store.folder, name)
-    config = load_config(captured.source)
-    require_adapters(captured.source, config, has_adapters=training.lora is not None)
-    instances = instances_of(store, captured.pool, captured.source, tokenizer, captured.settings)
-    rows = rows_of(store, captured.selection, captured.files, arms)
-    exam = make_suite(test, tokenizer, captured.settings, exam_settings, listener)
-    identity = model_identity(store)
-    identity["exam"] = exam.identity
-    jobs = training_runs_of(arms, rows, instances, training, identity)
-    notes = [*_overlap(captured.pool, test), *_equal_arms(jobs)]
-    for note in notes:
-        listener.note(note)
-    bench = Experiment(
-        store.folder, captured.source, tokenizer, exam, training, _tokens_per_second(captured)
+    named, training, evaluation, selection = arm_settings(
+        settings, ArmsConfig, TrainingConfig, EvaluationConfig, SelectionConfig
     )
-    forecast = _forecast(jobs, bench)
-    listener.note(forecast.text())
-    if dry_run:
-        return forecast
-    board = Scoreboard(run_all(jobs, bench, listener))
-    about = store.manifest.about
-    result = Comparison(
-        run=store.folder,
+    arms, run = parse_arms(named.arms, named.budgets, named.seeds), Run.of(run)
+    name = COMPARISON if name is None else name
+    _require_free(run.folder, name)
+    with without_progress_bars():
+        trainer, pool = trainer_settings(training, run.config, selection.seed), run.pool
+        test_pool = test if isinstance(test, Pool) else _held_out(run, test, test_split)
+        suite = make_suite(test_pool, run, evaluation)
+        compute_missing_losses(run, arms, selection, progress)
+        rows = rows_of(run, arms, selection)
+        training_runs = lay_out(run, arms, rows, trainer, suite.identity)
+        notes = [*_overlap(pool, test_pool), *_equal_arms(training_runs)]
+        experiment = Experiment(run, training_runs, suite, training, progress)
+        forecast = _forecast(experiment)
+        for line in (*notes, forecast.text()):
+            logger.info(line)
+        if dry_run:
+            return forecast
+        board = Scoreboard(experiment.models())
+    comparison = Comparison(
+        run=run.folder,
         board=board,
-        verdicts=verdicts_of(board),
-        capture=CaptureCost(about["seconds"], sum(len(item.input_ids) for item in instances)),
+        verdicts=decide(questions_of(board)),
+        capture_seconds=run.store.manifest.about["seconds"],
+        capture_tokens=sum(len(item.input_ids) for item in run.instances),
         made_with={
-            "test": test.source.name,
+            "test": test_pool.source.name,
             "arms": [arm.text for arm in arms],
-            "exam": exam.identity,
-            **_made_with(captured, training),
+            "evaluation": suite.identity,
+            **_made_with(run, trainer, training.save_steps, selection),
         },
         notes=(*notes, *caveats_of(board)),
     )
-    return _written(result, store.folder, name)
-
-
-def _made_with(captured: Captured, training: TrainingConfig) -> dict[str, object]:
-    about = captured.store.manifest.about
-    how = {key: value for key, value in asdict(training).items() if key != "keep_models"}
-    return {
-        "model": about["model"],
-        "data": captured.pool.source.name,
-        "training": how,
-        "selection": captured.selection.model_dump(mode="json"),
-        "versions": about["versions"],
-    }
+    return _written(comparison, name)
 
 
 def _require_free(folder: Path, name: str) -> None:
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise GradsiftError(f"`name` is {name!r}, expected letters, digits, '-', '_' and '.'.")
     summary = folder / f"{name}.json"
     others = [folder / f"{name}.md", *(folder / f"{name}-{plot}.svg" for plot in PLOTS)]
     try:
-        found = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+        earlier = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None
     except ValueError:
-        found = None
-    if isinstance(found, dict) and "verdicts" in found:
+        earlier = None
+    if isinstance(earlier, dict) and "verdicts" in earlier:
         return
     for path in (summary, *others):
         if path.exists():
             raise GradsiftError(f"`name`: {path} is there and is no comparison; give another name.")
 
 
+def _held_out(run: Run, test: str | Path, split: str | None) -> Pool:
+    try:
+        return run.read_rows(str(test), split)
+    except GradsiftError as error:
+        config = run.config
+        columns = [config.prompt_column, config.response_column, config.format]
+        like = ", ".join(column for column in columns if column is not None)
+        hint = f" Held-out rows are read as the run's rows are ({like})." if like else ""
+        raise GradsiftError(f"`test` {test}: {error}{hint}") from None
+
+
 def _overlap(pool: Pool, test: Pool) -> list[str]:
-    n = overlap_with(pool, test)
-    if not n:
+    n_rows = overlap_with(pool, test)
+    if not n_rows:
         return []
     return [
-        f"{n} of {len(test.rows)} test rows stand word for word in the pool: what was learnt by "
-        "heart counts as learnt"
+        f"{n_rows} of {len(test.rows)} test rows stand word for word in the pool: what was learnt "
+        "by heart counts as learnt"
     ]
 
 
-def _equal_arms(jobs: Sequence[TrainingRun]) -> list[str]:
+def _equal_arms(training_runs: Sequence[TrainingRun]) -> list[str]:
     # Such as by a setting that their strategy ignores.
     keys: dict[str, list[str]] = {}
-    for job in jobs:
-        keys.setdefault(job.arm.label, []).append(job.key)
-    equal: dict[tuple[str, ...], list[str]] = {}
-    for label, of_arm in keys.items():
-        equal.setdefault(tuple(of_arm), []).append(label)
+    for training_run in training_runs:
+        keys.setdefault(training_run.arm.label, []).append(training_run.key)
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for label, own in keys.items():
+        alike.setdefault(tuple(own), []).append(label)
     return [
         f"{' and '.join(labels)} are the same rows, trained alike"
-        for labels in equal.values()
+        for labels in alike.values()
         if len(labels) > 1
     ]
 
 
-def _tokens_per_second(captured: Captured) -> float | None:
-    estimate = captured.store.manifest.about.get("estimate") or {}
-    if not estimate.get("full_sft_seconds"):
-        return None
-    # It says what three epochs over the pool take, without recording.
-    return 3 * estimate["n_tokens"] / estimate["full_sft_seconds"]
-
-
-def _forecast(jobs: Sequence[TrainingRun], bench: Experiment) -> Forecast:
-    to_do = {job.key: job for job in jobs if not is_done(job, bench)}
-    n_tokens = sum(tokens_to_train(job, bench) for job in to_do.values())
-    keys, speed = {job.key for job in jobs}, bench.tokens_per_second
+def _forecast(experiment: Experiment) -> Forecast:
+    runs = {training_run.key: training_run for training_run in experiment.training_runs}
+    to_do = [each for each in runs.values() if experiment.result_of(each) is None]
+    n_tokens, speed = sum(map(tokens_to_train, to_do)), experiment.tokens_per_second()
     training = None if speed is None else n_tokens / speed
-    examining = None if speed is None else len(to_do) * bench.exam.n_tokens / (3 * speed)
-    return Forecast(len(keys), len(keys) - len(to_do), n_tokens, training, examining)
+    asked = len(to_do) * experiment.suite.n_tokens
+    evaluation = None if speed is None else asked / (3 * speed)
+    return Forecast(len(runs), len(runs) - len(to_do), n_tokens, training, evaluation)
 
 
-def _written(result: Comparison, folder: Path, name: str) -> Comparison:
-    write_json(folder / f"{name}.json", result.summary())
-    table = folder / f"{name}.md"
-    written = [folder / f"{name}.json", table]
-    _write_text(table, result.markdown())
-    plots = plots_of(result.summary())
+def _made_with(
+    run: Run, trainer: TrainerSettings, save_steps: int | None, selection: SelectionConfig
+) -> dict[str, object]:
+    about, how = run.store.manifest.about, asdict(trainer)
+    del how["max_steps"]
+    return {
+        "model": about["model"],
+        "data": run.pool.source.name,
+        "training": {**how, "save_steps": save_steps},
+        "selection": selection.model_dump(mode="json"),
+        "versions": about["versions"],
+    }
+
+
+def _written(comparison: Comparison, name: str) -> Comparison:
+    folder, summary = comparison.run, comparison.summary()
+    written = [folder / f"{name}.json", folder / f"{name}.md"]
+    write_json(written[0], summary)
+    write_text(written[1], comparison.markdown())
+    plots = plots_of(summary)
     for plot in PLOTS:
         path = folder / f"{name}-{plot}.svg"
         if plot in plots:
             written.append(path)
-            _write_text(path, plots[plot])
+            write_text(path, plots[plot])
         else:
             # Of an earlier comparison of this name, with other arms.
             path.unlink(missing_ok=True)
-    return replace(result, written=tuple(written))
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return replace(comparison, written=tuple(written))

@@ -7,7 +7,7 @@ from typing import Any
 
 from gradsift.config import PlanConfig, takes, validated
 from gradsift.errors import GradsiftError
-from gradsift.training.memory_plan import TRAININGS, MemoryPlan, PlanSettings, plan_memory
+from gradsift.training.memory_plan import TRAININGS, MemoryPlan, plan_memory
 from gradsift.training.model import DTYPES, find_model, load_config
 
 
@@ -48,10 +48,11 @@ def plan(
             )
         trainings = ("QLoRA",)
     source = find_model(str(model), revision, dtype, trust_remote_code)
-    planned = PlanSettings(
-        trainings,
-        **config.model_dump(),
+    return plan_memory(
+        str(model),
+        load_config(source),
+        config,
+        trainings=trainings,
+        load_in=load_in or "4bit",
         weight_bytes=DTYPES[dtype].itemsize,
-        **({} if load_in is None else {"load_in": load_in}),
     )
-    return plan_memory(str(model), load_config(source), planned)

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradsift.evaluation.losses import text_losses
+from gradsift.evaluation.losses import instance_losses
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
 from gradsift.store.reader import GradientStore
@@ -86,7 +86,7 @@ def _compute(run: Run, progress: Progress) -> int:
         for at in range(0, len(part), ROWS_IN_A_BATCH):
             batch = part[at : at + ROWS_IN_A_BATCH]
             assert model is not None
-            losses += text_losses(model, batch)
+            losses += instance_losses(model, batch)
             n_tokens += sum(len(item.input_ids) for item in batch)
             progress(start + len(losses), len(to_do), n_tokens, all_tokens)
         write_losses(

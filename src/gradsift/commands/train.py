@@ -2,136 +2,175 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import BaseFileLock, Timeout
-from transformers import PreTrainedTokenizerBase
 
-from gradsift.comparison.arms import Arm, rows_of
-from gradsift.comparison.saved_models import (
+from gradsift.commands.reference_losses import reference_losses
+from gradsift.comparison.arms import Arm, arm_settings, needs_of_arms, parse_arm, rows_of
+from gradsift.comparison.training_runs import (
+    TrainingRun,
     find_saved,
     is_saved_in,
-    own_folder,
+    lay_out,
+    lock_of,
     read_metadata,
-    train_job,
+    train_run,
+    trainer_settings,
     training_in,
 )
-from gradsift.comparison.training_runs import (
-    ARMS,
-    CHECKPOINTS,
-    TrainingConfig,
-    TrainingRun,
-    lock_of,
-    model_identity,
-    training_runs_of,
-)
+from gradsift.config import SelectionConfig, TrainingConfig, takes
 from gradsift.errors import GradsiftError
-from gradsift.stages.captured import Captured
-from gradsift.stages.listener import SILENT, Listener
-from gradsift.stages.rows import instances_of
+from gradsift.progress import Progress, no_progress
+from gradsift.run_folder import Run
+from gradsift.selection.candidates import Need
+from gradsift.store.reader import GradientStore
 from gradsift.training.finetune import PlainTraining
-from gradsift.training.model import load_config, load_tokenizer, require_adapters
-from gradsift.utils import whole_folder
+from gradsift.training.model import without_progress_bars
+from gradsift.utils import short_sha256, whole_folder
+
+logger = logging.getLogger(__name__)
 
 
-def train_arm(
-    captured: Captured,
-    arm: Arm,
-    training: TrainingConfig,
-    out: Path | None,
-    listener: Listener = SILENT,
-) -> tuple[Path, int, PlainTraining]:
-    """Train on an arm's rows, from where an earlier sitting stopped.
+@dataclass(frozen=True)
+class TrainResult:
+    """A model that was fine-tuned on an arm's rows.
+
+    Attributes:
+        folder: With its weights and tokenizer.
+        arm: What it was trained on.
+        n_rows: How many rows.
+        n_steps: Optimizer updates.
+        n_tokens: Tokens trained on.
+        seconds: Of training.
+    """
+
+    folder: Path
+    arm: str
+    n_rows: int
+    n_steps: int
+    n_tokens: int
+    seconds: float
+
+    def summary(self) -> dict[str, object]:
+        """Return what a program wants to know."""
+        return {**vars(self), "folder": str(self.folder)}
+
+    def text(self) -> str:
+        """Return what a person wants to know."""
+        return (
+            f"{self.arm}: {self.n_rows} rows, {self.n_steps} steps, {self.n_tokens} tokens, "
+            f"{self.seconds:.0f} s\n{self.folder}"
+        )
+
+
+@takes(TrainingConfig, SelectionConfig, without=("keep_models", "strategy"))
+def train(
+    run: str | Path | GradientStore | Run,
+    *,
+    arm: str = "grads",
+    budget: str | int | float | None = None,
+    out: str | Path | None = None,
+    progress: Progress = no_progress,
+    **settings: Any,
+) -> TrainResult:
+    """Fine-tune the model of a captured run on an arm's rows. Called again it resumes.
 
     Args:
-        captured: The run.
-        arm: What to train on.
-        training: How.
+        run: A run folder of `capture`, or its store.
+        arm: full, full-equal-steps, or a strategy, perhaps with settings (see `compare`).
+        budget: Of the usable rows, as for `select`; not for full.
         out: Folder for the model; None for one in the run folder.
-        listener: Is told what happens.
+        progress: Called with rows done, rows in all, tokens done, tokens in all.
+        **settings: How to train and how to select; see Settings.
 
     Returns:
-        The folder with the weights, the number of rows, and what was done.
+        Where the model is.
 
     Raises:
-        ValueError: If the folder holds something else, or rows or model changed.
+        GradsiftError: If a setting does not fit, or rows or model changed since the capture.
     """
-    config = load_config(captured.source)
-    require_adapters(captured.source, config, has_adapters=training.lora is not None)
-    store, tokenizer = captured.store, load_tokenizer(captured.source)
-    instances = instances_of(store, captured.pool, captured.source, tokenizer, captured.settings)
-    rows = rows_of(store, captured.selection, captured.files, [arm])
-    identity = model_identity(store)
-    (job,) = training_runs_of([arm], rows, instances, training, identity)
-    own = own_folder(job, store.folder)
-    folder = (find_saved(job, store.folder) or own) if out is None else out.resolve()
+    if "keep_models" in settings:
+        raise GradsiftError("settings: `keep_models` is for compare; train always keeps the model.")
+    training, selection = arm_settings(settings, TrainingConfig, SelectionConfig)
+    parsed, run = parse_arm(arm, budget), Run.of(run)
+    with without_progress_bars():
+        trainer = trainer_settings(training, run.config, selection.seed)
+        compute_missing_losses(run, [parsed], selection, progress)
+        rows = rows_of(run, [parsed], selection)
+        (training_run,) = lay_out(run, [parsed], rows, trainer)
+        folder = _folder_for(training_run, out)
+        done = _train_into(folder, training_run, run, training.save_steps, progress)
+    n_rows = len(training_run.instances)
+    return TrainResult(folder, parsed.label, n_rows, done.n_steps, done.n_tokens, done.seconds)
+
+
+def compute_missing_losses(
+    run: Run, arms: Sequence[Arm], selection: SelectionConfig, progress: Progress
+) -> None:
+    """Compute the reference losses if an arm needs them and they are not there."""
+    if Need.REFERENCE_LOSSES in needs_of_arms(arms, selection) and not run.has_reference_losses:
+        logger.info("an arm needs the reference losses of all rows: computing them, forward only")
+        reference_losses(run, progress=progress)
+
+
+def _folder_for(training_run: TrainingRun, out: str | Path | None) -> Path:
+    if out is None:
+        return find_saved(training_run) or training_run.model_folder
+    folder = Path(out).resolve()
     if folder.is_mount():
         raise GradsiftError(f"{folder} is a mount point: give a folder inside it as `out`.")
-    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:10]
-    with (
-        _held(lock_of(job.training_key, store.folder), listener),
-        _held(lock_of(f"out-{digest}", store.folder), listener),
-    ):
-        if is_saved_in(folder, job):
-            listener.note(f"{folder}: this arm is trained; nothing to do")
-            done = training_in(folder)
-        else:
-            if folder != own:
-                _require_empty(folder)
-            done = _train(captured, job, training, folder, tokenizer, listener)
-    return folder, len(job.instances), done
+    return folder
+
+
+def _train_into(
+    folder: Path, training_run: TrainingRun, run: Run, save_steps: int | None, progress: Progress
+) -> PlainTraining:
+    folder_lock = lock_of(training_run.arms_folder, f"out-{short_sha256(str(folder), 10)}")
+    with _held(training_run.lock()), _held(folder_lock):
+        if is_saved_in(folder, training_run):
+            logger.info(f"{folder}: this arm is trained; nothing to do")
+            return training_in(folder)
+        if folder != training_run.model_folder:
+            _require_empty(folder)
+        saved = find_saved(training_run)
+        if saved is not None:
+            logger.info(f"trained before, weights in {saved}: copied")
+            with whole_folder(folder) as unfinished:
+                shutil.copytree(saved, unfinished, dirs_exist_ok=True)
+            return training_in(folder)
+        n_rows, n_tokens = len(training_run.instances), training_run.n_tokens
+        logger.info(f"{training_run.arm.label}: {n_rows} rows, {n_tokens} tokens to train on")
+        tuned = train_run(
+            training_run, run, save_to=folder, save_steps=save_steps, progress=progress
+        )
+        shutil.rmtree(training_run.checkpoints, ignore_errors=True)
+        return tuned.training
 
 
 @contextmanager
-def _held(lock: BaseFileLock, listener: Listener) -> Generator[None, None, None]:
+def _held(lock: BaseFileLock) -> Generator[None, None, None]:
     try:
         held = lock.acquire(timeout=0)
     except Timeout:
-        listener.note("another process trains this arm, or into this folder: waiting for it")
+        logger.info("another process trains this arm, or into this folder: waiting for it")
         held = lock.acquire()
     with held:
         yield
 
 
-def _train(
-    captured: Captured,
-    job: TrainingRun,
-    training: TrainingConfig,
-    folder: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    listener: Listener,
-) -> PlainTraining:
-    run = captured.store.folder
-    kept = find_saved(job, run)
-    if kept is not None:
-        listener.note(f"trained before, weights in {kept}: copied")
-        with whole_folder(folder) as unfinished:
-            shutil.copytree(kept, unfinished, dirs_exist_ok=True)
-        return training_in(folder)
-    listener.note(f"{job.arm.label}: {len(job.instances)} rows, {job.n_tokens} tokens to train on")
-    tuned = train_job(
-        job,
-        captured.source,
-        tokenizer,
-        run,
-        keep_in=folder,
-        save_steps=training.save_steps,
-        listener=listener,
-    )
-    shutil.rmtree(run / ARMS / job.folder_name / CHECKPOINTS, ignore_errors=True)
-    return tuned.training
-
-
 def _require_empty(folder: Path) -> None:
-    made_with = read_metadata(folder)
-    if made_with is not None:
+    metadata = read_metadata(folder)
+    if metadata is not None:
         raise GradsiftError(
-            f"{folder} holds a model that was trained otherwise ({made_with['arm']}), or not all "
-            "of its files: give another `out`, or remove it."
+            f"{folder} holds a model that was trained with other settings ({metadata['arm']}), or "
+            "not all of its files: give another `out`, or remove it."
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise GradsiftError(f"{folder} holds something else: give another `out`.")

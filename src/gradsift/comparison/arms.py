@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
-from gradsift.commands.select import Files
-from gradsift.config import SelectionConfig
+from gradsift.config import (
+    Group,
+    SelectionConfig,
+    divided,
+    parse_pair,
+    require_known,
+    validated,
+)
 from gradsift.errors import GradsiftError
+from gradsift.run_folder import Run
+from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.selector import choose_rows
-from gradsift.selection.strategies.base import Need
-from gradsift.selection.strategies.catalogue import STRATEGIES
-from gradsift.stages.candidates import candidates_of, context_of
-from gradsift.store.reader import GradientStore
-from gradsift.store.tables import read_pool_table
+from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of
 
 BASE = "base"
 FULL = "full"
 FULL_STEPS = "full-equal-steps"
 RANDOM = "random"
 
-_HOW = (
+_SYNTAX = (
     "expected base, full, full-equal-steps or a strategy that `gradsift strategies` lists, then "
     "perhaps @BUDGET, then perhaps :key=value for settings of the selection or seeds, as in "
     "grads@50%:alpha=0:seeds=1"
 )
-
-
-# SelectionConfig of a selection that an arm says in another way.
-_NOT_SETTINGS = {"strategy": "the name of the arm", "budget": "@BUDGET"}
+# Settings of a selection that an arm says in another way.
+_SAID_ELSEWHERE = {"strategy": "the name of the arm", "budget": "@BUDGET"}
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,10 @@ class Arm:
     """One line of a comparison.
 
     Attributes:
-        text: As the user wrote it, which names it.
+        text: As the user wrote it.
         name: base, full, full-equal-steps, or a strategy.
         budget: Of its rows (for full-equal-steps: of its steps); None for base and full.
-        settings: SelectionConfig of its selection that differ from the others'.
+        settings: Of its selection, where they differ from the others'.
         n_seeds: Trainings.
     """
 
@@ -70,20 +69,27 @@ class Arm:
         """Whether its rows are selected."""
         return self.name in STRATEGIES
 
+    @property
+    def needs_capture(self) -> bool:
+        """Whether a preliminary epoch belongs to its cost."""
+        return self.is_strategy and STRATEGIES[self.name].needs_capture
+
+    def selection(self, base: SelectionConfig) -> SelectionConfig:
+        """Lay its own settings over those of all arms; full-equal-steps has a random subset's."""
+        strategy = self.name if self.is_strategy else RANDOM
+        values = {**base.model_dump(), **self.settings, "strategy": strategy}
+        return validated(SelectionConfig, values, f"arm {self.text!r}")
+
+
+def arm_settings(values: Mapping[str, Any], *groups: type[Group]) -> list[Any]:
+    """Check settings that hold for all arms; returns one model for each group."""
+    if "strategy" in values:
+        raise GradsiftError("settings: strategy is said by the names of the arms.")
+    return divided(values, *groups)
+
 
 def parse_arm(text: str, budget: str | int | float | None) -> Arm:
-    """Read the one arm that is trained once.
-
-    Args:
-        text: As for `parse_arms`.
-        budget: Of the arm, unless it has none, or names one.
-
-    Returns:
-        The arm.
-
-    Raises:
-        ValueError: If it is not known, or there is nothing to train.
-    """
+    """Read the one arm that is trained once."""
     text = text.strip()
     head, *pairs = text.split(":")
     if any(pair.startswith("seeds=") for pair in pairs):
@@ -100,23 +106,15 @@ def parse_arm(text: str, budget: str | int | float | None) -> Arm:
 def parse_arms(
     texts: Sequence[str], budgets: Sequence[str | int | float], n_seeds: int
 ) -> list[Arm]:
-    """Read arms as the user writes them; each comes once for each budget, where it has one.
+    """Read arms such as full, grads:alpha=0 or loss-low@50%:seeds=1, each once.
 
-    Args:
-        texts: Such as "full" or "grads:alpha=0" or "loss-low@50%:seeds=1".
-        budgets: Of the arms that name none.
-        n_seeds: Trainings of the arms that say nothing.
-
-    Returns:
-        The arms, in order, each once.
-
-    Raises:
-        ValueError: For an arm, a setting or a budget that is not known.
+    Those that name no budget come once for each of `budgets`; those that name no seeds are trained
+    `n_seeds` times.
     """
     if n_seeds < 1:
         raise GradsiftError(f"`seeds` is {n_seeds}, expected at least 1.")
     if not texts:
-        raise GradsiftError(f"`arms` names none; {_HOW}.")
+        raise GradsiftError(f"`arms` names none; {_SYNTAX}.")
     arms: dict[str, Arm] = {}
     for text in texts:
         for arm in _parse(text.strip(), budgets, n_seeds, "`budgets`"):
@@ -125,108 +123,71 @@ def parse_arms(
     return list(arms.values())
 
 
-def _parse(text: str, budgets: Sequence[str | int | float], n_seeds: int, option: str) -> list[Arm]:
+def _parse(
+    text: str, budgets: Sequence[str | int | float], n_seeds: int, setting: str
+) -> list[Arm]:
+    where = f"arm {text!r}"
     head, *pairs = text.split(":")
     name, at, own_budget = head.partition("@")
     if name not in (BASE, FULL, FULL_STEPS, *STRATEGIES):
-        raise GradsiftError(f"arm {text!r}: {_HOW}.")
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise GradsiftError(f"arm {text!r}: {pair!r} is no key=value; {_HOW}.")
-        if key in _NOT_SETTINGS:
-            raise GradsiftError(f"arm {text!r}: {key} is said by {_NOT_SETTINGS[key]}.")
-        try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise GradsiftError(f"arm {text!r}: {value!r} is no value in YAML.") from None
-    has_seeds = "seeds" in settings
-    seeds = settings.pop("seeds", n_seeds)
+        raise GradsiftError(f"{where}: {_SYNTAX}.")
+    settings = _parse_settings(pairs, where)
+    has_seeds, seeds = "seeds" in settings, settings.pop("seeds", n_seeds)
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
-        raise GradsiftError(f"arm {text!r}: seeds is {seeds!r}, expected a number from 1.")
+        raise GradsiftError(f"{where}: seeds is {seeds!r}, expected a number from 1.")
     if settings and name not in STRATEGIES:
         raise GradsiftError(
-            f"arm {text!r}: {name} selects nothing, so it has no {next(iter(settings))}."
+            f"{where}: {name} selects nothing, so it has no {next(iter(settings))}."
         )
     if name in (BASE, FULL):
         if at:
-            raise GradsiftError(f"arm {text!r}: {name} has no budget.")
+            raise GradsiftError(f"{where}: {name} has no budget.")
         if name == BASE and has_seeds:
-            raise GradsiftError(f"arm {text!r}: {name} is not trained, so it has no seeds.")
+            raise GradsiftError(f"{where}: {name} is not trained, so it has no seeds.")
         return [Arm(text, name, None, {}, 1 if name == BASE else seeds)]
-    wanted = [own_budget] if at else budgets
-    if not wanted:
-        raise GradsiftError(
-            f"arm {text!r}: no budget is given: add {option} 50% or write {name}@50%."
-        )
-    parsed = [parse_budget(budget) for budget in wanted]
+    if not at and not budgets:
+        raise GradsiftError(f"{where}: no budget is given: add {setting} 50% or write {name}@50%.")
+    parsed = [parse_budget(budget) for budget in ([own_budget] if at else budgets)]
     if any(budget.kind == "auto" for budget in parsed):
-        raise GradsiftError(f"arm {text!r}: budget auto differs from arm to arm: give a number.")
+        raise GradsiftError(f"{where}: budget auto differs from arm to arm: give a number.")
     return [Arm(text, name, budget, settings, seeds) for budget in parsed]
 
 
+def _parse_settings(pairs: Sequence[str], where: str) -> dict[str, Any]:
+    settings = dict(parse_pair(pair, f"{where}:") for pair in pairs)
+    for key in settings.keys() & _SAID_ELSEWHERE.keys():
+        raise GradsiftError(f"{where}: {key} is said by {_SAID_ELSEWHERE[key]}.")
+    require_known(settings, [*SelectionConfig.model_fields, "seeds"], where)
+    return settings
+
+
+def needs_of_arms(arms: Sequence[Arm], base: SelectionConfig) -> set[Need]:
+    """Return what the selections of all arms need."""
+    selecting = [arm.selection(base) for arm in arms if arm.budget is not None]
+    return {need for selection in selecting for need in needs_of(selection)}
+
+
 def rows_of(
-    store: GradientStore, base: SelectionConfig, files: Files, arms: Sequence[Arm]
-) -> Callable[[Arm, int], list[str]]:
-    """Prepare to tell which rows an arm is trained on.
+    run: Run, arms: Sequence[Arm], base: SelectionConfig
+) -> Callable[[Arm, int], Sequence[str]]:
+    """Prepare to say which rows an arm is trained on, given the number of its training.
 
-    Args:
-        store: A complete gradient store.
-        base: SelectionConfig of the selection that hold unless an arm has its own.
-        files: Reference runs and lists of ids.
-        arms: All that will be asked for.
-
-    Returns:
-        From an arm and a seed to instance ids, in the order of the pool; for full-equal-steps those
-        of a random selection of its size, which says how many steps it has.
-
-    Raises:
-        ValueError: If a setting does not fit, or something that an arm needs is not there.
+    The ids are in the order of the pool. For full-equal-steps they are those of a random selection
+    of its size, which says how many steps it has. All arms select once here: what does not fit is
+    found before anything is trained.
     """
-    settings = {arm.label: _settings(base, arm) for arm in arms if arm.budget is not None}
-    needs = needs_of(base, arms)
-    pool = candidates_of(store, read_pool_table(store.folder), needs)
-    context = context_of(store, needs, **vars(files))
+    selections = {arm.label: arm.selection(base) for arm in arms if arm.budget is not None}
+    contexts = {label: run.context(selection) for label, selection in selections.items()}
+    pool = run.candidates(needs_of_arms(arms, base))
 
-    def rows(arm: Arm, seed: int) -> list[str]:
+    def rows(arm: Arm, seed: int) -> Sequence[str]:
         if arm.budget is None:
-            return list(store.instance_ids)
-        own = settings[arm.label]
-        chosen = own.model_copy(update={"seed": own.seed + seed})
-        return [
-            pool.ids[i] for i in sorted(choose_rows(pool, arm.budget, chosen, context).tolist())
-        ]
+            return run.store.instance_ids
+        selection = selections[arm.label]
+        drawn = selection.model_copy(update={"seed": selection.seed + seed})
+        order_S = choose_rows(pool, arm.budget, drawn, contexts[arm.label])
+        return [pool.ids[i] for i in sorted(order_S.tolist())]
 
     for arm in arms:
-        # What does not fit is found out before anything is trained.
         rows(arm, 0)
     return rows
-
-
-def needs_of(base: SelectionConfig, arms: Sequence[Arm]) -> set[Need]:
-    """Return what the selections of all arms need.
-
-    Args:
-        base: SelectionConfig that hold unless an arm has its own.
-        arms: All of them.
-
-    Returns:
-        Their needs.
-
-    Raises:
-        ValueError: If a setting does not fit.
-    """
-    selecting = [_settings(base, arm) for arm in arms if arm.budget is not None]
-    return {need for settings in selecting for need in settings.needs}
-
-
-def _settings(base: SelectionConfig, arm: Arm) -> SelectionConfig:
-    strategy = arm.name if arm.is_strategy else RANDOM
-    values = {**base.model_dump(), **arm.settings, "strategy": strategy}
-    try:
-        return SelectionConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "settings"
-        raise GradsiftError(f"arm {arm.text!r}: {key}: {first['msg']}") from None

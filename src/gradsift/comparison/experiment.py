@@ -1,8 +1,9 @@
-"""Train and examine every job; what was done once is not done again."""
+"""Train and evaluate every training run; what was done once is not done again."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,220 +12,187 @@ from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
-from transformers import PreTrainedTokenizerBase
 
-from gradsift.comparison.results import Trained
-from gradsift.comparison.saved_models import (
+from gradsift.comparison.results import EvaluatedModel
+from gradsift.comparison.suite import EvaluationSuite
+from gradsift.comparison.training_runs import (
+    TrainingRun,
     find_loadable,
     find_saved,
     load_saved,
-    own_folder,
-    train_job,
+    train_run,
 )
-from gradsift.comparison.suite import EvaluationSuite, evaluate
-from gradsift.comparison.training_runs import (
-    ARMS,
-    CHECKPOINTS,
-    TrainingConfig,
-    TrainingRun,
-    lock_of,
-)
+from gradsift.config import TrainingConfig
 from gradsift.errors import GradsiftError
-from gradsift.stages.listener import SILENT, Listener
+from gradsift.progress import Progress, no_progress
+from gradsift.run_folder import Run
 from gradsift.training.cost import duration
 from gradsift.training.finetune import FineTuned
-from gradsift.training.model import ModelSource, load_model, on_best_device
+from gradsift.training.model import load_model, on_best_device
 from gradsift.utils import write_json
 
 SCORES = "scores.json"
 ANSWERS = "answers.jsonl"
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Experiment:
-    """What all jobs share.
+    """The training runs of a comparison, and how each is evaluated."""
 
-    Attributes:
-        folder: The run folder.
-        source: The model they start from.
-        tokenizer: Its tokenizer.
-        exam: What is asked.
-        training: How is trained.
-        tokens_per_second: Trained, as the capture's estimate found it; None if it is not known.
-    """
-
-    folder: Path
-    source: ModelSource
-    tokenizer: PreTrainedTokenizerBase
-    exam: EvaluationSuite
+    run: Run
+    training_runs: Sequence[TrainingRun]
+    suite: EvaluationSuite
     training: TrainingConfig
-    tokens_per_second: float | None = None
+    progress: Progress = no_progress
 
+    def models(self) -> list[EvaluatedModel]:
+        """Do what is not done yet; several processes on one run folder share the work."""
+        results: dict[int, Mapping[str, Any]] = {}
+        remaining, waits = list(range(len(self.training_runs))), False
+        while remaining:
+            busy = []
+            for at in remaining:
+                result = self.result_of(self.training_runs[at])
+                if result is None:
+                    to_do = [self.training_runs[i] for i in remaining if i not in results]
+                    left = self._time_left(to_do, list(results.values()))
+                    result = self._locked(at, left, waits=waits)
+                if result is None:
+                    busy.append(at)
+                else:
+                    results[at] = result
+            if busy and not waits:
+                logger.info(f"{len(busy)} arms are with another process: waiting for them")
+            # What others do is waited for, and done here if they die.
+            remaining, waits = busy, True
+        return [
+            EvaluatedModel(
+                training_run.arm,
+                training_run.seed,
+                len(training_run.instances),
+                results[at]["training"],
+                results[at]["scores"],
+            )
+            for at, training_run in enumerate(self.training_runs)
+        ]
 
-def run_all(
-    jobs: Sequence[TrainingRun], bench: Experiment, listener: Listener = SILENT
-) -> list[Trained]:
-    """Do what is not done yet; several processes on one run folder share the work.
-
-    Args:
-        jobs: All of the comparison.
-        bench: What they share.
-        listener: Is told what happens.
-
-    Returns:
-        What each gave, in order.
-
-    Raises:
-        ValueError: If a setting does not fit.
-    """
-    waiting = list(range(len(jobs)))
-    found: dict[int, dict[str, Any]] = {}
-    patient = False
-    while waiting:
-        postponed = []
-        for at in waiting:
-            known = _known(jobs[at], bench)
-            if known is None:
-                left = _time_left([jobs[i] for i in waiting if i not in found], found, bench)
-                number = f"{at + 1}/{len(jobs)}"
-                known = _locked(jobs[at], number, left, bench, patient, listener)
-            if known is None:
-                postponed.append(at)
-            else:
-                found[at] = known
-        if postponed and not patient:
-            listener.note(f"{len(postponed)} arms are with another process: waiting for them")
-        # What others do is waited for, and done here if they die.
-        waiting, patient = postponed, True
-    return [
-        Trained(job.arm, job.seed, len(job.instances), found[at]["training"], found[at]["scores"])
-        for at, job in enumerate(jobs)
-    ]
-
-
-def _time_left(
-    jobs: Sequence[TrainingRun], found: Mapping[int, Mapping[str, Any]], bench: Experiment
-) -> str:
-    """Return how long jobs take, by what those done took; nothing before one was examined."""
-    if not found:
-        return ""
-    examining = sum(one["scores"]["seconds"] for one in found.values()) / len(found)
-    trained = [one["training"] for one in found.values() if one["training"] is not None]
-    speed = bench.tokens_per_second
-    if trained:
-        speed = sum(one["n_tokens"] for one in trained) / sum(one["seconds"] for one in trained)
-    if not speed:
-        return ""
-    to_do = {job.key: tokens_to_train(job, bench) for job in jobs}
-    seconds = sum(to_do.values()) / speed + examining * len(to_do)
-    return f"; about {duration(seconds)} left if this process does it all"
-
-
-def _locked(
-    job: TrainingRun, number: str, left: str, bench: Experiment, patient: bool, listener: Listener
-) -> dict[str, Any] | None:
-    try:
-        with lock_of(job.training_key, bench.folder).acquire(timeout=-1 if patient else 0):
-            # Another process may have ended it meanwhile.
-            known = _known(job, bench)
-            if known is None:
-                what = f"{job.arm.label}, training {job.seed}: {len(job.instances)} rows"
-                listener.note(f"{number} {what}{left}")
-                known = _do(job, bench, listener)
-            return known
-    except Timeout:
+    def result_of(self, training_run: TrainingRun) -> dict[str, Any] | None:
+        """Return what was found in this session or an earlier one."""
+        wants_model = self.training.keep_models and training_run.settings is not None
+        if wants_model and find_saved(training_run) is None:
+            return None
+        identity = json.loads(json.dumps(training_run.identity))
+        for path in sorted(training_run.arms_folder.glob(f"*-{training_run.key}/{SCORES}")):
+            result = _read_result(path)
+            if result is not None and result["identity"] == identity:
+                return {**result, "scores": self.suite.with_names_of_today(result["scores"])}
         return None
 
+    def tokens_per_second(self) -> float | None:
+        """Return the speed of training that the capture's estimate found, if it found one."""
+        estimate = self.run.store.manifest.about.get("estimate") or {}
+        if not estimate.get("full_sft_seconds"):
+            return None
+        # It says what three epochs over the pool take, without recording.
+        return 3 * estimate["n_tokens"] / estimate["full_sft_seconds"]
 
-def _do(job: TrainingRun, bench: Experiment, listener: Listener) -> dict[str, Any]:
-    folder = bench.folder / ARMS / job.folder_name
-    if job.settings is None:
-        model, training = load_model(bench.source), None
-    else:
-        tuned = _tuned(job, bench, listener)
-        model = tuned.model
-        training = {
-            "n_steps": tuned.training.n_steps,
-            "n_instances": tuned.training.n_instances,
-            "n_tokens": tuned.training.n_tokens,
-            "seconds": tuned.training.seconds,
-            "loss_curve": tuned.training.loss_curve,
+    def _time_left(self, to_do: Sequence[TrainingRun], results: Sequence[Mapping[str, Any]]) -> str:
+        if not results:
+            return ""
+        evaluation = sum(result["scores"]["seconds"] for result in results) / len(results)
+        trainings = [result["training"] for result in results if result["training"] is not None]
+        speed = self.tokens_per_second()
+        if trainings:
+            n_tokens = sum(training["n_tokens"] for training in trainings)
+            speed = n_tokens / sum(training["seconds"] for training in trainings)
+        if not speed:
+            return ""
+        tokens = {each.key: tokens_to_train(each) for each in to_do}
+        seconds = sum(tokens.values()) / speed + evaluation * len(tokens)
+        return f"; about {duration(seconds)} left if this process does it all"
+
+    def _locked(self, at: int, left: str, *, waits: bool) -> dict[str, Any] | None:
+        training_run = self.training_runs[at]
+        try:
+            with training_run.lock().acquire(timeout=-1 if waits else 0):
+                # Another process may have ended it meanwhile.
+                result = self.result_of(training_run)
+                if result is None:
+                    number = f"{at + 1}/{len(self.training_runs)}"
+                    n_rows = len(training_run.instances)
+                    logger.info(f"{number} {training_run.title}: {n_rows} rows{left}")
+                    result = self._train_and_evaluate(training_run)
+                return result
+        except Timeout:
+            return None
+
+    def _train_and_evaluate(self, training_run: TrainingRun) -> dict[str, Any]:
+        if training_run.settings is None:
+            model, training = load_model(self.run.model), None
+        else:
+            tuned = self._tuned(training_run)
+            model, training = tuned.model, dict(vars(tuned.training))
+            del training["resumed_at_step"]
+        suite = self.suite
+        scores, answers = suite.evaluate(on_best_device(model.eval()), self.progress)
+        _require_finite(scores, training_run)
+        training_run.folder.mkdir(parents=True, exist_ok=True)
+        ids = [suite.instances[i].instance_id for i in suite.answered]
+        lines = [
+            {"id": i, "answer": answer, "reference": reference}
+            for i, answer, reference in zip(ids, answers, suite.references, strict=True)
+        ]
+        (training_run.folder / ANSWERS).write_text(
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
+        )
+        result = {
+            "identity": training_run.identity,
+            "arm": training_run.arm.label,
+            "seed": training_run.seed,
+            "n_rows": len(training_run.instances),
+            "training": training,
+            "scores": scores,
         }
-    scores, answers = evaluate(on_best_device(model.eval()), bench.tokenizer, bench.exam, listener)
-    _require_finite(scores, job)
-    ids = [bench.exam.instances[i].instance_id for i in bench.exam.asked]
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        {"id": i, "answer": answer, "reference": reference}
-        for i, answer, reference in zip(ids, answers, bench.exam.references, strict=True)
-    ]
-    (folder / ANSWERS).write_text(
-        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
-    )
-    result = {
-        "identity": job.identity,
-        "arm": job.arm.label,
-        "seed": job.seed,
-        "n_rows": len(job.instances),
-        "training": training,
-        "scores": scores,
-    }
-    write_json(folder / SCORES, result)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return result
+        write_json(training_run.folder / SCORES, result)
+        shutil.rmtree(training_run.checkpoints, ignore_errors=True)
+        return result
 
-
-def _tuned(job: TrainingRun, bench: Experiment, listener: Listener) -> FineTuned:
-    kept = find_loadable(job, bench.folder)
-    if kept is not None:
-        listener.note(f"trained before, weights in {kept}: only examined")
-        return load_saved(job, kept, bench.source)
-    return train_job(
-        job,
-        bench.source,
-        bench.tokenizer,
-        bench.folder,
-        keep_in=own_folder(job, bench.folder) if bench.training.keep_models else None,
-        save_steps=bench.training.save_steps,
-        listener=listener,
-    )
-
-
-def _require_finite(scores: Mapping[str, Any], job: TrainingRun) -> None:
-    losses = [*scores["rows"]["loss"], *(x for t in scores["texts"].values() for x in t["loss"])]
-    if not all(map(math.isfinite, losses)):
-        raise GradsiftError(
-            f"{job.arm.label}, training {job.seed}: its held-out loss is not a finite number; the "
-            "training diverged. Lower learning_rate, or leave the arm out; what is done is kept."
+    def _tuned(self, training_run: TrainingRun) -> FineTuned:
+        saved = find_loadable(training_run)
+        if saved is not None:
+            logger.info(f"trained before, weights in {saved}: only evaluated")
+            return load_saved(saved, training_run, self.run)
+        return train_run(
+            training_run,
+            self.run,
+            save_to=training_run.model_folder if self.training.keep_models else None,
+            save_steps=self.training.save_steps,
+            progress=self.progress,
         )
 
 
-def tokens_to_train(job: TrainingRun, bench: Experiment) -> int:
-    """Return how many tokens a job that is not done has to train on.
-
-    Args:
-        job: Of the comparison.
-        bench: With weights that were kept, perhaps.
-
-    Returns:
-        Their number; 0 where it is only to be examined.
-    """
-    if job.settings is None or find_loadable(job, bench.folder) is not None:
-        return 0
-    return job.n_tokens
-
-
-def is_done(job: TrainingRun, bench: Experiment) -> bool:
-    """Return whether a job was done already."""
-    return _known(job, bench) is not None
-
-
-def _known(job: TrainingRun, bench: Experiment) -> dict[str, Any] | None:
-    wants_model = bench.training.keep_models and job.settings is not None
-    if wants_model and find_saved(job, bench.folder) is None:
+def _read_result(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        logger.warning(f"{path}: not JSON; this model is evaluated again")
         return None
-    for path in sorted((bench.folder / ARMS).glob(f"*-{job.key}/{SCORES}")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if result["identity"] == json.loads(json.dumps(job.identity)):
-            return result
-    return None
+
+
+def tokens_to_train(training_run: TrainingRun) -> int:
+    """Return how many tokens are trained on; 0 where there is only something to evaluate."""
+    if training_run.settings is None or find_loadable(training_run) is not None:
+        return 0
+    return training_run.n_tokens
+
+
+def _require_finite(scores: Mapping[str, Any], training_run: TrainingRun) -> None:
+    texts = scores["texts"].values()
+    losses = [*scores["rows"]["loss"], *(loss for text in texts for loss in text["loss"])]
+    if not all(map(math.isfinite, losses)):
+        raise GradsiftError(
+            f"{training_run.title}: its held-out loss is not a finite number; the training "
+            "diverged. Lower learning_rate, or leave the arm out; what is done is kept."
+        )

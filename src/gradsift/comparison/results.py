@@ -11,12 +11,8 @@ import numpy as np
 
 from gradsift.comparison.arms import BASE, FULL, FULL_STEPS, RANDOM, Arm
 from gradsift.errors import GradsiftError
-from gradsift.evaluation.conclusions import Question, Verdict, decide
-from gradsift.evaluation.intervals import (
-    Estimate,
-    estimate_difference,
-    pooled_seed_spread,
-)
+from gradsift.evaluation.conclusions import Question
+from gradsift.evaluation.intervals import Estimate, estimate_difference, pooled_seed_spread
 from gradsift.evaluation.metrics import (
     DECIDING,
     GENERAL,
@@ -28,22 +24,23 @@ from gradsift.evaluation.metrics import (
 )
 
 N_RESAMPLINGS = 1000
-# Strategies that look at no gradient, so that no preliminary epoch belongs to their cost.
-WITHOUT_CAPTURE = (RANDOM, "longest")
 # Items of a set from which on a bootstrap's interval is worth its name.
 ENOUGH_ITEMS = 20
 
+# Metric → set of items → their statistics [N, K].
+Strata = dict[str, dict[str, np.ndarray]]
+
 
 @dataclass(frozen=True)
-class Trained:
-    """One trained and examined model.
+class EvaluatedModel:
+    """One trained and evaluated model.
 
     Attributes:
         arm: Of which arm.
-        seed: Of its training.
+        seed: Number of its training.
         n_rows: Trained on.
         training: Steps, tokens, seconds; None for base.
-        scores: From `evaluate`.
+        scores: Item by item, from an evaluation suite.
     """
 
     arm: Arm
@@ -52,49 +49,52 @@ class Trained:
     training: Mapping[str, Any] | None
     scores: Mapping[str, Any]
 
+    @property
+    def n_steps(self) -> int | None:
+        """Optimizer updates."""
+        return None if self.training is None else self.training["n_steps"]
+
 
 class Scoreboard:
     """All arms, each metric on the items and on the same resamplings of them.
 
     Attributes:
-        arms: With their models, in the order of the comparison.
+        models: By the label of their arm, in the order of the comparison.
+        arms: By label.
+        sizes: Number of items by set.
     """
 
-    def __init__(self, models: Sequence[Trained], seed: int = 0):
-        """Resample.
-
-        Args:
-            models: All that is compared; at least one.
-            seed: Of the resampling.
-
-        Raises:
-            ValueError: If they were not asked the same.
-        """
-        self.arms: dict[str, list[Trained]] = {}
+    def __init__(self, models: Sequence[EvaluatedModel]):
+        """Resample; refuses models that were not asked the same."""
+        self.models: dict[str, list[EvaluatedModel]] = {}
         for model in models:
-            self.arms.setdefault(model.arm.label, []).append(model)
+            self.models.setdefault(model.arm.label, []).append(model)
+        self.arms = {label: own[0].arm for label, own in self.models.items()}
         self._strata = {id(model): _strata(model.scores) for model in models}
-        sizes = _same_sizes([self._strata[id(model)] for model in models])
-        self._weights = resampling_weights(sizes, N_RESAMPLINGS, seed)
+        self.sizes = _same_sizes(list(self._strata.values()))
+        self._weights = resampling_weights(self.sizes, N_RESAMPLINGS, seed=0)
         self._replicated: dict[tuple[int, str], Replicated] = {}
-        self.sizes = sizes
 
     @cached_property
     def metrics(self) -> list[str]:
         """The metrics that were measured."""
-        first = next(iter(self._strata.values()))
-        return [name for name in METRICS if first[name]]
+        strata = next(iter(self._strata.values()))
+        return [name for name in METRICS if strata[name]]
 
-    def runs(self, label: str, metric: str) -> list[Replicated]:
+    def measured(self, kind: str) -> list[str]:
+        """Return the metrics of one kind that were measured."""
+        return [name for name in self.metrics if METRICS[name].kind == kind]
+
+    def replicates(self, label: str, metric: str) -> list[Replicated]:
         """Return a metric of each model of an arm."""
-        found = []
-        for model in self.arms[label]:
-            key = (id(model), metric)
-            if key not in self._replicated:
-                strata = self._strata[id(model)][metric]
-                self._replicated[key] = replicate(METRICS[metric], strata, self._weights)
-            found.append(self._replicated[key])
-        return found
+        return [self._replicate(model, metric) for model in self.models[label]]
+
+    def _replicate(self, model: EvaluatedModel, metric: str) -> Replicated:
+        key = (id(model), metric)
+        if key not in self._replicated:
+            strata = self._strata[id(model)][metric]
+            self._replicated[key] = replicate(METRICS[metric], strata, self._weights)
+        return self._replicated[key]
 
     def level(self, label: str, metric: str) -> Estimate:
         """Return a metric of an arm, with its interval."""
@@ -104,185 +104,141 @@ class Scoreboard:
         """Return a metric of an arm less that of another, with its interval."""
         return self._estimate(label, rival, metric)
 
+    def _estimate(self, label: str, rival: str | None, metric: str) -> Estimate:
+        strata = self._strata[id(self.models[label][0])][metric]
+        return estimate_difference(
+            self.replicates(label, metric),
+            [] if rival is None else self.replicates(rival, metric),
+            n_items=sum(len(items) for items in strata.values()),
+            smallest_set=min(len(items) for items in strata.values()),
+            seed_spread=pooled_seed_spread([self.replicates(arm, metric) for arm in self.arms]),
+            trained=(
+                self.arms[label].is_trained,
+                rival is not None and self.arms[rival].is_trained,
+            ),
+        )
+
+    def forgetting(self, label: str) -> dict[str, Estimate]:
+        """Estimate by general metric what an arm lost against base: above 0 is forgotten.
+
+        A loss that rose counts as forgotten, too.
+        """
+        if label == BASE or BASE not in self.arms:
+            return {}
+        return {
+            metric: self.difference(BASE, label, metric)
+            if METRICS[metric].higher_is_better
+            else self.difference(label, BASE, metric)
+            for metric in self.measured(GENERAL)
+        }
+
     def parts(self, label: str, metric: str) -> dict[str, float]:
         """Return a metric by task or text, as the mean over an arm's models."""
-        strata = [self._strata[id(model)][metric] for model in self.arms[label]]
+        strata = [self._strata[id(model)][metric] for model in self.models[label]]
         return {
             name.partition(":")[2]: float(
-                np.mean([_value(metric, {name: one[name]}) for one in strata])
+                np.mean([_value(metric, name, own[name]) for own in strata])
             )
             for name in strata[0]
         }
 
     def by_source(self, label: str) -> dict[str, dict[str, Any]]:
         """Return the domain metrics of each source of held-out rows, as means over models."""
-        found: dict[str, dict[str, Any]] = {}
-        for metric in self.metrics:
-            if METRICS[metric].kind != LEARNING:
-                continue
-            for source, runs in self._of_sources(label, metric).items():
-                entry = found.setdefault(source, {"n": runs[1]})
-                entry[metric] = runs[0]
-        return found
+        table: dict[str, dict[str, Any]] = {}
+        for metric in self.measured(LEARNING):
+            items_of = "rows" if metric == "loss" else "answers"
+            values: dict[str, list[float]] = {}
+            for model in self.models[label]:
+                sources = np.array(model.scores[items_of]["source"])
+                items = self._strata[id(model)][metric][items_of]
+                for source in sorted(set(sources.tolist())):
+                    own = items[sources == source]
+                    values.setdefault(source, []).append(_value(metric, items_of, own))
+                    table.setdefault(source, {"n": len(own)})
+            for source, of_models in values.items():
+                table[source][metric] = float(np.mean(of_models))
+        return table
 
-    def _of_sources(self, label: str, metric: str) -> dict[str, tuple[float, int]]:
-        found: dict[str, tuple[list[float], int]] = {}
-        for model in self.arms[label]:
-            part = "rows" if metric == "loss" else "answers"
-            sources = np.array(model.scores[part]["source"])
-            strata = self._strata[id(model)][metric][part]
-            for source in sorted(set(sources.tolist())):
-                items = strata[sources == source]
-                found.setdefault(source, ([], len(items)))[0].append(_value(metric, {part: items}))
-        return {source: (float(np.mean(values)), n) for source, (values, n) in found.items()}
+    def is_as_large(self, label: str, rival: str) -> bool:
+        """Return whether a rival has as many rows, or steps for full-equal-steps."""
+        model, other = self.models[label][0], self.models[rival][0]
+        if other.arm.name == FULL_STEPS:
+            # For a budget of tokens it has as many steps as a random subset, which may be others.
+            return model.n_steps == other.n_steps
+        # The same size may be said in other words: 50 % of 24 rows, or 12.
+        return other.arm.budget in (None, model.arm.budget) or model.n_rows == other.n_rows
 
-    def _estimate(self, label: str, rival: str | None, metric: str) -> Estimate:
-        spread = pooled_seed_spread([self.runs(name, metric) for name in self.arms])
-        strata = self._strata[id(self.arms[label][0])][metric]
-        return estimate_difference(
-            self.runs(label, metric),
-            [] if rival is None else self.runs(rival, metric),
-            n_items=sum(len(items) for items in strata.values()),
-            smallest_set=min(len(items) for items in strata.values()),
-            seed_spread=spread,
-            trained=(self._is_trained(label), rival is not None and self._is_trained(rival)),
-        )
+    def subsets(self) -> list[str]:
+        """Return the arms that are selected by more than chance."""
+        return [label for label, arm in self.arms.items() if arm.is_strategy and arm.name != RANDOM]
 
-    def _is_trained(self, label: str) -> bool:
-        return self.arms[label][0].arm.is_trained
+    def named(self, name: str) -> list[str]:
+        """Return the arms of one name."""
+        return [label for label, arm in self.arms.items() if arm.name == name]
 
 
 def questions_of(board: Scoreboard) -> list[Question]:
-    """Ask of each selected subset whether it beat full, random, and full at equal steps.
-
-    Args:
-        board: All arms.
-
-    Returns:
-        The questions whose rival is there.
-    """
-    arms = {label: models[0].arm for label, models in board.arms.items()}
-    found = []
-    for label, arm in arms.items():
-        if not arm.is_strategy or arm.name == RANDOM:
-            continue
-        for name in (FULL, RANDOM, FULL_STEPS):
-            rival = next(
-                (
-                    other
-                    for other, theirs in arms.items()
-                    if theirs.name == name and _is_as_large(board, label, arm, other, theirs)
-                ),
-                None,
-            )
+    """Ask of each selected subset whether it beat full, random, and full at equal steps."""
+    questions = []
+    for label in board.subsets():
+        for family in (FULL, RANDOM, FULL_STEPS):
+            rivals = (rival for rival in board.named(family) if board.is_as_large(label, rival))
+            rival = next(rivals, None)
             if rival is not None:
-                found += [_question(board, kind, label, rival, name) for kind in DECIDING]
-    return [question for question in found if question.deciding]
-
-
-def caveats_of(board: Scoreboard) -> list[str]:
-    """Say what a reader of the verdicts ought to know.
-
-    Args:
-        board: All arms.
-
-    Returns:
-        Sentences.
-    """
-    few = [f"{size} of {name}" for name, size in board.sizes.items() if size < ENOUGH_ITEMS]
-    found = []
-    if few:
-        found.append(f"few items ({', '.join(few)}): intervals from so few are rough")
-    arms = {label: models[0].arm for label, models in board.arms.items()}
-    for name, what in ((RANDOM, "is as large"), (FULL_STEPS, "has as many steps")):
-        rivals = [label for label, arm in arms.items() if arm.name == name]
-        for label, arm in arms.items():
-            if not arm.is_strategy or arm.name == RANDOM or not rivals:
-                continue
-            if not any(_is_as_large(board, label, arm, one, arms[one]) for one in rivals):
-                found.append(f"{label}: no {name} arm {what}, so it is not compared with one")
-    return found
-
-
-def verdicts_of(board: Scoreboard) -> list[Verdict]:
-    """Answer all questions about a scoreboard.
-
-    Args:
-        board: All arms.
-
-    Returns:
-        The verdicts.
-    """
-    return decide(questions_of(board))
-
-
-def forgetting_of(board: Scoreboard, label: str) -> dict[str, Estimate]:
-    """Estimate what an arm lost of the general metrics, as base minus arm: above 0 is forgotten.
-
-    Args:
-        board: With a base arm.
-        label: Of the arm.
-
-    Returns:
-        By metric; a loss that rose counts as forgotten, too.
-    """
-    found = {}
-    for metric in board.metrics:
-        if METRICS[metric].kind == GENERAL and BASE in board.arms:
-            pair = (BASE, label) if METRICS[metric].higher_is_better else (label, BASE)
-            found[metric] = board.difference(*pair, metric)
-    return found
-
-
-def _is_as_large(board: Scoreboard, label: str, arm: Arm, other: str, theirs: Arm) -> bool:
-    mine, its = board.arms[label][0], board.arms[other][0]
-    if theirs.name == FULL_STEPS:
-        # For a budget of tokens it has as many steps as a random subset, which may be others.
-        return _n_steps(mine) == _n_steps(its)
-    # The same size may be said in other words: 50 % of 24 rows, or 12.
-    return theirs.budget in (None, arm.budget) or mine.n_rows == its.n_rows
-
-
-def _n_steps(model: Trained) -> int | None:
-    return None if model.training is None else model.training["n_steps"]
+                questions += [_question(board, kind, label, rival, family) for kind in DECIDING]
+    return [question for question in questions if question.deciding]
 
 
 def _question(board: Scoreboard, kind: str, label: str, rival: str, family: str) -> Question:
-    metrics = [name for name in board.metrics if METRICS[name].kind == kind]
+    metrics = board.measured(kind)
     differences = {name: board.difference(label, rival, name) for name in metrics}
     forgot = {}
     if kind == GENERAL and BASE in board.arms:
         forgot = {
-            key: {name: board.difference(one, BASE, name) for name in metrics}
-            for key, one in (("arm_forgot", label), ("rival_forgot", rival))
+            key: {name: board.difference(arm, BASE, name) for name in metrics}
+            for key, arm in (("arm_forgot", label), ("rival_forgot", rival))
         }
     return Question(kind, label, rival, family, differences, **forgot)
 
 
-def _strata(scores: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+def caveats_of(board: Scoreboard) -> list[str]:
+    """Say what a reader of the verdicts ought to know."""
+    caveats = []
+    few = [f"{size} of {name}" for name, size in board.sizes.items() if size < ENOUGH_ITEMS]
+    if few:
+        caveats.append(f"few items ({', '.join(few)}): intervals from so few are rough")
+    for name, size in ((RANDOM, "is as large"), (FULL_STEPS, "has as many steps")):
+        rivals = board.named(name)
+        for label in board.subsets():
+            if rivals and not any(board.is_as_large(label, rival) for rival in rivals):
+                caveats.append(f"{label}: no {name} arm {size}, so it is not compared with one")
+    return caveats
+
+
+def _strata(scores: Mapping[str, Any]) -> Strata:
     answers = scores.get("answers")
-    found: dict[str, dict[str, np.ndarray]] = {"loss": {"rows": _column(scores["rows"]["loss"])}}
+    strata: Strata = {"loss": {"rows": _column(scores["rows"]["loss"])}}
     for name in ("meteor", "rouge_l"):
-        found[name] = {} if answers is None else {"answers": _column(answers[name])}
+        strata[name] = {} if answers is None else {"answers": _column(answers[name])}
     for name in ("bleu", "chrf"):
-        found[name] = {} if answers is None else {"answers": np.array(answers[name], float)}
-    found["accuracy"] = {
+        strata[name] = {} if answers is None else {"answers": np.array(answers[name], float)}
+    strata["accuracy"] = {
         f"task:{name}": _column(task["scores"]) for name, task in sorted(scores["tasks"].items())
     }
-    found["text_loss"] = {
+    strata["text_loss"] = {
         f"text:{name}": _column(text["loss"]) for name, text in sorted(scores["texts"].items())
     }
-    return found
+    return strata
 
 
 def _column(values: Sequence[float]) -> np.ndarray:
     return np.array(values, float)[:, None]
 
 
-def _same_sizes(all_strata: Sequence[dict[str, dict[str, np.ndarray]]]) -> dict[str, int]:
+def _same_sizes(all_strata: Sequence[Strata]) -> dict[str, int]:
     sizes = [
-        {name: len(items) for strata in one.values() for name, items in strata.items()}
-        for one in all_strata
+        {name: len(items) for by_set in strata.values() for name, items in by_set.items()}
+        for strata in all_strata
     ]
     for other in sizes[1:]:
         if other != sizes[0]:
@@ -290,6 +246,5 @@ def _same_sizes(all_strata: Sequence[dict[str, dict[str, np.ndarray]]]) -> dict[
     return sizes[0]
 
 
-def _value(metric: str, strata: Mapping[str, np.ndarray]) -> float:
-    ones = {name: np.ones((2, len(items))) for name, items in strata.items()}
-    return replicate(METRICS[metric], strata, ones).value
+def _value(metric: str, name: str, items_NK: np.ndarray) -> float:
+    return replicate(METRICS[metric], {name: items_NK}, {name: np.ones((1, len(items_NK)))}).value

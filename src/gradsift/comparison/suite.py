@@ -2,58 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gradsift.config import CaptureConfig
+from gradsift.config import EvaluationConfig
 from gradsift.data.pool import Pool
 from gradsift.data.tokenization import Instance, build_instances
 from gradsift.errors import GradsiftError
-from gradsift.evaluation.benchmarks import PROBE, TaskSource, load_tasks, questions, score_tasks
+from gradsift.evaluation.benchmarks import SANITY, load_tasks, questions, score_tasks
 from gradsift.evaluation.generation import generate
 from gradsift.evaluation.losses import response_losses, window_losses, windows_of
 from gradsift.evaluation.text_metrics import Synonyms, find_synonyms, score_texts
-from gradsift.stages.listener import SILENT, Listener
+from gradsift.progress import Progress, no_progress
+from gradsift.run_folder import Run
 from gradsift.terms import IGNORED_LABEL
+from gradsift.utils import short_sha256
 
 MOST_NEW_TOKENS = 256
 # Raised when the same model would be given other scores by a newer gradsift.
 SUITE_VERSION = 1
 DIGITS = 6
+TASK_FILES = (".yaml", ".yml")
+# What the sanity benchmark was called; stays in identities, so that finished work is found again.
+SANITY_BEFORE = "probe"
 
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """What is asked, besides the held-out rows.
-
-    Attributes:
-        general: Names of lm-eval tasks, task files (.yaml), text files (.txt), or "probe".
-        limit: Items of each task, the first ones; None for all.
-        max_new_tokens: Of an answer; None for the longest reference, at most 256.
-        trust_code: Whether code that a task file names may run.
-    """
-
-    general: tuple[str, ...] = (PROBE,)
-    limit: int | None = None
-    max_new_tokens: int | None = None
-    trust_code: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that ask nothing.
-
-        Raises:
-            ValueError: For one below 1.
-        """
-        for option, value in (("limit", self.limit), ("max-new-tokens", self.max_new_tokens)):
-            if value is not None and value < 1:
-                raise GradsiftError(f"--{option} is {value}, expected at least 1.")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,164 +45,159 @@ class EvaluationSuite:
     Attributes:
         instances: Held-out rows.
         sources: Where each comes from.
-        asked: Positions of those with a prompt and a reference, which are answered.
+        answered: Positions of those with a prompt and a reference.
         prompts: Their tokens.
-        references: What was wanted.
-        max_new_tokens: Of an answer.
+        references: What was to be answered.
         tasks: lm-eval's.
-        limit: Items of each.
+        task_texts: What each task asks, as JSON, by its name in identities.
+        limit: Items of each task.
         windows: Of general text, by file name.
         synonyms: For METEOR.
-        n_tokens: To be read for all of it, about; an answer's tokens, written one by one, count
-            twice.
-        identity: What determines a model's scores.
     """
 
+    tokenizer: PreTrainedTokenizerBase
     instances: Sequence[Instance]
     sources: Sequence[str]
-    asked: Sequence[int]
+    answered: Sequence[int]
     prompts: Sequence[list[int]]
     references: Sequence[str]
     max_new_tokens: int
     tasks: dict[str, Any] | None
+    task_texts: dict[str, str]
     limit: int | None
     windows: dict[str, list[list[int]]]
     synonyms: Synonyms
-    n_tokens: int = 0
-    identity: dict[str, object] = field(default_factory=dict)
+
+    @cached_property
+    def identity(self) -> dict[str, object]:
+        """What determines a model's scores."""
+        rows = (json.dumps([item.input_ids, item.labels]) for item in self.instances)
+        texts = (json.dumps([name, windows]) for name, windows in sorted(self.windows.items()))
+        tasks = (text for _, text in sorted(self.task_texts.items()))
+        return {
+            "version": SUITE_VERSION,
+            "content": f"sha256 {short_sha256(chain(rows, texts, tasks))}",
+            "tasks": sorted(self.task_texts),
+            "limit": self.limit,
+            "max_new_tokens": self.max_new_tokens,
+            "synonyms": self.synonyms.name,
+        }
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """To be read for all of it, about; an answer's, written one by one, count twice."""
+        n_tokens = sum(len(item.input_ids) for item in self.instances)
+        n_tokens += sum(len(prompt) + 2 * self.max_new_tokens for prompt in self.prompts)
+        n_tokens += sum(len(window) for windows in self.windows.values() for window in windows)
+        for text in self.task_texts.values():
+            n_shots = json.loads(text)[1] or 0
+            n_tokens += (1 + n_shots) * _n_tokens(text, self.tokenizer)
+        return n_tokens
+
+    def evaluate(
+        self, model: PreTrainedModel, progress: Progress = no_progress
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Return scores item by item, and the answers to the held-out prompts."""
+        started = time.perf_counter()
+        scores: dict[str, Any] = {
+            "rows": {
+                "source": list(self.sources),
+                "loss": _rounded(response_losses(model, self.instances)),
+            }
+        }
+        answers = []
+        if self.prompts:
+            answers = generate(
+                model,
+                self.tokenizer,
+                self.prompts,
+                max_new_tokens=self.max_new_tokens,
+                progress=progress,
+            )
+        if answers:
+            texts = score_texts(answers, self.references, self.synonyms)
+            scores["answers"] = {
+                "source": [self.sources[i] for i in self.answered],
+                "bleu": texts.bleu,
+                "chrf": texts.chrf,
+                "meteor": _rounded(texts.meteor),
+                "rouge_l": _rounded(texts.rouge_l),
+                "signatures": texts.signatures,
+            }
+        tasks = {}
+        if self.tasks is not None:
+            tasks = score_tasks(model, self.tokenizer, self.tasks, limit=self.limit)
+        scores["tasks"] = {
+            name: {**asdict(task), "scores": _rounded(task.scores)} for name, task in tasks.items()
+        }
+        scores["texts"] = {
+            name: {"loss": _rounded(window_losses(model, windows))}
+            for name, windows in self.windows.items()
+        }
+        scores["seconds"] = time.perf_counter() - started
+        return scores, answers
+
+    def with_names_of_today(self, scores: dict[str, Any]) -> dict[str, Any]:
+        """Return scores that an earlier gradsift may have saved, as they are saved now."""
+        tasks = scores["tasks"]
+        if self.tasks is None or SANITY not in self.tasks["tasks"] or SANITY in tasks:
+            return scores
+        named = {SANITY if name == SANITY_BEFORE else name: tasks[name] for name in tasks}
+        return {**scores, "tasks": named}
 
 
-def make_suite(
-    test: Pool,
-    tokenizer: PreTrainedTokenizerBase,
-    capture: CaptureConfig,
-    settings: EvaluationConfig,
-    listener: Listener = SILENT,
-) -> EvaluationSuite:
-    """Prepare what is asked.
-
-    Args:
-        test: Held-out rows.
-        tokenizer: Of the model.
-        capture: How rows are truncated.
-        settings: What else is asked.
-        listener: Is told what happens.
-
-    Returns:
-        The exam.
+def make_suite(test: Pool, run: Run, config: EvaluationConfig) -> EvaluationSuite:
+    """Prepare what is asked, from held-out rows that are truncated as those of the run are.
 
     Raises:
-        ValueError: If no row can be used, or a task or text cannot be read.
+        GradsiftError: If no row can be used, or a task or text cannot be read.
     """
+    tokenizer = run.tokenizer
+    instances = _test_instances(test, run)
+    sources = {row.instance_id: row.source or "all" for row in test.rows}
+    pairs = [_last_question(item, tokenizer) for item in instances]
+    answered = [i for i, (prompt, reference) in enumerate(pairs) if len(prompt) > 1 and reference]
+    if len(answered) < len(pairs):
+        n_left = len(pairs) - len(answered)
+        logger.info(f"{n_left} test rows have no prompt or no text: only a loss")
+    references = [pairs[i][1] for i in answered]
+    longest = max((_n_tokens(text, tokenizer) for text in references), default=1)
+    text_files = [Path(name) for name in config.general if name.endswith(".txt")]
+    if len({path.stem for path in text_files}) < len(text_files):
+        raise GradsiftError("`general`: two text files have the same name; give each its own.")
+    tasks = _load_tasks(config)
+    return EvaluationSuite(
+        tokenizer=tokenizer,
+        instances=instances,
+        sources=[sources[item.instance_id] for item in instances],
+        answered=answered,
+        prompts=[pairs[i][0] for i in answered],
+        references=references,
+        max_new_tokens=config.max_new_tokens or min(MOST_NEW_TOKENS, longest + 1),
+        tasks=tasks,
+        task_texts=_task_texts(tasks, config),
+        limit=config.limit,
+        windows={path.stem: _windows(path, tokenizer) for path in text_files},
+        synonyms=find_synonyms(),
+    )
+
+
+def _test_instances(test: Pool, run: Run) -> Sequence[Instance]:
     built = build_instances(
         [(row.instance_id, row.example) for row in test.rows if row.example is not None],
-        tokenizer,
-        max_length=capture.max_length,
-        truncation=capture.truncation,
+        run.tokenizer,
+        max_length=run.config.max_length,
+        truncation=run.config.truncation,
     )
+    n_rows, n_left = len(test.rows), len(test.rows) - len(built.items)
     if not built.items:
-        raise GradsiftError(
-            f"{test.source.name}: none of its {len(test.rows)} rows can be tested on."
-        )
-    left_out = len(test.rows) - len(built.items)
-    if left_out:
-        listener.note(
-            f"{test.source.name}: {left_out} of {len(test.rows)} rows cannot be tested on"
-        )
-    sources = {row.instance_id: row.source or "all" for row in test.rows}
-    split = [_question(item, tokenizer) for item in built.items]
-    asked = [i for i, (prompt, reference) in enumerate(split) if len(prompt) > 1 and reference]
-    if len(asked) < len(split):
-        listener.note(f"{len(split) - len(asked)} test rows have no prompt or no text: only a loss")
-    references = [split[i][1] for i in asked]
-    longest = max((_n_tokens(text, tokenizer) for text in references), default=1)
-    names = [name for name in settings.general if not name.endswith((".yaml", ".yml", ".txt"))]
-    files = [Path(name) for name in settings.general if name.endswith((".yaml", ".yml"))]
-    texts = [Path(name) for name in settings.general if name.endswith(".txt")]
-    if len({path.stem for path in texts}) < len(texts):
-        raise GradsiftError("`general`: two text files have the same name; give each its own.")
-    source = TaskSource(tuple(names), tuple(files))
-    exam = EvaluationSuite(
-        instances=built.items,
-        sources=[sources[item.instance_id] for item in built.items],
-        asked=asked,
-        prompts=[split[i][0] for i in asked],
-        references=references,
-        max_new_tokens=settings.max_new_tokens or min(MOST_NEW_TOKENS, longest + 1),
-        tasks=load_tasks(source, trust_code=settings.trust_code) if names or files else None,
-        limit=settings.limit,
-        windows={path.stem: _windows(path, tokenizer) for path in texts},
-        synonyms=find_synonyms(listener.note),
-    )
-    return _identified(exam, tokenizer)
+        raise GradsiftError(f"{test.source.name}: none of its {n_rows} rows can be tested on.")
+    if n_left:
+        logger.info(f"{test.source.name}: {n_left} of {n_rows} rows cannot be tested on")
+    return built.items
 
 
-def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    exam: EvaluationSuite,
-    listener: Listener = SILENT,
-) -> tuple[dict[str, Any], list[str]]:
-    """Ask a model everything.
-
-    Args:
-        model: In evaluation mode.
-        tokenizer: Its tokenizer.
-        exam: What is asked.
-        listener: Is told how far it is, in rows and tasks.
-
-    Returns:
-        Scores item by item, and the answers to the held-out prompts.
-    """
-    started = time.perf_counter()
-    losses = response_losses(model, exam.instances)
-    n_prompts, longest = len(exam.prompts), exam.max_new_tokens
-
-    def tell(n: int) -> None:
-        listener.progress(n, n_prompts, n * longest, n_prompts * longest)
-
-    answers = []
-    if exam.prompts:
-        answers = generate(model, tokenizer, exam.prompts, max_new_tokens=longest, on_progress=tell)
-    scores: dict[str, Any] = {
-        "rows": {"source": list(exam.sources), "loss": _rounded(losses)},
-        "tasks": {},
-        "texts": {},
-    }
-    if answers:
-        found = score_texts(answers, exam.references, exam.synonyms)
-        scores["answers"] = {
-            "source": [exam.sources[i] for i in exam.asked],
-            "bleu": found.bleu,
-            "chrf": found.chrf,
-            "meteor": _rounded(found.meteor),
-            "rouge_l": _rounded(found.rouge_l),
-            "signatures": found.signatures,
-        }
-    if exam.tasks is not None:
-        for name, task in score_tasks(model, tokenizer, exam.tasks, limit=exam.limit).items():
-            scores["tasks"][name] = {**asdict(task), "scores": _rounded(task.scores)}
-    for name, windows in exam.windows.items():
-        scores["texts"][name] = {"loss": _rounded(window_losses(model, windows))}
-    scores["seconds"] = time.perf_counter() - started
-    return scores, answers
-
-
-def overlap_with(pool: Pool, test: Pool) -> int:
-    """Count the test rows that say word for word what a row of the pool says.
-
-    Args:
-        pool: What is trained on.
-        test: Held-out rows.
-
-    Returns:
-        Their number.
-    """
-    seen = {row.content_hash for row in pool.rows if row.content_hash is not None}
-    return sum(row.content_hash in seen for row in test.rows)
-
-
-def _question(item: Instance, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], str]:
+def _last_question(item: Instance, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], str]:
     # What is asked last, and what was answered.
     labelled = [i for i, label in enumerate(item.labels) if label != IGNORED_LABEL]
     start = labelled[-1]
@@ -234,6 +211,24 @@ def _n_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
     return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
+def _load_tasks(config: EvaluationConfig) -> dict[str, Any] | None:
+    files = [Path(name) for name in config.general if name.endswith(TASK_FILES)]
+    names = [name for name in config.general if not name.endswith((*TASK_FILES, ".txt"))]
+    if not names and not files:
+        return None
+    return load_tasks(names, files, trust_code=config.trust_remote_code)
+
+
+def _task_texts(tasks: dict[str, Any] | None, config: EvaluationConfig) -> dict[str, str]:
+    # Before any model is scored: lm-eval fills in settings then.
+    texts = {}
+    for name, task in ({} if tasks is None else tasks["tasks"]).items():
+        is_sanity = name == SANITY and SANITY in config.general
+        saved_name = SANITY_BEFORE if is_sanity else name
+        texts[saved_name] = json.dumps([saved_name, *questions(task, config.limit)], default=str)
+    return texts
+
+
 def _windows(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -242,29 +237,10 @@ def _windows(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     return windows_of(text, tokenizer)
 
 
-def _identified(exam: EvaluationSuite, tokenizer: PreTrainedTokenizerBase) -> EvaluationSuite:
-    digest = hashlib.sha256()
-    n_tokens = sum(len(item.input_ids) for item in exam.instances)
-    n_tokens += sum(len(prompt) + 2 * exam.max_new_tokens for prompt in exam.prompts)
-    n_tokens += sum(len(window) for windows in exam.windows.values() for window in windows)
-    for item in exam.instances:
-        digest.update(json.dumps([item.input_ids, item.labels]).encode())
-    for name, windows in sorted(exam.windows.items()):
-        digest.update(json.dumps([name, windows]).encode())
-    tasks = {} if exam.tasks is None else exam.tasks["tasks"]
-    for name, task in sorted(tasks.items()):
-        asked = json.dumps([name, *questions(task, exam.limit)], default=str)
-        digest.update(asked.encode())
-        n_tokens += (1 + (task.get_config("num_fewshot") or 0)) * _n_tokens(asked, tokenizer)
-    identity = {
-        "version": SUITE_VERSION,
-        "content": f"sha256 {digest.hexdigest()[:16]}",
-        "tasks": sorted(tasks),
-        "limit": exam.limit,
-        "max_new_tokens": exam.max_new_tokens,
-        "synonyms": exam.synonyms.name,
-    }
-    return replace(exam, n_tokens=n_tokens, identity=identity)
+def overlap_with(pool: Pool, test: Pool) -> int:
+    """Count the test rows that say word for word what a row of the pool says."""
+    seen = {row.content_hash for row in pool.rows if row.content_hash is not None}
+    return sum(row.content_hash in seen for row in test.rows)
 
 
 def _rounded(values: Sequence[float]) -> list[float]:

@@ -1,75 +1,55 @@
-"""Arms → jobs: what is to be trained, and what makes two trainings the same."""
+"""Arms → training runs: what makes two of them the same, training one, finding saved weights."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from gradsift.comparison.arms import FULL_STEPS, Arm
+from gradsift.config import RunConfig, TrainingConfig
 from gradsift.data.tokenization import Instance
-from gradsift.errors import GradsiftError
-from gradsift.stages.listener import Listener
-from gradsift.store.reader import GradientStore
-from gradsift.training.finetune import steps_of
-from gradsift.training.trainer_settings import TrainerSettings, lora_config
+from gradsift.progress import Progress
+from gradsift.run_folder import Run
+from gradsift.training.finetune import (
+    FineTuned,
+    PlainTraining,
+    fine_tune,
+    load_fine_tuned,
+    passes_of,
+    steps_of,
+)
+from gradsift.training.lora_settings import lora_config
+from gradsift.training.model import load_model, require_adapters
+from gradsift.training.trainer_settings import TrainerSettings
+from gradsift.utils import short_sha256, whole_folder, write_json
 
 ARMS = "arms"
-CHECKPOINTS = "checkpoints"
-MODEL = "model"
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How every arm is trained.
-
-    Attributes:
-        epochs: Passes over an arm's rows.
-        sft: The user's settings for trl's SFTConfig.
-        lora: SelectionConfig for peft's LoraConfig, or None for full-parameter training.
-        seed: Added to the number of each training.
-        save_steps: Optimizer updates between two checkpoints; None makes about four.
-        keep_models: Whether the trained weights stay in the arm's folder.
-        batching: How rows are put into micro-batches (`training.batches`), or auto.
-    """
-
-    epochs: float = 3
-    sft: Mapping[str, object] = field(default_factory=dict)
-    lora: Mapping[str, object] | None = None
-    seed: int = 0
-    save_steps: int | None = None
-    keep_models: bool = False
-    batching: str = "auto"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be trained.
-
-        Raises:
-            ValueError: For epochs that are no number above 0, or checkpoints before the first step.
-        """
-        if not 0 < self.epochs < math.inf:
-            raise GradsiftError(f"`epochs` is {self.epochs}, expected a number above 0.")
-        if self.save_steps is not None and self.save_steps < 1:
-            raise GradsiftError(f"`save_steps` is {self.save_steps}, expected at least 1.")
-        lora_config(TrainerSettings(self.sft, self.lora, self.seed))
+METADATA = "gradsift.json"
+# What of the model a capture's identity names.
+_MODEL = ("model", "dtype", "load_in", "tokenizer")
+# Of the identity: what the model is asked after its training. On disk in many a run folder.
+_EVALUATION = "exam"
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One model to train and examine.
+    """One model to train and evaluate.
 
     Attributes:
         arm: Of which arm.
         seed: Number of its training, from 0.
         instances: Trained on; empty for base.
-        settings: How; None for base.
+        settings: None for base.
         identity: Everything that determines the result.
+        arms_folder: Where the run folder has a folder for each of them.
     """
 
     arm: Arm
@@ -77,139 +57,126 @@ class TrainingRun:
     instances: Sequence[Instance]
     settings: TrainerSettings | None
     identity: dict[str, object]
+    arms_folder: Path
 
     @property
-    def folder_name(self) -> str:
-        """Readable, and different for whatever differs; equal jobs of two arms share it."""
-        name = re.sub(r"[^\w.=-]+", "_", self.arm.label.replace("%", "pct"))
-        return f"{name}-{self.seed}-{self.key}"
+    def title(self) -> str:
+        """Its name in messages."""
+        return f"{self.arm.label}, training {self.seed}"
 
     @property
     def key(self) -> str:
-        """The part of the folder's name that equal jobs have in common."""
+        """The part of the folder's name that equal runs of two arms have in common."""
         return _digest(self.identity)
 
     @property
-    def training_key(self) -> str:
-        """Equal for jobs that train the same, whatever they are asked then."""
-        return _digest(self.trained_as)
+    def folder(self) -> Path:
+        """Readable, and different for whatever differs."""
+        name = re.sub(r"[^\w.=-]+", "_", self.arm.label.replace("%", "pct"))
+        return self.arms_folder / f"{name}-{self.seed}-{self.key}"
 
     @property
-    def trained_as(self) -> dict[str, object]:
-        """What determines the weights: everything but the exam."""
-        return {key: value for key, value in self.identity.items() if key != "exam"}
+    def checkpoints(self) -> Path:
+        """Where its checkpoints are while it is in training."""
+        return self.folder / "checkpoints"
+
+    @property
+    def model_folder(self) -> Path:
+        """Where its weights are saved, unless another folder is asked for."""
+        return self.folder / "model"
+
+    @property
+    def weights_identity(self) -> dict[str, object]:
+        """What determines the weights: everything but the evaluation."""
+        return {key: value for key, value in self.identity.items() if key != _EVALUATION}
 
     @property
     def n_tokens(self) -> int:
         """Tokens trained on, without padding; for a number of steps about."""
         if self.settings is None:
             return 0
-        in_all = sum(len(item.input_ids) for item in self.instances)
-        if self.settings.max_steps is None:
-            return round(self.settings.epochs * in_all)
-        share = self.settings.max_steps / steps_of(len(self.instances), 1, self.settings)
-        return round(share * in_all)
+        n_tokens = sum(len(item.input_ids) for item in self.instances)
+        return round(passes_of(len(self.instances), self.settings) * n_tokens)
+
+    def lock(self) -> FileLock:
+        """Return the lock of the process that trains these weights, not taken."""
+        return lock_of(self.arms_folder, _digest(self.weights_identity))
 
 
-def training_runs_of(
+def lock_of(arms_folder: Path, key: str) -> FileLock:
+    """Return the lock for what one process does at a time, not taken."""
+    locks = arms_folder / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / key)
+
+
+def trainer_settings(training: TrainingConfig, capture: RunConfig, seed: int) -> TrainerSettings:
+    """Say how every arm is trained: what is not said is as in the capture.
+
+    Raises:
+        GradsiftError: For settings that LoraConfig does not take.
+    """
+    captured, lora = capture.lora_settings(), training.lora
+    if lora is None:
+        lora = captured
+    elif isinstance(lora, bool):
+        lora = (captured or {}) if lora else None
+    lora_config(lora)
+    return TrainerSettings(
+        {**capture.sft, **training.sft}, lora, seed, training.epochs, batching=capture.batching
+    )
+
+
+def lay_out(
+    run: Run,
     arms: Sequence[Arm],
-    rows: Callable[[Arm, int], list[str]],
-    instances: Sequence[Instance],
-    training: TrainingConfig,
-    identity: Mapping[str, object],
+    rows: Callable[[Arm, int], Sequence[str]],
+    settings: TrainerSettings,
+    evaluation: Mapping[str, object] | None = None,
 ) -> list[TrainingRun]:
-    """Lay out everything that is to be trained.
+    """List all that is to be trained.
+
+    The first training of every arm comes before the second ones, so that a comparison that is
+    interrupted has something of each.
 
     Args:
+        run: Every arm's rows keep the order of its pool.
         arms: In the order of the comparison.
-        rows: From an arm and a seed to instance ids.
-        instances: The pool; every arm's rows keep its order.
-        training: How every arm is trained.
-        identity: Model and exam: what determines results beside the rows and the training.
-
-    Returns:
-        The jobs: first training of every arm, then the second ones, so that a comparison that is
-        interrupted has something of each.
+        rows: From `rows_of`.
+        settings: How every arm is trained; the number of a training is added to the seed.
+        evaluation: Identity of what is asked after training, if anything is.
     """
-    jobs = []
+    require_adapters(run.model, run.model_config, has_adapters=settings.lora is not None)
+    captured = run.store.manifest.identity
+    shared: dict[str, object] = {name: captured[name] for name in _MODEL if name in captured}
+    if evaluation is not None:
+        shared[_EVALUATION] = evaluation
+    folder, training_runs = run.folder / ARMS, []
     for seed in range(max(arm.n_seeds for arm in arms)):
         for arm in arms:
             if seed >= arm.n_seeds:
                 continue
             if not arm.is_trained:
-                jobs.append(TrainingRun(arm, seed, (), None, {**identity, "training": None}))
+                identity = {**shared, "training": None}
+                training_runs.append(TrainingRun(arm, seed, (), None, identity, folder))
                 continue
             ids = set(rows(arm, seed))
-            chosen = [item for item in instances if item.instance_id in ids]
-            settings = TrainerSettings(
-                training.sft, training.lora, training.seed + seed, training.epochs,
-                batching=training.batching,
-            )  # fmt: skip
+            chosen = [item for item in run.instances if item.instance_id in ids]
+            own = replace(settings, seed=settings.seed + seed)
             if arm.name == FULL_STEPS:
-                steps = steps_of(len(chosen), training.epochs, settings)
-                chosen = list(instances)
-                settings = replace(settings, max_steps=steps)
-            jobs.append(
-                TrainingRun(arm, seed, chosen, settings, _identity(identity, chosen, settings))
-            )
-    return jobs
-
-
-def model_identity(store: GradientStore) -> dict[str, object]:
-    """Return what identifies the model that all jobs of a run start from.
-
-    Args:
-        store: Of the run.
-
-    Returns:
-        Values by name.
-    """
-    names = ("model", "dtype", "load_in", "tokenizer")
-    return {
-        name: store.manifest.identity[name] for name in names if name in store.manifest.identity
-    }
-
-
-def lock_of(key: str, folder: Path) -> FileLock:
-    """Return the lock of whoever trains a job, so that processes do not train it twice.
-
-    Args:
-        key: Of the job's training, or whatever else is for one process at a time.
-        folder: The run folder.
-
-    Returns:
-        The lock, not taken.
-    """
-    locks = folder / ARMS / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    return FileLock(locks / key)
-
-
-def progress_of(job: TrainingRun, listener: Listener) -> Callable[[int, int], None]:
-    """Return a function that tells a listener how far a training is, all its epochs together."""
-    assert job.settings is not None
-    n_tokens = job.n_tokens
-    in_all = sum(len(item.input_ids) for item in job.instances)
-    n_rows = max(1, round(len(job.instances) * n_tokens / in_all))
-
-    def tell(done: int, tokens: int) -> None:
-        listener.progress(min(done, n_rows), n_rows, min(tokens, n_tokens), n_tokens)
-
-    return tell
-
-
-def _digest(identity: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+                own = replace(own, max_steps=steps_of(len(chosen), own.epochs, own))
+                chosen = list(run.instances)
+            identity = _identity(shared, chosen, own)
+            training_runs.append(TrainingRun(arm, seed, chosen, own, identity, folder))
+    return training_runs
 
 
 def _identity(
     shared: Mapping[str, object], chosen: Sequence[Instance], settings: TrainerSettings
 ) -> dict[str, object]:
-    digest = hashlib.sha256()
-    for item in chosen:
-        digest.update(json.dumps([item.input_ids, item.labels]).encode())
+    rows = (json.dumps([item.input_ids, item.labels]) for item in chosen)
     training = {
-        "rows": f"sha256 {digest.hexdigest()[:16]}",
+        "rows": f"sha256 {short_sha256(rows)}",
         # 2 and 2.0 are the same training.
         "epochs": float(settings.epochs),
         "max_steps": settings.max_steps,
@@ -220,3 +187,114 @@ def _identity(
     if settings.batching != "auto":
         training["batching"] = settings.batching
     return json.loads(json.dumps({**shared, "training": training}, default=str))
+
+
+def _digest(identity: Mapping[str, object]) -> str:
+    return short_sha256(json.dumps(identity, sort_keys=True), 10)
+
+
+def train_run(
+    training_run: TrainingRun,
+    run: Run,
+    *,
+    save_to: Path | None,
+    save_steps: int | None,
+    progress: Progress,
+) -> FineTuned:
+    """Train from where an earlier session stopped; the last checkpoint stays.
+
+    Args:
+        training_run: What is trained.
+        run: With the model.
+        save_to: Folder for the weights: the training run's own, which is replaced, or an empty one,
+            or None.
+        save_steps: Optimizer updates between two checkpoints; None makes about four.
+        progress: Of all epochs together.
+    """
+    assert training_run.settings is not None
+    with nullcontext() if save_to is None else whole_folder(save_to) as unfinished:
+        tuned = fine_tune(
+            load_model(run.model),
+            run.tokenizer,
+            training_run.instances,
+            training_run.settings,
+            training_run.checkpoints,
+            save_steps=save_steps,
+            save_to=unfinished,
+            label=training_run.title,
+            progress=progress,
+        )
+        if unfinished is not None:
+            metadata = {
+                "identity": training_run.weights_identity,
+                "arm": training_run.arm.label,
+                "bytes": _bytes_of(unfinished),
+                "rows": [item.instance_id for item in training_run.instances],
+                **asdict(tuned.training),
+            }
+            write_json(unfinished / METADATA, metadata)
+        if save_to == training_run.model_folder:
+            # Its weights were removed, or damaged.
+            shutil.rmtree(save_to, ignore_errors=True)
+    return tuned
+
+
+def find_saved(training_run: TrainingRun) -> Path | None:
+    """Find the folder of saved weights in the run folder, whatever they were asked since."""
+    for path in sorted(training_run.arms_folder.glob(f"*/model/{METADATA}")):
+        if is_saved_in(path.parent, training_run):
+            return path.parent
+    return None
+
+
+def find_loadable(training_run: TrainingRun) -> Path | None:
+    """Find saved weights that give the very model that was trained."""
+    assert training_run.settings is not None
+    # PiSSA and its like change the base weights at random, which the adapters alone do not say.
+    initialised = (training_run.settings.lora or {}).get("init_lora_weights", True)
+    return find_saved(training_run) if isinstance(initialised, bool) else None
+
+
+def is_saved_in(folder: Path, training_run: TrainingRun) -> bool:
+    """Return whether a folder has the weights, no file missing or cut."""
+    metadata = read_metadata(folder)
+    return (
+        metadata is not None
+        and metadata["identity"] == training_run.weights_identity
+        and metadata["bytes"] == _bytes_of(folder)
+    )
+
+
+def load_saved(folder: Path, training_run: TrainingRun, run: Run) -> FineTuned:
+    """Load the model as it was at the end of its training."""
+    assert training_run.settings is not None
+    model = load_fine_tuned(folder, run.model, training_run.settings)
+    return FineTuned(model, training_in(folder))
+
+
+def read_metadata(folder: Path) -> dict[str, Any] | None:
+    """Read identity, arm, bytes, rows, and what the training did.
+
+    None if `train_run` did not fill that folder, or somebody changed the file.
+    """
+    try:
+        metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_ours = isinstance(metadata, dict) and {"identity", "bytes", "arm"} <= metadata.keys()
+    return metadata if is_ours else None
+
+
+def training_in(folder: Path) -> PlainTraining:
+    """Return what the training of the weights in a folder did."""
+    metadata = read_metadata(folder)
+    assert metadata is not None
+    curve = tuple((step, loss) for step, loss in metadata["loss_curve"])
+    names = ("n_steps", "n_instances", "n_tokens", "seconds", "resumed_at_step")
+    return PlainTraining(curve, **{name: metadata[name] for name in names})
+
+
+def _bytes_of(folder: Path) -> dict[str, int]:
+    # Of every file of weights, and of what says how they belong together.
+    paths = [*folder.glob("*.safetensors"), *folder.glob("*.json")]
+    return {path.name: path.stat().st_size for path in sorted(paths) if path.name != METADATA}

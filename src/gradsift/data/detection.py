@@ -34,16 +34,8 @@ def settle_format(
 ) -> tuple[str, Columns]:
     """Detect the format if it is not given, and find out the names of its fields.
 
-    Args:
-        records: All readable records; the format is detected from the first hundred.
-        row_format: A key of ROW_FORMATS, or None to detect it.
-        columns: Fields named by the user.
-
-    Returns:
-        The format, and the columns with the names that occur in the records.
-
-    Raises:
-        ValueError: If no format fits, two fit, or a field named by the user is of no use.
+    The format (a key of ROW_FORMATS) is detected from the first hundred of all readable records;
+    `columns` are those named by the user, and come back with the names that occur in the records.
     """
     fields = set().union(*records)
     first = records[:ROWS_TO_DETECT_FROM]
@@ -63,8 +55,8 @@ def _detect(first: Sequence[Mapping[str, Any]], columns: Columns) -> str:
     if columns.prompt and columns.response:
         return "qa"
     # The majority decides: a stray row in a file of another format is dropped, with its reason.
-    found = Counter(filter(None, map(_format_of, first))).most_common(1)
-    if not found:
+    formats = Counter(filter(None, map(_format_of, first))).most_common(1)
+    if not formats:
         fields = sorted(set().union(*first))
         semicolons = len(fields) == 1 and ";" in fields[0]
         raise GradsiftError(
@@ -74,15 +66,15 @@ def _detect(first: Sequence[Mapping[str, Any]], columns: Columns) -> str:
             "output (alpaca); question + answer (qa); text. Name two columns with `prompt_column` "
             "and `response_column`, or force one with `format`."
         )
-    return found[0][0]
+    return formats[0][0]
 
 
 def _format_of(record: Mapping[str, Any]) -> str | None:
     fields = set(record)
     if {"messages", "conversations"} <= fields:
         raise GradsiftError(
-            "the rows have messages and conversations; choose with `format` messages or "
-            "`format` sharegpt."
+            "the rows have messages and conversations; choose one with `format`: messages or "
+            "sharegpt."
         )
     if "messages" in fields:
         return "sharegpt" if "from" in next(iter(_turns(record, "messages")), {}) else "messages"
@@ -101,7 +93,7 @@ def _require_useful(columns: Columns, row_format: str, fields: set[str]) -> None
     if columns.prompt and row_format in WITHOUT_PAIR:
         raise GradsiftError(
             f"rows of format {row_format} have no question and answer column; leave out "
-            "`prompt_column` and `response_column`, or say `format` qa."
+            "`prompt_column` and `response_column`, or set `format` to qa."
         )
     if columns.system and row_format in WITHOUT_SYSTEM:
         raise GradsiftError(f"rows of format {row_format} take no `system_column`; leave it out.")

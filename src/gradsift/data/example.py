@@ -1,7 +1,4 @@
-"""What a row says, freed from its format: a conversation, or plain text; or why it says nothing.
-
-Which language a row's answer is in.
-"""
+"""What a row says, freed from its format: a conversation, or plain text; or why it says nothing."""
 
 from __future__ import annotations
 
@@ -24,6 +21,11 @@ DROP_REASONS = {
     "not_recorded": "the training loop did not come to it",
     "non_finite_gradient": "its gradient is not finite",
 }
+# A guess of the language from fewer characters than this is worth nothing.
+FEWEST_CHARACTERS = 40
+# The beginning is enough, and keeps a pool of long rows quick.
+_MOST_CHARACTERS = 1_000
+TOO_SHORT = "too short to tell"
 
 
 class RowError(Exception):
@@ -50,6 +52,11 @@ class Chat:
     train: tuple[bool, ...]
     tools: list[Any] | None = None
 
+    @property
+    def trained(self) -> list[dict[str, Any]]:
+        """The turns that are trained on."""
+        return [turn for turn, train in zip(self.messages, self.train, strict=True) if train]
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -63,53 +70,26 @@ Example = Chat | Plain
 
 
 def require_trainable(example: Example) -> Example:
-    """Return the example if it has something to train on.
-
-    Args:
-        example: A parsed row.
-
-    Returns:
-        The same.
-
-    Raises:
-        RowError: no_assistant_turn or empty_response.
-    """
+    """Return the example if it has something to train on, else raise a RowError."""
     if isinstance(example, Plain):
         if not example.response.strip():
             raise RowError("empty_response", "the response is empty")
-        return example
-    trained = [m for m, train in zip(example.messages, example.train, strict=True) if train]
-    if not trained:
+    elif not example.trained:
         raise RowError("no_assistant_turn", "no assistant turn is trained on")
-    if not any((m.get("content") or "").strip() or m.get("tool_calls") for m in trained):
+    elif not any((m.get("content") or "").strip() or m.get("tool_calls") for m in example.trained):
         raise RowError("empty_response", "all trained assistant turns are empty")
     return example
 
 
-# A guess from fewer characters than this is worth nothing.
-FEWEST_CHARACTERS = 40
-# The beginning is enough, and keeps a pool of long rows quick.
-_MOST_CHARACTERS = 1_000
-TOO_SHORT = "too short to tell"
-
-
 def language_of(example: Example) -> str:
-    """Guess the language of what is trained on.
-
-    Args:
-        example: A row.
-
-    Returns:
-        An ISO 639-1 code, or TOO_SHORT.
-    """
+    """Guess the language of what is trained on: an ISO 639-1 code, or TOO_SHORT."""
     # It comes with what capturing needs, not with what selecting needs.
     import py3langid
 
     if isinstance(example, Plain):
         text = example.response
     else:
-        turns = zip(example.messages, example.train, strict=True)
-        text = "\n".join(str(turn.get("content") or "") for turn, trained in turns if trained)
+        text = "\n".join(str(turn.get("content") or "") for turn in example.trained)
     text = text.strip()
     if len(text) < FEWEST_CHARACTERS:
         return TOO_SHORT

@@ -3,55 +3,35 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from gradsift.data.sources import RawRow
 from gradsift.errors import GradsiftError
+from gradsift.utils import write_atomically
 
 BOM = b"\xef\xbb\xbf"
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_rows(path: Path, container: str) -> Iterator[RawRow]:
-    """Read a file row by row.
-
-    Args:
-        path: The file.
-        container: jsonl, json or csv.
-
-    Returns:
-        Its rows; blank lines are none.
-    """
-    return {"jsonl": _jsonl, "json": _json, "csv": _csv}[container](path)
+    """Read a jsonl, json or csv file row by row; blank lines are none."""
+    return READERS[container](path)
 
 
 def write_rows(
     path: Path, container: str, rows: list[tuple[int, int | None, int | None]], destination: Path
 ) -> Path:
-    """Write rows byte for byte; where the last line of the input lacks a line break, one is added.
+    """Write (index, start, end) rows of a file byte for byte, each with a line break after it."""
+    write_atomically(destination, lambda file: _write(path, container, rows, file))
+    return destination
 
-    Args:
-        path: The file they come from.
-        container: jsonl, json or csv.
-        rows: (index, start, end), in the input's order.
-        destination: The file to write, as a whole.
 
-    Returns:
-        The destination.
-    """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = destination.with_name(f".{destination.name}.tmp")
-    with path.open("rb") as source, temporary.open("wb") as target:
+def _write(
+    path: Path, container: str, rows: list[tuple[int, int | None, int | None]], destination: Path
+) -> None:
+    with path.open("rb") as source, destination.open("wb") as target:
         if container == "csv":
             target.write(_csv_header(source, _delimiter(path)))
         if container == "json":
@@ -66,8 +46,6 @@ def write_rows(
             target.write(content)
         if container == "json":
             target.write(b"\n]\n")
-    os.replace(temporary, destination)
-    return destination
 
 
 def _jsonl(path: Path) -> Iterator[RawRow]:
@@ -94,18 +72,21 @@ def _parse_object(content: bytes) -> tuple[dict[str, Any] | None, tuple[str, str
         return None, ("unreadable_line", "not JSON: nested too deeply")
     except ValueError as error:
         return None, ("unreadable_line", f"not JSON: {error}")
-    if not isinstance(value, dict):
-        return None, ("not_an_object", f"found {type(value).__name__}, expected an object")
-    return value, None
+    return _object(value)
+
+
+def _object(value: Any) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
+    if isinstance(value, dict):
+        return value, None
+    return None, ("not_an_object", f"found {type(value).__name__}, expected an object")
 
 
 def _json(path: Path) -> Iterator[RawRow]:
+    content = path.read_bytes()
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise GradsiftError(f"{path}: not UTF-8: {error.reason} at byte {error.start}.") from None
-    with path.open("rb") as file:
-        has_bom = file.read(3) == BOM
     decoder = json.JSONDecoder()
     at = _skip_space(text, 0)
     if text[at : at + 1] != "[":
@@ -113,7 +94,7 @@ def _json(path: Path) -> Iterator[RawRow]:
             f"{path}: expected a JSON array of objects, found {text[at : at + 20]!r}."
         )
     at = _skip_space(text, at + 1)
-    index, byte, counted, line = 0, len(BOM) if has_bom else 0, 0, 1
+    index, byte, counted, line = 0, len(BOM) if content.startswith(BOM) else 0, 0, 1
     while text[at : at + 1] != "]":
         try:
             value, stop = decoder.raw_decode(text, at)
@@ -125,11 +106,7 @@ def _json(path: Path) -> Iterator[RawRow]:
         start = byte + len(text[counted:at].encode())
         line += text.count("\n", counted, at)
         end = start + len(text[at:stop].encode())
-        is_object = isinstance(value, dict)
-        error = ("not_an_object", f"found {type(value).__name__}, expected an object")
-        yield RawRow(
-            index, line, start, end, value if is_object else None, None if is_object else error
-        )
+        yield RawRow(index, line, start, end, *_object(value))
         line += text.count("\n", at, stop)
         byte, counted = end, stop
         index += 1
@@ -179,6 +156,13 @@ def _csv(path: Path) -> Iterator[RawRow]:
             record = None if error else dict(zip(header, fields, strict=True))
             yield RawRow(index, line, start, lines.byte, record, error)
             index += 1
+
+
+READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
+    "jsonl": _jsonl,
+    "json": _json,
+    "csv": _csv,
+}
 
 
 def _csv_error(
@@ -247,5 +231,6 @@ class _CountingLines:
             return content.decode(errors="replace")
 
     def take_bad(self) -> bool:
+        """Return whether a line since the last call was not UTF-8."""
         bad, self._bad = self._bad, False
         return bad

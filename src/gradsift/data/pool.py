@@ -1,23 +1,18 @@
-"""The pool: every row of an SFT source, with its id and what it says, or the reason why not.
-
-Raw row → pool row: which id it gets, which hash its content has, or why it is dropped.
-
-
-SFT source → pool: which format and columns it has, and each of its rows read.
-"""
+"""The pool: every row of an SFT source, with its id and what it says, or the reason why not."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gradsift.config import ReadingConfig, validated
 from gradsift.data.containers import fingerprint, read_rows
-from gradsift.data.dataset_info import read_dataset_info
+from gradsift.data.dataset_configs import read_dataset_info
 from gradsift.data.detection import settle_format
 from gradsift.data.example import Example, RowError
 from gradsift.data.formats import ROW_FORMATS, Columns, parse_record
@@ -65,7 +60,7 @@ class Pool:
         columns: Names of fields where they differ from the usual.
         sha256: Of the source's content.
         rows: In the source's order.
-        read_as: What `load_pool` was told, to read the same rows again.
+        read_as: `data` and the fields of ReadingConfig, to read the same rows again.
     """
 
     source: Source
@@ -101,69 +96,122 @@ class Pool:
 
 
 def place(row: int, line: int | None) -> str:
-    """Return where a row stands, as messages say it.
-
-    Args:
-        row: 0-based position.
-        line: 1-based line of the file, if it has lines.
-    """
+    """Return where a row stands, as messages say it."""
     return f"row {row}" if line is None else f"line {line}"
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How rows are read.
-
-    Attributes:
-        row_format: A key of ROW_FORMATS.
-        columns: Names of their fields.
-        train_on: "all" assistant turns, or the "last".
-        id_column: Field with a row's own id.
-        id_required: Whether a row without one is dropped.
-        source_column: Field that says where a row comes from.
-    """
-
-    row_format: str
-    columns: Columns
-    train_on: str
-    id_column: str
-    id_required: bool
-    source_column: str
-
-
-def pool_rows_of(raw_rows: Sequence[RawRow], how: Reading) -> tuple[PoolRow, ...]:
-    """Read what every row says.
+def load_pool(
+    data: str | Path,
+    *,
+    row_format: str | None = None,
+    id_column: str | None = None,
+    prompt_column: str | None = None,
+    response_column: str | None = None,
+    system_column: str | None = None,
+    source_column: str | None = None,
+    dataset_info: str | Path | None = None,
+    split: str | None = None,
+    train_on: str = "all",
+    labels_needed: bool = True,
+) -> Pool:
+    """Read an SFT source of any known container and row format.
 
     Args:
-        raw_rows: As they lie in their source.
-        how: They are read.
+        data: A file, a `save_to_disk` folder, a hub id; with `dataset_info` a name in it.
+        row_format: Forces a format; detected from the first rows if None.
+        id_column: Field with the row's id; `id` is taken if it is there.
+        prompt_column: Field with the question.
+        response_column: Field with the answer.
+        system_column: Field with a system prompt.
+        source_column: Field that says where a row comes from; `source` is taken if it is there.
+        dataset_info: LLaMA-Factory's dataset_info.json.
+        split: Of a folder or hub dataset that has several.
+        train_on: "all" assistant turns, or the "last".
+        labels_needed: Whether fields that are named for id and source have to be there.
 
     Returns:
-        As many rows, in the same order; those that cannot be used with their reason.
+        The pool; rows that cannot be used are in it with their reason.
+
+    Raises:
+        GradsiftError: If the source cannot be read, its format is not recognised, or no row is
+            usable.
     """
-    rows = _Rows(how)
-    rows.announce(raw.record for raw in raw_rows if raw.record is not None)
-    return tuple(rows.add(raw) for raw in raw_rows)
+    values = {
+        "format": row_format,
+        "prompt_column": prompt_column,
+        "response_column": response_column,
+        "system_column": system_column,
+        "id_column": id_column,
+        "source_column": source_column,
+        "dataset_info": dataset_info,
+        "split": split,
+        "train_on": train_on,
+    }
+    return read_pool(
+        data, validated(ReadingConfig, values, "load_pool"), labels_needed=labels_needed
+    )
 
 
-class _Rows:
+def read_pool(data: str | Path, reading: ReadingConfig, *, labels_needed: bool = True) -> Pool:
+    """Do what `load_pool` does; `reading` may be a RunConfig."""
+    named = Columns(
+        prompt=reading.prompt_column,
+        response=reading.response_column,
+        system=reading.system_column,
+    )
+    _require_consistent(reading, named)
+    read_as = reading.model_dump(include=set(ReadingConfig.model_fields))
+    row_format, columns = reading.format, named
+    if reading.dataset_info is None:
+        read_as["data"] = absolute(data)
+        source = find_source(str(data), reading.split)
+    else:
+        read_as |= {"data": str(data), "dataset_info": absolute(reading.dataset_info)}
+        entry = read_dataset_info(reading.dataset_info, str(data))
+        row_format, columns = entry.row_format, entry.columns
+        source = find_source(entry.data, reading.split or entry.split)
+    raw_rows = list(read_rows(source))
+    _require_readable(source, raw_rows)
+    records = [raw.record for raw in raw_rows if raw.record is not None]
+    if reading.dataset_info is None:
+        row_format, columns = settle_format(records, row_format, named)
+    if labels_needed:
+        _require_field(source, records, "id", reading.id_column)
+        _require_field(source, records, "source", reading.source_column)
+    reader = _RowReader(row_format, columns, reading, labels_needed=labels_needed)
+    rows = reader.read(raw_rows)
+    detected = reading.format is None and reading.dataset_info is None
+    pool = Pool(source, row_format, detected, columns, fingerprint(source), rows, read_as)
+    _require_usable(pool)
+    return pool
+
+
+class _RowReader:
     """Turns raw rows into pool rows, knowing the ids of the file and those given so far."""
 
-    def __init__(self, how: Reading):
-        self._how = how
+    def __init__(
+        self, row_format: str, columns: Columns, reading: ReadingConfig, *, labels_needed: bool
+    ):
+        self._row_format = row_format
+        self._columns = columns
+        self._train_on = reading.train_on
+        self._id_column = reading.id_column or "id"
+        self._id_required = reading.id_column is not None and labels_needed
+        self._source_column = reading.source_column or "source"
         self._ids_in_file: Counter[str] = Counter()
         self._given: set[str] = set()
         self._place_of: dict[str, str] = {}
         self._copies: Counter[str] = Counter()
 
-    def announce(self, records: Iterable[Mapping[str, Any]]) -> None:
-        ids = (_text_of(record, self._how.id_column) for record in records)
+    def read(self, raw_rows: Sequence[RawRow]) -> tuple[PoolRow, ...]:
+        ids = (self._own_id(raw) for raw in raw_rows)
         self._ids_in_file.update(own_id for own_id in ids if own_id is not None)
+        return tuple(map(self._read, raw_rows))
 
-    def add(self, raw: RawRow) -> PoolRow:
+    def _read(self, raw: RawRow) -> PoolRow:
         where = place(raw.index, raw.line)
         row = PoolRow(raw.index, raw.line, "", raw.start, raw.end, None, None, None, None)
-        own_id = None if raw.record is None else _text_of(raw.record, self._how.id_column)
+        own_id = self._own_id(raw)
         try:
             example, content_hash = self._example(raw, own_id)
         except RowError as error:
@@ -172,21 +220,22 @@ class _Rows:
         else:
             instance_id = self._hash_id(content_hash) if own_id is None else own_id
             self._place_of[instance_id] = where
-            source = _text_of(raw.record, self._how.source_column)
+            source = _text_of(raw.record, self._source_column)
             row = replace(row, example=example, content_hash=content_hash, source=source)
         self._given.add(instance_id)
         return replace(row, instance_id=instance_id)
 
+    def _own_id(self, raw: RawRow) -> str | None:
+        return None if raw.record is None else _text_of(raw.record, self._id_column)
+
     def _example(self, raw: RawRow, own_id: str | None) -> tuple[Example, str]:
         if raw.error is not None:
             raise RowError(*raw.error)
-        example = parse_record(
-            raw.record, self._how.row_format, self._how.columns, self._how.train_on
-        )
+        example = parse_record(raw.record, self._row_format, self._columns, self._train_on)
         content_hash = _content_hash(example)
-        if own_id is None and self._how.id_required:
+        if own_id is None and self._id_required:
             raise RowError(
-                "missing_field", f"no text or whole number in id field {self._how.id_column!r}"
+                "missing_field", f"no text or whole number in id field {self._id_column!r}"
             )
         if own_id is not None and own_id in self._place_of:
             raise RowError(
@@ -224,107 +273,23 @@ def _content_hash(example: Example) -> str:
     try:
         content = text.encode()
     except UnicodeEncodeError as error:
-        found = ascii(text[error.start])
+        half = ascii(text[error.start])
         raise RowError(
-            "unreadable_line", f"half a surrogate pair ({found}), which stands for no character"
+            "unreadable_line", f"half a surrogate pair ({half}), which stands for no character"
         ) from None
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-TRAIN_ON = ("all", "last")
-
-
-def load_pool(
-    data: str | Path,
-    *,
-    row_format: str | None = None,
-    id_column: str | None = None,
-    prompt_column: str | None = None,
-    response_column: str | None = None,
-    system_column: str | None = None,
-    source_column: str | None = None,
-    dataset_info: str | Path | None = None,
-    split: str | None = None,
-    train_on: str = "all",
-    labels_needed: bool = True,
-) -> Pool:
-    """Read an SFT source of any known container and row format.
-
-    Args:
-        data: A file, a `save_to_disk` folder, a hub id; with `dataset_info` a name in it.
-        row_format: Forces a format; detected from the first rows if None.
-        id_column: Field with the row's id; `id` is taken if it is there.
-        prompt_column: Field with the question.
-        response_column: Field with the answer.
-        system_column: Field with a system prompt.
-        source_column: Field that says where a row comes from; `source` is taken if it is there.
-        dataset_info: LLaMA-Factory's dataset_info.json.
-        split: Of a folder or hub dataset that has several.
-        train_on: "all" assistant turns, or the "last".
-        labels_needed: Whether fields that are named for id and source have to be there.
-
-    Returns:
-        The pool; rows that cannot be used are in it with their reason.
-
-    Raises:
-        ValueError: If the source cannot be read, its format is not recognised, or no row is usable.
-    """
-    read_as = {
-        "data": str(data) if dataset_info is not None else absolute(data),
-        "format": row_format,
-        "id_column": id_column,
-        "prompt_column": prompt_column,
-        "response_column": response_column,
-        "system_column": system_column,
-        "source_column": source_column,
-        "dataset_info": None if dataset_info is None else absolute(dataset_info),
-        "split": split,
-        "train_on": train_on,
-    }
-    named = Columns(prompt=prompt_column, response=response_column, system=system_column)
-    _require_known(row_format, named, train_on, dataset_info)
-    detected = row_format is None and dataset_info is None
-    if dataset_info is None:
-        source = find_source(str(data), split)
-    else:
-        file, row_format, columns, its_split = read_dataset_info(dataset_info, str(data))
-        source = find_source(file, split or its_split)
-    raw_rows = list(read_rows(source))
-    readable = [raw.record for raw in raw_rows if raw.record is not None]
-    _require_readable(source, raw_rows)
-    if dataset_info is None:
-        row_format, columns = settle_format(readable, row_format, named)
-    if labels_needed:
-        _require_field(source, readable, "id", id_column)
-        _require_field(source, readable, "source", source_column)
-    how = Reading(
-        row_format,
-        columns,
-        train_on,
-        id_column=id_column or "id",
-        id_required=id_column is not None and labels_needed,
-        source_column=source_column or "source",
-    )
-    rows = pool_rows_of(raw_rows, how)
-    pool = Pool(source, row_format, detected, columns, fingerprint(source), rows, read_as)
-    _require_usable(pool)
-    return pool
-
-
-def _require_known(
-    row_format: str | None, named: Columns, train_on: str, dataset_info: str | Path | None
-) -> None:
+def _require_consistent(reading: ReadingConfig, named: Columns) -> None:
     if (named.prompt is None) != (named.response is None):
         raise GradsiftError(
             "`prompt_column` and `response_column` belong together; one is missing."
         )
-    if train_on not in TRAIN_ON:
-        raise GradsiftError(f"train_on is {train_on!r}; known are {', '.join(TRAIN_ON)}.")
-    if row_format is not None and row_format not in ROW_FORMATS:
-        raise GradsiftError(f"format is {row_format!r}; known are {', '.join(ROW_FORMATS)}.")
-    if dataset_info is not None and (row_format is not None or named != Columns()):
+    if reading.format is not None and reading.format not in ROW_FORMATS:
+        raise GradsiftError(f"`format` is {reading.format!r}; known are {', '.join(ROW_FORMATS)}.")
+    if reading.dataset_info is not None and (reading.format is not None or named != Columns()):
         raise GradsiftError(
-            f"{dataset_info} says the format and the columns; leave out `format` and the "
+            f"{reading.dataset_info} says the format and the columns; leave out `format` and the "
             "columns, or `dataset_info`."
         )
 
@@ -346,7 +311,7 @@ def _require_field(
     if column is not None and not any(column in record for record in records):
         raise GradsiftError(
             f"{source.name}: no row has the {kind} field {column!r}; found "
-            f"{sorted(records[0])}. Name another with --{kind}-column, or leave it out."
+            f"{sorted(records[0])}. Name another with `{kind}_column`, or leave it out."
         )
 
 

@@ -19,7 +19,6 @@ SUFFIXES = {
     ".arrow": "arrow",
     ".feather": "arrow",
 }
-LINE_CONTAINERS = ("jsonl", "json", "csv")
 # Fields of one row that hold objects themselves.
 TURNS = ("messages", "conversations", "conversation", "tools")
 
@@ -66,27 +65,12 @@ class Source:
 
 
 def absolute(name: str | Path) -> str:
-    """Return a name that is found from any working directory.
-
-    Args:
-        name: A path; what does not exist (a hub id) stays as it is.
-    """
+    """Return a name that is found from any working directory; hub ids stay as they are."""
     return str(Path(name).resolve()) if Path(name).exists() else str(name)
 
 
 def find_source(name: str, split: str | None) -> Source:
-    """Tell what kind of source a name is.
-
-    Args:
-        name: A file, a `save_to_disk` folder or a hub id.
-        split: Of a folder or a hub dataset that has several.
-
-    Returns:
-        The source.
-
-    Raises:
-        ValueError: If nothing is there, or of a kind that is not read.
-    """
+    """Tell what kind of source a file, a `save_to_disk` folder or a hub id is."""
     path = Path(name)
     if path.is_file():
         if split is not None:
@@ -116,10 +100,9 @@ def _file_container(path: Path) -> str:
     if container == "json":
         with path.open("rb") as file:
             head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-        if not head.startswith(b"{"):
-            return "json"
-        _refuse_one_object(path)
-        return "jsonl"
+        if head.startswith(b"{"):
+            _refuse_one_object(path)
+            return "jsonl"
     return container
 
 

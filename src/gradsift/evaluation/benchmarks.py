@@ -1,10 +1,8 @@
-"""General ability: lm-eval's tasks, run in this process, item by item.
+"""General ability: lm-eval's tasks and a sanity benchmark, run in this process, item by item.
 
-A small general probe of our own, for where no benchmark is at hand.
-
-Multiple choice: everyday facts, science, arithmetic, grammar and common sense, written for this
-project. It tells a model that forgot a lot from one that did not; it is no benchmark to quote.
-
+The sanity benchmark, for where no other is at hand, is multiple choice: everyday facts, science,
+arithmetic, grammar and common sense, written for this project. It tells a model that forgot a lot
+from one that did not; it is no benchmark to quote.
 """
 
 from __future__ import annotations
@@ -37,6 +35,8 @@ METRICS = ("acc", "exact_match", "em", "f1", "acc_norm")
 # As lm-eval's command line does it, so that few-shot examples are the same.
 FEWSHOT_SEED = 1234
 ROWS_IN_A_BATCH = 16
+SANITY = "sanity"
+SANITY_FILE = Path(__file__).with_name("sanity.jsonl")
 
 
 @dataclass(frozen=True)
@@ -47,60 +47,41 @@ class TaskScores:
         metric: Which of lm-eval's metrics.
         scores: For each item, in the task's order.
         items: A hash over all items, so that only equal sets are compared.
-        way: How requests were scored, see `SharedPrefixLM`.
+        method: How requests were scored, see `SharedPrefixLM`.
     """
 
     metric: str
     scores: tuple[float, ...]
     items: str
-    way: str
+    method: str
 
 
-@dataclass(frozen=True)
-class TaskSource:
-    """Which tasks.
+def load_tasks(
+    names: Sequence[str], files: Sequence[Path] = (), *, trust_code: bool = False
+) -> dict[str, Any]:
+    """Load tasks with their data: lm-eval's task objects, for `score_tasks`.
 
-    Attributes:
-        names: Of lm-eval's own tasks and groups, and "probe", which is ours.
-        files: Task files of one's own.
+    Names are those of lm-eval's own tasks and groups, and `sanity`; files are task files of one's
+    own, and code that they name runs only with `trust_code`.
     """
-
-    names: tuple[str, ...] = ()
-    files: tuple[Path, ...] = ()
-
-
-def load_tasks(source: TaskSource, *, trust_code: bool = False) -> dict[str, Any]:
-    """Load tasks with their data.
-
-    Args:
-        source: Which tasks.
-        trust_code: Whether code that a task file names may run.
-
-    Returns:
-        lm-eval's task objects, for `score_tasks`.
-
-    Raises:
-        ValueError: If a task is unknown, cannot be loaded, or its file names code.
-    """
-    specs: list[Any] = []
-    for name in source.names:
-        specs.append(probe_task() if name == PROBE else name)
-    for path in source.files:
-        specs.append(_task_file(path, trust_code))
+    if "probe" in names:
+        raise GradsiftError(f"`general` probe is now called {SANITY}; say {SANITY}.")
+    for path in files:
+        _require_safe(path, trust_code)
+    specs: list[Any] = [_sanity_task() if name == SANITY else name for name in names]
     # Its index of some thousand task files takes seconds, and is only needed for names.
-    by_name = [name for name in source.names if name != PROBE]
+    by_name = [name for name in names if name != SANITY]
     with _quiet():
         manager = TaskManager(include_defaults=bool(by_name))
-        known = set(manager.all_tasks)
-        missing = [name for name in by_name if name not in known]
+        missing = sorted(set(by_name) - set(manager.all_tasks))
         if missing:
             raise GradsiftError(
                 f"`general` {', '.join(missing)}: lm-eval has no such task. Give a name that "
-                "`lm-eval ls tasks` lists, a task's YAML file, a text file, or probe."
+                f"`lm-eval ls tasks` lists, a task's YAML file, a text file, or {SANITY}."
             )
         try:
-            return manager.load(specs)
-        except (OSError, KeyError, TypeError, ImportError) as error:
+            return manager.load([*specs, *map(str, files)])
+        except Exception as error:  # Whatever its datasets, their builders and the hub raise.
             raise GradsiftError(f"`general`: a task cannot be loaded: {error}") from error
 
 
@@ -111,19 +92,9 @@ def score_tasks(
     *,
     limit: int | None = None,
 ) -> dict[str, TaskScores]:
-    """Evaluate a model at tasks, zero-shot unless a task says otherwise.
+    """Evaluate a model at the first `limit` items of each task, zero-shot unless a task says so.
 
-    Args:
-        model: In evaluation mode.
-        tokenizer: Its tokenizer.
-        tasks: From `load_tasks`.
-        limit: Items of each task, the first ones; None for all.
-
-    Returns:
-        Scores by task; a group is its tasks.
-
-    Raises:
-        ValueError: If a task has no metric of those that are read.
+    Returns scores by task; a group is its tasks.
     """
     for task in tasks["tasks"].values():
         if task.get_config("num_fewshot") is None:
@@ -134,50 +105,45 @@ def score_tasks(
         # Intervals come later, from all arms together.
         results = evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
     assert results is not None
-    way = lm.way or "generated"
-    return {name: _scores(name, items, way) for name, items in results["samples"].items()}
+    method = lm.method or "generated"
+    return {name: _scores(name, items, method) for name, items in results["samples"].items()}
 
 
 def questions(task: Any, limit: int | None) -> list[object]:
     """Return what a task asks, wherever its file and its data lie.
 
-    Args:
-        task: One of lm-eval's task objects.
-        limit: Items, the first ones; None for all.
-
-    Returns:
-        Number of examples shown, and of each item text, target and choices.
+    That is the number of examples shown, the kind of output, and for each of the first `limit`
+    items its text, target and choices.
     """
     has_choices = task.OUTPUT_TYPE == "multiple_choice"
-    docs = list(islice(task.eval_docs, limit))
-    return [
-        task.get_config("num_fewshot"),
-        task.OUTPUT_TYPE,
-        [
+    try:
+        items = [
             [
                 task.doc_to_text(doc),
                 task.doc_to_target(doc),
                 task.doc_to_choice(doc) if has_choices else None,
             ]
-            for doc in docs
-        ],
-    ]
+            for doc in islice(task.eval_docs, limit)
+        ]
+    except Exception as error:  # A template of the task's author, over data of anybody's.
+        name = task.get_config("task")
+        raise GradsiftError(f"`general` {name}: an item cannot be written: {error}") from error
+    return [task.get_config("num_fewshot"), task.OUTPUT_TYPE, items]
 
 
-def _task_file(path: Path, trust_code: bool) -> str:
+def _require_safe(path: Path, trust_code: bool) -> None:
+    # lm-eval runs what a task file names.
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise GradsiftError(f"`general` {path}: cannot be read ({error}).") from None
-    if not trust_code and any(
-        key in text for key in ("!function", "unsafe_code", "custom_dataset")
-    ):
+    if trust_code:
+        return
+    if any(key in text for key in ("!function", "unsafe_code", "custom_dataset")):
         raise GradsiftError(
             f"`general` {path}: this task file names Python code, which would run. Read that code, "
-            "and give `trust_remote_code`."
+            "and set `trust_remote_code`."
         )
-    if trust_code:
-        return str(path)
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -189,18 +155,35 @@ def _task_file(path: Path, trust_code: bool) -> str:
     if _has_key(content, "include"):
         raise GradsiftError(
             f"`general` {path}: includes another file, which may name Python code that would run. "
-            "Write its lines into this one, or read it and give `trust_remote_code`."
+            "Write its lines into this one, or read it and set `trust_remote_code`."
         )
-    return str(path)
 
 
 def _has_key(value: object, key: str) -> bool:
     if isinstance(value, dict):
-        return key in value or any(_has_key(one, key) for one in value.values())
-    return isinstance(value, list) and any(_has_key(one, key) for one in value)
+        return key in value or any(_has_key(part, key) for part in value.values())
+    return isinstance(value, list) and any(_has_key(part, key) for part in value)
 
 
-def _scores(task: str, samples: Sequence[dict], way: str) -> TaskScores:
+def _sanity_task() -> dict[str, Any]:
+    # Each item has a context, choices and the index of the right one.
+    return {
+        "task": SANITY,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(SANITY_FILE)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{context}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "target_delimiter": "",
+        "num_fewshot": 0,
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }
+
+
+def _scores(task: str, samples: Sequence[dict], method: str) -> TaskScores:
     metric = next((name for name in METRICS if samples and name in samples[0]), None)
     if metric is None:
         raise GradsiftError(
@@ -210,9 +193,7 @@ def _scores(task: str, samples: Sequence[dict], way: str) -> TaskScores:
     # One line for each filter of a task; the first is the task's main one.
     main = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
     items = short_sha256(str(sample["doc_hash"]) for sample in main)
-    return TaskScores(
-        metric, tuple(float(sample[metric]) for sample in main), items, way
-    )
+    return TaskScores(metric, tuple(float(sample[metric]) for sample in main), items, method)
 
 
 @contextlib.contextmanager
@@ -221,9 +202,6 @@ def _tied_as_it_is(model: PreTrainedModel) -> Generator[None, None, None]:
 
     A head that was trained beside a tied embedding (modules_to_save) would be overwritten by that,
     and over quantised weights its wrapper has no weight that could be tied.
-
-    Yields:
-        Nothing.
     """
     model.tie_weights = lambda *_, **__: None
     try:
@@ -234,11 +212,7 @@ def _tied_as_it_is(model: PreTrainedModel) -> Generator[None, None, None]:
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Keep lm-eval's and datasets' own bars and lines off stderr; errors are raised as ever.
-
-    Yields:
-        Nothing.
-    """
+    """Keep lm-eval's and datasets' own bars and lines off stderr; errors are raised as ever."""
     logger = logging.getLogger("lm_eval")
     level, shown = logger.level, is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
@@ -250,29 +224,3 @@ def _quiet() -> Generator[None, None, None]:
         logger.setLevel(level)
         if shown:
             enable_progress_bar()
-
-
-PROBE = "probe"
-PROBE_FILE = Path(__file__).with_name("probe.jsonl")
-
-
-def probe_task() -> dict[str, Any]:
-    """Return the probe as a task of lm-eval's.
-
-    Returns:
-        Its configuration; each item has a context, choices and the index of the right one.
-    """
-    return {
-        "task": PROBE,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(PROBE_FILE)}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{context}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "{{answer}}",
-        "target_delimiter": "",
-        "num_fewshot": 0,
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        "metadata": {"version": 1.0},
-    }

@@ -18,13 +18,11 @@ NOTHING_TO_TELL = "nothing to tell"
 
 @dataclass(frozen=True)
 class Question:
-    """Whether one arm is better than another, in one way.
+    """Whether one arm is better than another at learning, or at general ability.
 
     Attributes:
         kind: LEARNING or GENERAL.
-        arm: Label of the arm in question.
-        rival: Label of the other one.
-        family: What the rivals of this and other questions have in common; p-values are detrended
+        family: What the rivals of this and other questions have in common; p-values are adjusted
             for all questions of one kind and family.
         differences: By metric, arm minus rival.
         arm_forgot: By metric, arm minus base, for GENERAL if there is a base arm.
@@ -50,9 +48,7 @@ class Verdict:
     """The answer to a question.
 
     Attributes:
-        question: What was asked.
         answer: yes, no (worse), mixed, cannot tell, or nothing to tell.
-        sentence: In words, with figures.
         adjusted_p: By deciding metric, for the number of questions of this kind.
     """
 
@@ -63,18 +59,12 @@ class Verdict:
 
 
 def decide(questions: Sequence[Question]) -> list[Verdict]:
-    """Answer questions, with p-values detrended for the number of arms and metrics (Holm).
+    """Answer questions, with p-values adjusted for the number of arms and metrics (Holm).
 
     An arm is better where at least one deciding metric says so and none says the opposite. Where
     neither arm measurably forgot anything, a difference between them is not forgetting.
-
-    Args:
-        questions: Of any kind.
-
-    Returns:
-        Verdicts, in order.
     """
-    detrended: list[dict[str, float]] = [{} for _ in questions]
+    adjusted: list[dict[str, float]] = [{} for _ in questions]
     n_tests: list[dict[str, int]] = [{} for _ in questions]
     for which in dict.fromkeys((question.kind, question.family) for question in questions):
         family = [
@@ -87,12 +77,12 @@ def decide(questions: Sequence[Question]) -> list[Verdict]:
         for (at, name), p, n in zip(
             family, holm(p_values), holm_multipliers(p_values), strict=True
         ):
-            detrended[at][name], n_tests[at][name] = p, n
-    return [_decide(*one) for one in zip(questions, detrended, n_tests, strict=True)]
+            adjusted[at][name], n_tests[at][name] = p, n
+    return [_decide(*case) for case in zip(questions, adjusted, n_tests, strict=True)]
 
 
-def _decide(question: Question, detrended: dict[str, float], n_tests: dict[str, int]) -> Verdict:
-    clear = {name for name in question.deciding if detrended[name] < SIGNIFICANT}
+def _decide(question: Question, adjusted: dict[str, float], n_tests: dict[str, int]) -> Verdict:
+    clear = {name for name in question.deciding if adjusted[name] < SIGNIFICANT}
     better = {name for name in clear if _is_better(name, question.differences[name].value)}
     nothing = _nothing_to_tell(question, any_clear=bool(clear))
     if nothing is not None:
@@ -105,14 +95,14 @@ def _decide(question: Question, detrended: dict[str, float], n_tests: dict[str, 
         answer = NO
     else:
         answer = CANNOT_TELL
-    sentence = _sentence(question, answer, detrended, n_tests, nothing)
-    return Verdict(question, answer, sentence, detrended)
+    sentence = _sentence(question, answer, adjusted, n_tests, nothing)
+    return Verdict(question, answer, sentence, adjusted)
 
 
 def _nothing_to_tell(question: Question, *, any_clear: bool) -> str | None:
     """Return why there is nothing to compare, or None."""
-    found = [question.differences[name] for name in question.deciding]
-    if found and all(one.value == 0 and one.items.variance == 0 for one in found):
+    differences = [question.differences[name] for name in question.deciding]
+    if differences and all(d.value == 0 and d.items.variance == 0 for d in differences):
         return "both answered everything alike"
     if question.kind == GENERAL:
         if _kept_all(question, question.arm_forgot) and _kept_all(question, question.rival_forgot):
@@ -127,28 +117,28 @@ def _kept_all(question: Question, forgot: dict[str, Estimate] | None) -> bool:
         return False
     deciding = {name: forgot[name] for name in question.deciding}
     # What has no interval was not measured, so it cannot have been kept.
-    return all(isfinite(found.high) for found in deciding.values()) and not any(
-        found.p < SIGNIFICANT and not _is_better(name, found.value)
-        for name, found in deciding.items()
+    return all(isfinite(change.high) for change in deciding.values()) and not any(
+        change.p < SIGNIFICANT and not _is_better(name, change.value)
+        for name, change in deciding.items()
     )
 
 
 def _sentence(
     question: Question,
     answer: str,
-    detrended: dict[str, float],
+    adjusted: dict[str, float],
     n_tests: dict[str, int],
     nothing: str | None,
 ) -> str:
     verb = "learn more" if question.kind == LEARNING else "forget less"
-    asked = f"Did {question.arm} {verb} than {question.rival}?"
+    wording = f"Did {question.arm} {verb} than {question.rival}?"
     figures = "; ".join(
         f"{METRICS[name].label} {_figure(METRICS[name], question.differences[name])}"
-        f" (p {_p(detrended[name])})"
+        f" (p {_p(adjusted[name])})"
         for name in question.deciding
     )
     if not figures:
-        return f"{asked} Nothing was measured that could tell."
+        return f"{wording} Nothing was measured that could tell."
     words = {
         YES: "Yes",
         NO: "No, it did worse" if question.kind == LEARNING else "No, it forgot more",
@@ -159,19 +149,19 @@ def _sentence(
     more = ""
     if answer == CANNOT_TELL:
         nearest = min(question.deciding, key=lambda name: question.differences[name].p)
-        wanted = needed(question.differences[nearest], n_tests[nearest])
-        more = f"; for {METRICS[nearest].label} {wanted}"
-    return f"{asked} {words[answer]}: {figures}{more}."
+        effort = needed(question.differences[nearest], n_tests[nearest])
+        more = f"; for {METRICS[nearest].label} {effort}"
+    return f"{wording} {words[answer]}: {figures}{more}."
 
 
 def _is_better(name: str, difference: float) -> bool:
     return difference > 0 if METRICS[name].higher_is_better else difference < 0
 
 
-def _figure(metric: Metric, found: Estimate) -> str:
+def _figure(metric: Metric, difference: Estimate) -> str:
     d = metric.digits
-    interval = f"[{found.low:+.{d}f}, {found.high:+.{d}f}]"
-    return f"{found.value:+.{d}f} {interval if isfinite(found.high) else '[no interval]'}"
+    interval = f"[{difference.low:+.{d}f}, {difference.high:+.{d}f}]"
+    return f"{difference.value:+.{d}f} {interval if isfinite(difference.high) else '[no interval]'}"
 
 
 def _p(value: float) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from gradsift.evaluation.losses import padded_left, padding_is_exact
-
 ROWS_IN_A_BATCH = 32
+TOLERANCE = 1e-2
+Progress = Callable[[int, int, int, int], None]
 
 
 @torch.no_grad()
@@ -23,23 +23,13 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int = ROWS_IN_A_BATCH,
-    on_progress: Callable[[int], None] = lambda n: None,
+    progress: Progress | None = None,
 ) -> list[str]:
-    """Answer prompts by the likeliest token at each step.
+    """Answer prompts (two tokens or more) by the likeliest token at each step.
 
     The model's own generation settings (penalties, sampling) are left out, so that arms differ in
-    their weights only.
-
-    Args:
-        model: In evaluation mode.
-        tokenizer: Its tokenizer.
-        prompts: Tokens of each, at least two.
-        max_new_tokens: Tokens of an answer.
-        batch_size: Prompts answered together, where the model can be padded.
-        on_progress: Called with the number of prompts done.
-
-    Returns:
-        The answers, in order, without control tokens.
+    their weights only. Control tokens are not in the answers. `progress` is called with prompts
+    done, all prompts, and the tokens of either.
     """
     ends, own = end_tokens(model, tokenizer), model.generation_config
     config = GenerationConfig(
@@ -57,10 +47,12 @@ def generate(
     try:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            found = _answers(model, tokenizer, [prompts[i] for i in batch])
-            for i, text in zip(batch, found, strict=True):
+            texts = _answers(model, tokenizer, [prompts[i] for i in batch])
+            for i, text in zip(batch, texts, strict=True):
                 answers[i] = text
-            on_progress(start + len(batch))
+            if progress is not None:
+                done, n = start + len(batch), len(prompts)
+                progress(done, n, done * max_new_tokens, n * max_new_tokens)
     finally:
         model.generation_config = own
     return answers
@@ -72,10 +64,10 @@ def _answers(
     prompts: Sequence[Sequence[int]],
 ) -> list[str]:
     ids_BT, mask_BT = padded_left(prompts, model.generation_config.pad_token_id)
-    found_BT = model.generate(
+    whole_BT = model.generate(
         input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device)
     )
-    new_BT = found_BT[:, ids_BT.shape[1] :]
+    new_BT = whole_BT[:, ids_BT.shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(new_BT, skip_special_tokens=True)]
 
 
@@ -91,3 +83,43 @@ def padding_token(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> in
     if tokenizer.pad_token_id is not None:
         return tokenizer.pad_token_id
     return ends[0] if ends else 0
+
+
+def padded_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return [B, T] tokens and attention mask, padded on the left."""
+    longest = max(len(row) for row in rows)
+    ids_BT = torch.full((len(rows), longest), pad, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for at, row in enumerate(rows):
+        ids_BT[at, longest - len(row) :] = torch.tensor(list(row))
+        mask_BT[at, longest - len(row) :] = 1
+    return ids_BT, mask_BT
+
+
+def positions(mask_BT: torch.Tensor) -> torch.Tensor:
+    """Return [B, T] positions of tokens that are padded on the left."""
+    return (mask_BT.cumsum(1) - 1).clamp(min=0)
+
+
+@torch.no_grad()
+def padding_is_exact(model: PreTrainedModel, row: Sequence[int]) -> bool:
+    """Return whether a row of two tokens or more has the same logits alone and padded on the left.
+
+    It has not where the state of a recurrent model runs through the padding, and where a model
+    takes no positions.
+    """
+    short = row[: max(2, len(row) // 2)]
+    ids_BT, mask_BT = (part.to(model.device) for part in padded_left([row, short], 0))
+    try:
+        padded_V = model(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            position_ids=positions(mask_BT),
+            use_cache=False,
+            logits_to_keep=1,
+        ).logits[1, -1]
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        return False
+    alone_V = model(input_ids=torch.tensor([list(short)], device=model.device)).logits[0, -1]
+    gap = (padded_V.float() - alone_V.float()).abs().max()
+    return bool(gap <= TOLERANCE * (1 + alone_V.float().abs().max()))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, stats
+from statsmodels.stats.multitest import multipletests
 
 from gradsift.evaluation.metrics import Replicated
 
@@ -82,12 +83,8 @@ def estimate_difference(
         b: One for each seed; empty for the level of a alone.
         n_items: Test items, over all sets.
         smallest_set: Items of the smallest set that the metric is a mean over; None for n_items.
-        seed_spread: Between the trainings of an arm, over all arms that were trained more than
-            once; used where either arm has fewer than OWN_SPREAD. None if there are none.
+        seed_spread: From `pooled_seed_spread`; used where either arm has fewer than OWN_SPREAD.
         trained: Whether each arm is trained at all (base is not: it has no luck of seeds).
-
-    Returns:
-        The estimate.
     """
     value = _mean_value(a) - (_mean_value(b) if b else 0.0)
     replicates_B = _mean_values(a) - (_mean_values(b) if b else 0.0)
@@ -103,15 +100,7 @@ def estimate_difference(
 
 
 def pooled_seed_spread(arms: Sequence[Sequence[Replicated]]) -> Part | None:
-    """Return the variance between trainings of the same arm, over the arms trained more than once.
-
-    Args:
-        arms: Each with one entry for each seed.
-
-    Returns:
-        The variance of one training, with the degrees of freedom that all those arms give; None if
-        no arm was trained more than once.
-    """
+    """Return the variance of one training, over all arms (an entry a seed) with more than one."""
     several = [[run.value for run in arm] for arm in arms if len(arm) > 1]
     if not several:
         return None
@@ -121,67 +110,39 @@ def pooled_seed_spread(arms: Sequence[Sequence[Replicated]]) -> Part | None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number (Holm, Scand. J. Statist. 1979).
-
-    Args:
-        p_values: Of one family.
-
-    Returns:
-        Adjusted, in order.
-    """
-    detrended = np.empty(len(p_values))
-    highest, multipliers = 0.0, holm_multipliers(p_values)
-    for at in np.argsort(p_values, kind="stable"):
-        highest = max(highest, multipliers[at] * p_values[at])
-        detrended[at] = min(1.0, highest)
-    return detrended.tolist()
+    """Adjust the p-values of one family for their number (Holm, Scand. J. Statist. 1979)."""
+    return multipletests(p_values, method="holm")[1].tolist() if p_values else []
 
 
 def holm_multipliers(p_values: Sequence[float]) -> list[int]:
-    """Return by what Holm multiplies each p-value: the number of those that are not smaller.
-
-    Args:
-        p_values: Of one family.
-
-    Returns:
-        Multipliers, in order.
-    """
-    ranks = np.empty(len(p_values), int)
-    ranks[np.argsort(p_values, kind="stable")] = np.arange(len(p_values))
-    return (len(p_values) - ranks).tolist()
+    """Return by what Holm multiplies each p-value: the number of those that are not smaller."""
+    return (len(p_values) + 1 - stats.rankdata(p_values, "ordinal")).tolist()
 
 
 def needed(estimate: Estimate, n_tests: int = 1, *, most: float = 20.0) -> str:
     """Say how much more would be needed to tell a difference of this size from none.
 
-    With the usual power of 80 % at what the adjustment for several arms and metrics leaves of the
-    5 % level, the variance by items falling with their number and that by seeds with theirs.
-
-    Args:
-        estimate: That cannot be told from zero.
-        n_tests: By what its p-value was multiplied for the number of arms and metrics.
-        most: Times as many rows or seeds, beyond which it is not worth saying how many.
-
-    Returns:
-        A phrase.
+    With the usual power of 80 % at what the adjustment leaves of the 5 % level (`n_tests` is by
+    what the p-value was multiplied), the variance by items falling with their number and that by
+    seeds with theirs. Beyond `most` times as many rows or seeds it is not worth saying how many.
     """
     if math.isinf(estimate.items.variance):
         return "more than one item of each set needed"
-    wanted = estimate.value**2
+    square = estimate.value**2
     items, seeds = (
         _needed_square(part, SIGNIFICANT / n_tests) for part in (estimate.items, estimate.seeds)
     )
     phrases = []
-    if wanted > seeds and items / (wanted - seeds) <= most:
-        n = math.ceil(estimate.n_items * items / (wanted - seeds))
+    if square > seeds and items / (square - seeds) <= most:
+        n = math.ceil(estimate.n_items * items / (square - seeds))
         phrases.append(f"{n - estimate.n_items} more test rows")
-    if seeds > 0 and wanted > items and seeds / (wanted - items) <= most:
+    if seeds > 0 and square > items and seeds / (square - items) <= most:
         of_one = seeds / sum(1 / n for n in estimate.n_seeds if n)
-        n = math.ceil(2 * of_one / (wanted - items))
+        n = math.ceil(2 * of_one / (square - items))
         phrases.append(f"{n} trainings of each arm")
     if phrases:
         return "about " + " or ".join(phrases) + " needed"
-    times = (items + seeds) / wanted if wanted > 0 else math.inf
+    times = (items + seeds) / square if square > 0 else math.inf
     if times <= most:
         return f"about {times:.0f} times as many test rows and seeds needed"
     return f"more than {most:.0f} times as many test rows and seeds needed"
@@ -249,12 +210,7 @@ def _half_width(level: float, items: Part, seeds: Part | None) -> float:
 
 
 def _p(value: float, items: Part, seeds: Part | None) -> float:
-    """Return the level at which the interval ends at zero.
-
-    Returns:
-        The p-value, not below SMALLEST_P.
-    """
-
+    # The level at which the interval ends at zero, not below SMALLEST_P.
     def beyond(level: float) -> float:
         return abs(value) - _half_width(level, items, seeds)
 

@@ -1,22 +1,11 @@
-"""Rows of different lengths in one batch, where the model allows it.
+"""How likely a model finds given texts: held-out responses, general text, responses without prompt.
 
-Shapes: B rows, T positions, V vocabulary.
-
-
-How likely a model finds given texts: held-out responses, and general text.
-
-Shapes: B rows, T positions, K of them from the first label on, V vocabulary.
-
-
-
-Losses that a gradient capture does not need: of the response alone, and of the whole text.
-
-Shapes: B rows, T positions, V vocabulary.
-
+Shapes: B rows, T positions, K of them from the one before the first label on, V vocabulary.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,93 +17,13 @@ from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
 from gradsift.terms import IGNORED_LABEL
 
-TOLERANCE = 1e-2
-
-
-def padded_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return [B, T] tokens and attention mask, padded on the left.
-
-    Args:
-        rows: Of any lengths, at least one.
-        pad: What is put before the shorter ones.
-
-    Returns:
-        Tokens, and 1 where there is one.
-    """
-    longest = max(len(row) for row in rows)
-    ids_BT = torch.full((len(rows), longest), pad, dtype=torch.long)
-    mask_BT = torch.zeros_like(ids_BT)
-    for at, row in enumerate(rows):
-        ids_BT[at, longest - len(row) :] = torch.tensor(list(row))
-        mask_BT[at, longest - len(row) :] = 1
-    return ids_BT, mask_BT
-
-
-def last_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]], n_kept: int) -> torch.Tensor:
-    """Run rows in one batch, padded on the left.
-
-    Args:
-        model: In evaluation mode.
-        rows: Tokens of each.
-        n_kept: Positions, from the end, whose logits are wanted.
-
-    Returns:
-        [B, n_kept, V] logits.
-    """
-    ids_BT, mask_BT = padded_left(rows, 0)
-    return model(
-        input_ids=ids_BT.to(model.device),
-        attention_mask=mask_BT.to(model.device),
-        position_ids=(mask_BT.cumsum(1) - 1).clamp(min=0).to(model.device),
-        use_cache=False,
-        logits_to_keep=n_kept,
-    ).logits[:, -n_kept:]
-
-
-@torch.no_grad()
-def padding_is_exact(model: PreTrainedModel, row: Sequence[int]) -> bool:
-    """Say whether a row has the same logits alone and padded on the left.
-
-    It has not where the state of a recurrent model runs through the padding, and where a model
-    takes no positions.
-
-    Args:
-        model: In evaluation mode.
-        row: At least two tokens.
-
-    Returns:
-        Whether rows may share a batch.
-    """
-    short = row[: max(2, len(row) // 2)]
-    try:
-        together = last_logits(model, [row, short], 1)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError):
-        return False
-    alone = model(input_ids=torch.tensor([list(short)], device=model.device)).logits[0, -1]
-    gap = (together[1, -1].float() - alone.float()).abs().max()
-    return bool(gap <= TOLERANCE * (1 + alone.float().abs().max()))
-
-
 TOKENS_IN_A_BATCH = 2048
 WINDOW_TOKENS = 512
 
 
-def response_losses(
-    model: PreTrainedModel,
-    instances: Sequence[Instance],
-) -> list[float]:
-    """Compute the instance loss of held-out rows.
-
-    Args:
-        model: In evaluation mode.
-        instances: At least one.
-
-    Returns:
-        Mean negative log-likelihood of each row's response tokens, in nats.
-    """
-    rows = [(item.input_ids, item.labels) for item in instances]
-    sums = summed_losses(model, rows)
-    return [total / item.n_response_tokens for total, item in zip(sums, instances, strict=True)]
+def response_losses(model: PreTrainedModel, instances: Sequence[Instance]) -> list[float]:
+    """Return the mean negative log-likelihood of each row's response tokens, in nats."""
+    return _means(token_losses(model, [(item.input_ids, item.labels) for item in instances]))
 
 
 def windows_of(
@@ -122,16 +31,7 @@ def windows_of(
 ) -> list[list[int]]:
     """Cut a text into windows of tokens; what is left over at its end is left out.
 
-    Args:
-        text: The text.
-        tokenizer: Of the model.
-        n_tokens: Of a window.
-
-    Returns:
-        The windows; a text that is shorter than one is one.
-
-    Raises:
-        ValueError: If the text has fewer than two tokens.
+    A text that is shorter than one window is one.
     """
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if len(ids) < 2:
@@ -140,78 +40,13 @@ def windows_of(
     return whole or [ids]
 
 
-def window_losses(
-    model: PreTrainedModel,
-    windows: Sequence[Sequence[int]],
-) -> list[float]:
-    """Compute the loss of each window, every token but its first predicted from those before it.
-
-    Args:
-        model: In evaluation mode.
-        windows: From `windows_of`.
-
-    Returns:
-        Mean negative log-likelihood for each token, in nats; perplexity is exp of their mean.
-    """
-    rows = [(list(window), list(window)) for window in windows]
-    sums = summed_losses(model, rows)
-    return [total / (len(window) - 1) for total, window in zip(sums, windows, strict=True)]
-
-
-@torch.no_grad()
-def summed_losses(
-    model: PreTrainedModel,
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
-) -> list[float]:
-    """Sum the negative log-likelihoods of the labelled tokens of each row.
-
-    Args:
-        model: In evaluation mode.
-        rows: Tokens and labels of each.
-
-    Returns:
-        Nats, in order.
-    """
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]), i))
-    sums = [0.0] * len(rows)
-    exact = padding_is_exact(model, rows[order[0]][0])
-    start = 0
-    while start < len(order):
-        longest = len(rows[order[start]][0])
-        batch = order[start : start + (max(1, TOKENS_IN_A_BATCH // longest) if exact else 1)]
-        start += len(batch)
-        losses = _batch_losses(model, [rows[i] for i in batch], padded=exact)
-        for i, total in zip(batch, losses, strict=True):
-            sums[i] = total
-    return sums
-
-
-def _batch_losses(
-    model: PreTrainedModel, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, padded: bool
-) -> list[float]:
-    # Padded on the left, all rows end together, and logits are computed from the first label on.
-    # A row's own first token has nothing before it; its label never counts.
-    labels_BT, _ = padded_left([[IGNORED_LABEL, *labels[1:]] for _, labels in rows], IGNORED_LABEL)
-    n_kept = labels_BT.shape[1] - int((labels_BT != IGNORED_LABEL).any(0).nonzero()[0]) + 1
-    tokens = [tokens for tokens, _ in rows]
-    if padded:
-        logits_BKV = last_logits(model, tokens, n_kept)
-    else:
-        ids_1T = torch.tensor([list(tokens[0])], device=model.device)
-        logits_BKV = model(input_ids=ids_1T).logits[:, -n_kept:]
-    targets_BK = labels_BT[:, 1 - n_kept :].to(model.device)
-    return [
-        float(
-            F.cross_entropy(
-                logits_KV.float(), targets_K, ignore_index=IGNORED_LABEL, reduction="sum"
-            )
-        )
-        for logits_KV, targets_K in zip(logits_BKV[:, :-1], targets_BK, strict=True)
-    ]
+def window_losses(model: PreTrainedModel, windows: Sequence[Sequence[int]]) -> list[float]:
+    """Return the mean loss of each window, but for its first token, in nats (log perplexity)."""
+    return _means(token_losses(model, [(window, window) for window in windows]))
 
 
 @dataclass(frozen=True)
-class TextLosses:
+class ReferenceLosses:
     """Mean negative log-likelihoods of one instance, in nats for each token.
 
     Attributes:
@@ -225,62 +60,78 @@ class TextLosses:
     text: float
 
 
-def text_losses(model: PreTrainedModel, instances: Sequence[Instance]) -> list[TextLosses]:
-    """Compute the losses of one batch, without gradients, with the model as it is.
+def instance_losses(model: PreTrainedModel, instances: Sequence[Instance]) -> list[ReferenceLosses]:
+    """Compute the losses that a capture does not record, with the model as it is.
 
     The first response token cannot be predicted when nothing stands before it, so it counts neither
     for `alone` nor for `response`; an instance of a single response token counts it for `response`
     and has NaN for `alone`. A response in several turns is put together.
-
-    Args:
-        model: In evaluation mode.
-        instances: At least one.
-
-    Returns:
-        The losses, in order.
     """
-    whole = [instance.input_ids for instance in instances]
-    responses = [
-        [token for token, label in _labelled(instance) if label != IGNORED_LABEL]
-        for instance in instances
+    responses = [[label for label in item.labels if label != IGNORED_LABEL] for item in instances]
+    texts_T = token_losses(model, [(item.input_ids, item.input_ids) for item in instances])
+    alone_T = token_losses(model, [(tokens, tokens) for tokens in responses])
+    response_T = [
+        text_T[torch.tensor(item.labels[1:]) != IGNORED_LABEL][-len(own_T) :]
+        for item, text_T, own_T in zip(instances, texts_T, alone_T, strict=True)
     ]
-    of_whole, of_responses = _token_losses(model, whole), _token_losses(model, responses)
-    found = []
-    for instance, all_T, alone_T in zip(instances, of_whole, of_responses, strict=True):
-        answered = torch.tensor([label != IGNORED_LABEL for label in instance.labels[1:]])
-        response_T = all_T[answered]
-        if len(alone_T):
-            response_T = response_T[len(response_T) - len(alone_T) :]
-        found.append(
-            TextLosses(
-                response=float(response_T.mean()),
-                alone=float(alone_T.mean()) if len(alone_T) else float("nan"),
-                text=float(all_T.mean()),
-            )
-        )
-    return found
-
-
-def _labelled(instance: Instance) -> zip:
-    return zip(instance.input_ids, instance.labels, strict=True)
+    columns = map(_means, (response_T, alone_T, texts_T))
+    return [ReferenceLosses(*row) for row in zip(*columns, strict=True)]
 
 
 @torch.no_grad()
-def _token_losses(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    # For each row, the loss of each token but the first, in float64 on the CPU.
-    device = next(model.parameters()).device
-    longest = max(len(row) for row in rows)
-    ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask_BT = torch.zeros_like(ids_BT)
-    for at, row in enumerate(rows):
-        ids_BT[at, : len(row)] = torch.tensor(row)
-        mask_BT[at, : len(row)] = 1
-    logits_BTV = model(
-        input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
-    ).logits
-    losses = []
-    for at, row in enumerate(rows):
-        targets_T = ids_BT[at, 1 : len(row)].to(device)
-        logits_TV = logits_BTV[at, : len(row) - 1].float()
-        losses.append(F.cross_entropy(logits_TV, targets_T, reduction="none").double().cpu())
+def token_losses(
+    model: PreTrainedModel, rows: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[torch.Tensor]:
+    """Return the negative log-likelihoods of each row's labelled tokens, in nats, float64.
+
+    A row is its tokens and labels. Its first token has nothing before it and never counts. Batches
+    are padded on the right, where no causal model sees it.
+    """
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]), i))
+    losses = [torch.empty(0)] * len(rows)
+    start = 0
+    while start < len(order):
+        longest = len(rows[order[start]][0])
+        batch = order[start : start + max(1, TOKENS_IN_A_BATCH // longest)]
+        start += len(batch)
+        for i, losses_T in zip(batch, _batch_losses(model, [rows[i] for i in batch]), strict=True):
+            losses[i] = losses_T
     return losses
+
+
+def _batch_losses(
+    model: PreTrainedModel, rows: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[torch.Tensor]:
+    longest = len(rows[0][0])
+    ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+    labels_BT = torch.full_like(ids_BT, IGNORED_LABEL)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, (tokens, labels) in enumerate(rows):
+        ids_BT[row, : len(tokens)] = torch.tensor(tokens)
+        labels_BT[row, 1 : len(tokens)] = torch.tensor(labels[1:])
+        mask_BT[row, : len(tokens)] = 1
+    labelled = (labels_BT != IGNORED_LABEL).any(0).nonzero()
+    if not len(labelled):
+        return [torch.empty(0, dtype=torch.float64)] * len(rows)
+    n_kept = longest - int(labelled[0]) + 1
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # Under peft.
+    takes = inspect.signature(plain.forward).parameters
+    logits_BKV = model(
+        input_ids=ids_BT.to(model.device),
+        attention_mask=mask_BT.to(model.device),
+        use_cache=False,
+        **({"logits_to_keep": n_kept} if "logits_to_keep" in takes else {}),
+    ).logits[:, -n_kept:]
+    losses = []
+    for logits_KV, labels_T in zip(logits_BKV, labels_BT.to(model.device), strict=True):
+        targets_K = labels_T[1 - n_kept :]
+        counts_K = targets_K != IGNORED_LABEL
+        losses_T = F.cross_entropy(
+            logits_KV[:-1][counts_K].float(), targets_K[counts_K], reduction="none"
+        )
+        losses.append(losses_T.cpu().double())
+    return losses
+
+
+def _means(losses: Sequence[torch.Tensor]) -> list[float]:
+    return [float(losses_T.mean()) for losses_T in losses]

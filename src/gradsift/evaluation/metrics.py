@@ -19,7 +19,7 @@ Strata = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Metric:
-    """One way of saying how good a model is.
+    """A number that says how good a model is.
 
     Attributes:
         name: Its key in files.
@@ -95,15 +95,9 @@ DECIDING = {LEARNING: ("loss", "bleu", "meteor"), GENERAL: ("accuracy", "text_lo
 
 
 def replicate(metric: Metric, strata: Strata, weights: Mapping[str, np.ndarray]) -> Replicated:
-    """Compute a metric on the items and on each resampling of them.
+    """Compute a metric, the mean over the sets, on the items and on each resampling of them.
 
-    Args:
-        metric: Which one.
-        strata: Statistics [N, K] of the items of each set; the metric is the mean over the sets.
-        weights: How often each item is drawn, [B, N], for each set.
-
-    Returns:
-        Value and replicates.
+    Items have statistics [N, K], and weights [B, N] say how often each is drawn, for each set.
     """
     values, replicates = [], []
     for name, items_NK in strata.items():
@@ -115,15 +109,9 @@ def replicate(metric: Metric, strata: Strata, weights: Mapping[str, np.ndarray])
 
 
 def resampling_weights(n_items: Mapping[str, int], n: int, seed: int) -> dict[str, np.ndarray]:
-    """Draw how often each item comes up in each resampling; the same for all arms, so paired.
+    """Draw how often each item comes up in each of n resamplings: [B, N] for each set.
 
-    Args:
-        n_items: Of each set.
-        n: Resamplings.
-        seed: Of the draw.
-
-    Returns:
-        [B, N] for each set.
+    It is the same for all arms, so their differences are paired.
     """
     rng = np.random.default_rng(seed)
     return {

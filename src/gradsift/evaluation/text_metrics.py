@@ -1,14 +1,15 @@
-"""WordNet for METEOR: what is installed, else what nltk downloads, else none, and that is said.
+"""Answers beside references: BLEU, METEOR, ROUGE-L and chrF, item by item.
 
-Answers beside references: BLEU, METEOR, ROUGE-L and chrF, item by item.
+METEOR takes its synonyms from WordNet: what is installed, else what nltk downloads, else none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ from platformdirs import user_cache_dir
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 
-NO_SYNONYMS = "none"
+logger = logging.getLogger(__name__)
 
 
 class _NoWordNet:
@@ -39,31 +40,24 @@ class Synonyms:
 
     Attributes:
         name: Of the source and its version, for METEOR's signature.
-        wordnet: An object with `synsets`, as nltk's reader has.
+        wordnet: nltk's reader, or what has its `synsets`.
     """
 
     name: str
     wordnet: Any
 
 
-WITHOUT = Synonyms(NO_SYNONYMS, _NoWordNet())
+WITHOUT = Synonyms("none", _NoWordNet())
 
 
-def find_synonyms(tell: Callable[[str], None] = lambda line: None) -> Synonyms:
-    """Find WordNet where nltk looks for it; else download it, if there is a network.
-
-    Args:
-        tell: Called with a line when METEOR has to do without.
-
-    Returns:
-        WordNet, or none.
-    """
+def find_synonyms() -> Synonyms:
+    """Find WordNet where nltk looks for it; else download it, if there is a network."""
     own = str(Path(user_cache_dir("gradsift")) / "nltk_data")
     if own not in nltk.data.path:
         nltk.data.path.append(own)
     if _installed() or (_may_download() and _download(own)):
         return Synonyms(f"WordNet-{wordnet.get_version()}", wordnet)
-    tell(
+    logger.warning(
         "METEOR without synonyms: WordNet is neither installed nor can it be downloaded "
         "(python -m nltk.downloader wordnet, or NLTK_DATA=FOLDER with corpora/wordnet)"
     )
@@ -83,7 +77,7 @@ def _may_download() -> bool:
 
 
 def _download(folder: str) -> bool:
-    # Answers False, or raises, where there is no network; what it prints is told in our words.
+    # Answers False, or raises, where there is no network; what it prints is said in our words.
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             done = nltk.download("wordnet", download_dir=folder, quiet=True)
@@ -114,20 +108,11 @@ class TextScores:
 def score_texts(
     answers: Sequence[str], references: Sequence[str], synonyms: Synonyms
 ) -> TextScores:
-    """Compare answers with references, one of each for an item.
-
-    Args:
-        answers: Of a model.
-        references: What was wanted.
-        synonyms: For METEOR.
-
-    Returns:
-        The scores.
-    """
+    """Compare answers with references, one of each for an item."""
     bleu, chrf = BLEU(), CHRF()
     rouge = RougeScorer(["rougeL"], use_stemmer=True)
     pairs = list(zip(answers, references, strict=True))
-    found = TextScores(
+    return TextScores(
         bleu=_counts(bleu, answers, references),
         chrf=_counts(chrf, answers, references),
         meteor=[meteor(answer, reference, synonyms) for answer, reference in pairs],
@@ -139,24 +124,14 @@ def score_texts(
             "rouge_l": f"rouge-score:{version('rouge-score')}|stemmer:porter",
         },
     )
-    return found
 
 
 def meteor(answer: str, reference: str, synonyms: Synonyms) -> float:
-    """Return METEOR with nltk's usual parameters, 0 to 1.
-
-    Args:
-        answer: Of a model.
-        reference: What was wanted.
-        synonyms: WordNet, or none.
-
-    Returns:
-        The score; 0 for an empty answer.
-    """
-    words, wanted = wordpunct_tokenize(answer), wordpunct_tokenize(reference)
-    if not words or not wanted:
+    """Return METEOR with nltk's usual parameters, 0 to 1; 0 for an empty answer."""
+    answer_words, reference_words = wordpunct_tokenize(answer), wordpunct_tokenize(reference)
+    if not answer_words or not reference_words:
         return 0.0
-    return single_meteor_score(wanted, words, wordnet=synonyms.wordnet)
+    return single_meteor_score(reference_words, answer_words, wordnet=synonyms.wordnet)
 
 
 def _counts(

@@ -19,13 +19,10 @@ from gradsift.recording.row_names import unboxed
 
 @dataclass(frozen=True)
 class LoopBatch:
-    """What is remembered of a micro-batch; ids are read with the records.
+    """What is remembered of a micro-batch; tensors are copies, as a loop may fill its own anew.
 
     Attributes:
-        ids: What the column of ids held, or None.
-        input_ids_BT: The tokens, copied: a loop may fill its tensors anew.
-        labels_BT: The labels, copied.
-        tokens: Where the instances and their response tokens are.
+        ids: What the column of ids held, or None; read with the records.
         is_numbered: Whether its mask numbers packed rows, though that was not expected; 0-d.
     """
 
@@ -45,11 +42,7 @@ class LoopBatch:
         return tuple(tokens.split(t.cpu()) for t in (self.input_ids_BT, self.labels_BT))
 
     def require_no_numbers(self) -> None:
-        """Refuse a mask that numbers rows later than in the first batch; waits for the device.
-
-        Raises:
-            ValueError: If it does.
-        """
+        """Refuse a mask that numbers rows later than in the first batch; waits for the device."""
         if self.is_numbered is not None and bool(self.is_numbered):
             raise GradsiftError(
                 "the attention mask numbers packed rows (1, 2, …), and in the first batch it did "
@@ -68,20 +61,7 @@ class LoopBatches:
     def read(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], ids: Any, column: str | None
     ) -> LoopBatch:
-        """Read one.
-
-        Args:
-            args: Positional arguments of the model's call.
-            kwargs: Keyword arguments of it.
-            ids: What its column of ids held, or None.
-            column: The name of that column, or None if rows are named otherwise.
-
-        Returns:
-            Copies of what is needed.
-
-        Raises:
-            ValueError: If something needed is not there.
-        """
+        """Read one off the arguments of the model's call, and what its column of ids held."""
         if column is not None and ids is None:
             raise GradsiftError(
                 f"the batch has no column {column!r}. transformers' Trainer removes columns that "
@@ -105,7 +85,7 @@ class LoopBatches:
         ids, input_ids_BT, labels_BT = (copied(v) for v in (ids, input_ids_BT, labels_BT))
         tokens = self._layout(labels_BT, mask_BT, _positions(kwargs, labels_BT))
         if ids is not None:
-            ids = _one_for_each(ids, tokens, column)
+            ids = _one_per_row(ids, tokens, column)
         may_number = mask_BT is not None and mask_BT.dim() == 2 and not tokens.is_packed
         is_numbered = (mask_BT > 1).any() if may_number else None
         return LoopBatch(ids, input_ids_BT, labels_BT, tokens, is_numbered)
@@ -143,26 +123,14 @@ def _positions(kwargs: Mapping[str, Any], labels_BT: torch.Tensor) -> torch.Tens
 
 
 def positions_from(starts_I1: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """Return positions that begin anew where packed rows do, as FlashAttention is told.
-
-    Args:
-        starts_I1: Where each row begins in the flattened batch, and the end of the last.
-        labels_BT: Of that shape.
-
-    Returns:
-        Positions, [B, T].
-    """
+    """Return positions [B, T] that begin anew where rows do, given FlashAttention's starts."""
     at_T = torch.arange(labels_BT.numel(), device=labels_BT.device)
     row_T = torch.searchsorted(starts_I1[1:].to(at_T), at_T, right=True)
     return (at_T - starts_I1.to(at_T)[row_T]).view(labels_BT.shape)
 
 
-def _one_for_each(ids: Any, tokens: ResponseTokens, column: str) -> Any:
-    """Return ids of which there is one for each row; what is left over in a packed row needs none.
-
-    Raises:
-        ValueError: If there are more or fewer.
-    """
+def _one_per_row(ids: Any, tokens: ResponseTokens, column: str) -> Any:
+    """Require one id for each row; what is left over in a packed row needs none."""
     if not tokens.is_packed and hasattr(ids, "numel") and ids.numel() == tokens.n_rows:
         return ids  # Perhaps on a device, for which nobody need wait yet.
     ids = unboxed(ids)

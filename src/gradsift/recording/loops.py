@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator
-from typing import Any
 
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
@@ -13,25 +12,16 @@ from transformers import Trainer
 from trl import SFTTrainer
 
 from gradsift.errors import GradsiftError
+from gradsift.training.sharding import FSDP1
 
-FSDP1 = (
-    "FSDP1 flattens the parameters, so the head's weight is not to be found: use FSDP2 "
-    "(torch.distributed.fsdp.fully_shard; fsdp_version: 2 for accelerate and transformers)."
+NEFTUNE = (
+    "NEFTune adds noise to the embeddings, which would be in the recorded gradients: set "
+    "neftune_noise_alpha=None in the loop that is recorded."
 )
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside DDP, DataParallel, DeepSpeed's engine or a compiled module.
-
-    Args:
-        model: Perhaps wrapped.
-
-    Returns:
-        The module whose forward pass all of them call.
-
-    Raises:
-        ValueError: If it is copied to several devices in every step, or flattened.
-    """
+    """Return the model inside DDP, DataParallel, DeepSpeed's engine or a compiled module."""
     while True:
         if isinstance(model, FullyShardedDataParallel):
             raise GradsiftError(FSDP1)
@@ -53,12 +43,6 @@ def trainer_around(model: nn.Module) -> Trainer | None:
 
     Whoever records gives a model; which rows a trainer packs, cuts or weighs, and how many updates
     it has made, only the trainer knows.
-
-    Args:
-        model: That is being called.
-
-    Returns:
-        The innermost trainer of that model on the stack, or None.
     """
     for caller in _callers():
         if isinstance(caller, Trainer) and unwrapped(caller.model) is model:
@@ -71,12 +55,6 @@ def engine_around(model: nn.Module) -> nn.Module | None:
 
     Its optimizer holds other tensors than the model, and may update a part of them at a time; how
     often it has, only the engine knows.
-
-    Args:
-        model: That is being called.
-
-    Returns:
-        The engine, or None.
     """
     for caller in _callers():
         if is_engine(caller) and unwrapped(caller) is model:
@@ -97,17 +75,10 @@ def _callers() -> Generator[object, None, None]:
 
 
 def require_recordable(trainer: Trainer) -> None:
-    """Refuse a trainer that does not fine-tune on each row's own response.
-
-    Args:
-        trainer: Of transformers or trl.
-
-    Raises:
-        ValueError: Naming the setting, and what to do.
-    """
+    """Refuse a trainer that does not fine-tune on each row's own response."""
     kind, args = type(trainer), trainer.args
-    mro = [base.__module__.split(".")[0] for base in kind.__mro__]
-    if "trl" in mro and not isinstance(trainer, SFTTrainer):
+    packages = [base.__module__.split(".")[0] for base in kind.__mro__]
+    if "trl" in packages and not isinstance(trainer, SFTTrainer):
         raise GradsiftError(
             f"{kind.__name__} does not train on the likelihood of responses alone, which is what "
             "is recorded: use trl's SFTTrainer, or a loop of supervised fine-tuning."
@@ -117,27 +88,17 @@ def require_recordable(trainer: Trainer) -> None:
             "the auxiliary loss of the mixture of experts couples the rows of a batch: set "
             "router_aux_loss_coef=0 in the loop that is recorded."
         )
-    wrong = _wrong_setting(args)
-    if wrong is not None:
-        raise GradsiftError(wrong)
-
-
-def _wrong_setting(args: Any) -> str | None:
     strategy = getattr(args, "packing_strategy", None)
     if getattr(args, "packing", False) and strategy == "wrapped":
-        return (
+        raise GradsiftError(
             "packing_strategy is 'wrapped': it cuts rows anywhere and lets those of a block see "
             "each other, so no row has a gradient of its own. Set packing_strategy='bfd', which "
             "keeps them apart."
         )
     if getattr(args, "neftune_noise_alpha", None):
-        return (
-            "NEFTune adds noise to the embeddings, which would be in the recorded gradients: set "
-            "neftune_noise_alpha=None in the loop that is recorded."
-        )
+        raise GradsiftError(NEFTUNE)
     if getattr(args, "label_smoothing_factor", 0):
-        return (
+        raise GradsiftError(
             "label_smoothing_factor is set, and the instance loss is the plain negative "
             "log-likelihood: set it to 0 in the loop that is recorded."
         )
-    return None

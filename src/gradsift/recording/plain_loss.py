@@ -1,4 +1,4 @@
-"""A forward pass of somebody's loop, differentiated by the response tokens' loss alone.
+"""A loop's forward pass, differentiated by the response tokens' loss alone.
 
 What a loop adds to its loss does not show in the model's own; so a forward pass is run again as it
 was, with the random numbers that it had.
@@ -6,6 +6,7 @@ was, with the random numbers that it had.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ import torch
 from torch import nn
 
 from gradsift.errors import GradsiftError
+from gradsift.gradients.check import require_same_loss
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
+from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.training.trainer import summed_loss
 
@@ -24,13 +27,11 @@ Batch = tuple[torch.Tensor, torch.Tensor, ResponseTokens]
 
 
 @dataclass(frozen=True)
-class RememberedForward:
+class RepeatableForward:
     """What it takes to run a forward pass again.
 
     Attributes:
         args: Positional arguments of the model's call; tensors are copies.
-        kwargs: Keyword arguments of it.
-        batch: Tokens, labels and their layout.
         random_state: Of the CPU, and of the batch's device if that is another.
         autocast: Its dtype around the call, or None.
         versions: Of the parameters, which count their changes.
@@ -44,24 +45,10 @@ class RememberedForward:
     versions: tuple[int, ...]
 
     @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        batch: Batch,
-    ) -> RememberedForward:
-        """Remember a call that is about to be made.
-
-        Args:
-            model: That is called.
-            args: Positional arguments.
-            kwargs: Keyword arguments.
-            batch: Tokens, labels and their layout.
-
-        Returns:
-            What it takes to make it again.
-        """
+    def from_call(
+        cls, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: Batch
+    ) -> RepeatableForward:
+        """Remember a call that is about to be made."""
         device = batch[0].device
         state = None
         if device.type != "cpu":
@@ -80,17 +67,10 @@ class RememberedForward:
         """Return whether a parameter was changed since."""
         return self.versions != _versions(model)
 
-    def records(self, recorder: Recorder, indices: Sequence[int]) -> Records:
+    def repeat(self, recorder: Recorder, indices: Sequence[int]) -> Records:
         """Run it again, and record what the response tokens' loss brings.
 
         Random generators are afterwards as before.
-
-        Args:
-            recorder: Not attached yet.
-            indices: One a row.
-
-        Returns:
-            The records.
         """
         device = self.batch[0].device
         devices = [] if device.type == "cpu" else [device]
@@ -105,6 +85,28 @@ class RememberedForward:
             if devices:
                 torch.get_device_module(device).set_rng_state(self.random_state[1], device)
             return forward_and_backward(recorder, indices, self.args, self.kwargs, self.batch)
+
+
+def require_plain_loss(
+    forward: RepeatableForward, records: Records, recorder: Recorder, sketch: SketchSpec
+) -> None:
+    """Refuse a backward pass of a loop that brought more than the response tokens' loss does.
+
+    The self-check cannot see what a loop adds to its loss. The recorder is attached, and rests: no
+    micro-batch is open.
+    """
+    model = recorder.model
+    if forward.weights_changed(model.outer):
+        warnings.warn(
+            "the weights changed before what the loop's loss brought could be compared with the "
+            "response tokens' own (an optimizer inside the backward pass, or one that is not "
+            "torch's): terms beyond the mean negative log-likelihood of the response tokens would "
+            "go unnoticed.",
+            stacklevel=2,
+        )
+        return
+    twin = Recorder(model, sketch, method=recorder.method, arithmetic=recorder.arithmetic)
+    require_same_loss(records, forward.repeat(twin, records.indices))
 
 
 def copied(value: Any) -> Any:
@@ -127,19 +129,6 @@ def forward_and_backward(
 
     Parameters and their gradients stay as they are: it is differentiated as far as the watched
     tensors only.
-
-    Args:
-        recorder: Attached meanwhile.
-        indices: One an instance.
-        args: Positional arguments of the model's call.
-        kwargs: Keyword arguments of it.
-        batch: Tokens, labels and their layout.
-
-    Returns:
-        The records.
-
-    Raises:
-        ValueError: If the model gives no logits, and its head's input was not seen either.
     """
     with recorder:
         recorder.begin(indices, 0, *batch)
@@ -160,12 +149,6 @@ def without_reentrant_checkpointing(model: nn.Module) -> Generator[None, None, N
     """Keep all activations inside a `with` block if checkpoints are reentrant.
 
     Those cannot be differentiated with respect to chosen tensors.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Nothing.
     """
     changed = [
         module

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from gradsift.errors import GradsiftError
+
 # What counts as not said.
 EMPTY = (None, "", [], {})
+TABLES_FILE = Path(__file__).with_name("keys.yaml")
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Setting:
     Attributes:
         to: A field of RunConfig, or `sft.` or `lora.` and a key of trl's SFTConfig or of peft's
             LoraConfig.
-        read: Reads the value; raises ValueError with what was expected.
+        read: Reads the value; raises GradsiftError with what was expected.
         remark: What is done otherwise than by the other trainer, to be told when the key is said.
     """
 
@@ -47,7 +52,7 @@ class Joint:
 
     Attributes:
         to: What it becomes, in words.
-        read: Reads the value; raises ValueError with what was expected.
+        read: Reads the value; raises GradsiftError with what was expected.
     """
 
     to: str
@@ -56,11 +61,7 @@ class Joint:
 
 @dataclass(frozen=True)
 class Decided:
-    """gradsift decides this itself, or it is of no consequence for what is recorded: a note.
-
-    Attributes:
-        why: The reason that the note gives.
-    """
+    """gradsift decides this itself, or it is of no consequence for what is recorded: a note."""
 
     why: str
 
@@ -86,19 +87,18 @@ class Reading:
     """A configuration while it is read.
 
     Attributes:
-        said: Keys and values: the file's, and the tool's defaults where it says nothing.
+        values: By key: the file's, and the tool's defaults where it says nothing.
         given: Keys that the file itself says.
-        taken: SelectionConfig that the command line or `config` says, which win, with their values;
-            those inside `sft` and `lora` as `sft.key` and `lora.key`.
+        taken: Settings that the command line or `config` says, which win, with their values; those
+            inside `sft` and `lora` as `sft.key` and `lora.key`.
         settings: What the keys became so far, by name.
         decided: What gradsift decides or what is of no consequence, key → why.
         remarks: What is done otherwise, key → how.
         overridden: Keys that the command line or `config` says otherwise.
         refused: What cannot be honoured, key → why.
-        unknown: Keys that are in no table.
     """
 
-    said: dict[str, Any]
+    values: dict[str, Any]
     given: frozenset[str]
     taken: Mapping[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -119,16 +119,12 @@ class Reading:
 
     def refuse(self, key: str, why: str) -> None:
         """Refuse a key, and name its value with it."""
-        value = self.said.get(key)
+        value = self.values.get(key)
         self.refused[key if value is None else f"{key}: {_shortened(_shown(value))}"] = why
 
     def read(self, keys: Mapping[str, Key]) -> None:
-        """Read each key for itself; those of kind Joint are left to the tool.
-
-        Args:
-            keys: The tool's table.
-        """
-        for name, value in list(self.said.items()):
+        """Read each key for itself; those of kind Joint are left to the tool."""
+        for name, value in list(self.values.items()):
             key = keys.get(name)
             if name in self.given and key is not None and self._is_overridden(key):
                 self.overridden.append(name)
@@ -154,12 +150,12 @@ class Reading:
     def _value(self, name: str, value: Any, key: Setting | Joint) -> None:
         try:
             value = key.read(value)
-        except ValueError as error:
+        except GradsiftError as error:
             self.refuse(name, str(error))
-            del self.said[name]
+            del self.values[name]
             return
         if isinstance(key, Joint):
-            self.said[name] = value
+            self.values[name] = value
             return
         self._become(name, {key.to: value})
         if key.remark and name in self.given:
@@ -169,7 +165,7 @@ class Reading:
         becomes = {setting for settings in key.values.values() for setting in settings}
         if any(self.is_taken(setting) for setting in becomes):
             return
-        fits = [said for said in key.values if said == value and type(said) is type(value)]
+        fits = [known for known in key.values if known == value and type(known) is type(value)]
         if not fits:
             self.refuse(name, key.otherwise)
             return
@@ -202,31 +198,30 @@ class Tool:
     nulls: Mapping[str, str] = field(default_factory=dict)
 
 
+def table(name: str, becomes: Mapping[str, Key]) -> dict[str, Key]:
+    """Return a table of keys: those that become settings, and those that keys.yaml has for it."""
+    kinds = {"decided": Decided, "refused": Refused}
+    return dict(becomes) | {
+        key: kinds[kind](group["why"])
+        for kind, groups in _tables()[name].items()
+        for group in groups
+        for key in group["keys"].split()
+    }
+
+
 def each(names: str, key: Key) -> dict[str, Key]:
-    """Let several keys end alike.
-
-    Args:
-        names: The keys, with spaces between them.
-        key: What becomes of each.
-
-    Returns:
-        A part of a table.
-    """
+    """Let several keys, with spaces between them, end alike."""
     return dict.fromkeys(names.split(), key)
 
 
 def same(names: str, prefix: str, read: Callable[[Any], Any]) -> dict[str, Key]:
-    """Let several keys become the settings of the same names.
-
-    Args:
-        names: The keys, with spaces between them.
-        prefix: `sft.` or `lora.`, or nothing.
-        read: Reads their values.
-
-    Returns:
-        A part of a table.
-    """
+    """Let several keys become the settings of the same names, inside `sft.` or `lora.`."""
     return {name: Setting(prefix + name, read) for name in names.split()}
+
+
+@cache
+def _tables() -> dict[str, Any]:
+    return yaml.safe_load(TABLES_FILE.read_text(encoding="utf-8"))
 
 
 def _shown(value: Any) -> str:

@@ -13,7 +13,7 @@ from gradsift.trainer_configs.llamafactory import LLAMAFACTORY
 from gradsift.trainer_configs.trl import TRL
 
 TOOLS = (AXOLOTL, LLAMAFACTORY, TRL)
-# SelectionConfig that hold settings.
+# Settings that hold settings.
 NESTED = ("sft", "lora")
 
 
@@ -22,9 +22,8 @@ class Translation:
     """What a configuration says.
 
     Attributes:
-        tool: Whose it is.
         settings: For RunConfig; `sft` and `lora` as mappings.
-        notes: Lines worth reading: which keys are not honoured and why, what is done otherwise.
+        notes: Which keys are not honoured and why, and what is done otherwise.
     """
 
     tool: str
@@ -33,26 +32,17 @@ class Translation:
 
 
 def translate(
-    content: Mapping[str, Any], where: str, ours: Mapping[str, Any] | None = None
+    content: Mapping[str, Any], where: str, settings: Mapping[str, Any] | None = None
 ) -> Translation:
-    """Read a configuration of another trainer.
+    """Read a configuration of another trainer, and refuse all keys of it that cannot be honoured.
 
-    Args:
-        content: Its keys and values.
-        where: The file, for messages.
-        ours: What the command line and `config` say, by setting; these win, and the keys that
-            would become them are not read.
-
-    Returns:
-        Its settings.
-
-    Raises:
-        ValueError: If it is of no known trainer, or for all keys that cannot be honoured.
+    `settings` is what the command line and `config` say, by setting; these win, and the keys that
+    would become them are not read. `where` is the file, for messages.
     """
     tool = tool_of(content, where)
     file = {key: value for key, value in content.items() if value not in EMPTY}
     unsaid = {key: value for key, value in tool.defaults.items() if key not in file}
-    reading = Reading(unsaid | file, frozenset(file), _taken(ours or {}))
+    reading = Reading(unsaid | file, frozenset(file), _flattened(settings or {}))
     reading.read(tool.keys)
     for key, why in tool.nulls.items():
         to = getattr(tool.keys[key], "to", "")
@@ -60,25 +50,14 @@ def translate(
             reading.refused[f"{key}: null"] = why
     try:
         tool.join(reading)
-    except ValueError as error:
+    except GradsiftError as error:
         raise GradsiftError(f"{where}: {error}") from None
     _require_honoured(reading, tool, where)
     return Translation(tool.name, _nested(reading.settings), _notes(reading, tool, unsaid, where))
 
 
 def tool_of(content: Mapping[str, Any], where: str) -> Tool:
-    """Tell whose configuration it is, by its keys.
-
-    Args:
-        content: Its keys and values.
-        where: The file, for messages.
-
-    Returns:
-        The trainer.
-
-    Raises:
-        ValueError: If no trainer or several fit.
-    """
+    """Tell whose configuration it is, by its keys."""
     # One of its own keys must be there; of several trainers it is the one that knows most keys.
     fits = [tool for tool in TOOLS if content.keys() & set(tool.marks.split())]
     known = {tool.name: len(content.keys() & tool.keys.keys()) for tool in fits}
@@ -89,13 +68,13 @@ def tool_of(content: Mapping[str, Any], where: str) -> Tool:
     which = "several trainers" if best else "no known trainer"
     raise GradsiftError(
         f"{where}: the keys fit {which}; looked for {looked_for}. Found: "
-        f"{', '.join(content) or 'none'}. SelectionConfig of gradsift's own go to `config`."
+        f"{', '.join(content) or 'none'}. Settings of gradsift's own go to `config`."
     )
 
 
-def _taken(ours: Mapping[str, Any]) -> dict[str, Any]:
+def _flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
     taken = {}
-    for name, value in ours.items():
+    for name, value in settings.items():
         if name in NESTED and isinstance(value, Mapping):
             taken |= {f"{name}.{key}": inner for key, inner in value.items()}
         elif (name, value) != ("lora", True):
@@ -150,11 +129,11 @@ def _notes(reading: Reading, tool: Tool, unsaid: Mapping[str, Any], where: str) 
 
 
 def _at_work(reading: Reading, tool: Tool, unsaid: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults that became settings."""
+    # The defaults that became settings.
     no_adapter = not any(name.startswith("lora.") for name in reading.settings)
     at_work = {}
     for name, value in unsaid.items():
-        if name not in reading.said:
+        if name not in reading.values:
             continue
         key = tool.keys[name]
         to = next(iter(key.values[value])) if isinstance(key, OneOf) else getattr(key, "to", "")

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from gradsift.trainer_configs.joint import (
-    adapters_wanted,
+from gradsift.trainer_configs.keys import Joint, OneOf, Reading, Setting, Tool, each, same, table
+from gradsift.trainer_configs.shared import (
+    LOSS,
+    NO_CLIPPING,
+    TRAINING_ARGUMENTS,
     batching,
     lora,
     one_dataset,
     set_data,
+    trains_adapters,
     warmup,
-)
-from gradsift.trainer_configs.keys import (
-    Decided,
-    Joint,
-    Key,
-    OneOf,
-    Reading,
-    Refused,
-    Setting,
-    Tool,
-    each,
-    same,
-)
-from gradsift.trainer_configs.training_arguments import (
-    DEVICES,
-    EVALUATION,
-    FETCHING,
-    LOSS,
-    NO_CLIPPING,
-    SPEED,
-    TRAINING_ARGUMENTS,
 )
 from gradsift.trainer_configs.values import flag, integer, names, number, text
 
 DTYPES = ("float32", "bfloat16", "float16")
-TEMPLATE = "rows are rendered by the model's own chat template, with its own special tokens"
 # trl trains on whole conversations unless told otherwise.
 WHOLE = (
     "gradsift trains on answers only (`text` rows: on every token). Take the key out to have it "
@@ -48,93 +30,73 @@ _dtype = OneOf(
 )
 _length = Setting("max_length", integer)
 
-TRL_KEYS: dict[str, Key] = {
-    **TRAINING_ARGUMENTS,
-    # ModelConfig
-    "model_name_or_path": Setting("model", text),
-    "model_revision": Setting("revision", text),
-    "dtype": _dtype,
-    "torch_dtype": _dtype,
-    "attn_implementation": Decided(SPEED),
-    "use_peft": Joint("lora", flag),
-    "lora_r": Setting("lora.r", integer),
-    "lora_alpha": Setting("lora.lora_alpha", number),
-    "lora_dropout": Setting("lora.lora_dropout", number),
-    "lora_target_modules": Joint("lora.target_modules", names),
-    "lora_target_parameters": Setting("lora.target_parameters", names),
-    "lora_modules_to_save": Setting("lora.modules_to_save", names),
-    "lora_task_type": OneOf({"CAUSAL_LM": {}}, "causal language models only"),
-    **same("use_rslora use_dora", "lora.", flag),
-    "load_in_8bit": OneOf({True: {"load_in": "8bit"}, False: {}}, "expected true or false"),
-    "load_in_4bit": OneOf({True: {"load_in": "4bit"}, False: {}}, "expected true or false"),
-    "bnb_4bit_quant_type": OneOf({"nf4": {}}, "4-bit weights are nf4"),
-    **each(
-        "use_bnb_nested_quant bnb_4bit_quant_storage",
-        Decided("how quantised weights are stored is decided by `load_in`"),
-    ),
-    # ScriptArguments, DatasetMixtureConfig
-    "dataset_name": Joint("data", text),
-    "datasets": Joint("data, split"),
-    "dataset_train_split": Joint("split", text),
-    "dataset_config": Refused("hub datasets are read without a configuration; save it as a file"),
-    "dataset_test_split": Decided(EVALUATION),
-    "test_split_size": Decided(EVALUATION),
-    **each("dataset_streaming streaming", Decided("the rows are read whole")),
-    "ignore_bias_buffers": Decided(DEVICES),
-    "env": Decided("environment variables are those of the process"),
-    # SFTConfig
-    "trust_remote_code": Decided("code runs only where `trust_remote_code` says so"),
-    "model_init_kwargs": Refused("the model is loaded as `dtype` and `load_in` say; take it out"),
-    "router_aux_loss_coef": Refused(LOSS),
-    "chat_template_path": Refused(f"{TEMPLATE}; put the template into the model's folder"),
-    "eos_token": Refused(f"{TEMPLATE}; put it into the model's tokenizer_config.json"),
-    "pad_token": Setting("sft.pad_token", text),
-    "dataset_text_field": OneOf({"text": {}}, "rows of plain text are read from the field text"),
-    "dataset_kwargs": Refused("rows are read by gradsift (`format` and the columns); take it out"),
-    "dataset_num_proc": Decided(FETCHING),
-    "max_length": _length,
-    "max_seq_length": _length,
-    "truncation_mode": OneOf(
-        {mode: {"truncation": mode} for mode in ("keep_start", "keep_end")},
-        "known are keep_start and keep_end",
-    ),
-    "shuffle_dataset": Decided("the trainer shuffles"),
-    "packing": Joint("batching", flag),
-    "packing_strategy": Joint("batching", text),
-    "eval_packing": Decided(EVALUATION),
-    "padding_free": Decided("how a batch is laid out in memory is decided by `batching`"),
-    "pad_to_multiple_of": Setting("sft.pad_to_multiple_of", integer),
-    "completion_only_loss": OneOf({True: {}}, WHOLE),
-    "assistant_only_loss": OneOf({True: {}}, WHOLE),
-    "loss_type": OneOf({"nll": {}, "chunked_nll": {}}, LOSS),
-    "activation_offloading": Setting("sft.activation_offloading", flag),
-}
+TRL_KEYS = table(
+    "trl",
+    {
+        **TRAINING_ARGUMENTS,
+        # ModelConfig
+        "model_name_or_path": Setting("model", text),
+        "model_revision": Setting("revision", text),
+        "dtype": _dtype,
+        "torch_dtype": _dtype,
+        "use_peft": Joint("lora", flag),
+        "lora_r": Setting("lora.r", integer),
+        "lora_alpha": Setting("lora.lora_alpha", number),
+        "lora_dropout": Setting("lora.lora_dropout", number),
+        "lora_target_modules": Joint("lora.target_modules", names),
+        "lora_target_parameters": Setting("lora.target_parameters", names),
+        "lora_modules_to_save": Setting("lora.modules_to_save", names),
+        "lora_task_type": OneOf({"CAUSAL_LM": {}}, "causal language models only"),
+        **same("use_rslora use_dora", "lora.", flag),
+        "load_in_8bit": OneOf({True: {"load_in": "8bit"}, False: {}}, "expected true or false"),
+        "load_in_4bit": OneOf({True: {"load_in": "4bit"}, False: {}}, "expected true or false"),
+        "bnb_4bit_quant_type": OneOf({"nf4": {}}, "4-bit weights are nf4"),
+        # ScriptArguments, DatasetMixtureConfig
+        "dataset_name": Joint("data", text),
+        "datasets": Joint("data, split"),
+        "dataset_train_split": Joint("split", text),
+        # SFTConfig
+        "pad_token": Setting("sft.pad_token", text),
+        "dataset_text_field": OneOf(
+            {"text": {}}, "rows of plain text are read from the field text"
+        ),
+        "max_length": _length,
+        "max_seq_length": _length,
+        "truncation_mode": OneOf(
+            {mode: {"truncation": mode} for mode in ("keep_start", "keep_end")},
+            "known are keep_start and keep_end",
+        ),
+        "packing": Joint("batching", flag),
+        "packing_strategy": Joint("batching", text),
+        "pad_to_multiple_of": Setting("sft.pad_to_multiple_of", integer),
+        "completion_only_loss": OneOf({True: {}}, WHOLE),
+        "assistant_only_loss": OneOf({True: {}}, WHOLE),
+        "loss_type": OneOf({"nll": {}, "chunked_nll": {}}, LOSS),
+        "activation_offloading": Setting("sft.activation_offloading", flag),
+    },
+)
 
 # Of an entry of `datasets`.
-ENTRY_KEYS: dict[str, Key] = {
-    **each("path data_files", Joint("data")),
-    "split": Joint("split", text),
-    "name": Refused("hub datasets are read without a configuration; save it as a file"),
-    "data_dir": Refused("name the file in it, with data_files"),
-    "columns": Refused("all columns are read; take it out"),
-    "fraction": Decided("there is one dataset"),
-}
+ENTRY_KEYS = table(
+    "trl datasets",
+    {**each("path data_files", Joint("data")), "split": Joint("split", text)},
+)
 
 
 def _join(reading: Reading) -> None:
-    said = reading.said
-    targets = said.get("lora_target_modules")
+    values = reading.values
+    targets = values.get("lora_target_modules")
     targets = targets[0] if targets == ["all-linear"] else targets
-    wanted = adapters_wanted(reading, bool(said.get("use_peft")))
-    lora(reading, wanted=wanted, keys=TRL_KEYS, targets=targets)
+    with_adapters = trains_adapters(reading, bool(values.get("use_peft")))
+    lora(reading, with_adapters=with_adapters, keys=TRL_KEYS, targets=targets)
     warmup(reading)
-    packing_strategy = said.get("packing_strategy", "bfd")
+    packing_strategy = values.get("packing_strategy", "bfd")
     if packing_strategy not in ("bfd", "bfd_split", "wrapped"):
         reading.refuse("packing_strategy", "known are bfd, bfd_split and wrapped")
-    if packing_strategy != "bfd" and said.get("packing"):
+    if packing_strategy != "bfd" and values.get("packing"):
         reading.remarks["packing_strategy"] = "no row is cut in two; longer ones: `truncation`"
-    batching(reading, packing=said.get("packing"), sees_others=packing_strategy == "wrapped")
-    if "assistant_only_loss" not in said and not reading.is_taken("train_on"):
+    batching(reading, packing=values.get("packing"), sees_others=packing_strategy == "wrapped")
+    if "assistant_only_loss" not in values and not reading.is_taken("train_on"):
         reading.remarks["assistant_only_loss"] = (
             "is not said: of conversations gradsift trains on the assistant's turns, trl on all"
         )
@@ -142,17 +104,17 @@ def _join(reading: Reading) -> None:
 
 
 def _data(reading: Reading) -> None:
-    said = reading.said
-    ours = [key for key in ("dataset_name", "datasets", "dataset_train_split") if key in said]
+    values = reading.values
+    given = [key for key in ("dataset_name", "datasets", "dataset_train_split") if key in values]
     if reading.is_taken("data"):
-        reading.decided |= dict.fromkeys(ours, "DATA is said otherwise")
-    elif "datasets" in said:
+        reading.decided |= dict.fromkeys(given, "DATA is said otherwise")
+    elif "datasets" in values:
         one_dataset(reading, "datasets", ENTRY_KEYS)
-        reading.decided |= dict.fromkeys(set(ours) - {"datasets"}, "datasets comes before it")
-    elif "dataset_name" in said:
-        set_data(reading, said["dataset_name"], "dataset_train_split")
+        reading.decided |= dict.fromkeys(set(given) - {"datasets"}, "datasets comes before it")
+    elif "dataset_name" in values:
+        set_data(reading, values["dataset_name"], "dataset_train_split")
     else:
-        reading.decided |= dict.fromkeys(ours, "no dataset is named")
+        reading.decided |= dict.fromkeys(given, "no dataset is named")
 
 
 TRL = Tool(

@@ -1,4 +1,4 @@
-"""Values of keys: each function returns one as it is meant, or raises ValueError."""
+"""Values of keys: each function returns one as it is meant, or raises GradsiftError."""
 
 from __future__ import annotations
 
@@ -84,15 +84,15 @@ def texts(value: Any) -> dict[str, str]:
 def lists(value: Any) -> dict[str, list[str]]:
     """Return names with a list of texts for each; one text is a list of it."""
     _require(isinstance(value, dict), "names, each with a list of texts")
-    found = {key: [words] if isinstance(words, str) else words for key, words in value.items()}
-    for key, words in found.items():
+    in_lists = {key: [words] if isinstance(words, str) else words for key, words in value.items()}
+    for key, words in in_lists.items():
         _require(
             isinstance(key, str)
             and isinstance(words, list)
             and all(isinstance(word, str) for word in words),
             "names, each with a list of texts",
         )
-    return found
+    return in_lists
 
 
 def anything(value: Any) -> Any:

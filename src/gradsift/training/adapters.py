@@ -31,14 +31,7 @@ VIRTUAL_TOKENS = (
 
 
 def require_rows_of_their_own_tokens(model: nn.Module) -> None:
-    """Refuse adapters that put tokens of their own into a row.
-
-    Args:
-        model: Perhaps a PEFT model.
-
-    Raises:
-        ValueError: For prompt tuning and its like.
-    """
+    """Refuse adapters that put tokens of their own into a row."""
     kind = getattr(getattr(model, "active_peft_config", None), "peft_type", None)
     if kind in VIRTUAL_TOKENS:
         name = kind.value.lower().replace("_", " ")
@@ -54,16 +47,6 @@ def watched_embedding(module: nn.Module, model_name: str) -> nn.Embedding | Watc
 
     Recorded is the gradient at the output of the base table, as if that were trained, whatever
     adapters add to it.
-
-    Args:
-        module: What the model calls; perhaps a wrapper of peft.
-        model_name: For messages.
-
-    Returns:
-        The table that is used, or a view of what computes it.
-
-    Raises:
-        ValueError: If it is another kind than is recorded here.
     """
     module = _chosen_copy(module)
     tokens = _token_adapter(module)
@@ -80,14 +63,18 @@ def watched_embedding(module: nn.Module, model_name: str) -> nn.Embedding | Watc
         # What they add does not change the gradient that comes to the table's own output.
         module = module.get_base_layer()
     if not isinstance(module, nn.Embedding):
-        raise GradsiftError(f"{model_name}: the input embedding is a {type(module).__name__}, which "
-                         "is not supported; a plain embedding table is.")  # fmt: skip
+        raise GradsiftError(
+            f"{model_name}: the input embedding is a {type(module).__name__}, which is not "
+            "supported; a plain embedding table is."
+        )
     if quantization_of(module) is None:
         return module
     dense = dense_weight(module)
     if dense.shape != (module.num_embeddings, module.embedding_dim):
-        raise GradsiftError(f"{model_name}: the input embedding is quantised "
-                         f"({quantization_of(module)}), and not as one table.")  # fmt: skip
+        raise GradsiftError(
+            f"{model_name}: the input embedding is quantised ({quantization_of(module)}), and not "
+            "as one table."
+        )
     shape_only = dense.new_zeros(1).expand(dense.shape)
     return WatchedLayer(module, module, lambda: shape_only, padding_idx=module.padding_idx)
 
@@ -97,51 +84,33 @@ def watched_head(module: nn.Module, model_name: str) -> nn.Linear | WatchedLayer
 
     Recorded is the gradient of the base weight, as if that were trained. Adapters that only add to
     the base layer's output leave it what it is at their sum.
-
-    Args:
-        module: What the model calls; perhaps a wrapper of peft.
-        model_name: For messages.
-
-    Returns:
-        The linear layer that is used, or a view of what computes it.
-
-    Raises:
-        ValueError: If it is another kind than is recorded here.
     """
     module = _chosen_copy(module)
-    adapter = None
-    base = module
+    base, adapter = module, None
     tokens = _token_adapter(module)
     if tokens is not None:
         base, adapter = tokens.get_base_layer(), "trainable_token_indices"
     elif isinstance(module, BaseTunerLayer):
-        base, adapter = module.get_base_layer(), _added(module, model_name)
+        base, adapter = module.get_base_layer(), _additive_adapter(module, model_name)
     if not isinstance(base, nn.Linear):
-        raise GradsiftError(f"{model_name}: the output head is a {type(base).__name__}, which is not "
-                         "supported; one linear layer is.")  # fmt: skip
+        raise GradsiftError(
+            f"{model_name}: the output head is a {type(base).__name__}, which is not supported; "
+            "one linear layer is."
+        )
     if adapter is None and quantization_of(base) is None:
         return module
     if not hasattr(base, "weight"):  # What has none says here what to do.
         dense_weight(base)
-    replaced = None
+    needs_module = None
     if adapter is not None:
-        replaced = f"the head is adapted (peft: {adapter} on lm_head)"
+        needs_module = f"the head is adapted (peft: {adapter} on lm_head)"
     elif not multiplies_as_dense(base):
-        replaced = f"the head is quantised ({quantization_of(base)})"
-    return WatchedLayer(
-        module,
-        base,
-        lambda: dense_weight(base),
-        needs_module=replaced,
-    )
+        needs_module = f"the head is quantised ({quantization_of(base)})"
+    return WatchedLayer(module, base, lambda: dense_weight(base), needs_module=needs_module)
 
 
-def _added(module: BaseTunerLayer, model_name: str) -> str:
-    """Return the name of adapters that only add to a head's output.
-
-    Raises:
-        ValueError: For others.
-    """
+def _additive_adapter(module: BaseTunerLayer, model_name: str) -> str:
+    """Return the name of an adapter that only adds to a head's output; refuse others."""
     if not isinstance(module, LoraLayer):
         kind = type(module).__module__.split(".")[2]
         raise GradsiftError(
@@ -173,14 +142,7 @@ def _token_adapter(module: nn.Module) -> TrainableTokensLayer | None:
 
 
 def adapters_of(model: nn.Module) -> str:
-    """Say what is trained of a model.
-
-    Args:
-        model: Perhaps a PEFT model.
-
-    Returns:
-        Such as "LoRA on 7 kinds of layers", or "all parameters".
-    """
+    """Say what is trained of a model, such as "LoRA on 7 kinds of layers"."""
     if not isinstance(model, PeftModel):
         return "all parameters"
     kind = str(model.active_peft_config.peft_type.value)
@@ -194,14 +156,9 @@ def adapters_of(model: nn.Module) -> str:
 
 
 def training_of(model: nn.Module, *, counted: bool = True) -> str:
-    """Say what is trained of a model, in one line.
+    """Say what is trained of a model, such as "LoRA (r 8) on 7 kinds of layers, lm_head whole: …".
 
-    Args:
-        model: Perhaps a PEFT model.
-        counted: Whether its parameters are all here, so that they can be counted.
-
-    Returns:
-        Such as "LoRA (r 8) on 7 kinds of layers, lm_head whole: 0.2 M of 3.1 M parameters".
+    The parameters are not counted where they are not all here.
     """
     parts = [adapters_of(model)]
     ranks = {
@@ -212,8 +169,8 @@ def training_of(model: nn.Module, *, counted: bool = True) -> str:
         if name in module.r
     }
     if ranks:
-        said = "r " + " and ".join(map(str, sorted(ranks)))
-        parts = [parts[0].replace("LoRA", f"LoRA ({said})", 1)]
+        rank = "r " + " and ".join(map(str, sorted(ranks)))
+        parts = [parts[0].replace("LoRA", f"LoRA ({rank})", 1)]
     for name, module in model.named_modules():
         short = name.rpartition(".")[2]
         if isinstance(module, ModulesToSaveWrapper):
@@ -236,7 +193,7 @@ def n_trained(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def trained_dtype_is(model: nn.Module, dtype: torch.dtype) -> None:
+def cast_trained(model: nn.Module, dtype: torch.dtype) -> None:
     """Hold everything that is trained in one dtype."""
     for parameter in model.parameters():
         if parameter.requires_grad:

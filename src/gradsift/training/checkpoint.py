@@ -21,34 +21,19 @@ MARKER = "whole.json"
 
 
 def checkpoint_at(folder: Path, step: int) -> Path | None:
-    """Return the whole checkpoint of a step, or None.
-
-    Args:
-        folder: Where the checkpoints are.
-        step: Optimizer updates made.
-
-    Returns:
-        Its folder.
-    """
+    """Return the whole checkpoint of a step, or None."""
     path = folder / f"checkpoint-{step}"
     return path if (path / MARKER).exists() else None
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the whole checkpoint with the most steps, or None.
-
-    Args:
-        folder: Where the checkpoints are.
-
-    Returns:
-        Its folder.
-    """
+    """Return the whole checkpoint with the most steps, or None."""
     whole = [path.parent for path in folder.glob(f"checkpoint-*/{MARKER}")]
     return max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
 
 
 class SaveEvery(TrainerCallback):
-    """Every so many steps: a checkpoint, marked when whole; then the records; then tidy up.
+    """Every `n_steps` updates: a checkpoint, marked when whole; then the records; then tidy up.
 
     In this order a kill loses only records that were not yet written: until they are, the
     checkpoint that belongs to the part before them is still there.
@@ -62,14 +47,7 @@ class SaveEvery(TrainerCallback):
         last_too: bool = False,
         about: Callable[[], dict[str, object]] = dict,
     ):
-        """Nothing happens until training calls.
-
-        Args:
-            n_steps: Optimizer updates between two checkpoints.
-            flush: Writes the records of the updates made so far, given their number.
-            last_too: Whether the last step gets a checkpoint as well.
-            about: What to write into the marker, for whoever resumes.
-        """
+        """Flush is given the number of updates; `about` is for the marker, and whoever resumes."""
         self._n_steps = n_steps
         self._flush = flush
         self._last_too = last_too
@@ -109,12 +87,7 @@ class SkipNonFiniteSteps(TrainerCallback):
     """
 
     def __init__(self, step_is_finite: Callable[[], bool], *, can_skip: bool = True):
-        """Nothing happens until training calls.
-
-        Args:
-            step_is_finite: Called once at the end of each step: whether its records are finite.
-            can_skip: Whether the update is still to come; DeepSpeed's engine makes it earlier.
-        """
+        """`can_skip`: whether the update is still to come; DeepSpeed's engine makes it earlier."""
         self._step_is_finite, self._can_skip = step_is_finite, can_skip
 
     def on_pre_optimizer_step(
@@ -125,11 +98,7 @@ class SkipNonFiniteSteps(TrainerCallback):
         model=None,
         **_: object,
     ) -> None:
-        """Drop the gradients of a step that is not finite, so that the optimizer has none.
-
-        Raises:
-            ValueError: If it is too late for that.
-        """
+        """Drop the gradients of a step that is not finite, so that the optimizer has none."""
         if self._step_is_finite():
             return
         if not self._can_skip:

@@ -1,7 +1,4 @@
-"""Run a step for its numbers only, and leave everything as it was.
-
-Time a few steps before a run, to say what it will take.
-"""
+"""Time a few steps before a capture, to say what it will take."""
 
 from __future__ import annotations
 
@@ -12,89 +9,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from datasets import Dataset
 
-from gradsift.gradients.recorder import Recorder
-from gradsift.gradients.records import Records
-from gradsift.terms import IGNORED_LABEL
-from gradsift.training.trainer import INDEX_COLUMN, TOKENS, RecordingSFTTrainer
-
-
-def probe_step(
-    trainer: RecordingSFTTrainer,
-    indices: Sequence[int],
-    recorder: Recorder | None,
-    dataset: Dataset | None = None,
-) -> Records | None:
-    """Run forward and backward on some rows in the trainer's own configuration, without an update.
-
-    Weights, random generators, gradients and the trainer's metrics are afterwards as before.
-
-    Args:
-        trainer: Ready to train.
-        indices: The rows of the micro-batch.
-        recorder: Attached during the step, or None to train plainly.
-        dataset: Of the rows; the trainer's own if None.
-
-    Returns:
-        The records; None without a recorder.
-    """
-    seen: list[Records] = []
-    batch = _collated(trainer, indices, dataset)
-    n_items = (batch["labels"][:, 1:] != IGNORED_LABEL).sum().to(trainer.args.device)
-    # Until training starts, accelerate has not wrapped the model's forward in autocast.
-    with torch.random.fork_rng(), trainer.accelerator.autocast(), recorder or nullcontext():
-        if recorder is not None:
-            trainer.record_with(recorder, seen.append)
-        trainer.is_probing = True
-        try:
-            trainer.training_step(trainer.model, batch, n_items)
-        finally:
-            trainer.is_probing = False
-            trainer.stop_recording()
-            trainer.model.zero_grad(set_to_none=True)
-            trainer.forget_metrics()
-    return seen[0] if seen else None
-
-
-def forward_records(
-    trainer: RecordingSFTTrainer,
-    indices: Sequence[int],
-    recorder: Recorder,
-    dataset: Dataset | None = None,
-) -> Records:
-    """Record the LM head's part of some rows by a forward pass alone.
-
-    Args:
-        trainer: Its model, device, precision and batching are used.
-        indices: The rows.
-        recorder: Of the same model.
-        dataset: Of the rows; the trainer's own if None.
-
-    Returns:
-        The records, without an embedding part.
-    """
-    batch = trainer._prepare_inputs(_collated(trainer, indices, dataset))
-    indices = batch.pop(INDEX_COLUMN)  # In the order in which they were packed.
-    labels_BT, tokens = batch.pop("labels"), batch.pop(TOKENS)
-    fused = {} if trainer.fused is None else {"response_tokens": tokens}
-    step = trainer.state.global_step
-    with torch.no_grad(), trainer.accelerator.autocast(), recorder:
-        recorder.begin(indices, step, batch["input_ids"], labels_BT, tokens)
-        trainer.model(**batch, **fused)
-        return recorder.finish(backward=False)
-
-
-def _collated(
-    trainer: RecordingSFTTrainer, indices: Sequence[int], dataset: Dataset | None
-) -> dict[str, torch.Tensor]:
-    dataset = trainer.train_dataset if dataset is None else dataset
-    return trainer.data_collator([dataset[i] for i in indices])
-
+from gradsift.config import CaptureConfig
+from gradsift.data.tokenization import Instance
+from gradsift.training.epoch import PreliminaryEpoch
+from gradsift.training.trainer import n_tokens_of
 
 SMALL_BATCH = 2
 SECONDS_FOR_A_FULL_BATCH = 2.0
@@ -131,75 +53,44 @@ class Estimate:
         )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a capture will do.
-
-    Attributes:
-        pool_counts: Tokens of each instance of the pool.
-        trained_counts: Tokens of each instance that is trained on; empty for no training.
-        n_steps: Optimizer updates.
-        n_checkpoints: Checkpoints on the way.
-        scoring: Whether the pool is scored after training, instead of recorded while training.
-        backward: Whether the recording needs a backward pass.
-    """
-
-    pool_counts: Sequence[int]
-    trained_counts: Sequence[int]
-    n_steps: int
-    n_checkpoints: int
-    scoring: bool
-    backward: bool
-
-
 def estimate_cost(
-    trainer: RecordingSFTTrainer, recorder: Recorder, plan: Plan, *, seed: int
+    epoch: PreliminaryEpoch, pool: Sequence[Instance], config: CaptureConfig
 ) -> Estimate:
     """Time a micro-batch with and without recording; nothing is changed by it.
 
-    The self-check, which comes before, has warmed everything up.
-
-    The optimizer's updates are counted by timing AdamW on a small scratch tensor, checkpoints by
-    writing a small scratch file; both scaled to the trained parameters.
-
-    Args:
-        trainer: Ready to train.
-        recorder: Ready to record; attached only while timing.
-        plan: What will be done.
-        seed: Chooses the rows.
-
-    Returns:
-        The estimate.
+    The self-check, which comes before, has warmed everything up. The optimizer's updates are
+    counted by timing AdamW on a small scratch tensor, checkpoints by writing a small scratch file;
+    both scaled to the trained parameters.
     """
+    trainer = epoch.trainer
     order = list(range(len(trainer.train_dataset)))
-    random.Random(seed).shuffle(order)
+    random.Random(config.seed).shuffle(order)
     rows = order[:SMALL_BATCH]
-    plain, recording = _plain_and_recording(trainer, rows, recorder, plan)
+    plain, recording = _plain_and_recording(epoch, rows, config)
     if plain < SECONDS_FOR_A_FULL_BATCH:
         # A fast machine: time what it will really do. A slow one is not kept waiting.
         rows = order[: trainer.args.per_device_train_batch_size]
-        plain, recording = _plain_and_recording(trainer, rows, recorder, plan)
+        plain, recording = _plain_and_recording(epoch, rows, config)
     n_timed = sum(len(trainer.train_dataset[i]["input_ids"]) for i in rows)
     n_timed *= trainer.args.world_size
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
     n_parameters = sum(p.numel() for p in trained)
-    moments = sum(2 * p.nbytes for p in trained) if plan.n_steps else 0
     update = _update_seconds(n_parameters, trainer.args.device)
-    n_pool, n_trained = sum(plan.pool_counts), sum(plan.trained_counts)
-    seconds = plan.n_steps * update
-    if plan.n_checkpoints:
-        seconds += plan.n_checkpoints * _checkpoint_seconds(n_parameters)
-    seconds += (plain if plan.scoring else recording) * n_trained / n_timed
-    if plan.scoring:
+    n_pool, scoring = n_tokens_of(pool), config.scores_after
+    seconds, moments = 0.0, 0
+    if config.warmup_fraction > 0:
+        moments = sum(2 * p.nbytes for p in trained)
+        seconds += epoch.n_steps * update
+        n_checkpoints = max(0, epoch.n_steps - 1) // epoch.steps_between(config.save_steps)
+        n_checkpoints += scoring  # The last one stays until all is scored.
+        if n_checkpoints:
+            seconds += n_checkpoints * _checkpoint_seconds(n_parameters)
+        seconds += (plain if scoring else recording) * n_tokens_of(epoch.instances) / n_timed
+    if scoring:
         seconds += recording * n_pool / n_timed
-    rows_per_step = (
-        trainer.args.per_device_train_batch_size
-        * trainer.args.gradient_accumulation_steps
-        * trainer.args.world_size
-    )
-    pool_steps = -(-len(plan.pool_counts) // rows_per_step)
+    pool_steps = -(-len(pool) // trainer.rows_per_step)
     return Estimate(
-        n_instances=len(plan.pool_counts),
+        n_instances=len(pool),
         n_tokens=n_pool,
         capture_seconds=seconds,
         full_sft_seconds=3 * (plain * n_pool / n_timed + pool_steps * update),
@@ -209,12 +100,12 @@ def estimate_cost(
 
 
 def _plain_and_recording(
-    trainer: RecordingSFTTrainer, rows: list[int], recorder: Recorder, plan: Plan
+    epoch: PreliminaryEpoch, rows: list[int], config: CaptureConfig
 ) -> tuple[float, float]:
-    plain = _seconds(lambda: probe_step(trainer, rows, None))
-    if plan.scoring and not plan.backward:
-        return plain, _seconds(lambda: forward_records(trainer, rows, recorder))
-    return plain, _seconds(lambda: probe_step(trainer, rows, recorder))
+    trainer, recorder = epoch.trainer, epoch.recorder
+    plain = _seconds(lambda: trainer.dry_run_step(rows, None))
+    record = trainer.dry_run_step if config.backward else trainer.forward_records
+    return plain, _seconds(lambda: record(rows, recorder))
 
 
 def _seconds(do: Callable[[], object]) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,17 +20,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
+from gradsift.progress import Progress, no_progress
 from gradsift.training.checkpoint import MARKER, SaveEvery, last_checkpoint
-from gradsift.training.lora_settings import adapting
-from gradsift.training.model import ModelSource, is_quantized, load_model
-from gradsift.training.quantized import weights_of
+from gradsift.training.model import ModelSource, load_model
+from gradsift.training.quantized import is_quantized
 from gradsift.training.trainer import RecordingSFTTrainer
 from gradsift.training.trainer_settings import TrainerSettings, sft_config
+
+N_CHECKPOINTS = 4
 
 
 @dataclass(frozen=True)
 class PlainTraining:
-    """What a training did, earlier sittings included.
+    """What a training did, earlier sessions included.
 
     Attributes:
         loss_curve: (step, training loss) as the trainer logged them.
@@ -38,7 +40,7 @@ class PlainTraining:
         n_instances: Instances seen, as often as they were seen.
         n_tokens: Their tokens, without padding.
         seconds: Of training, without loading.
-        resumed_at_step: Optimizer updates already made when this sitting began.
+        resumed_at_step: Optimizer updates already made when this session began.
     """
 
     loss_curve: tuple[tuple[int, float], ...]
@@ -49,42 +51,47 @@ class PlainTraining:
     resumed_at_step: int
 
 
+@dataclass(frozen=True)
+class FineTuned:
+    """A fine-tuned model and what its training did.
+
+    Attributes:
+        model: In evaluation mode; adapters (LoRA) are merged into the weights, unless those are
+            quantised: they would be rounded anew.
+    """
+
+    model: PreTrainedModel
+    training: PlainTraining
+
+
 def train_plainly(
     trainer: RecordingSFTTrainer,
-    instances: Sequence[Instance],
-    work_dir: Path,
     *,
+    passes: float,
     steps_between: int,
-    on_progress: Callable[[int, int], None],
+    progress: Progress = no_progress,
 ) -> PlainTraining:
-    """Train to the end, from where an earlier sitting stopped.
+    """Train to the end, from where an earlier session stopped.
 
     The last checkpoint stays, so that whatever comes after training can be interrupted, too.
-
-    Args:
-        trainer: With those instances, and `work_dir` for its output.
-        instances: What is trained on.
-        work_dir: Where the checkpoints are.
-        steps_between: Optimizer updates between two checkpoints.
-        on_progress: Called after each micro-batch with instances and tokens done so far.
-
-    Returns:
-        What was done.
     """
-    checkpoint = last_checkpoint(work_dir)
+    checkpoint = last_checkpoint(Path(trainer.args.output_dir))
     before = {} if checkpoint is None else json.loads((checkpoint / MARKER).read_text())
     done = {key: before.get(key, 0) for key in ("n_instances", "n_tokens")}
     seconds_before, started = before.get("seconds", 0.0), time.perf_counter()
+    all_rows = max(1, round(passes * len(trainer.lengths)))
+    all_tokens = round(passes * sum(trainer.lengths))
 
-    def tell(indices: list[int]) -> None:
+    def count(indices: list[int]) -> None:
         done["n_instances"] += len(indices)
-        done["n_tokens"] += sum(len(instances[i].input_ids) for i in indices)
-        on_progress(done["n_instances"], done["n_tokens"])
+        done["n_tokens"] += sum(trainer.lengths[i] for i in indices)
+        n_rows, n_tokens = done.values()
+        progress(min(n_rows, all_rows), all_rows, min(n_tokens, all_tokens), all_tokens)
 
     def seconds() -> float:
         return seconds_before + time.perf_counter() - started
 
-    trainer.tell_rows(tell)
+    trainer.on_rows(count)
     trainer.add_callback(
         SaveEvery(steps_between, last_too=True, about=lambda: {**done, "seconds": seconds()})
     )
@@ -105,23 +112,6 @@ def loss_curve(trainer: RecordingSFTTrainer) -> list[tuple[int, float]]:
     return [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
 
 
-N_CHECKPOINTS = 4
-
-
-@dataclass(frozen=True)
-class FineTuned:
-    """A fine-tuned model and what its training did.
-
-    Attributes:
-        model: In evaluation mode; adapters (LoRA) are merged into the weights, unless those are
-            quantised: they would be rounded anew.
-        training: Steps, tokens, seconds, loss curve.
-    """
-
-    model: PreTrainedModel
-    training: PlainTraining
-
-
 def fine_tune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -132,39 +122,23 @@ def fine_tune(
     save_steps: int | None = None,
     save_to: Path | None = None,
     label: str,
-    on_progress: Callable[[int, int], None],
+    progress: Progress = no_progress,
 ) -> FineTuned:
-    """Train on instances, from where an earlier sitting stopped.
+    """Train a model in place, from where an earlier session stopped.
 
-    Args:
-        model: A causal LM; changed in place.
-        tokenizer: Its tokenizer.
-        instances: What to train on.
-        settings: How to train.
-        work_dir: For checkpoints. The last one stays, so that an evaluation can be interrupted
-            without training again: whoever calls removes it.
-        save_steps: Optimizer updates between two checkpoints; None makes about four.
-        save_to: Folder for the weights as safetensors (adapters only, for LoRA) and the tokenizer;
-            None saves nothing.
-        label: What the training is called in errors.
-        on_progress: Called after each micro-batch with instances and tokens done so far.
-
-    Returns:
-        The model and what was done.
-
-    Raises:
-        ValueError: If the adapters do not fit the model, or the training diverged.
+    The last checkpoint stays in `work_dir`, so that an evaluation can be interrupted without
+    training again: whoever calls removes it. `save_to` gets weights (of LoRA, adapters only) and
+    tokenizer; `label` names the training in errors.
     """
     # Before the trainer: making a configuration resets what accelerate knows.
     n_steps = settings.max_steps or steps_of(len(instances), settings.epochs, settings)
-    with adapting(model, settings.lora, weights=weights_of(model)):
-        trainer = RecordingSFTTrainer(model, tokenizer, instances, settings, work_dir)
+    passes = passes_of(len(instances), settings)
+    trainer = RecordingSFTTrainer(model, tokenizer, instances, settings, work_dir)
     training = train_plainly(
         trainer,
-        instances,
-        work_dir,
+        passes=passes,
         steps_between=save_steps or -(-n_steps // N_CHECKPOINTS),
-        on_progress=on_progress,
+        progress=progress,
     )
     _require_finite(label, trainer.model, training)
     if save_to is not None:
@@ -176,19 +150,7 @@ def fine_tune(
 def load_fine_tuned(
     folder: Path, source: ModelSource, settings: TrainerSettings
 ) -> PreTrainedModel:
-    """Load what `fine_tune` saved.
-
-    Args:
-        folder: With the weights.
-        source: The model they started from.
-        settings: How they were trained.
-
-    Returns:
-        The model as `fine_tune` returned it.
-
-    Raises:
-        ValueError: If the weights cannot be loaded.
-    """
+    """Load what `fine_tune` saved, as it returned it; the source is what training began with."""
     try:
         if settings.lora is None:
             place = str(folder)
@@ -197,13 +159,13 @@ def load_fine_tuned(
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise GradsiftError(
-            f"{folder}: the weights that were kept there cannot be loaded ({first_line}). Remove "
+            f"{folder}: the weights that were saved there cannot be loaded ({first_line}). Remove "
             "that folder to train again."
         ) from error
 
 
 def _ready(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    # Mixed precision belongs to the training: untrained and loaded models are examined without it.
+    # Mixed precision belongs to the training: untrained and loaded models are evaluated without it.
     # accelerate leaves its wrapper on, and taking it off takes transformers' own off, too.
     plain_forward = vars(model).pop("_original_forward", None)
     if plain_forward is not None:
@@ -230,16 +192,14 @@ def _require_finite(label: str, model: torch.nn.Module, training: PlainTraining)
 
 
 def steps_of(n_instances: int, epochs: float, settings: TrainerSettings) -> int:
-    """Return the optimizer updates that some passes over instances come to, in one process.
-
-    Args:
-        n_instances: Trained on.
-        epochs: Passes over them.
-        settings: With batch size and accumulation.
-
-    Returns:
-        Their number.
-    """
+    """Return the optimizer updates that some passes over instances come to, in one process."""
     args = sft_config(settings, Path("."))
     rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     return math.ceil(epochs * -(-n_instances // rows_per_step))
+
+
+def passes_of(n_instances: int, settings: TrainerSettings) -> float:
+    """Return the passes over instances that a training makes; for a number of steps about."""
+    if settings.max_steps is None:
+        return settings.epochs
+    return settings.max_steps / steps_of(n_instances, 1, settings)

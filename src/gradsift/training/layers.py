@@ -22,6 +22,7 @@ from gradsift.training.adapters import (
     watched_head,
 )
 
+SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
@@ -31,13 +32,6 @@ def add_fused_head(model: nn.Module) -> FusedHead:
     Without that argument the forward pass is what it was. Where the model does not compute its
     logits from the backbone's last hidden state, the result is another one than the model's own;
     the self-check finds out.
-
-    Args:
-        model: The model that training calls, perhaps inside a PEFT wrapper; its forward is
-            replaced.
-
-    Returns:
-        The head.
     """
     base = base_model(model)
     original = base.forward
@@ -73,18 +67,7 @@ def _log_probs(
 
 
 def track(model: nn.Module, fused: FusedHead | None = None) -> TrackedModel:
-    """Find embedding, backbone and head of a causal LM, also inside a PEFT wrapper.
-
-    Args:
-        model: The model that training calls.
-        fused: The head that training calls in its place, if it does.
-
-    Returns:
-        The modules to watch.
-
-    Raises:
-        ValueError: If the model has another kind of embedding or head than is recorded here.
-    """
+    """Find embedding, backbone and head of a causal LM, also inside a PEFT wrapper."""
     require_rows_of_their_own_tokens(model)
     base = base_model(model)
     name = type(base).__name__
@@ -106,36 +89,22 @@ def require_fusable(head: nn.Linear | WatchedLayer) -> None:
     """Refuse a head in whose place the fused head must not multiply.
 
     Before training an adapter adds nothing, so no comparison would find that it is left out.
-
-    Args:
-        head: As `track` finds it.
-
-    Raises:
-        ValueError: Says why.
     """
-    why = getattr(head, "needs_module", None)
-    if why is not None:
+    reason = getattr(head, "needs_module", None)
+    if reason is not None:
         raise GradsiftError(
-            f"{why}, which would be left out: this way multiplies by the weight alone."
+            f"{reason}, which would be left out: this method multiplies by the weight alone."
         )
 
 
-def require_path(model: TrackedModel, path: RecordingMethod) -> None:
-    """Refuse a way of recording that does not see all that a wrapped or quantised layer does.
-
-    Args:
-        model: The tracked modules.
-        path: The way.
-
-    Raises:
-        ValueError: Says why.
-    """
-    if path.startswith(("fused", "hidden")):
+def require_method(model: TrackedModel, method: RecordingMethod) -> None:
+    """Refuse a recording method that misses what a wrapped or quantised layer does."""
+    if method.startswith(("fused", "hidden")):
         require_fusable(model.head)
-    if not path.endswith("intercepted"):
+    if not method.endswith("intercepted"):
         return
     layers = {"embedding": model.embedding}
-    if path == "intercepted":
+    if method == "intercepted":
         layers["head"] = model.head
     for name, layer in layers.items():
         if isinstance(layer, WatchedLayer):
@@ -147,50 +116,56 @@ def require_path(model: TrackedModel, path: RecordingMethod) -> None:
 
 @contextmanager
 def head_is_called(head: nn.Linear | WatchedLayer) -> Generator[None, None, None]:
-    """Refuse a forward pass that multiplies by a head's weight where only its module will do.
-
-    Args:
-        head: As `track` finds it.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ValueError: If the module was not called meanwhile.
-    """
-    why = getattr(head, "needs_module", None)
-    if why is None:
+    """Refuse a forward pass that multiplies by a head's weight where only its module will do."""
+    reason = getattr(head, "needs_module", None)
+    if reason is None:
         yield
         return
     calls: list[None] = []
     handle = head.register_forward_hook(lambda *_: calls.append(None))
     try:
         yield
-    except ValueError:
+    except GradsiftError:
         if calls:
             raise  # Else there is more to say.
     finally:
         handle.remove()
     if not calls:
         raise GradsiftError(
-            f"{why}, and the training loop multiplies by its weight without calling it (trl's "
+            f"{reason}, and the training loop multiplies by its weight without calling it (trl's "
             "fused head does), which leaves out the rest. Leave lm_head out, or call the model's "
             "own forward pass."
         )
 
 
 def can_be_fused(model: nn.Module) -> bool:
-    """Return whether the fused head may stand in for a causal LM's own.
-
-    Args:
-        model: The model that training calls.
-    """
+    """Return whether the fused head may stand in for a causal LM's own."""
     base = base_model(model)
     try:
         head = watched_head(base.get_output_embeddings(), type(base).__name__)
-    except ValueError:
+    except GradsiftError:
         return False
     return getattr(head, "needs_module", None) is None
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Generator[None, None, None]:
+    """Set every dropout probability of a model to 0 inside a `with` block.
+
+    Both kinds are found: dropout modules, and probabilities that a module hands to a function.
+    """
+    changed: list[tuple[nn.Module, str, float]] = []
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            is_rate = "drop" in name or (name == "p" and "Dropout" in type(module).__name__)
+            if is_rate and isinstance(value, float) and value > 0:
+                changed.append((module, name, value))
+                setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, value in changed:
+            setattr(module, name, value)
 
 
 def _backbone(base: PreTrainedModel) -> nn.Module:
@@ -207,21 +182,9 @@ def head_transform(config: PretrainedConfig) -> HeadTransform:
     """Read from a model's configuration what happens to the logits after the head.
 
     The self-check compares it with the model's own forward pass.
-
-    Args:
-        config: The text configuration.
-
-    Returns:
-        Scale and soft-cap.
     """
-    scale = next(
-        (
-            value
-            for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
-            if (value := getattr(config, name, None)) is not None
-        ),
-        None,
-    )
+    scales = [getattr(config, name, None) for name in SCALES]
+    scale = next((scale for scale in scales if scale is not None), None)
     divisor = getattr(config, "logits_scaling", None)
     if scale is None and divisor is not None:
         scale = divisor if config.model_type == "hyperclovax" else 1 / divisor

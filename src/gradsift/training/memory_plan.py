@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from gradsift.config import PlanConfig
 from gradsift.errors import GradsiftError
 from gradsift.gradients.arithmetic import TRITON
 from gradsift.gradients.sketch import SketchSpec
@@ -25,46 +26,6 @@ QUANTISED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
 TRAINED_BYTES = 4
 TRAININGS = ("full", "LoRA", "QLoRA")
 LAYOUTS = ("one GPU", "DDP", "FSDP2 / ZeRO-3")
-
-
-@dataclass(frozen=True)
-class PlanSettings:
-    """What is asked for.
-
-    Attributes:
-        trainings: Of TRAININGS.
-        gpus: Of DDP, FSDP2 and ZeRO-3.
-        gpu_memory: GB of each.
-        batch_size: Rows of a micro-batch.
-        max_length: Tokens of a row.
-        lora_rank: Of adapters at all linear layers but the head.
-        load_in: Of QLoRA's frozen weights, one of QUANTISED.
-        weight_bytes: Of a weight as it is loaded: 2 in bfloat16.
-        sketch_size: Numbers of a gradient sketch.
-    """
-
-    trainings: Sequence[str] = TRAININGS
-    gpus: int = 8
-    gpu_memory: float = 80.0
-    batch_size: int = 1
-    max_length: int = 1024
-    lora_rank: int = 8
-    load_in: str = "4bit"
-    weight_bytes: int = 2
-    sketch_size: int = 1024
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be.
-
-        Raises:
-            ValueError: Naming the setting.
-        """
-        for name in ("gpus", "gpu_memory", "batch_size", "max_length", "lora_rank"):
-            if getattr(self, name) <= 0:
-                raise GradsiftError(f"{name} is {getattr(self, name)}, expected more than 0.")
-        if self.load_in not in QUANTISED:
-            raise GradsiftError(f"load_in is {self.load_in!r}, expected {' or '.join(QUANTISED)}.")
-        SketchSpec(self.sketch_size)
 
 
 @dataclass(frozen=True)
@@ -94,18 +55,8 @@ class Shapes:
     inner: int
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> Shapes:
-        """Build a model without memory, and count.
-
-        Args:
-            config: Of a causal LM.
-
-        Returns:
-            The counts.
-
-        Raises:
-            ValueError: If no causal LM can be built from it.
-        """
+    def from_config(cls, config: PretrainedConfig) -> Shapes:
+        """Build a causal LM without memory, and count."""
         try:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config)
@@ -145,8 +96,8 @@ class Placement:
     """One way of training, on each of its GPUs.
 
     Attributes:
-        training: Of TRAININGS.
-        layout: Of LAYOUTS.
+        training: One of TRAININGS.
+        layout: One of LAYOUTS.
         gigabytes: By what takes it.
         fits: Whether the sum is at most USABLE of a GPU's memory.
     """
@@ -164,18 +115,11 @@ class Placement:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What fits where.
-
-    Attributes:
-        model: As the user named it.
-        shapes: Of the model.
-        settings: What was asked for.
-        placements: One for each training and layout.
-    """
+    """What fits where: a placement for each training and layout."""
 
     model: str
     shapes: Shapes
-    settings: PlanSettings
+    config: PlanConfig
     placements: tuple[Placement, ...]
 
     def summary(self) -> dict[str, object]:
@@ -190,13 +134,13 @@ class MemoryPlan:
 
     def text(self) -> str:
         """Return what a person wants to know."""
-        s, shapes = self.settings, self.shapes
+        plan, shapes = self.config, self.shapes
         names = list(self.placements[0].gigabytes)
         lines = [
             f"{self.model} ({shapes.architecture}, {shapes.n_parameters / GB:.1f} G parameters)",
-            f"GB on each GPU of {s.gpu_memory:g} GB; micro-batches of {s.batch_size} × "
-            f"{s.max_length} tokens, gradient checkpointing, {s.gpus} GPUs but for one. Planned "
-            "from the configuration, not measured.",
+            f"GB on each GPU of {plan.gpu_memory:g} GB; micro-batches of {plan.batch_size} × "
+            f"{plan.max_length} tokens, gradient checkpointing, {plan.gpus} GPUs but for one. "
+            "Planned from the configuration, not measured.",
             "",
             f"{'':22}" + "".join(f"{name:>13}" for name in [*names, "all"]),
         ]
@@ -210,79 +154,94 @@ class MemoryPlan:
         return "\n".join(lines)
 
 
-def plan_memory(model: str, config: PretrainedConfig, settings: PlanSettings) -> MemoryPlan:
-    """Count what each way of training and recording takes.
+def plan_memory(
+    model: str,
+    config: PretrainedConfig,
+    plan: PlanConfig,
+    *,
+    trainings: Sequence[str] = TRAININGS,
+    load_in: str = "4bit",
+    weight_bytes: int = 2,
+) -> MemoryPlan:
+    """Count what each way of training takes, with recording.
 
-    Args:
-        model: As the user named it.
-        config: Its configuration.
-        settings: What is asked for.
-
-    Returns:
-        The plan.
+    Loaded weights have `weight_bytes` each, those of QLoRA are held as `load_in` says.
     """
-    shapes = Shapes.of(config)
+    shapes = Shapes.from_config(config)
+    if load_in not in QUANTISED:
+        raise GradsiftError(f"`load_in` is {load_in!r}, expected {' or '.join(QUANTISED)}.")
     placements = tuple(
-        _placement(shapes, settings, training, layout)
-        for training in settings.trainings
+        _placement(
+            shapes,
+            plan,
+            training,
+            layout,
+            weight_bytes=weight_bytes,
+            linear_bytes=QUANTISED[load_in] if training == "QLoRA" else weight_bytes,
+        )
+        for training in trainings
         for layout in LAYOUTS
     )
-    return MemoryPlan(model, shapes, settings, placements)
+    return MemoryPlan(model, shapes, plan, placements)
 
 
-def _placement(shapes: Shapes, s: PlanSettings, training: str, layout: str) -> Placement:
+def _placement(
+    shapes: Shapes,
+    plan: PlanConfig,
+    training: str,
+    layout: str,
+    *,
+    weight_bytes: int,
+    linear_bytes: float,
+) -> Placement:
     divided = layout == LAYOUTS[2]
-    parts = s.gpus if divided else 1
-    adapter = s.lora_rank * shapes.n_adapter
+    parts = plan.gpus if divided else 1
+    adapter = plan.lora_rank * shapes.n_adapter
     trained = shapes.n_parameters if training == "full" else adapter
-    frozen_bytes = QUANTISED[s.load_in] if training == "QLoRA" else s.weight_bytes
     # A weight that is trained, its gradient and each of AdamW's two moments: float32 in adapters
     # (peft), and where mixed precision meets divided weights (accelerate's FSDP2, DeepSpeed).
-    trained_bytes = s.weight_bytes if training == "full" and not divided else TRAINED_BYTES
+    trained_bytes = weight_bytes if training == "full" and not divided else TRAINED_BYTES
     if training == "full":
         weights = trained * trained_bytes
     else:
-        weights = shapes.n_linear * frozen_bytes + adapter * trained_bytes
-        weights += (shapes.n_parameters - shapes.n_linear) * s.weight_bytes
+        weights = shapes.n_linear * linear_bytes + adapter * trained_bytes
+        weights += (shapes.n_parameters - shapes.n_linear) * weight_bytes
     gradients, moments = trained * trained_bytes, 2 * trained * trained_bytes
     if layout == "DDP":
         gradients *= 2  # Its buckets.
     head = shapes.n_columns * shapes.width
+    gathered = 0
+    if divided:
+        # A layer in use and the next one on its way, the embedding and the head; of what is
+        # trained, a layer's and the head's gradients until they are added up.
+        gathered = 2 * shapes.n_largest * linear_bytes + 2 * head * weight_bytes
+        gathered += shapes.n_largest * TRAINED_BYTES if training == "full" else 0
     taken = {
         "weights": weights / parts,
         "gradients": gradients / parts,
         "optimizer": moments / parts,
-        "gathered": _gathered(shapes, s, training, frozen_bytes) if divided else 0,
-        "activations": _activations(shapes, s),
-        "recorder": _recorder(shapes, s, trains_head=training == "full", head=head),
+        "gathered": gathered,
+        "activations": _activations(shapes, plan),
+        "recorder": _recorder(shapes, plan, trains_head=training == "full", head=head),
     }
     gigabytes = {name: n_bytes / GB for name, n_bytes in taken.items()}
-    fits = sum(gigabytes.values()) <= USABLE * s.gpu_memory
+    fits = sum(gigabytes.values()) <= USABLE * plan.gpu_memory
     return Placement(training, layout, gigabytes, fits)
 
 
-def _gathered(shapes: Shapes, s: PlanSettings, training: str, layer_bytes: float) -> float:
-    # A layer in use and the next one on its way, the embedding and the head; of what is trained,
-    # a layer's and the head's gradients until they are added up.
-    head = shapes.n_columns * shapes.width * s.weight_bytes
-    layer = shapes.n_largest
-    gradients = layer * TRAINED_BYTES if training == "full" else 0
-    return 2 * layer * layer_bytes + 2 * head + gradients
-
-
-def _activations(shapes: Shapes, s: PlanSettings) -> float:
+def _activations(shapes: Shapes, plan: PlanConfig) -> float:
     # With checkpointing: each layer's input, and one layer's own inside while it is computed again
     # (about 16 of the width and 4 of the widest linear layer a token; attention that keeps no
     # scores). Autocast: 2 bytes.
-    tokens = s.batch_size * s.max_length
+    tokens = plan.batch_size * plan.max_length
     return 2 * tokens * (shapes.n_layers * shapes.width + 16 * shapes.width + 4 * shapes.inner)
 
 
-def _recorder(shapes: Shapes, s: PlanSettings, *, trains_head: bool, head: int) -> float:
+def _recorder(shapes: Shapes, plan: PlanConfig, *, trains_head: bool, head: int) -> float:
     # A chunk of logits; the head's gradient in float32, made in the forward pass; hidden states and
     # their gradient, and the embedding's, in float32; the sketches of both layers.
-    tokens = s.batch_size * s.max_length
-    sketches = 2 * 4 * (shapes.width * s.sketch_size + shapes.n_columns)
+    tokens = plan.batch_size * plan.max_length
+    sketches = 2 * 4 * (shapes.width * SketchSpec().size + shapes.n_columns)
     return (
         TRITON.logits_bytes
         + (4 * head if trains_head else 0)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +26,14 @@ from gradsift.errors import GradsiftError
 from gradsift.training.quantized import (
     LOAD_IN,
     NEEDS_ADAPTERS,
+    is_quantized,
     keep_numbers_in_evaluation,
     method_of,
     quantization_for,
     require_bitsandbytes,
     require_readable,
 )
+from gradsift.utils import sha256_of, short_sha256
 
 DEMO_MODEL = "demo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,10 +46,8 @@ class ModelSource:
     Attributes:
         name: As the user gave it: a hub id, a folder, or "demo".
         path: What transformers is to load.
-        revision: Of a hub id; None takes the main branch.
         dtype: Of the weights, one of DTYPES.
-        trust_remote_code: Whether code that comes with the model may run.
-        load_in: Quantise the weights while they are loaded, to "4bit" or "8bit"; None leaves them.
+        load_in: One of LOAD_IN, to which the weights are quantised while loading; None leaves them.
     """
 
     name: str
@@ -61,11 +60,7 @@ class ModelSource:
 
 @contextmanager
 def without_progress_bars() -> Generator[None, None, None]:
-    """Keep transformers' own bars off stderr, where gradsift shows its progress.
-
-    Yields:
-        Nothing.
-    """
+    """Keep transformers' own bars off stderr, where gradsift shows its progress."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -81,67 +76,29 @@ def find_model(
     dtype: str = "float32",
     trust_remote_code: bool = False,
     load_in: str | None = None,
-    *,
-    tell: Callable[[str], None] | None = None,
 ) -> ModelSource:
-    """Tell which model a name means; the demo model is converted on first use.
-
-    Args:
-        name: A hub id, a folder with safetensors, or "demo".
-        revision: Of a hub id; None takes the main branch.
-        dtype: Of the weights: float32, bfloat16 or float16.
-        trust_remote_code: Whether code that comes with the model may run.
-        load_in: Quantise the weights while they are loaded: 4bit or 8bit; None leaves them.
-        tell: Called with a line when the demo model is converted.
-
-    Returns:
-        What to load; nothing is loaded yet.
-
-    Raises:
-        ValueError: If the dtype or the quantisation is unknown, or what it needs is missing.
-    """
+    """Return which model a name means; the demo model is converted on first use."""
     if dtype not in DTYPES:
-        raise GradsiftError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}.")
+        raise GradsiftError(f"`dtype` is {dtype!r}; known are {', '.join(DTYPES)}.")
     if load_in is not None:
         if load_in not in LOAD_IN:
-            raise GradsiftError(f"load_in is {load_in!r}; known are {', '.join(LOAD_IN)}.")
+            raise GradsiftError(f"`load_in` is {load_in!r}; known are {', '.join(LOAD_IN)}.")
         require_bitsandbytes(f"`load_in` {load_in}")
-    path = str(demo_model_path(tell)) if name == DEMO_MODEL else name
+    path = str(demo_model_path()) if name == DEMO_MODEL else name
     return ModelSource(name, path, revision, dtype, trust_remote_code, load_in)
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model.
-
-    Args:
-        source: Which model.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        ValueError: If there is none, or it cannot be read.
-    """
-    with _told_plainly("tokenizer", source):
+    """Load the tokenizer of a model."""
+    with _loading("tokenizer", source):
         return AutoTokenizer.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
 
 
 def load_config(source: ModelSource) -> PretrainedConfig:
-    """Load a model's configuration only.
-
-    Args:
-        source: Which model.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        ValueError: If there is none, or it cannot be read, or it is of a model that is not recorded
-            or not read here.
-    """
-    with _told_plainly("configuration", source):
+    """Load a model's configuration only."""
+    with _loading("configuration", source):
         config = AutoConfig.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
@@ -160,24 +117,14 @@ def load_config(source: ModelSource) -> PretrainedConfig:
 
 
 def load_model(source: ModelSource) -> PreTrainedModel:
-    """Load a causal LM from safetensors.
-
-    Args:
-        source: Which model.
-
-    Returns:
-        The model, on the CPU, from where a trainer moves it; quantised, on the accelerator.
-
-    Raises:
-        ValueError: If it cannot be loaded.
-    """
+    """Load a causal LM from safetensors: to the CPU, or quantised to the accelerator."""
     quantised: dict[str, object] = {}
     if source.load_in is not None:
         quantised["quantization_config"] = quantization_for(source.load_in)
     if source.load_in is not None or method_of(load_config(source)) is not None:
         # They are quantised, or unpacked, where they will be used.
         quantised["device_map"] = {"": _own_device()}
-    with _told_plainly("model", source):
+    with _loading("model", source):
         # Only safetensors: the older format is a pickle, which runs code when it is opened.
         model = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -192,28 +139,15 @@ def load_model(source: ModelSource) -> PreTrainedModel:
 
 
 def require_adapters(source: ModelSource, config: PretrainedConfig, *, has_adapters: bool) -> None:
-    """Refuse to train quantised weights themselves.
-
-    Args:
-        source: Which model.
-        config: Its configuration.
-        has_adapters: Whether adapters are trained in their place.
-
-    Raises:
-        ValueError: If they are quantised and there are none.
-    """
+    """Refuse to train quantised weights themselves."""
     if has_adapters:
         return
     if source.load_in is not None:
         raise GradsiftError(f"`load_in` {source.load_in}: {NEEDS_ADAPTERS}.")
+
     method = method_of(config)
     if method is not None:
         raise GradsiftError(f"{source.name!r} has weights quantised by {method}: {NEEDS_ADAPTERS}.")
-
-
-def is_quantized(model: PreTrainedModel) -> bool:
-    """Return whether a model's weights are quantised."""
-    return bool(getattr(model, "is_quantized", False))
 
 
 def on_best_device(model: PreTrainedModel) -> PreTrainedModel:
@@ -236,23 +170,13 @@ def best_device() -> torch.device:
 
 
 def model_fingerprint(source: ModelSource, config: PretrainedConfig) -> str:
-    """Return what identifies the weights: the hub's commit, or a hash of a folder's files.
-
-    Args:
-        source: Which model.
-        config: Its configuration.
-
-    Returns:
-        A short text, equal for equal weights.
-    """
+    """Return what identifies the weights: the hub's commit, or a hash of a folder's files."""
     folder = Path(source.path)
     if not folder.is_dir():
         return f"commit {config._commit_hash}"
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return f"sha256 {digest.hexdigest()[:16]}"
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    digests = (path.name.encode() + bytes.fromhex(sha256_of(path)) for path in files)
+    return f"sha256 {short_sha256(digests)}"
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -262,11 +186,12 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         json.dumps(tokenizer.chat_template),
         json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
     ]
-    return "sha256 " + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    digest = short_sha256("\n".join(parts))
+    return f"sha256 {digest}"
 
 
 @contextmanager
-def _told_plainly(what: str, source: ModelSource) -> Generator[None, None, None]:
+def _loading(what: str, source: ModelSource) -> Generator[None, None, None]:
     try:
         yield
     except (OSError, KeyError, ImportError, ValueError, SafetensorError) as error:

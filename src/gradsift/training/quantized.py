@@ -16,21 +16,11 @@ from gradsift.errors import GradsiftError
 LOAD_IN = ("4bit", "8bit")
 INSTALL = "pip install 'gradsift[quantized]'"
 BITSANDBYTES = "bitsandbytes"
-NEEDS_ADAPTERS = (
-    "quantised weights cannot be trained, only adapters over them: add `lora` (lora: true in a "
-    "configuration file)"
-)
+NEEDS_ADAPTERS = "quantised weights cannot be trained, only adapters over them: add `lora`"
 
 
 def require_bitsandbytes(what: str) -> None:
-    """Refuse what needs bitsandbytes where that is missing.
-
-    Args:
-        what: That needs it.
-
-    Raises:
-        ValueError: If it is not installed.
-    """
+    """Refuse what needs bitsandbytes where that is missing."""
     if importlib.util.find_spec(BITSANDBYTES) is None:
         raise GradsiftError(f"{what} needs bitsandbytes, which is not installed: {INSTALL}")
 
@@ -41,12 +31,6 @@ def quantization_for(load_in: str) -> BitsAndBytesConfig:
     4bit is that of QLoRA (arXiv 2305.14314): nf4, double quantisation, products in bfloat16 where
     an accelerator has it. 8bit is LLM.int8 without its outlier columns: those are found in a whole
     micro-batch, so a row's result would depend on its neighbours.
-
-    Args:
-        load_in: One of LOAD_IN.
-
-    Returns:
-        The configuration.
     """
     if load_in == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
@@ -68,31 +52,26 @@ def _compute_dtype() -> torch.dtype:
 
 def method_of(config: PretrainedConfig) -> str | None:
     """Return the method by which a checkpoint's weights are quantised; None if they are not."""
-    said = getattr(config, "quantization_config", None)
-    if said is None:
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
         return None
-    method = said.get("quant_method") if isinstance(said, dict) else said.quant_method
-    if method is None and isinstance(said, dict) and ({"load_in_4bit", "load_in_8bit"} & set(said)):
+    if not isinstance(settings, dict):
+        method = settings.quant_method
+    elif settings.get("quant_method") is None and {"load_in_4bit", "load_in_8bit"} & set(settings):
         return BITSANDBYTES
+    else:
+        method = settings.get("quant_method")
     return str(getattr(method, "value", method))
 
 
 def require_readable(name: str, config: PretrainedConfig) -> None:
-    """Refuse a checkpoint whose quantised weights cannot be read here, or not trained over.
-
-    Args:
-        name: Of the model, for messages.
-        config: Its configuration.
-
-    Raises:
-        ValueError: Says which method it is and what is missing.
-    """
+    """Refuse a checkpoint whose quantised weights cannot be read here, or not trained over."""
     method = method_of(config)
     if method is None:
         return
-    what = f"{name!r} has weights quantised by {method}"
+    problem = f"{name!r} has weights quantised by {method}"
     if method == BITSANDBYTES:
-        require_bitsandbytes(what[: -len(f" by {method}")] + ", and reading them")
+        require_bitsandbytes(f"{name!r} has weights quantised, and reading them")
     try:
         quantizer = AutoHfQuantizer.from_config(config.quantization_config, pre_quantized=True)
         quantizer.validate_environment(device_map=None)
@@ -100,25 +79,23 @@ def require_readable(name: str, config: PretrainedConfig) -> None:
     except Exception as error:
         first_line = str(error).strip().split("\n")[0]
         raise GradsiftError(
-            f"{what}, which cannot be read here: {first_line} Install what it asks for, or take "
-            "the model's unquantised weights, with `load_in` 4bit `lora` to quantise them."
+            f"{problem}, which cannot be read here: {first_line} Install what it asks for, or take "
+            "the model's unquantised weights, with `load_in` 4bit and `lora` to quantise them."
         ) from error
     if not quantizer.is_trainable:
         raise GradsiftError(
-            f"{what}; transformers trains no adapters over those. Take the model's unquantised "
-            "weights, with `load_in` 4bit `lora` to quantise them."
+            f"{problem}; transformers trains no adapters over those. Take the model's unquantised "
+            "weights, with `load_in` 4bit and `lora` to quantise them."
         )
 
 
+def is_quantized(model: nn.Module) -> bool:
+    """Return whether a model's weights were quantised when it was loaded."""
+    return bool(getattr(model, "is_quantized", False))
+
+
 def quantization_of(module: nn.Module) -> str | None:
-    """Return what a layer's weight is quantised to and by which library; None if it is not.
-
-    Args:
-        module: An embedding or a linear layer, not wrapped.
-
-    Returns:
-        Such as "nf4, double quantisation (bitsandbytes)".
-    """
+    """Return what a layer's weight is quantised to: "nf4 (bitsandbytes)"; None if it is not."""
     weight = getattr(module, "weight", None)
     kind = type(weight).__name__
     if kind == "Params4bit":
@@ -139,30 +116,20 @@ def quantization_of(module: nn.Module) -> str | None:
 
 
 def dense_weight(module: nn.Module) -> torch.Tensor:
-    """Return the numbers that a layer's weight stands for, as a plain tensor.
-
-    Args:
-        module: An embedding or a linear layer, not wrapped.
-
-    Returns:
-        The weight itself if it is not quantised, else a new tensor.
-
-    Raises:
-        ValueError: If the library that quantised it does not offer them.
-    """
-    what = quantization_of(module)
-    if what is None:
+    """Return the numbers that a layer's weight stands for, as a plain tensor."""
+    quantization = quantization_of(module)
+    if quantization is None:
         return module.weight
     with torch.no_grad():
-        if what.endswith("(bitsandbytes)"):
+        if quantization.endswith("(bitsandbytes)"):
             return _dense_bitsandbytes(module)
         if hasattr(module, "W_q"):
             return module.dequantize()
         if hasattr(getattr(module, "weight", None), "dequantize"):
             return module.weight.dequantize()
     raise GradsiftError(
-        f"the embedding or the head is quantised: {what}, which does not offer its weight as plain "
-        "numbers. Leave lm_head and the embedding out of the quantisation."
+        f"the embedding or the head is quantised: {quantization}, which does not offer its weight "
+        "as plain numbers. Leave lm_head and the embedding out of the quantisation."
     )
 
 
@@ -186,9 +153,6 @@ def keep_numbers_in_evaluation(model: nn.Module) -> None:
     """Keep bitsandbytes from rounding 4-bit weights anew when a model is evaluated on a CPU.
 
     On some CPUs it packs them for faster products in bfloat16, once and for all.
-
-    Args:
-        model: Just loaded.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -202,19 +166,11 @@ def multiplies_as_dense(module: nn.Module) -> bool:
 
     LLM.int8 does not: it rounds its input, too. Of other libraries it is not known.
     """
-    what = quantization_of(module)
-    return what is None or type(module.weight).__name__ == "Params4bit"
+    return quantization_of(module) is None or type(module.weight).__name__ == "Params4bit"
 
 
 def coupling_of(model: nn.Module) -> str | None:
-    """Say why the rows of a micro-batch influence each other, if quantisation makes them.
-
-    Args:
-        model: Any.
-
-    Returns:
-        A sentence or two, or None.
-    """
+    """Say why the rows of a micro-batch influence each other, if quantisation makes them."""
     thresholds = [
         module.state.threshold
         for module in model.modules()
@@ -229,7 +185,8 @@ def coupling_of(model: nn.Module) -> str | None:
         f"bitsandbytes int8 with llm_int8_threshold={threshold:g} treats a column as an outlier if "
         "any token of the micro-batch exceeds it there, so that rows influence each other: the "
         "recorded gradients are those of training, and differ from those of a row alone by up to "
-        "some percent. Quantise with llm_int8_threshold=0.0 to switch it off (`load_in` 8bit does)."
+        "some percent. Quantise with llm_int8_threshold=0.0 to switch it off, as `load_in` 8bit "
+        "does."
     )
 
 
@@ -244,24 +201,19 @@ def _n_numbers(parameter: torch.Tensor) -> int:
 
 
 def weights_of(model: nn.Module) -> str:
-    """Say as what a model's weights are held.
+    """Say how a model's weights are quantised, such as "nf4 (bitsandbytes)", or their dtype.
 
-    Args:
-        model: Any; what is trained over quantised weights (adapters) does not count.
-
-    Returns:
-        The quantisation of those that are quantised, such as "nf4 (bitsandbytes)"; if none are, the
-        dtype of most.
+    What is trained over quantised weights (adapters) does not count; the dtype is that of most.
     """
-    held: Counter[str] = Counter()
+    n_entries: Counter[str] = Counter()
     quantised: dict[str, None] = {}
     for module in model.modules():
         weight = module._parameters.get("weight")
         if weight is not None:
-            what = quantization_of(module)
-            quantised |= {} if what is None else {what: None}
-            held[weight_of(module)] += weight.numel()
-    return " and ".join(quantised) or held.most_common(1)[0][0]
+            n_entries[weight_of(module)] += weight.numel()
+            if (quantization := quantization_of(module)) is not None:
+                quantised[quantization] = None
+    return " and ".join(quantised) or n_entries.most_common(1)[0][0]
 
 
 def weight_of(module: nn.Module) -> str:

@@ -1,12 +1,9 @@
-"""The records of one sitting (of training or scoring), on their way to the store.
-
-The scoring pass: what a model that does not change says of each instance of the pool.
-"""
+"""The records of one session (of training or scoring), on their way to the store."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -14,16 +11,17 @@ from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Record, Records
+from gradsift.progress import Progress, no_progress
 from gradsift.store.manifest import STATUS_NON_FINITE, STATUS_OK
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import STATISTICS
-from gradsift.training.cost import forward_records, probe_step
-from gradsift.training.isolation import without_dropout
+from gradsift.training.layers import without_dropout
 from gradsift.training.sharding import plain_backward
-from gradsift.training.trainer import RecordingSFTTrainer, as_dataset
+from gradsift.training.trainer import RecordingSFTTrainer, as_dataset, n_tokens_of
 
 # Micro-batches whose records stay on the device until they are read together.
-UNREAD = 32
+MAX_UNREAD = 32
+N_SCORING_PARTS = 8
 
 
 class RecordWriter:
@@ -32,29 +30,24 @@ class RecordWriter:
     Records are read from the device some micro-batches later, so that training need not wait.
 
     Attributes:
-        n_non_finite: Instances whose gradient was not finite, in this sitting; of those read.
-        n_skipped: Optimizer updates left out because of them, in this sitting.
+        n_non_finite: Instances whose gradient was not finite, in this session; of those read.
+        n_skipped: Optimizer updates left out because of them, in this session.
     """
 
     def __init__(
         self,
         instances: Sequence[Instance],
         writer: StoreWriter,
-        on_progress: Callable[[int, int], None],
+        progress: Progress = no_progress,
     ):
-        """Take up what the store holds already.
-
-        Args:
-            instances: The whole pool.
-            writer: An open store.
-            on_progress: Called now and after each micro-batch with instances and tokens so far.
-        """
+        """Take up what the store holds already."""
         self._instances = instances
+        self._all_tokens = n_tokens_of(instances)
         self._writer = writer
-        self._on_progress = on_progress
+        self._progress = progress
         self._seen = writer.recorded_ids()
         self._recorded = set(self._seen)
-        self._n_mine = 0
+        self._n_own = 0  # Instances that this process saw, in this session.
         before = writer.manifest.about if self._seen else {}
         self._seconds_before = before.get("seconds", 0.0)
         self._skipped_before = before.get("n_steps_skipped", 0)
@@ -62,32 +55,26 @@ class RecordWriter:
         self._unread: list[Records] = []
         self._read: list[Record] = []
         self._of_this_step: list[torch.Tensor] = []
-        self._together = len(writer.gather(None))
+        self._n_processes = len(writer.gather(None))
         self.n_skipped = 0
         self.n_non_finite = 0
-        self._n_tokens = sum(
-            len(instance.input_ids) for instance in instances if instance.instance_id in self._seen
-        )
-        on_progress(len(self._seen), self._n_tokens)
+        self._n_tokens = n_tokens_of([i for i in instances if i.instance_id in self._seen])
+        self._report(len(self._seen))
+
+    def _report(self, n_rows: int) -> None:
+        all_rows = len(self._instances)
+        self._progress(min(n_rows, all_rows), all_rows, self._n_tokens, self._all_tokens)
 
     def to_do(self) -> list[int]:
         """Return the positions of the instances that are not recorded yet."""
         return [i for i, item in enumerate(self._instances) if item.instance_id not in self._seen]
 
     def add(self, records: Records) -> None:
-        """Take the records of a micro-batch.
-
-        Args:
-            records: Of its rows.
-
-        Raises:
-            ValueError: If an instance came up twice, and only this process trains; or if something
-                does not hold of an earlier micro-batch that must.
-        """
+        """Take the records of a micro-batch."""
         for index in records.indices:
             instance = self._instances[index]
             if instance.instance_id in self._seen:
-                if self._together > 1:
+                if self._n_processes > 1:
                     continue  # The last batch is filled up with rows from the beginning.
                 raise GradsiftError(
                     f"instance {instance.instance_id!r} came up twice in one epoch: the order of "
@@ -95,15 +82,15 @@ class RecordWriter:
                     "or accelerate?). Capture into a new `out` folder."
                 )
             self._seen.add(instance.instance_id)
-            self._n_mine += 1
+            self._n_own += 1
             # The other processes are about as far.
-            self._n_tokens += len(instance.input_ids) * self._together
+            self._n_tokens += len(instance.input_ids) * self._n_processes
         self._unread.append(records)
         self._of_this_step.append(records.finite_B())
-        if len(self._unread) >= UNREAD:
+        if len(self._unread) >= MAX_UNREAD:
             self._read_all()
-        n_seen = len(self._seen) if self._together == 1 else self._n_mine * self._together
-        self._on_progress(min(n_seen, len(self._instances)), self._n_tokens)
+        several = self._n_processes > 1
+        self._report(self._n_own * self._n_processes if several else len(self._seen))
 
     def step_is_finite(self) -> bool:
         """Return whether the step that ends now was finite in all processes; the next begins.
@@ -130,15 +117,11 @@ class RecordWriter:
     def flush(
         self, step: int, about: dict[str, object] | None = None, *, complete: bool = False
     ) -> None:
-        """Write what was collected as a part.
-
-        Args:
-            step: Optimizer updates made so far.
-            about: To add to the manifest.
-            complete: Whether this is the last part.
-        """
+        """Write what was collected as a part."""
         self._read_all()
-        rows = [row for record in self._read for row in self._rows(record)]
+        rows = []
+        for record in self._read:
+            rows += store_rows(record, self._instances[record.index].instance_id)
         seconds = self._seconds_before + time.perf_counter() - self._started
         skipped = self._skipped_before + self.n_skipped
         about = {"seconds": seconds, "n_steps_skipped": skipped, **(about or {})}
@@ -146,20 +129,9 @@ class RecordWriter:
         self._read = []
         self._of_this_step = []
 
-    def _rows(self, record: Record) -> list[dict[str, object]]:
-        return store_rows(record, self._instances[record.index].instance_id)
-
 
 def store_rows(record: Record, instance_id: str) -> list[dict[str, object]]:
-    """Turn a record into rows of the store.
-
-    Args:
-        record: Of one instance.
-        instance_id: Its name.
-
-    Returns:
-        One row for each layer that was recorded.
-    """
+    """Turn a record into rows of the store, one for each recorded layer."""
     shared = {
         "instance_id": instance_id,
         "step": record.step,
@@ -180,9 +152,6 @@ def store_rows(record: Record, instance_id: str) -> list[dict[str, object]]:
     return rows
 
 
-N_PARTS = 8
-
-
 def score(
     trainer: RecordingSFTTrainer,
     recorder: Recorder,
@@ -190,41 +159,31 @@ def score(
     writer: StoreWriter,
     *,
     backward: bool,
-    on_progress: Callable[[int, int], None],
+    progress: Progress = no_progress,
 ) -> int:
     """Record every instance with the weights as they are; what is in the store is skipped.
 
-    Dropout is off. Rows of about the same length go together, as little is padded then.
-
-    Args:
-        trainer: Its model, device, precision and batch size are used.
-        recorder: Of the same model.
-        instances: The whole pool.
-        writer: An open store.
-        backward: With a backward pass both layers are recorded, without only the LM head.
-        on_progress: Called with instances and tokens done so far.
-
-    Returns:
-        Instances whose gradient was not finite, in this sitting.
+    Dropout is off. Rows of about the same length go together, as little is padded then. Returns
+    the instances whose gradient was not finite, in this session.
     """
-    sitting = RecordWriter(instances, writer, on_progress)
-    take = probe_step if backward else forward_records
+    record_writer = RecordWriter(instances, writer, progress)
+    record = trainer.dry_run_step if backward else trainer.forward_records
     dataset, step = as_dataset(instances), trainer.state.global_step
-    to_do = sorted(sitting.to_do(), key=lambda i: (len(instances[i].input_ids), i))
+    to_do = sorted(record_writer.to_do(), key=lambda i: (len(instances[i].input_ids), i))
     batch_size = trainer.args.per_device_train_batch_size
     world = trainer.args.world_size
     # All processes write as many parts, so each part of the work is divided among them.
-    part_size = max(batch_size * world, -(-len(to_do) // N_PARTS))
+    part_size = max(batch_size * world, -(-len(to_do) // N_SCORING_PARTS))
     with without_dropout(trainer.model), plain_backward(trainer.accelerator, trainer.model):
         for start in range(0, len(to_do), part_size):
             part = to_do[start : start + part_size]
-            mine = part[trainer.args.process_index :: world]
+            own = part[trainer.args.process_index :: world]
             for at in range(0, -(-len(part) // world), batch_size):
-                rows = mine[at : at + batch_size]
+                rows = own[at : at + batch_size]
                 # All processes make as many passes: weights may be divided among them.
-                records = take(trainer, rows or part[:1], recorder, dataset)
+                records = record(rows or part[:1], recorder, dataset)
                 if rows:
-                    sitting.add(records)
-            sitting.flush(step)
-    sitting.flush(step, complete=True)
-    return sitting.n_non_finite
+                    record_writer.add(records)
+            record_writer.flush(step)
+    record_writer.flush(step, complete=True)
+    return record_writer.n_non_finite

@@ -20,10 +20,13 @@ from gradsift.gradients.recorder import Recorder, RecordingMethod
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.tracking import TrackedModel, WatchedLayer, is_plain
-from gradsift.recording.loops import FSDP1
 from gradsift.terms import IGNORED_LABEL
-from gradsift.training.isolation import without_dropout
+from gradsift.training.layers import without_dropout
 
+FSDP1 = (
+    "FSDP1 flattens the parameters, so the head's weight is not to be found: use FSDP2 "
+    "(torch.distributed.fsdp.fully_shard; fsdp_version: 2 for accelerate and transformers)."
+)
 ONE_PROCESS_CHECK = (
     "`gradsift check MODEL` makes it in one process, also on a small sibling of the model; here "
     "the first row's loss is compared with that of the model's own logits"
@@ -43,16 +46,7 @@ def uses_deepspeed(accelerator: Accelerator) -> bool:
 
 
 def require_supported(accelerator: Accelerator, *, wants_fsdp: bool, trains: bool) -> None:
-    """Refuse ways of dividing the work that are not recorded, before anything is trained.
-
-    Args:
-        accelerator: Of the trainer.
-        wants_fsdp: Whether the trainer's own arguments ask for FSDP.
-        trains: Whether anything will be trained.
-
-    Raises:
-        ValueError: Naming the way, and what to use instead.
-    """
+    """Refuse ways of dividing the work that are not recorded, before anything is trained."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version != 2:
         raise GradsiftError(FSDP1)
@@ -71,8 +65,8 @@ def require_supported(accelerator: Accelerator, *, wants_fsdp: bool, trains: boo
             )
     if divides_weights(accelerator) and not trains:
         raise GradsiftError(
-            "`preliminary` 0 trains nothing, and weights are divided (FSDP2, ZeRO-3) only when "
-            "training begins: score in processes with whole weights (torchrun without FSDP or "
+            "`warmup_fraction` 0 trains nothing, and weights are divided (FSDP2, ZeRO-3) only "
+            "when training begins: score in processes with whole weights (torchrun without FSDP or "
             "DeepSpeed), or train on a part of the pool."
         )
 
@@ -80,23 +74,10 @@ def require_supported(accelerator: Accelerator, *, wants_fsdp: bool, trains: boo
 def unchecked(
     model: TrackedModel,
     sketch: SketchSpec,
-    paths: Sequence[RecordingMethod],
+    methods: Sequence[RecordingMethod],
     device: torch.device,
 ) -> tuple[Recorder, CheckResult]:
-    """Choose a way of recording by the model's modules alone.
-
-    Args:
-        model: The tracked modules.
-        sketch: Size and seed of the sketches.
-        paths: To choose from, in order.
-        device: Where the model computes.
-
-    Returns:
-        The recorder, and that no row was compared.
-
-    Raises:
-        ValueError: If the embedding does more than looking up, and only its hooks may be used.
-    """
+    """Take the first recording method that may be exact, by the model's modules alone."""
     for name, layer in (("embedding", model.embedding), ("head", model.head)):
         if isinstance(layer, WatchedLayer):
             raise GradsiftError(
@@ -104,11 +85,12 @@ def unchecked(
                 "that was never compared with anything. Leave embedding and head out of the "
                 "adapters and of what is quantised, or use processes with whole weights (DDP)."
             )
-    exact = [p for p in paths if is_plain(model.embedding) or p.endswith("intercepted")]
+    plain = is_plain(model.embedding)
+    exact = [method for method in methods if plain or method.endswith("intercepted")]
     if not exact:
         raise GradsiftError(
-            f"recording {paths[0]} is not exact here: the embedding ({type(model.embedding)}) "
-            "changes what it looks up. Use recording auto."
+            f"`recording` {methods[0]} is not exact here: the embedding ({type(model.embedding)}) "
+            "changes what it looks up. Use `recording` auto."
         )
     recorder = Recorder(model, sketch, method=exact[0], device=device)
     dtype = str(model.head.weight.dtype).removeprefix("torch.")
@@ -119,13 +101,6 @@ def require_same_loss_as_fused(model: nn.Module, inputs: Mapping[str, torch.Tens
     """Refuse a model whose own logits give another loss than our fused head, on its first row.
 
     All processes make two forward passes, without gradients and without dropout.
-
-    Args:
-        model: As training calls it, with a fused head.
-        inputs: A micro-batch: input_ids, labels (-100 where there is no response), attention_mask.
-
-    Raises:
-        ValueError: If the two differ.
     """
     ids_1T, labels_1T, mask_1T = (
         inputs[name][:1] for name in ("input_ids", "labels", "attention_mask")
@@ -140,11 +115,11 @@ def require_same_loss_as_fused(model: nn.Module, inputs: Mapping[str, torch.Tens
         logits_TV.float(), targets_T, ignore_index=IGNORED_LABEL, reduction="none"
     )
     fused_T = -tokens.put(fused_N)[0, :-1]
-    off_T = (own_T - fused_T)[targets_T != IGNORED_LABEL].abs()
-    off = float(off_T.mean()) if len(off_T) else 0.0
-    if off > tolerance_for(product_dtype(logits_TV)):
+    error_T = (own_T - fused_T)[targets_T != IGNORED_LABEL].abs()
+    error = float(error_T.mean()) if len(error_T) else 0.0
+    if error > tolerance_for(product_dtype(logits_TV)):
         raise GradsiftError(
-            f"the losses of the first row's tokens differ by {off:.1e} nats from those of the "
+            f"the losses of the first row's tokens differ by {error:.1e} nats from those of the "
             "model's own logits: the model does something after its last layer that the fused head "
             "does not. Use `recording` hooked."
         )
@@ -155,13 +130,6 @@ def plain_backward(accelerator: Accelerator, model: nn.Module) -> Generator[None
     """Let backward passes inside a `with` block change nothing but the watched tensors.
 
     DeepSpeed's engine would update the weights after them.
-
-    Args:
-        accelerator: Of the trainer; only with DeepSpeed is anything done.
-        model: Its parameters get no gradients meanwhile.
-
-    Yields:
-        Nothing.
     """
     if not uses_deepspeed(accelerator):
         yield

@@ -6,9 +6,8 @@ The only module that depends on trl's insides; `tests/training/test_trl_canary.p
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +20,24 @@ from trl import SFTTrainer
 
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
-from gradsift.gradients.arithmetic import at_least_float32
 from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
-from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.tracking import shape_of
 from gradsift.terms import IGNORED_LABEL
-from gradsift.training.adapters import trained_dtype_is
+from gradsift.training.adapters import cast_trained
 from gradsift.training.batches import (
+    INDEX_COLUMN,
+    TOKENS,
     Batching,
+    Collator,
     LengthGroupedSampler,
-    packed_batch,
+    keeps_apart,
 )
-from gradsift.training.isolation import keeps_apart
 from gradsift.training.layers import add_fused_head, base_model, can_be_fused, track
-from gradsift.training.trainer_settings import TrainerSettings, lora_config, sft_config
-
-INDEX_COLUMN = "instance_index"
-TOKENS = "response_tokens"
+from gradsift.training.lora_settings import adapting, lora_config
+from gradsift.training.quantized import is_quantized
+from gradsift.training.trainer_settings import TrainerSettings, sft_config
 
 
 class RecordingSFTTrainer(SFTTrainer):
@@ -53,9 +51,10 @@ class RecordingSFTTrainer(SFTTrainer):
     Attributes:
         fused: Our fused head while training calls it, else None.
         batching: How rows are put into micro-batches.
+        lengths: Tokens of each instance.
         n_tokens: Tokens of the rows that this process was trained on.
         n_computed: The same with the padding that was computed beside them.
-        is_probing: Whether a step is made for its numbers only.
+        is_dry_run: Whether a step is made for its numbers only.
     """
 
     def __init__(
@@ -66,61 +65,77 @@ class RecordingSFTTrainer(SFTTrainer):
         settings: TrainerSettings,
         output_dir: Path,
     ):
-        """Set trl's trainer up; nothing is recorded until `record_with` is called.
-
-        Args:
-            model: A causal LM; changed in place by training.
-            tokenizer: Its tokenizer.
-            instances: What to train on; record indices are positions in this sequence.
-            settings: How to train.
-            output_dir: Where checkpoints go.
-        """
+        """Set trl's trainer up; nothing is recorded until `record_with` is called."""
         self._recorder: Recorder | None = None
         self._sink: Callable[[Records], None] | None = None
-        self._tell_rows: Callable[[list[int]], None] = lambda indices: None
-        self._before_first: Callable[[torch.nn.Module, dict], None] | None = None
-        with warnings.catch_warnings():
-            # peft asks for it under the old name; the user can do nothing.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            super().__init__(
-                model=model,
-                args=sft_config(settings, output_dir),
-                train_dataset=as_dataset(instances),
-                processing_class=tokenizer,
-                peft_config=lora_config(settings),
-            )
+        self._on_rows: Callable[[list[int]], None] = lambda indices: None
+        self._on_first_batch: Callable[[torch.nn.Module, dict], None] | None = None
+        self._set_up(model, tokenizer, instances, settings, output_dir)
         # Not every model takes it as an argument.
         base_model(self.model).config.get_text_config().use_cache = False
-        self._lengths = [len(instance.input_ids) for instance in instances]
+        self.lengths = [len(instance.input_ids) for instance in instances]
         self.n_tokens = self.n_computed = 0
-        self.is_probing = False
+        self.is_dry_run = False
         self._fused_head = add_fused_head(self.model)
         self.fused: FusedHead | None = self._fused_head if can_be_fused(self.model) else None
-        if getattr(model, "is_quantized", False) and not self.args.bf16:
+        if is_quantized(model) and not self.args.bf16:
             # trl holds adapters over quantised weights in bf16, whatever the products are in.
-            trained_dtype_is(self.model, torch.float32)
+            cast_trained(self.model, torch.float32)
         width = shape_of(track(self.model).head.weight)[1]
-        self.data_collator = _Collator(self.data_collator, width)
+        self.data_collator = Collator(self.data_collator, width)
         self.batching = self._choose_batching(settings.batching)
         self.data_collator.packs = self.batching == "packed"
         # Standard output is for results; progress is reported by whoever runs the trainer.
         self.remove_callback(PrinterCallback)
 
-    def _choose_batching(self, wanted: str) -> Batching:
-        if wanted in ("by_length", "random"):
-            return wanted
-        by_length = sorted(range(len(self._lengths)), key=lambda i: (self._lengths[i], i))
+    def _set_up(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        instances: Sequence[Instance],
+        settings: TrainerSettings,
+        output_dir: Path,
+    ) -> None:
+        config, dataset = sft_config(settings, output_dir), as_dataset(instances)
+        try:
+            with warnings.catch_warnings(), adapting(model, settings.lora):
+                # peft asks for it under the old name; the user can do nothing.
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+                super().__init__(
+                    model=model,
+                    args=config,
+                    train_dataset=dataset,
+                    processing_class=tokenizer,
+                    peft_config=lora_config(settings.lora),
+                )
+        except GradsiftError:
+            raise
+        except (ImportError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise GradsiftError(f"trl refuses the `sft` settings or the model: {reason}") from error
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step, of all processes together."""
+        args = self.args
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        return rows * args.world_size
+
+    def _choose_batching(self, batching: str) -> Batching:
+        if batching in ("by_length", "random"):
+            return batching
+        by_length = sorted(range(len(self.lengths)), key=lambda i: (self.lengths[i], i))
         n = len(by_length)
         rows = [self.train_dataset[by_length[at]]["input_ids"] for at in (n // 2, n // 4)]
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if wanted == "packed" and sharded:
+        if batching == "packed" and sharded:
             raise GradsiftError(
                 "whether the model keeps packed rows apart cannot be tried before training under "
                 "FSDP or DeepSpeed: use `batching` by_length."
             )
         with self.accelerator.autocast():
             apart = not sharded and keeps_apart(track(self.model), rows)
-        if wanted == "packed" and not apart:
+        if batching == "packed" and not apart:
             raise GradsiftError(
                 f"{type(base_model(self.model)).__name__} does not keep packed rows apart: use "
                 "`batching` by_length."
@@ -131,24 +146,24 @@ class RecordingSFTTrainer(SFTTrainer):
         """From now on let `recorder` watch each micro-batch, and give its records to `sink`."""
         self._recorder, self._sink = recorder, sink
 
-    def look_at_first(self, look: Callable[[torch.nn.Module, dict], None]) -> None:
-        """Call `look` with the wrapped model and the first micro-batch, before its step."""
-        self._before_first = look
+    def on_first_batch(self, call: Callable[[torch.nn.Module, dict], None]) -> None:
+        """Have the wrapped model and the first micro-batch handed over, before its step."""
+        self._on_first_batch = call
 
-    def tell_rows(self, tell: Callable[[list[int]], None]) -> None:
-        """From now on call `tell` with the rows of each micro-batch that was trained on."""
-        self._tell_rows = tell
+    def on_rows(self, call: Callable[[list[int]], None]) -> None:
+        """Have the rows of each micro-batch handed over that is trained on without recording."""
+        self._on_rows = call
 
-    def use_fused_head(self, wanted: bool) -> None:
+    def use_fused_head(self, use: bool) -> None:
         """Compute the loss by the fused head, or from the model's own logits."""
-        self.fused = self._fused_head if wanted else None
+        self.fused = self._fused_head if use else None
 
     def stop_recording(self) -> None:
         """Train plainly from now on."""
         self._recorder = self._sink = None
 
     def forget_metrics(self) -> None:
-        """Clear what trl counts in a step, after a step that was only a probe."""
+        """Clear what trl counts in a step, after a dry run."""
         self._metrics["train"].clear()
         self._total_train_tokens = 0
 
@@ -158,26 +173,17 @@ class RecordingSFTTrainer(SFTTrainer):
         inputs: dict[str, torch.Tensor],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Train on one micro-batch as trl does, and record it.
-
-        Args:
-            model: The model, perhaps wrapped.
-            inputs: The collated micro-batch.
-            num_items_in_batch: Response tokens of the whole optimizer step.
-
-        Returns:
-            The loss of the micro-batch.
-        """
+        """Train on one micro-batch as trl does, and record it."""
         indices = inputs.pop(INDEX_COLUMN)
-        if self._before_first is not None:
-            look, self._before_first = self._before_first, None
-            look(model, self._prepare_inputs(inputs))
-        if not self.is_probing:  # A probe may be of rows that are not trained on.
-            self.n_tokens += sum(self._lengths[i] for i in indices)
+        if self._on_first_batch is not None:
+            call, self._on_first_batch = self._on_first_batch, None
+            call(model, self._prepare_inputs(inputs))
+        if not self.is_dry_run:  # Those may be of rows that are not trained on.
+            self.n_tokens += sum(self.lengths[i] for i in indices)
             self.n_computed += inputs["input_ids"].numel()
         if self._recorder is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
-            self._tell_rows(indices)
+            self._on_rows(indices)
             return loss
         inputs = self._prepare_inputs(inputs)
         self._recorder.begin(
@@ -191,6 +197,48 @@ class RecordingSFTTrainer(SFTTrainer):
         self._sink(self._recorder.finish())
         return loss
 
+    def dry_run_step(
+        self, indices: Sequence[int], recorder: Recorder | None, dataset: Dataset | None = None
+    ) -> Records | None:
+        """Run forward and backward on some rows, recorded or plainly, without an update.
+
+        Weights, random generators, gradients and trl's metrics are afterwards as before. The rows
+        are the trainer's own unless another dataset is given.
+        """
+        recorded: list[Records] = []
+        batch = self._collated(indices, dataset)
+        n_items = (batch["labels"][:, 1:] != IGNORED_LABEL).sum().to(self.args.device)
+        # Until training starts, accelerate has not wrapped the model's forward in autocast.
+        with torch.random.fork_rng(), self.accelerator.autocast(), recorder or nullcontext():
+            if recorder is not None:
+                self.record_with(recorder, recorded.append)
+            self.is_dry_run = True
+            try:
+                self.training_step(self.model, batch, n_items)
+            finally:
+                self.is_dry_run = False
+                self.stop_recording()
+                self.model.zero_grad(set_to_none=True)
+                self.forget_metrics()
+        return recorded[0] if recorded else None
+
+    def forward_records(
+        self, indices: Sequence[int], recorder: Recorder, dataset: Dataset | None = None
+    ) -> Records:
+        """Record the LM head's part of some rows by a forward pass alone."""
+        batch = self._prepare_inputs(self._collated(indices, dataset))
+        indices = batch.pop(INDEX_COLUMN)  # In the order in which they were packed.
+        labels_BT, tokens = batch.pop("labels"), batch.pop(TOKENS)
+        fused = {} if self.fused is None else {"response_tokens": tokens}
+        with torch.no_grad(), self.accelerator.autocast(), recorder:
+            recorder.begin(indices, self.state.global_step, batch["input_ids"], labels_BT, tokens)
+            self.model(**batch, **fused)
+            return recorder.finish(backward=False)
+
+    def _collated(self, indices: Sequence[int], dataset: Dataset | None) -> dict[str, Any]:
+        dataset = self.train_dataset if dataset is None else dataset
+        return self.data_collator([dataset[i] for i in indices])
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -198,17 +246,7 @@ class RecordingSFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Return the training loss of a micro-batch.
-
-        Args:
-            model: The model, perhaps wrapped.
-            inputs: The micro-batch.
-            return_outputs: Not supported; nothing here evaluates.
-            num_items_in_batch: Response tokens of the whole optimizer step.
-
-        Returns:
-            Mean negative log-likelihood over the response tokens, as this micro-batch adds to it.
-        """
+        """Return the training loss of a micro-batch."""
         assert not return_outputs, "nothing here evaluates"
         labels_BT, tokens = inputs["labels"], inputs[TOKENS]
         inputs = {key: value for key, value in inputs.items() if key not in ("labels", TOKENS)}
@@ -232,7 +270,7 @@ class RecordingSFTTrainer(SFTTrainer):
             return super()._get_train_sampler(train_dataset)
         args = self.args
         size = args.per_device_train_batch_size * args.world_size
-        return LengthGroupedSampler(self._lengths, size, args.seed)
+        return LengthGroupedSampler(self.lengths, size, args.seed)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -241,22 +279,20 @@ class RecordingSFTTrainer(SFTTrainer):
 
 
 def summed_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """Return the sum of the response tokens' negative log-likelihoods.
-
-    Args:
-        logits_BTV: Of the model's own forward pass.
-        labels_BT: The tokens where they belong to the response, else -100.
-
-    Returns:
-        A 0-d tensor, computed in at least float32.
-    """
-    logits_NV = at_least_float32(logits_BTV[:, :-1].flatten(0, 1))
+    """Return the sum of the response tokens' negative log-likelihoods, in at least float32."""
+    logits_NV = logits_BTV[:, :-1].flatten(0, 1)
+    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     return F.cross_entropy(logits_NV, labels_BT[:, 1:].flatten(), reduction="sum")
 
 
 def mean_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
     """Return the mean of the response tokens' negative log-likelihoods, as `summed_loss`."""
     return summed_loss(logits_BTV, labels_BT) / (labels_BT[:, 1:] != IGNORED_LABEL).sum()
+
+
+def n_tokens_of(instances: Sequence[Instance]) -> int:
+    """Return the tokens of instances, without padding."""
+    return sum(len(instance.input_ids) for instance in instances)
 
 
 def as_dataset(instances: Sequence[Instance]) -> Dataset:
@@ -268,29 +304,3 @@ def as_dataset(instances: Sequence[Instance]) -> Dataset:
             INDEX_COLUMN: list(range(len(instances))),
         }
     )
-
-
-@dataclass
-class _Collator:
-    collate: Callable[[list[dict]], dict[str, torch.Tensor]]
-    width: int
-    packs: bool = False
-
-    @contextmanager
-    def packing_whole(self) -> Generator[None, None, None]:
-        """Put all rows of a micro-batch into one, at any cost, inside a `with` block."""
-        width, self.width = self.width, 2**62
-        try:
-            yield
-        finally:
-            self.width = width
-
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        # The host knows the indices, and where the response tokens are: nobody need ask a device.
-        indices = [row[INDEX_COLUMN] for row in rows]
-        if self.packs:
-            batch, tokens, order = packed_batch(rows, self.width, self.collate.pad_token_id)
-            return {**batch, INDEX_COLUMN: [indices[i] for i in order], TOKENS: tokens}
-        batch = self.collate([{k: v for k, v in row.items() if k != INDEX_COLUMN} for row in rows])
-        tokens = ResponseTokens.compact(batch["labels"], batch.get("attention_mask"))
-        return {**batch, INDEX_COLUMN: indices, TOKENS: tokens}

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
 from transformers import Trainer, get_scheduler
 from trl import SFTConfig
 
 from gradsift.errors import GradsiftError
-from gradsift.training.lora_settings import read_lora
+from gradsift.training.lora_settings import lora_config
 
 # What gradsift decides itself, and why the user's value is refused.
 RESERVED = {
@@ -50,8 +49,8 @@ MAPPINGS = (
     "activation_checkpointing_kwargs",
 )
 # Optimizers that are made for a model's own layers.
-OF_A_MODEL = ("galore", "apollo", "lomo")
-OF_STEPS = (
+MODEL_OPTIMIZERS = ("galore", "apollo", "lomo")
+STEP_SETTINGS = (
     "optim",
     "optim_args",
     "learning_rate",
@@ -72,11 +71,9 @@ class TrainerSettings:
 
     Attributes:
         sft: The user's own settings for trl's SFTConfig.
-        lora: SelectionConfig for peft's LoraConfig, or None for full-parameter training.
-        seed: Of the data order and of everything drawn at random.
-        epochs: Passes over the rows.
+        lora: For peft's LoraConfig; None for full-parameter training.
         max_steps: Optimizer updates, whatever `epochs` says; None for what it says.
-        batching: How rows are put into micro-batches (`training.batches`), or auto.
+        batching: A `training.batches.Batching`, or auto.
     """
 
     sft: Mapping[str, object]
@@ -92,16 +89,6 @@ def sft_config(settings: TrainerSettings, output_dir: Path) -> SFTConfig:
 
     On a CPU two of trl's defaults are changed, unless the user sets them: bf16 is several times
     slower than float32 there, and gradient checkpointing buys memory that is not short.
-
-    Args:
-        settings: The user's.
-        output_dir: Where checkpoints go.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        ValueError: For a key that SFTConfig does not know or that gradsift sets itself.
     """
     _require_values(settings)
     on_cpu = not torch.accelerator.is_available()
@@ -133,28 +120,16 @@ def sft_config(settings: TrainerSettings, output_dir: Path) -> SFTConfig:
 
 
 def require_settings(settings: TrainerSettings) -> None:
-    """Refuse the user's settings that cannot be, before anything is loaded.
-
-    Args:
-        settings: The user's.
-
-    Raises:
-        ValueError: For a key that SFTConfig or LoraConfig does not know or that gradsift sets
-            itself, or a value of another type.
-    """
+    """Refuse the user's settings that cannot be, before anything is loaded."""
     sft_config(settings, Path("."))
-    lora_config(settings)
+    lora_config(settings.lora)
 
 
 def _require_steps(config: SFTConfig, settings: TrainerSettings) -> None:
-    """Try optimizer and schedule on a parameter of no consequence: they check their own values.
-
-    Raises:
-        ValueError: For what one of them refuses.
-    """
-    if any(name in str(getattr(config.optim, "value", config.optim)) for name in OF_A_MODEL):
+    """Try optimizer and schedule on a parameter of no consequence: they check their own values."""
+    if any(name in str(getattr(config.optim, "value", config.optim)) for name in MODEL_OPTIMIZERS):
         return
-    said = ", ".join(f"{key}: {settings.sft[key]!r}" for key in OF_STEPS if key in settings.sft)
+    values = [f"{key}: {settings.sft[key]!r}" for key in STEP_SETTINGS if key in settings.sft]
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(config)
         optimizer = kind([torch.nn.Parameter(torch.zeros(2, 2))], **options)
@@ -167,8 +142,9 @@ def _require_steps(config: SFTConfig, settings: TrainerSettings) -> None:
         )
     # Each optimizer and schedule refuses in its own way.
     except Exception as error:
-        what = " ".join(str(error).split()) or type(error).__name__
-        raise GradsiftError(f"sft settings ({said or 'none said'}): {what}") from error
+        shown = ", ".join(values) or "all defaults"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise GradsiftError(f"sft settings ({shown}): {reason}") from error
 
 
 def _require_values(settings: TrainerSettings) -> None:
@@ -208,20 +184,3 @@ def _require_type(key: str, value: object) -> None:
         )
     if key in AT_LEAST_ONE and value < 1:
         raise GradsiftError(f"sft setting {key} is {value!r}, expected at least 1.")
-
-
-def lora_config(settings: TrainerSettings) -> LoraConfig | None:
-    """Build peft's configuration, or None for full-parameter training.
-
-    Args:
-        settings: The user's.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        ValueError: For settings that cannot be.
-    """
-    if settings.lora is None:
-        return None
-    return read_lora(settings.lora)

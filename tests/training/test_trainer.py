@@ -13,9 +13,8 @@ from gradsift.data.tokenization import Instance
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.terms import STATISTICS
-from gradsift.training.cost import probe_step
 from gradsift.training.layers import track
-from gradsift.training.self_check import PATHS, first_exact_path, recorder_for, self_check
+from gradsift.training.self_check import METHODS, first_exact_method, recorder_for, self_check
 from gradsift.training.trainer import TOKENS, RecordingSFTTrainer, as_dataset
 from gradsift.training.trainer_settings import TrainerSettings, require_settings
 from oracle import gradients_of, relative_error, statistics_of
@@ -46,9 +45,9 @@ def trainer_for(tmp_path, *, model=None, lora=None, seed=0, instances=INSTANCES,
     return RecordingSFTTrainer(model, tiny_tokenizer(), instances, settings, tmp_path)
 
 
-def record_epoch(trainer, path="fused"):
+def record_epoch(trainer, method="fused"):
     seen = []
-    with recorder_for(trainer, path, SketchSpec(16, 0)) as recorder:
+    with recorder_for(trainer, method, SketchSpec(16, 0)) as recorder:
         trainer.record_with(recorder, seen.append)
         trainer.train()
     return {record.index: record for records in seen for record in records.read()}
@@ -80,34 +79,34 @@ CONFIGURATIONS = {
 }
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_records_are_batch_of_one_autograd(tmp_path, name, tied, path):
+def test_records_are_batch_of_one_autograd(tmp_path, name, tied, method):
     """At learning rate 0 every row meets the same weights, whatever its batch."""
     options = {"learning_rate": 0.0, **CONFIGURATIONS[name]}
-    records = record_epoch(trainer_for(tmp_path, model=tiny_llama(tied=tied), **options), path)
+    records = record_epoch(trainer_for(tmp_path, model=tiny_llama(tied=tied), **options), method)
     assert sorted(records) == list(range(len(INSTANCES)))
     assert_rows_match(records, tiny_llama(tied=tied, dtype=torch.float64), 1e-5)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_in_float64_records_are_exact(tmp_path, path):
+@pytest.mark.parametrize("method", METHODS)
+def test_in_float64_records_are_exact(tmp_path, method):
     # Llama's norm computes in float32 whatever the weights are; GPT-2's does not.
     model = tiny_gpt2().double()
-    records = record_epoch(trainer_for(tmp_path, model=model, learning_rate=0.0), path)
+    records = record_epoch(trainer_for(tmp_path, model=model, learning_rate=0.0), method)
     assert_rows_match(records, tiny_gpt2().double(), 1e-10)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_absolute_positions(tmp_path, path):
-    records = record_epoch(trainer_for(tmp_path, model=tiny_gpt2(), learning_rate=0.0), path)
+@pytest.mark.parametrize("method", METHODS)
+def test_absolute_positions(tmp_path, method):
+    records = record_epoch(trainer_for(tmp_path, model=tiny_gpt2(), learning_rate=0.0), method)
     assert_rows_match(records, tiny_gpt2().double(), 2e-5)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_error_norms_are_el2n(tmp_path, path):
-    records = record_epoch(trainer_for(tmp_path, learning_rate=0.0), path)
+@pytest.mark.parametrize("method", METHODS)
+def test_error_norms_are_el2n(tmp_path, method):
+    records = record_epoch(trainer_for(tmp_path, learning_rate=0.0), method)
     for i, instance in enumerate(INSTANCES):
         ids = torch.tensor(instance.input_ids)
         logits = tiny_llama(dtype=torch.float64)(input_ids=ids[None]).logits[0, :-1]
@@ -117,16 +116,16 @@ def test_error_norms_are_el2n(tmp_path, path):
         assert records[i].el2n == pytest.approx(want.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("path", "backend"), [("fused", "aot_eager"), ("hooked", "eager")])
-def test_a_compiled_model(tmp_path, path, backend):
+@pytest.mark.parametrize(("method", "backend"), [("fused", "aot_eager"), ("hooked", "eager")])
+def test_a_compiled_model(tmp_path, method, backend):
     options = {"torch_compile": True, "torch_compile_backend": backend, "learning_rate": 0.0}
-    records = record_epoch(trainer_for(tmp_path, **options), path)
+    records = record_epoch(trainer_for(tmp_path, **options), method)
     assert_rows_match(records, tiny_llama(dtype=torch.float64), 1e-5)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_autocast_in_bfloat16(tmp_path, path):
-    records = record_epoch(trainer_for(tmp_path, bf16=True, learning_rate=0.0), path)
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_in_bfloat16(tmp_path, method):
+    records = record_epoch(trainer_for(tmp_path, bf16=True, learning_rate=0.0), method)
     for i, instance in enumerate(INSTANCES):
         truth, _ = gradients_of(tiny_llama(), instance.input_ids, instance.labels)
         for layer, gradient in truth.items():
@@ -134,11 +133,11 @@ def test_autocast_in_bfloat16(tmp_path, path):
             assert norm == pytest.approx(float(gradient.norm()), rel=0.05)
 
 
-def train_and_watch(trainer, recording, path="fused"):
+def train_and_watch(trainer, recording, method="fused"):
     if isinstance(trainer, RecordingSFTTrainer):
-        trainer.use_fused_head(path.startswith("fused"))
+        trainer.use_fused_head(method.startswith("fused"))
     if recording:
-        records = record_epoch(trainer, path)
+        records = record_epoch(trainer, method)
         assert len(records) == len(INSTANCES)
     else:
         trainer.train()
@@ -151,26 +150,28 @@ def train_and_watch(trainer, recording, path="fused"):
     [{}, {"gradient_accumulation_steps": 2}, {"lora": {"r": 2, "lora_dropout": 0.1}}],
     ids=["full", "accumulation", "lora with dropout"],
 )
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2 with dropout"])
 def test_training_with_and_without_recording_is_bitwise_equal(
-    tmp_path, architecture, path, options
+    tmp_path, architecture, method, options
 ):
     outcomes = []
     for recording in (True, False):
         model = tiny_llama() if architecture == "llama" else tiny_gpt2(dropout=0.1)
         set_seed(0)
         trainer = trainer_for(tmp_path, model=model, learning_rate=LR, **options)
-        outcomes.append(train_and_watch(trainer, recording, path))
+        outcomes.append(train_and_watch(trainer, recording, method))
     assert outcomes[0][0] == outcomes[1][0]
     for name, weight in outcomes[0][1].items():
         assert torch.equal(weight, outcomes[1][1][name]), name
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_recording_trains_as_trls_own_trainer_does(tmp_path, path):
+@pytest.mark.parametrize("method", METHODS)
+def test_recording_trains_as_trls_own_trainer_does(tmp_path, method):
     """To rounding: the sums are taken in another order."""
-    recorded = train_and_watch(trainer_for(tmp_path, learning_rate=LR), recording=True, path=path)
+    recorded = train_and_watch(
+        trainer_for(tmp_path, learning_rate=LR), recording=True, method=method
+    )
     plain = SFTTrainer(
         model=tiny_llama(),
         args=SFTConfig(
@@ -202,11 +203,11 @@ def test_the_weights_do_move(tmp_path):
     assert not torch.equal(weights["lm_head.weight"], start["lm_head.weight"])
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_a_step_is_freed_without_the_garbage_collector(tmp_path, path):
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_is_freed_without_the_garbage_collector(tmp_path, method):
     """A graph that waits for it holds all activations: gigabytes on a real model."""
     trainer = trainer_for(tmp_path)
-    recorder = recorder_for(trainer, path, SketchSpec(16, 0))
+    recorder = recorder_for(trainer, method, SketchSpec(16, 0))
     alive = []
 
     def remember(module, inputs, output):
@@ -217,7 +218,7 @@ def test_a_step_is_freed_without_the_garbage_collector(tmp_path, path):
     gc.disable()
     try:
         for _ in range(3):
-            probe_step(trainer, [0, 1], recorder)
+            trainer.dry_run_step([0, 1], recorder)
             assert [ref() for ref in alive if ref() is not None] == []
     finally:
         gc.enable()
@@ -235,11 +236,8 @@ def test_hooks_are_gone_after_an_error(tmp_path):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-LENGTHS = [len(instance.input_ids) for instance in INSTANCES]
-
-
-def check(trainer, path="fused"):
-    return self_check(trainer, recorder_for(trainer, path, SketchSpec(16, 0)), LENGTHS)
+def check(trainer, method="fused"):
+    return self_check(trainer, recorder_for(trainer, method, SketchSpec(16, 0)))
 
 
 def test_the_self_check_passes_and_leaves_no_trace(tmp_path):
@@ -265,19 +263,19 @@ def scaled_embedding(factor):
     return model
 
 
-@pytest.mark.parametrize("path", ["fused", "hooked"])
+@pytest.mark.parametrize("method", ["fused", "hooked"])
 @pytest.mark.parametrize("factor", [3, 1.01])
-def test_the_self_check_refuses_a_scaled_embedding(tmp_path, path, factor):
+def test_the_self_check_refuses_a_scaled_embedding(tmp_path, method, factor):
     trainer = trainer_for(tmp_path, model=scaled_embedding(factor))
     with pytest.raises(
         ValueError, match=rf"recorded embedding gradient.*ratio {str(1 / factor)[:5]}"
     ):
-        check(trainer, path)
+        check(trainer, method)
 
 
 def test_a_scaled_embedding_is_intercepted(tmp_path):
     trainer = trainer_for(tmp_path, model=scaled_embedding(3))
-    _, result = first_exact_path(trainer, SketchSpec(16, 0), LENGTHS)
+    _, result = first_exact_method(trainer, SketchSpec(16, 0))
     assert result.method == "fused-intercepted"
     assert result.worst_relative_error < 1e-5
     assert list(result.tried) == ["fused"]
@@ -304,10 +302,10 @@ def test_logits_that_are_changed_in_an_unknown_way_are_refused_on_every_path(tmp
             change(module, inputs, output) if "logits" in output else output
         )
     )
-    with pytest.raises(ValueError, match="no way of recording is exact") as caught:
-        first_exact_path(trainer, SketchSpec(16, 0), LENGTHS)
-    for path in PATHS:
-        assert f"[{path}]" in str(caught.value)
+    with pytest.raises(ValueError, match="no recording method is exact") as caught:
+        first_exact_method(trainer, SketchSpec(16, 0))
+    for method in METHODS:
+        assert f"[{method}]" in str(caught.value)
 
 
 def test_a_model_that_bypasses_its_head_is_refused_by_name(tmp_path):
@@ -325,14 +323,14 @@ def test_a_model_that_bypasses_its_head_is_refused_by_name(tmp_path):
 
 
 def test_a_loss_that_weighs_tokens_unequally_is_refused(tmp_path):
-    for path, message in (
+    for method, message in (
         ("fused", "weighs the response tokens of one row unequally"),
         ("hooked", "not the mean"),
     ):
         trainer = trainer_for(tmp_path, learning_rate=0.0)
 
-        def weighted(model, inputs, num_items_in_batch=None, path=path):
-            if path == "fused":
+        def weighted(model, inputs, num_items_in_batch=None, method=method):
+            if method == "fused":
                 tokens = {"response_tokens": inputs[TOKENS]}
                 log_probs = model(input_ids=inputs["input_ids"], **tokens)["log_probs"]
             else:
@@ -344,7 +342,7 @@ def test_a_loss_that_weighs_tokens_unequally_is_refused(tmp_path):
 
         trainer.compute_loss = weighted
         with pytest.raises(ValueError, match=message):
-            record_epoch(trainer, path)
+            record_epoch(trainer, method)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +350,7 @@ def test_a_loss_that_weighs_tokens_unequally_is_refused(tmp_path):
     [
         ({"learning_rat": 1e-4}, "does not know: learning_rat"),
         ({"num_train_epochs": 3}, "num_train_epochs: the preliminary epoch is one epoch"),
-        ({"packing": True}, "packing: use --batching"),
+        ({"packing": True}, "packing: use `batching`"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast', expected a value of type float"),
         ({"per_device_train_batch_size": 0}, "batch_size is 0, expected at least 1"),
         ({"gradient_accumulation_steps": 2.5}, "2.5, expected a value of type int"),
@@ -406,20 +404,20 @@ def test_unknown_lora_settings_are_refused(tmp_path):
         trainer_for(tmp_path, lora={"rank": 8})
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_sums_are_the_same_whether_the_caller_is_inside_autocast(tmp_path, path):
+@pytest.mark.parametrize("method", METHODS)
+def test_sums_are_the_same_whether_the_caller_is_inside_autocast(tmp_path, method):
     """Scoring and the self-check call inside, training outside."""
     trainer = trainer_for(tmp_path, bf16=True, learning_rate=0.0)
-    recorder = recorder_for(trainer, path, SketchSpec(16, 0))
+    recorder = recorder_for(trainer, method, SketchSpec(16, 0))
     finish = recorder.finish
-    inside = probe_step(trainer, [0, 1], recorder)
+    inside = trainer.dry_run_step([0, 1], recorder)
 
     def outside(**options):
         with torch.autocast("cpu", enabled=False):
             return finish(**options)
 
     recorder.finish = outside
-    other = probe_step(trainer, [0, 1], recorder)
+    other = trainer.dry_run_step([0, 1], recorder)
     for layer, summaries in inside.summaries.items():
         assert torch.equal(summaries.values_BS, other.summaries[layer].values_BS)
         assert torch.equal(summaries.sketch_BK, other.summaries[layer].sketch_BK)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
-from gradsift.evaluation import text_metrics as synonyms
+from gradsift.evaluation import text_metrics
 from gradsift.evaluation.metrics import METRICS, replicate
 from gradsift.evaluation.text_metrics import WITHOUT, Synonyms, find_synonyms, meteor, score_texts
 
@@ -85,20 +85,21 @@ def test_rouge_l_is_the_longest_common_subsequence():
     assert score_texts(["a b"], ["a b c d"], WITHOUT).rouge_l == [pytest.approx(2 / 3)]
 
 
-def test_doing_without_wordnet_is_said(monkeypatch):
-    monkeypatch.setattr(synonyms, "_installed", lambda: False)
+def test_doing_without_wordnet_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(text_metrics, "_installed", lambda: False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    lines = []
-    assert find_synonyms(lines.append) is WITHOUT
-    assert "without synonyms" in lines[0]
+    assert find_synonyms() is WITHOUT
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("gradsift.evaluation.text_metrics", "WARNING")
+    assert "without synonyms" in record.message
 
 
 def test_a_failed_download_is_not_fatal(monkeypatch):
     def no_network(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr(synonyms, "_installed", lambda: False)
-    monkeypatch.setattr(synonyms.nltk, "download", no_network)
+    monkeypatch.setattr(text_metrics, "_installed", lambda: False)
+    monkeypatch.setattr(text_metrics.nltk, "download", no_network)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert find_synonyms() is WITHOUT
 

@@ -1,0 +1,51 @@
+"""How arms are written."""
+
+import pytest
+
+from gradsift.comparison.arms import needs_of_arms, parse_arms
+from gradsift.config import SelectionConfig
+from gradsift.errors import GradsiftError
+from gradsift.selection.candidates import Need
+
+
+def test_arms_come_once_for_each_budget():
+    texts = ("base", " full ", "random", "grads@7:alpha=0:seeds=1", "grads@7:alpha=0:seeds=1")
+    arms = parse_arms(texts, ("50%", 10), 3)
+    assert [(arm.label, arm.n_seeds) for arm in arms] == [
+        ("base", 1),
+        ("full", 3),
+        ("random 50%", 3),
+        ("random 10", 3),
+        ("grads:alpha=0 7", 1),
+    ]
+    assert [arm.is_strategy for arm in arms] == [False, False, True, True, True]
+
+
+def test_an_arms_own_settings_lie_over_those_of_all():
+    base = SelectionConfig(alpha=0.5, gamma=2.0)
+    arms = parse_arms(("grads:alpha=1e-1:score=high-norm", "full-equal-steps"), ("50%",), 1)
+    own, steps = (arm.selection(base) for arm in arms)
+    assert (own.strategy, own.alpha, own.gamma, own.score) == ("grads", 0.1, 2.0, "high-norm")
+    # Of a random subset, which says how many steps there are.
+    assert (steps.strategy, steps.alpha) == ("random", 0.5)
+
+
+def test_needs_are_those_of_all_arms():
+    arms = parse_arms(("full", "grads:score=prompt-gain", "k-center"), ("50%",), 1)
+    assert needs_of_arms(arms, SelectionConfig()) == {Need.REFERENCE_LOSSES, Need.FEATURES}
+    assert needs_of_arms(arms[:1], SelectionConfig(score="prompt-gain")) == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grads:near_threshold=0.9", "'near_threshold' is now called 'similarity_threshold'"),
+        ("grads:adjust=none", "'adjust' is now called 'detrend'"),
+        ("grads:side=balanced", "'side' is now called 'score'"),
+        ("grads:alpah=1", "did you mean alpha"),
+        ("grads:budget=5", "budget is said by @BUDGET"),
+    ],
+)
+def test_a_setting_that_is_none_is_answered_with_what_it_is_called(text, message):
+    with pytest.raises(GradsiftError, match=message):
+        parse_arms((text,), ("50%",), 1)

@@ -1,0 +1,129 @@
+"""Models are trained and evaluated once, whoever does it and however often it is interrupted."""
+
+import json
+import subprocess
+import sys
+
+from comparing import ARMS, QUICK, Killed, compared, logged
+from gradsift import compare
+
+
+def test_answers_are_kept(world, finished):
+    files = list((world / "run" / "arms").glob("grads_50pct-0-*/answers.jsonl"))
+    lines = [json.loads(line) for line in files[0].read_text().splitlines()]
+    rows = [json.loads(line) for line in (world / "test.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [row["id"] for row in rows]
+    assert [line["reference"] for line in lines] == [row["response"] for row in rows]
+
+
+def test_again_nothing_is_trained(world, finished, log):
+    _, found = finished
+    again = compared(world, name="first")
+    assert any("7 models, 7 of them done" in line for line in log)
+    assert not any("training 0" in line for line in log)
+    assert again.summary()["arms"] == found["arms"]
+
+
+def test_killed_anywhere_and_resumed_the_comparison_is_the_same(world, finished, fresh_run):
+    _, expected = finished
+    # After so many calls: in trainings, in evaluations, between arms.
+    moments = iter((2, 5, 9, 14, 3))
+    countdown = {"left": next(moments)}
+
+    def tick(*_):
+        countdown["left"] -= 1
+        if countdown["left"] == 0:
+            raise Killed
+
+    options = {
+        "test": str(world / "test.jsonl"),
+        "arms": ARMS,
+        "general": (str(world / "text.txt"),),
+        "save_steps": 1,
+        **QUICK,
+    }
+    n_killed = 0
+    while True:
+        try:
+            with logged(tick):
+                result = compare(fresh_run, **options, progress=tick)
+            break
+        except Killed:
+            n_killed += 1
+            countdown["left"] = next(moments, -1)
+    assert n_killed == 5
+    found = json.loads(json.dumps(result.summary()))
+    for part in ("arms", "verdicts", "n_items"):
+        assert found[part] == expected[part]
+
+
+def test_what_another_process_does_is_waited_for(world, fresh_run, tmp_path, log):
+    only = {"arms": ("base",), "general": (), "epochs": 1, "max_new_tokens": 4}
+    compare(fresh_run, test=str(world / "test.jsonl"), **only)
+    (folder,) = (fresh_run / "arms").glob("base-0-*")
+    (lock,) = (fresh_run / "arms" / "locks").iterdir()
+    (folder / "scores.json").rename(tmp_path / "scores.json")
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(lock), str(tmp_path), str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout.readline() == "has it\n"
+    log.clear()
+    compare(fresh_run, test=str(world / "test.jsonl"), **only)
+    assert other.wait() == 0
+    assert any("with another process" in line for line in log)
+    assert not any(line.startswith("1/1") for line in log)
+
+
+# Holds the lock of an arm, and then ends its work.
+OTHER = """
+import sys, time
+from pathlib import Path
+from filelock import FileLock
+
+lock, done, folder = sys.argv[1:]
+with FileLock(lock):
+    print("has it", flush=True)
+    time.sleep(8)
+    (Path(done) / "scores.json").rename(Path(folder) / "scores.json")
+"""
+
+
+def test_equal_subsets_are_trained_once(world, finished, log):
+    compared(world, name="twice", arms=("base", "grads@50%", "grads@12:seeds=1"))
+    assert any("3 models, 3 of them done" in line for line in log)
+
+
+def test_other_questions_are_another_evaluation(world, finished):
+    result = compared(world, name="short", arms=("base",), max_new_tokens=2)
+    assert result.made_with["evaluation"]["max_new_tokens"] == 2
+    assert len(list((world / "run" / "arms").glob("base-0-*"))) >= 2
+
+
+def test_scores_that_an_earlier_gradsift_saved_are_taken(world, fresh_run, log):
+    """The sanity benchmark was called probe: in scores, and in identities to this day."""
+    options = {"arms": ("base",), "general": ("sanity",), "limit": 3, "max_new_tokens": 4}
+    options["test"] = str(world / "test.jsonl")
+    first = compare(fresh_run, **options)
+    (path,) = (fresh_run / "arms").glob("base-0-*/scores.json")
+    scores = json.loads(path.read_text())
+    assert scores["identity"]["exam"]["tasks"] == ["probe"]
+    scores["scores"]["tasks"]["probe"] = scores["scores"]["tasks"].pop("sanity")
+    path.write_text(json.dumps(scores))
+    log.clear()
+    again = compare(fresh_run, **options)
+    assert any("1 models, 1 of them done" in line for line in log)
+    assert again.summary()["arms"] == first.summary()["arms"]
+    assert again.board.sizes == {"rows": 9, "answers": 9, "task:sanity": 3}
+
+
+def test_scores_that_were_damaged_are_made_again(world, fresh_run, log):
+    options = {"arms": ("base",), "general": (), "max_new_tokens": 4}
+    options["test"] = str(world / "test.jsonl")
+    first = compare(fresh_run, **options)
+    (path,) = (fresh_run / "arms").glob("base-0-*/scores.json")
+    path.write_text(path.read_text()[:100])
+    again = compare(fresh_run, **options)
+    assert any("scores.json: not JSON" in line for line in log)
+    assert again.summary()["arms"] == first.summary()["arms"]
