@@ -1,4 +1,4 @@
-"""Gradient norms of rows at embedding and LM head: this project and other libraries, on equal terms.
+"""Gradient norms of rows at embedding and LM head: gradsift and other libraries, on equal terms.
 
 Each runs in a process of its own, on the same rows, in forward and backward passes of the same
 float32 model. "gradsift" is a whole training step: all weights get their gradients, too, as with a
