@@ -1,9 +1,9 @@
 """Padding, and what it costs: a preliminary epoch and a scoring pass, rows packed, grouped, padded.
 
 Usage: python benchmarks/batching.py POOL [--model demo] [--rows 400] [--max-length 1024]
-       [--batch-size 8] [--ways random,by_length,packed] [--tokens-only]
+       [--batch-size 8] [--batching random,by_length,packed] [--tokens-only]
 
-Prints for each way the tokens that are computed for each real one, the wall time, and how far the
+Prints for each the tokens that are computed for each real one, the wall time, and how far the
 recorded statistics are from those of padded rows (learning rate 0, so that the order of rows does
 not matter).
 """
@@ -27,7 +27,7 @@ from gradsift.training.model import find_model, load_model, load_tokenizer
 from gradsift.training.record_writer import score
 from gradsift.training.trainer_settings import TrainerSettings
 
-WAYS = ("random", "by_length", "packed")
+BATCHINGS = ("random", "by_length", "packed")
 
 
 def ratios(lengths, batch_size, width):
@@ -44,15 +44,15 @@ def ratios(lengths, batch_size, width):
         rows = bins(members, width)
         packed += len(rows) * max(sum(members[i] for i in row) for row in rows)
     grouped = padded(list(LengthGroupedSampler(lengths, batch_size, 0)))
-    by_way = {"random": padded(order), "by_length": grouped, "packed": packed}
-    return {way: n / sum(lengths) for way, n in by_way.items()}
+    computed = {"random": padded(order), "by_length": grouped, "packed": packed}
+    return {batching: n / sum(lengths) for batching, n in computed.items()}
 
 
-def capture(source, tokenizer, instances, way, batch_size, folder, *, during):
+def capture(source, tokenizer, instances, batching, batch_size, folder, *, during):
     """Seconds of an epoch or a scoring pass, the ratio of an epoch, and its store."""
     sft = {"per_device_train_batch_size": batch_size, "learning_rate": 0.0}
     epoch = PreliminaryEpoch(
-        load_model(source), tokenizer, instances, TrainerSettings(sft, None, 0, batching=way),
+        load_model(source), tokenizer, instances, TrainerSettings(sft, None, 0, batching=batching),
         SketchSpec(), folder / "checkpoints",
     )  # fmt: skip
     epoch.check()
@@ -77,8 +77,8 @@ def gap(store, other):
     for layer, by_name in store.statistics.items():
         for name, values in by_name.items():
             if name != "mean":
-                theirs = other.statistics[layer][name]
-                worst = max(worst, float(np.max(np.abs(values / theirs - 1))))
+                ratio = values / other.statistics[layer][name]
+                worst = max(worst, float(np.max(np.abs(ratio - 1))))
     return worst
 
 
@@ -89,7 +89,7 @@ def main():
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--batching", default=",".join(BATCHINGS))
     parser.add_argument("--tokens-only", action="store_true")
     args = parser.parse_args()
     source = find_model(args.model)
@@ -99,20 +99,21 @@ def main():
     instances = build_instances(pairs, tokenizer, max_length=args.max_length).items
     lengths = [len(item.input_ids) for item in instances]
     print(f"{args.pool}: {len(lengths)} rows, {sum(lengths)} tokens, longest {max(lengths)}")
-    for way, ratio in ratios(lengths, args.batch_size, 576).items():
-        print(f"  {way:10} {ratio:.3f} tokens computed for each real one")
+    for batching, ratio in ratios(lengths, args.batch_size, 576).items():
+        print(f"  {batching:10} {ratio:.3f} tokens computed for each real one")
     if args.tokens_only:
         return
     for during in (True, False):
         plain = None
-        for way in args.ways.split(","):
+        for batching in args.batching.split(","):
             with tempfile.TemporaryDirectory() as folder:
                 seconds, ratio, store = capture(
-                    source, tokenizer, instances, way, args.batch_size, Path(folder), during=during
-                )
+                    source, tokenizer, instances, batching, args.batch_size, Path(folder),
+                    during=during,
+                )  # fmt: skip
             plain = store if plain is None else plain
             what = "epoch  " if during else "scoring"
-            print(f"  {what} {way:10} {seconds:7.1f} s  {ratio:.3f} tokens for each real one  "
+            print(f"  {what} {batching:10} {seconds:7.1f} s  {ratio:.3f} tokens for each real one  "
                   f"statistics within {gap(store, plain):.1e}", flush=True)  # fmt: skip
 
 

@@ -1,10 +1,10 @@
 """Recording against plain training: time and peak memory of the same steps, paired in one run.
 
-Plain is trl's own training step with its own fused head. Each way also runs in a process of its
-own, for its peak memory. Pieces are timed alone at the end.
+Plain is trl's own training step with its own fused head. Each kind of step also runs in a process
+of its own, for its peak memory. Pieces are timed alone at the end.
 
 Usage: python benchmarks/capture.py DATA [--model demo] [--pairs 5] [--batch 8] [--max-length 256]
-       [--lora] [--ways fused,hooked,scoring]
+       [--lora] [--steps fused,hooked,scoring]
 """
 
 import argparse
@@ -45,7 +45,7 @@ def instances_of(arguments, tokenizer):
     return items[:needed]
 
 
-def make_ways(arguments, names):
+def make_steps(arguments, names):
     source = find_model(arguments.model)
     tokenizer = load_tokenizer(source)
     instances = instances_of(arguments, tokenizer)
@@ -88,13 +88,14 @@ def timed(step, batch):
 
 
 def compare_times(arguments, names):
-    ways, instances = make_ways(arguments, [PLAIN, *names])
+    steps, instances = make_steps(arguments, [PLAIN, *names])
     ratios = {name: [] for name in names}
     for pair in range(arguments.pairs + 1):
         batch = list(range(pair * arguments.batch, (pair + 1) * arguments.batch))
         # Another one goes first each time, so that drift of the machine falls on all.
-        order = list(ways)[pair % len(ways) :] + list(ways)[: pair % len(ways)]
-        seconds = {name: timed(ways[name], batch) for name in order}
+        first = pair % len(steps)
+        order = list(steps)[first:] + list(steps)[:first]
+        seconds = {name: timed(steps[name], batch) for name in order}
         if pair == 0:
             continue  # A warm-up.
         tokens = sum(len(instances[i].input_ids) for i in batch)
@@ -111,10 +112,10 @@ def compare_times(arguments, names):
 
 def peak_of(arguments):
     """In a process of its own: peak memory after loading, and after two steps."""
-    ways, _ = make_ways(arguments, [arguments.peak_of])
+    steps, _ = make_steps(arguments, [arguments.peak_of])
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for pair in range(2):
-        ways[arguments.peak_of](list(range(pair * arguments.batch, (pair + 1) * arguments.batch)))
+        steps[arguments.peak_of](list(range(pair * arguments.batch, (pair + 1) * arguments.batch)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"loaded": loaded * 1024, "peak": peak * 1024}))
 
@@ -142,11 +143,11 @@ def main():
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--full-length", action="store_true", help="only rows of that length")
     parser.add_argument("--lora", action="store_true")
-    parser.add_argument("--ways", default="fused,fused, not recording,hooked,scoring")
+    parser.add_argument("--steps", default="fused,fused, not recording,hooked,scoring")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    names = arguments.ways.replace("fused, not", "fused; not").split(",")
+    names = arguments.steps.replace("fused, not", "fused; not").split(",")
     names = [name.replace(";", ",") for name in names]
     if arguments.peak_of:
         peak_of(arguments)

@@ -7,6 +7,7 @@ import argparse
 import random
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from gradsift.gradients.sketch import SketchSpec
 from gradsift.terms import LAYERS
 from gradsift.training.layers import track
 from gradsift.training.model import find_model, load_model, load_tokenizer
-from gradsift.training.trainer import RecordingSFTTrainer
+from gradsift.training.trainer import RecordingSFTTrainer, mean_loss
 from gradsift.training.trainer_settings import TrainerSettings
 
 CONFIGURATIONS = {
@@ -63,16 +64,19 @@ def worst(records, truths):
 def autograd(model, instances):
     tracked = track(model)
     recorder = Recorder(tracked, SketchSpec())
+
+    def loss(item):
+        logits_1TV = model(input_ids=torch.tensor([item.input_ids])).logits
+        return mean_loss(logits_1TV, torch.tensor([item.labels]))
+
     return {
-        i: autograd_summaries(
-            tracked, recorder, torch.tensor(item.input_ids), torch.tensor(item.labels)
-        )
+        i: autograd_summaries(tracked, recorder, partial(loss, item))
         for i, item in enumerate(instances)
     }
 
 
 def as_record(summaries):
-    return SimpleNamespace(**summaries)
+    return SimpleNamespace(layers=LAYERS, **summaries)
 
 
 def main():

@@ -284,7 +284,7 @@ def check_head(report, case, seed):
             tokens = lay_out(labels_BT, mask_BT).to(DEVICE)
             x_ND = tokens.take(hidden_BTD)
             heads = {layout: HeadProduct(x_ND, weight_VD, bias_V)}
-            if layout == "packed" and len(x_ND) * case.n_columns < 2**28:
+            if layout == "compact" and len(x_ND) * case.n_columns < 2**28:
                 z_BTV = F.linear(hidden_BTD, weight_VD, bias_V)
                 heads["outputs given"] = HeadOutputs(tokens, x_ND, z_BTV)
             for kind, head in heads.items():

@@ -130,7 +130,7 @@ def pieces(width, repeats, length=256, vocabulary=49_152):
         ]
 
     outputs, normaliser_T = logits()
-    deltas = [found.delta_nr for found in errors(None)]
+    deltas = [block.delta_nr for block in errors(None)]
     gradients = [delta.T @ x_TD for delta in deltas]
     (head,) = head_pass(
         product, tokens, transform, BLOCKWISE, sketch=sketch
@@ -156,7 +156,7 @@ def pieces(width, repeats, length=256, vocabulary=49_152):
             sketch.rows(deltas[0], 0), sketch.columns(x_TD), tokens.sum_rows
         ),
         "embedding, all of it": lambda: embedding_summaries(
-            tokens_T[None], x_TD[None], vocabulary, sketch
+            tokens_T, torch.zeros_like(tokens_T), x_TD, 1, vocabulary, sketch
         ),
         "content features": lambda: x_TD.float().mean(0),
     }

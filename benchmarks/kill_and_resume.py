@@ -21,22 +21,25 @@ from gradsift.store.reader import read_store
 def start(arguments, out):
     command = [sys.executable, "-m", "gradsift", "capture", arguments.data, "--out", str(out)]
     command += ["--model", arguments.model, "--max-length", str(arguments.max_length)]
-    command += ["--save-steps", str(arguments.save_steps)]
+    command += ["--set", f"save_steps={arguments.save_steps}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(command, **quiet)
 
 
 def differences(folder, other):
-    ours, theirs = read_store(folder), read_store(other)
-    found = []
-    for name in ("instance_ids", "step", "loss", "n_response_tokens", "content_ND", "finite"):
-        if not np.array_equal(getattr(ours, name), getattr(theirs, name)):
-            found.append(name)
-    for layer, by_name in ours.statistics.items():
-        found += [n for n in by_name if not np.array_equal(by_name[n], theirs.statistics[layer][n])]
-        if not np.array_equal(ours.sketches[layer], theirs.sketches[layer]):
-            found.append(f"{layer} sketch")
-    return found
+    resumed, whole = read_store(folder), read_store(other)
+    different = []
+    columns = ("instance_ids", "step", "loss", "el2n", "n_response_tokens", "content_ND", "finite")
+    for name in columns:
+        if not np.array_equal(getattr(resumed, name), getattr(whole, name)):
+            different.append(name)
+    for layer, by_name in resumed.statistics.items():
+        for name, values in by_name.items():
+            if not np.array_equal(values, whole.statistics[layer][name]):
+                different.append(f"{layer} {name}")
+        if not np.array_equal(resumed.sketches[layer], whole.sketches[layer]):
+            different.append(f"{layer} sketch")
+    return different
 
 
 def parts(out):
@@ -68,9 +71,9 @@ def main():
         process.wait()
         written = parts(out)
         assert start(arguments, out).wait() == 0
-        found = differences(out, root / "whole")
-        wrong += bool(found)
-        print(f"killed after {delay:.1f} s, {written} parts written: {found or 'same store'}")
+        different = differences(out, root / "whole")
+        wrong += bool(different)
+        print(f"killed after {delay:.1f} s, {written} parts written: {different or 'same store'}")
     print(f"{arguments.kills - wrong} of {arguments.kills} the same")
     return 1 if wrong else 0
 

@@ -36,8 +36,8 @@ def main():
                 command(killed, options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
             # Starting takes a while; then somewhere within the next arm or two.
-            wanted = n_done(killed) + rng.randint(0, 1)
-            while process.poll() is None and (n_done(killed) < wanted or not at_work(killed)):
+            n_wanted = n_done(killed) + rng.randint(0, 1)
+            while process.poll() is None and (n_done(killed) < n_wanted or not at_work(killed)):
                 time.sleep(0.1)
             time.sleep(rng.uniform(0, 4))
             if process.poll() is not None:
@@ -46,10 +46,10 @@ def main():
             process.wait()
             moments.append((n_done(killed), at_work(killed)))
         subprocess.run(command(killed, options), check=True, capture_output=True)
-        found, expected = (what_it_says(copy) for copy in (killed, whole))
+        resumed, expected = (what_it_says(copy) for copy in (killed, whole))
     for done, inside in moments:
         print(f"killed: {done} models done, {inside} checkpoints of one in training")
-    same = {key: found[key] == expected[key] for key in expected}
+    same = {key: resumed[key] == expected[key] for key in expected}
     print(f"{len(moments)} kills, {seconds:.0f} s uninterrupted; the same: {same}")
     sys.exit(not all(same.values()))
 

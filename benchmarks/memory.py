@@ -1,8 +1,9 @@
 """Bytes that one pass over the head holds at most, beside its inputs: by formula and as counted.
 
 Every tensor that an operator creates is counted as long as its storage lives, so this needs no GPU;
-Triton's kernels are stood in for (they allocate nothing). A micro-batch of ROWS rows of TOKENS
-response tokens, recording, with the gradients that full-parameter training needs.
+Triton's kernels are stood in for (they allocate nothing), where the package is installed. A
+micro-batch of ROWS rows of TOKENS response tokens, recording, with the gradients that
+full-parameter training needs.
 
 Usage: python benchmarks/memory.py [--rows 16] [--tokens 256] [--vocabulary 49152] [--width 576]
 """
@@ -10,6 +11,7 @@ Usage: python benchmarks/memory.py [--rows 16] [--tokens 256] [--vocabulary 4915
 import argparse
 import weakref
 from dataclasses import replace
+from importlib.util import find_spec
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -52,14 +54,14 @@ class LiveBytes(TorchDispatchMode):
         self.now -= self._live.pop(at, 0)
 
 
-def formula(way, chunks, n_tokens, n_columns, width, size, itemsize):
+def formula(arithmetic, chunks, n_tokens, n_columns, width, size, itemsize):
     """What is certain to be held together: results, and the largest chunk while it is worked on."""
     results = 4 * (n_columns * width + n_tokens * width + n_tokens * size)
     most = 0
     for chunk in chunks:
         n = sum(chunk.lengths)
         kept = n * (n_columns if chunk.keeps_logits else chunk.block) * itemsize
-        if way.name == "triton":
+        if arithmetic.name == "triton":
             # The weight's gradient of a chunk before it is added to the others'.
             most = max(most, kept + (itemsize * n_columns * width if len(chunks) > 1 else 0))
             continue
@@ -80,12 +82,15 @@ def main():
     labels_BT = torch.randint(n_columns, (arguments.rows, arguments.tokens + 1))
     tokens = ResponseTokens.compact(labels_BT)
     sketch = TensorSketch.seeded(n_columns, width, size=1024, seed=0, device=torch.device("cpu"))
-    for way, dtype in (
+    for arithmetic, dtype in (
         (TRITON, torch.bfloat16), (TRITON, torch.float32), (BATCHED, torch.float32),
         (replace(BATCHED, logits_bytes=64 * MIB, gradient_bytes=64 * MIB), torch.float32),
         (BLOCKWISE, torch.float32),
     ):  # fmt: skip
-        if way is TRITON:
+        if arithmetic is TRITON:
+            if find_spec("triton") is None:
+                print("triton: skipped: not installed")
+                continue
             from gradsift.gradients import triton_kernels
 
             class Nothing:
@@ -99,15 +104,15 @@ def main():
         known = [x_ND, weight_VD, tokens.targets_N, tokens.rows_N, tokens.offsets_I1]
         with LiveBytes(known) as live:
             head_pass(
-                HeadProduct(x_ND, weight_VD, None), tokens, HeadTransform(), way,
+                HeadProduct(x_ND, weight_VD, None), tokens, HeadTransform(), arithmetic,
                 sketch=sketch, needs_grad=(True, True, False),
             )  # fmt: skip
-        chunks = way.chunks(tokens.lengths, n_columns, width, dtype.itemsize)
-        expected = formula(way, chunks, len(x_ND), n_columns, width, 1024, dtype.itemsize)
-        name = f"{way.name}, {str(dtype).removeprefix('torch.')}"
+        chunks = arithmetic.chunks(tokens.lengths, n_columns, width, dtype.itemsize)
+        expected = formula(arithmetic, chunks, len(x_ND), n_columns, width, 1024, dtype.itemsize)
+        name = f"{arithmetic.name}, {str(dtype).removeprefix('torch.')}"
         print(
-            f"{name:22} {len(chunks):3} chunks of at most {way.logits_bytes // MIB} MiB of logits: "
-            f"formula {expected / MIB:6.0f} MiB, counted {live.most / MIB:6.0f} MiB "
+            f"{name:22} {len(chunks):3} chunks of at most {arithmetic.logits_bytes // MIB} MiB of "
+            f"logits: formula {expected / MIB:6.0f} MiB, counted {live.most / MIB:6.0f} MiB "
             f"({live.most / expected:.2f})",
             flush=True,
         )

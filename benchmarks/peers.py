@@ -1,6 +1,6 @@
-"""Per-row gradient norms at embedding and LM head: this project beside other ways, on equal terms.
+"""Gradient norms of rows at embedding and LM head: gradsift and other libraries, on equal terms.
 
-Each way runs in a process of its own, on the same rows, in forward and backward passes of the same
+Each runs in a process of its own, on the same rows, in forward and backward passes of the same
 float32 model. "gradsift" is a whole training step: all weights get their gradients, too, as with a
 batch of one and with dattri-llm. Opacus has all other weights frozen, as it would hold per-sample
 gradients of every trained one; the way to compare it with is "gradsift, all frozen". The peers see
@@ -168,7 +168,7 @@ def opacus_step(source, items, wrapper, attribute):
     return step
 
 
-WAYS = {
+METHODS = {
     OURS: gradsift,
     "gradsift, all frozen": gradsift_frozen,
     "autograd, batch of 1": batch_of_one,
@@ -180,7 +180,7 @@ WAYS = {
 
 def child(arguments):
     source, tokenizer, items = rows_of(arguments)
-    step = WAYS[arguments.way](source, tokenizer, items)
+    step = METHODS[arguments.method](source, tokenizer, items)
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     batches = [
         list(range(i, min(i + arguments.batch, len(items))))
@@ -195,8 +195,8 @@ def child(arguments):
     print(json.dumps({"seconds": seconds, "loaded": loaded, "peak": peak, "norms": norms}))
 
 
-def run(way):
-    command = [sys.executable, *sys.argv, "--way", way]
+def run(method):
+    command = [sys.executable, *sys.argv, "--method", method]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         return result.stderr.strip().split("\n")[-1]
@@ -216,16 +216,16 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.way:
+    if arguments.method:
         child(arguments)
         return
-    results = {way: [] for way in WAYS}
+    results = {method: [] for method in METHODS}
     for _ in range(arguments.repeats):
-        for way in WAYS:
-            if not results[way] or isinstance(results[way][-1], dict):
-                results[way].append(run(way))
+        for method in METHODS:
+            if not results[method] or isinstance(results[method][-1], dict):
+                results[method].append(run(method))
     report(arguments, results)
 
 
@@ -233,16 +233,16 @@ def report(arguments, results):
     truth = results["autograd, batch of 1"][0]["norms"]
     ours = results[OURS]
     print(f"{arguments.rows} rows, {torch.get_num_threads()} threads")
-    for way, outcomes in results.items():
+    for method, outcomes in results.items():
         if not isinstance(outcomes[-1], dict):
-            print(f"{way}: does not run here: {outcomes[-1]}")
+            print(f"{method}: does not run here: {outcomes[-1]}")
             continue
         ratios = [a["seconds"] / b["seconds"] for a, b in zip(outcomes, ours, strict=True)]
         speed = statistics.median(arguments.rows / outcome["seconds"] for outcome in outcomes)
         peak = max(outcome["peak"] for outcome in outcomes)
         added = max(outcome["peak"] - outcome["loaded"] for outcome in outcomes)
         print(
-            f"{way}: {speed:.2f} rows/s; time / ours {statistics.median(ratios):.2f} "
+            f"{method}: {speed:.2f} rows/s; time / ours {statistics.median(ratios):.2f} "
             f"({min(ratios):.2f} to {max(ratios):.2f}); peak {peak / 1e9:.2f} GB, of which after "
             f"loading {added / 1e9:.2f}; norms differ from batches of one by "
             f"{worst_difference(outcomes[0]['norms'], truth):.0e}"

@@ -52,8 +52,8 @@ def table_products(rows, n_rows):
         for tokens, delta in rows
     ]
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for i, one in enumerate(dense):
-        whole = one.to_dense()
+    for i, gradient in enumerate(dense):
+        whole = gradient.to_dense()
         for j in range(i, len(rows)):
             at, values = dense[j].coalesce().indices(), dense[j].coalesce().values()
             gram[i, j] = gram[j, i] = (whole[at[0], at[1]] * values).double().sum()
@@ -110,16 +110,16 @@ def main():
         exact = cosines(gram)
         print(f"{layer}: {len(items)} rows, exact cosines have a standard deviation of "
               f"{float(exact.std()):.3f}")  # fmt: skip
-        ways = [(f"Gaussian {rank}×{rank}", gaussian, rank) for rank in (16, 32)]
-        ways += [(f"TensorSketch {size}", tensor_sketch, size) for size in SIZES]
-        for name, sketch, size in ways:
-            found = []
+        methods = [(f"Gaussian {rank}×{rank}", gaussian, rank) for rank in (16, 32)]
+        methods += [(f"TensorSketch {size}", tensor_sketch, size) for size in SIZES]
+        for name, sketch, size in methods:
+            results = []
             for seed in range(arguments.seeds):
                 sketches = sketch(of_layer, layer, shape, size, seed).double()
-                got = cosines(sketches @ sketches.T)
-                error = float((got - exact).square().mean().sqrt())
-                found.append((spearmanr(got, exact).statistic, error))
-            ranks, errors = zip(*found, strict=True)
+                estimated = cosines(sketches @ sketches.T)
+                error = float((estimated - exact).square().mean().sqrt())
+                results.append((spearmanr(estimated, exact).statistic, error))
+            ranks, errors = zip(*results, strict=True)
             print(f"  {name:20} rank correlation {min(ranks):.2f} to {max(ranks):.2f}, error "
                   f"{min(errors):.3f} to {max(errors):.3f}", flush=True)  # fmt: skip
 

@@ -51,8 +51,8 @@ def measured(case, n_trials):
     for trial in range(n_trials):
         a, b, *others = simulated(case, rng, trial)
         spread = pooled_seed_spread([a, b, *others])
-        found = estimate_difference(a, b, n_items=case["n_items"], seed_spread=spread)
-        held += found.low <= DIFFERENCE <= found.high
+        interval = estimate_difference(a, b, n_items=case["n_items"], seed_spread=spread)
+        held += interval.low <= DIFFERENCE <= interval.high
         low, high = percentile_interval(a, b, rng)
         naive += low <= DIFFERENCE <= high
     return {**case, "coverage": held / n_trials, "resampled_seeds": naive / n_trials}

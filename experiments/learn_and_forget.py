@@ -16,6 +16,7 @@ Usage:
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import gradsift as gs
@@ -62,7 +63,7 @@ PARTS = {
         ),
         *(f"grads@50%:layers={layer}:seeds=1" for layer in ("embedding", "lm_head")),
         "grads@50%:detrend=none:seeds=1",
-        # Every cluster keeps its share.
+        # Every cluster of content keeps its share.
         "k-means@50%:seeds=1",
         LENDER,
     ),
@@ -83,7 +84,7 @@ def main():
     run.add_argument("--done-only", action="store_true")
     run.set_defaults(act=run_part)
     selections = commands.add_parser("selections")
-    selections.set_defaults(act=print_selections)
+    selections.set_defaults(act=tell_of_selections)
     for command in (regimes, run, selections):
         command.add_argument("out", type=Path, help="folder that domain_data.py filled")
         command.add_argument("--domain", required=True)
@@ -123,24 +124,16 @@ def done(arguments, regime, arms):
         training = cell["identity"]["training"]
         how = training and {**training["sft"], "epochs": training["epochs"]}
         if how is None or {key: how.get(key) for key in wanted} == wanted:
-            trained.add((label_of_today(cell["arm"]), cell["seed"]))
-    kept, missing = [], []
+            trained.add((in_todays_words(cell["arm"]), cell["seed"]))
+    arms_trained, missing = [], []
     for arm in parse_arms(arms, (), arguments.seeds):
         n = next((n for n in range(arm.n_seeds) if (arm.label, n) not in trained), arm.n_seeds)
         text = arm.text.partition(":seeds=")[0]
         if n:
-            kept.append(text if arm.name == "base" else f"{text}:seeds={n}")
+            arms_trained.append(text if arm.name == "base" else f"{text}:seeds={n}")
         if n < arm.n_seeds:
             missing.append(f"{arm.label} ({n} of {arm.n_seeds})")
-    return tuple(kept), missing
-
-
-def label_of_today(label):
-    """Return what an arm that was trained with an earlier gradsift is called now."""
-    for old, (new, words) in RENAMED.items():
-        for word, new_word in words.items():
-            label = label.replace(f"{old}={word}", f"{new}={new_word}")
-    return label
+    return tuple(arms_trained), missing
 
 
 def compared(arguments, regime, arms, name, seeds=1, missing=()):
@@ -199,7 +192,7 @@ def lay_down(run, cells):
     cells.write_text("\n".join(lines) + "\n")
 
 
-def print_selections(arguments):
+def tell_of_selections(arguments):
     """What each ablation selects, and which of the paper's four failures is warned of."""
     run, rows = arguments.out / "runs" / arguments.domain, []
     store, usual = gs.read_store(run), None
@@ -207,20 +200,18 @@ def print_selections(arguments):
         settings = dict(arm.settings)
         if arm.name == "base" or settings.get("score") == "prompt-gain":
             continue
-        if "layers" in settings:
-            settings["layers"] = (settings["layers"],)
         name = f"ablation-{len(rows)}"
-        found = gs.select(store, budget="50%", strategy=arm.name, name=name, **settings)
-        chosen, audit = set(found.selection.ids), found.selection.audit
+        result = gs.select(store, budget="50%", strategy=arm.name, name=name, **settings)
+        chosen, audit = set(result.selection.ids), result.selection.audit
         usual = chosen if arm.label == "grads 50%" else usual
         rows.append(
             {
                 "arm": arm.label,
                 "shared_with_default": None if usual is None else len(chosen & usual) / len(chosen),
-                **vars(found.selection.criteria["subset"]),
+                **vars(result.selection.criteria["subset"]),
                 "mean_loss": audit.loss[1],
                 "duplicate_share": audit.duplicate_share[1],
-                "warnings": list(found.warnings),
+                "warnings": list(result.warnings),
             }
         )
         print(rows[-1])
@@ -230,20 +221,30 @@ def print_selections(arguments):
 
 
 def print_table(arguments):
-    print(evidence(arguments.results, arguments.part))
+    print(in_todays_words(evidence(arguments.results, arguments.part)))
+
+
+def in_todays_words(text):
+    """Arms of results that are older than the names of some settings: side=grounded and others."""
+
+    def renamed(match):
+        name, words = RENAMED.get(match[1], (match[1], {}))
+        return f":{name}={words.get(match[2], match[2])}"
+
+    return re.sub(r":(\w+)=([\w-]+)", renamed, text)
 
 
 def evidence(results, part="main"):
     """One table for each domain and regime, and the answers to the questions."""
     parts = []
     for path in sorted(results.glob(f"*-{part}.json")):
-        found = json.loads(path.read_text())
+        result = json.loads(path.read_text())
         domain, regime, _ = path.stem.split("-")
-        training = found["made_with"]["training"]
+        training = result["made_with"]["training"]
         how = f"{training['epochs']:g} epochs at {training['sft']['learning_rate']:g}"
         head = "| | seeds | loss | BLEU | METEOR | accuracy forgotten | text loss forgotten |"
         lines = [f"**{domain}**, {how} ({regime})", "", head, "| --- " * 7 + "|"]
-        for label, arm in found["arms"].items():
+        for label, arm in result["arms"].items():
             levels, forgotten = arm["levels"], arm["forgotten"]
             cells = [ends(levels["loss"], 3), ends(levels["bleu"], 1), ends(levels["meteor"], 1)]
             cells += [ends(forgotten.get("accuracy"), 1), ends(forgotten.get("text_loss"), 3)]
@@ -255,18 +256,18 @@ def evidence(results, part="main"):
             "\n".join(
                 f"* {v['arm']} {asked[v['question']]} {v['rival']}: "
                 f"{opposite[v['question']] if v['answer'] == 'no' else v['answer']}"
-                for v in found["verdicts"]
+                for v in result["verdicts"]
             )
         )
-        if found["missing"]:
-            parts.append(f"Trainings that are missing: {', '.join(found['missing'])}.")
+        if result["missing"]:
+            parts.append(f"Trainings that are missing: {', '.join(result['missing'])}.")
     return "\n\n".join(parts)
 
 
-def ends(found, digits):
-    if found is None:
+def ends(interval, digits):
+    if interval is None:
         return ""
-    return f"{found['value']:.{digits}f} ± {found['high'] - found['value']:.{digits}f}"
+    return f"{interval['value']:.{digits}f} ± {interval['high'] - interval['value']:.{digits}f}"
 
 
 if __name__ == "__main__":

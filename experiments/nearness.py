@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from learn_and_forget import REGIMES
+from learn_and_forget import REGIMES, in_todays_words
 from scipy import stats
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -36,9 +36,9 @@ def main():
     parts = [(low, (near >= low) & (near < high)) for low, high in pairwise(EDGES)]
     print("| | " + " | ".join(f"from {low:g} ({part.sum()} rows)" for low, part in parts) + " |")
     print("| --- " * (len(parts) + 1) + "|")
-    for label, found in losses.items():
+    for label, of_arm in losses.items():
         rival = losses.get(f"random {label.rpartition(' ')[2]}", losses.get("random 50%"))
-        gap = found - rival
+        gap = of_arm - rival
         print(f"| {label} | " + " | ".join(mean(gap[part]) for _, part in parts) + " |")
 
 
@@ -62,15 +62,16 @@ def nearness(folder):
 
 def losses_of(cells, regime):
     """Return the held-out losses of each trained arm of a regime, as means over its trainings."""
-    found = {}
+    losses = {}
     for line in cells.read_text().splitlines():
         cell = json.loads(line)
         training = cell["identity"]["training"]
         if training is None or training["epochs"] != regime["epochs"]:
             continue
         if training["sft"].get("learning_rate") == regime["learning_rate"]:
-            found.setdefault(cell["arm"], []).append(cell["scores"]["rows"]["loss"])
-    return {label: np.mean(runs, axis=0) for label, runs in found.items()}
+            label = in_todays_words(cell["arm"])
+            losses.setdefault(label, []).append(cell["scores"]["rows"]["loss"])
+    return {label: np.mean(runs, axis=0) for label, runs in losses.items()}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Each pool has 500 rows of one domain: 60 % as they were, 15 % with the answer of another row, 5 %
 garbled, 10 % exact and 10 % near copies of clean rows. `capture` makes and records the pools and
-makes the further pass over them (it resumes when it is run again); `table` applies every strategy,
+computes their reference losses (it resumes when it is run again); `table` applies every strategy,
 and variants of grads, to what is there and writes the figures (it needs scikit-learn).
 
 Usage:
@@ -20,7 +20,6 @@ import numpy as np
 
 import gradsift as gs
 from gradsift.config import SelectionConfig
-from gradsift.run_folder import Run
 from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import parse_budget
 from gradsift.selection.scores import SCORES, rank_correlation
@@ -71,7 +70,7 @@ def capture_pools(arguments):
                 seed=seed,
             )
             print(folder, store.manifest.about["seconds"], flush=True)
-            gs.reference_losses(folder / "run")
+            gs.reference_losses(store)
         for name, file in references(arguments):
             capture_reference(name, file, seed, arguments)
 
@@ -100,27 +99,27 @@ def capture_reference(name, file, seed, arguments):
 
 
 def variants():
-    """Name → settings: every strategy, then grads in many ways."""
+    """Name → settings: every strategy, then grads with many settings."""
     found = {name: {"strategy": name} for name in STRATEGIES if name != "grads"}
-    for side in SCORES:
+    for score in SCORES:
         for label, more in {"": {}, ", not detrended": {"detrend": ()}}.items():
-            found[f"grads, {side}{label}"] = {"score": side, **more}
+            found[f"grads, {score}{label}"] = {"score": score, **more}
     for statistic in ("mean_abs", "max"):
         for layer in ("embedding", "lm_head"):
-            found[f"grads, consistent, {layer} {statistic}"] = {
+            found[f"grads, low-norm, {layer} {statistic}"] = {
                 "score": "low-norm",
                 "layers": (layer,),
                 "signal_statistics": (statistic,),
             }
-    for side in ("density", "low-norm"):
+    for score in ("density", "low-norm"):
         for layer in ("embedding", "lm_head"):
-            found[f"grads, {side}, {layer} alone"] = {"score": side, "layers": (layer,)}
+            found[f"grads, {score}, {layer} alone"] = {"score": score, "layers": (layer,)}
         for name in ("alpha", "beta", "gamma"):
-            found[f"grads, {side}, {name} 0"] = {"score": side, name: 0.0}
+            found[f"grads, {score}, {name} 0"] = {"score": score, name: 0.0}
         for name in ("alpha", "beta", "gamma"):
-            found[f"grads, {side}, {name} 2"] = {"score": side, name: 2.0}
+            found[f"grads, {score}, {name} 2"] = {"score": score, name: 2.0}
     for name in ("alpha", "beta", "gamma"):
-        found[f"grads, grounded, {name} 0"] = {"score": "prompt-gain", name: 0.0}
+        found[f"grads, prompt-gain, {name} 0"] = {"score": "prompt-gain", name: 0.0}
     return found
 
 
@@ -129,12 +128,13 @@ def tabulate(arguments):
     for folder in sorted(arguments.out.iterdir()):
         if not (folder / "run" / "manifest.json").exists():
             continue
+        run = gs.Run(folder / "run")
         try:
-            store = gs.read_store(folder / "run")
-        except ValueError as error:
+            run.store  # ruff: ignore[useless-expression]
+        except gs.GradsiftError as error:
             print(f"left out: {error}")
             continue
-        results[folder.name] = of_pool(folder, store, arguments)
+        results[folder.name] = of_pool(folder, run, arguments)
         print(folder.name, flush=True)
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     summary = {
@@ -147,40 +147,38 @@ def tabulate(arguments):
     print(as_text(summary))
 
 
-def of_pool(folder, store, arguments):
+def of_pool(folder, run, arguments):
     rows = {
         row["id"]: row for row in map(json.loads, (folder / "pool.jsonl").read_text().splitlines())
     }
     domain, _, seed = folder.name.rpartition("-")
-    runs = [arguments.out / "references" / f"{name}-{seed}" / "run" for name in ("anchor", domain)]
-    anchor, target = (run if (run / "manifest.json").exists() else None for run in runs)
-    needs = {Need.FEATURES, Need.SKETCHES}
-    run = Run.of(store)
+    folders = {"anchor": f"anchor-{seed}", "target": f"{domain}-{seed}"}
+    folders = {name: arguments.out / "references" / at / "run" for name, at in folders.items()}
+    references = {name: at for name, at in folders.items() if (at / "manifest.json").exists()}
+    needs = {Need.FEATURES, Need.SKETCHES, *(Need[name.upper()] for name in references)}
     needs |= {Need.REFERENCE_LOSSES} if run.has_reference_losses else set()
-    needs |= set() if anchor is None else {Need.ANCHOR}
-    needs |= set() if target is None else {Need.TARGET}
     pool = run.candidates(needs)
-    context = run.context(SelectionConfig(anchor=anchor, target=target), needs)
+    context = run.context(SelectionConfig(**references), needs)
     truth = Truth([rows[i] for i in pool.ids], arguments.topics)
     found = {budget: {} for budget in arguments.budgets}
     for name, changes in variants().items():
-        settings = SelectionConfig(**changes)
-        if not needs_of(settings) <= needs:
+        config = SelectionConfig(**changes)
+        if not needs_of(config) <= needs:
             continue
-        length = rank_correlation(make_signal(pool, settings).score_N, pool.n_response_tokens)
+        length = rank_correlation(make_signal(pool, config).score_N, pool.n_response_tokens)
         for budget in arguments.budgets:
             seeds = range(20) if name == "random" else (0,)
             chosen = [
                 choose_rows(
-                    pool, parse_budget(budget), settings.model_copy(update={"seed": seed}), context
+                    pool, parse_budget(budget), config.model_copy(update={"seed": seed}), context
                 )
                 for seed in seeds
             ]
             each = [truth.figures(rows_S) for rows_S in chosen]
-            figures = {key: float(np.mean([one[key] for one in each])) for key in each[0]}
+            figures = {key: float(np.mean([row[key] for row in each])) for key in each[0]}
             tokens = np.mean([np.median(pool.n_response_tokens[rows_S]) for rows_S in chosen])
             figures["response tokens"] = float(tokens / np.median(pool.n_response_tokens))
-            if settings.strategy == "grads" and length is not None:
+            if config.strategy == "grads" and length is not None:
                 figures["score ~ length"] = length
             found[budget][name] = figures
     return found

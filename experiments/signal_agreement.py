@@ -44,17 +44,17 @@ def main():
     rows = [row for row in load_pool(arguments.data).rows if row.example is not None]
     examples = [(row.instance_id, row.example) for row in rows[: arguments.rows]]
     instances = build_instances(examples, tokenizer, max_length=arguments.max_length).items
-    job = TrainingRun(arguments, source, tokenizer, instances)
-    job.during_and_after()
-    job.before_training("preliminary 0", instances[:8], train=False)
-    job.before_training("preliminary 0.1", instances[::10], train=True)
-    stores = {name: read_store(arguments.out / name) for name in job.names}
+    captures = Captures(arguments, source, tokenizer, instances)
+    captures.during_and_after()
+    captures.before_training("preliminary 0", instances[:8], train=False)
+    captures.before_training("preliminary 0.1", instances[::10], train=True)
+    stores = {name: read_store(arguments.out / name) for name in captures.names}
     about = {
         "n_instances": len(instances),
         "n_tokens": sum(len(instance.input_ids) for instance in instances),
         "max_length": arguments.max_length,
         "batch": arguments.batch,
-        "seed": job.settings.seed,
+        "seed": captures.settings.seed,
         "seconds of recording": {
             name: round(store.manifest.about["seconds"]) for name, store in stores.items()
         },
@@ -64,7 +64,7 @@ def main():
     (arguments.out / "agreement.json").write_text(json.dumps(results, indent=1))
 
 
-class TrainingRun:
+class Captures:
     names = ("during", "after", "after, head only", "preliminary 0", "preliminary 0.1")
 
     def __init__(self, arguments, source, tokenizer, instances):

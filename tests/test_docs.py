@@ -253,7 +253,7 @@ def test_the_commands_of_the_readme_work(tmp_path, monkeypatch, capsys):
     assert len(commands) == 11
     for command in commands:
         if "compare" in command:
-            command += " --limit 5 --max-new-tokens 4"
+            command += " --limit 5 --set max_new_tokens=4"
         words = command.replace("HuggingFaceTB/SmolLM2-135M-Instruct", model).split()
         words = ["line:2" if word == "ROW_ID" else word for word in words]
         # In this process: loading the libraries eleven times would be most of the time.

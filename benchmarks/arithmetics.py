@@ -1,13 +1,14 @@
-"""How far is each way to compute from float64, from one response token to thousands?
+"""How far is each arithmetic from float64, from one response token to thousands?
 
 One pass over the head for rows of several lengths in one micro-batch, head bias, scale and soft-cap
 included; the reference is that of gpu.py. On a CPU Triton's kernels run in its interpreter, which
 truncates to bfloat16 where a GPU rounds, so their bfloat16 errors are larger than a GPU's.
 
-Usage: TRITON_INTERPRET=1 python benchmarks/ways.py [--width 64]
+Usage: TRITON_INTERPRET=1 python benchmarks/arithmetics.py [--width 64]
 """
 
 import argparse
+from itertools import product
 from types import SimpleNamespace
 
 import torch
@@ -32,7 +33,7 @@ def labels_of(lengths, n_columns, generator):
     return labels_BT
 
 
-def errors_of(way, dtype, n_columns, width, lengths, transform):
+def errors_of(arithmetic, dtype, n_columns, width, lengths, transform):
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -44,35 +45,33 @@ def errors_of(way, dtype, n_columns, width, lengths, transform):
     sketch = TensorSketch.seeded(n_columns, width, size=256, seed=0, device=DEVICE)
     tokens = ResponseTokens.compact(labels_BT)
     x_ND, (scale, softcap) = tokens.take(hidden_BTD), transform
-    product = HeadProduct(x_ND, weight_VD, bias_V)
-    rows = head_pass(product, tokens, HeadTransform(scale, softcap), way, sketch=sketch).records
-    case, found, at = SimpleNamespace(scale=scale, softcap=softcap), [], 0
+    head = HeadProduct(x_ND, weight_VD, bias_V)
+    transform = HeadTransform(scale, softcap)
+    records = head_pass(head, tokens, transform, arithmetic, sketch=sketch).records
+    case, of_rows, at = SimpleNamespace(scale=scale, softcap=softcap), [], 0
     for row, length in enumerate(lengths):
         part, at = slice(at, at + length), at + length
         targets_n = tokens.targets_N[part]
-        loss, norm, truth = row_truth(x_ND[part], weight_VD, bias_V, targets_n, case, sketch)
-        errors = truth.errors(rows.summaries.values_BS[row], rows.summaries.sketch_BK[row])
-        errors["loss"] = number(abs(float(rows.loss_B[row]) - loss) / loss)
-        errors["error norm"] = number(abs(float(rows.el2n_B[row]) - norm) / norm)
-        found.append(errors)
-    return largest(found)
+        loss, el2n, truth = row_truth(x_ND[part], weight_VD, bias_V, targets_n, case, sketch)
+        errors = truth.errors(records.summaries.values_BS[row], records.summaries.sketch_BK[row])
+        errors["loss"] = number(abs(float(records.loss_B[row]) - loss) / loss)
+        errors["el2n"] = number(abs(float(records.el2n_B[row]) - el2n) / el2n)
+        of_rows.append(errors)
+    return largest(of_rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=64)
     arguments = parser.parse_args()
-    for way in to_check():
-        for dtype in (torch.float32, torch.bfloat16):
-            found = []
-            for n_columns, lengths in CASES:
-                for transform in TRANSFORMS:
-                    found.append(
-                        errors_of(way, dtype, n_columns, arguments.width, lengths, transform)
-                    )
-            name = str(dtype).removeprefix("torch.")
-            columns = ", ".join(f"{key} {value:.0e}" for key, value in largest(found).items())
-            print(f"{way.name}, {name}: {columns}", flush=True)
+    for arithmetic, dtype in product(to_check(), (torch.float32, torch.bfloat16)):
+        errors = [
+            errors_of(arithmetic, dtype, n_columns, arguments.width, lengths, transform)
+            for (n_columns, lengths), transform in product(CASES, TRANSFORMS)
+        ]
+        name = str(dtype).removeprefix("torch.")
+        columns = ", ".join(f"{key} {value:.0e}" for key, value in largest(errors).items())
+        print(f"{arithmetic.name}, {name}: {columns}", flush=True)
 
 
 if __name__ == "__main__":
