@@ -62,7 +62,7 @@ def _usage(error: Exception) -> str:
         if unknown[1] in RENAMED_COMMANDS:
             return f"{unknown[1]} is now called: gradsift {RENAMED_COMMANDS[unknown[1]]}"
         return f"no command {unknown[1]!r}; {nearest(unknown[1], SETTINGS)}"
-    setting = {"layer": "layers", "statistic": "signal_statistics", "near": "near_threshold"}.get(
+    setting = {"layer": "layers", "statistic": "signal_statistics"}.get(
         setting, setting
     )
     if option and setting in fields:
