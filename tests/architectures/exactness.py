@@ -135,7 +135,8 @@ def page(found):
         + ", ".join(f"{methods[method]} {method}" for method in METHODS)
         + f". {count['refused']} are refused, {count['not built']} could not be built.",
         "",
-        "The methods of recording are explained in [method.md](method.md#methods-of-recording). A model",
+        "The methods of recording are explained in "
+        "[method.md](method.md#methods-of-recording). A model",
         "that is not here is looked at by `gradsift check MODEL`. *Tied*: whether the type shares",
         "the weight of embedding and head by default; *both*: the other way was exact, too.",
         "",

@@ -62,9 +62,7 @@ def _usage(error: Exception) -> str:
         if unknown[1] in RENAMED_COMMANDS:
             return f"{unknown[1]} is now called: gradsift {RENAMED_COMMANDS[unknown[1]]}"
         return f"no command {unknown[1]!r}; {nearest(unknown[1], SETTINGS)}"
-    setting = {"layer": "layers", "statistic": "signal_statistics"}.get(
-        setting, setting
-    )
+    setting = {"layer": "layers", "statistic": "signal_statistics"}.get(setting, setting)
     if option and setting in fields:
         return f"{option} has no option of its own: write --set {setting}=VALUE"
     if option and setting in groups.RENAMED and groups.RENAMED[setting][0] in fields:
