@@ -1,7 +1,13 @@
+import ast
+import inspect
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
+from gradsift import config
 from gradsift.config import SelectionConfig
+from gradsift.errors import GradsiftError
 
 
 @pytest.mark.parametrize(
@@ -29,3 +35,112 @@ def test_a_setting_that_means_nothing_is_refused(change, message):
 def test_nothing_may_be_taken_off():
     assert SelectionConfig(detrend=("none",)).detrend == SelectionConfig(detrend=()).detrend == ()
     assert len(SelectionConfig().detrend) == 3
+
+
+# Other things of the same name: what the preliminary epoch is, and a sketch on its own.
+OWN = {("TrainerSettings", "epochs"), ("SketchSpec", "seed")}
+
+
+def defaults_in(tree):
+    """Yield (function or class, name, default) of everything that has one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            a = node.args
+            names = [*a.posonlyargs, *a.args]
+            pairs = list(zip(names[len(names) - len(a.defaults) :], a.defaults, strict=True))
+            pairs += zip(a.kwonlyargs, a.kw_defaults, strict=True)
+            yield from ((node.name, one.arg, default) for one, default in pairs if default)
+        elif isinstance(node, ast.ClassDef):
+            for line in node.body:
+                if isinstance(line, ast.AnnAssign) and line.value is not None:
+                    yield node.name, line.target.id, line.value
+
+
+def test_a_default_is_written_once():
+    """Elsewhere a setting has no default, or None, or one that is read off the settings."""
+    names = {name for group in groups() for name in group.model_fields}
+    again = []
+    for path in (Path(config.__file__).parent).rglob("*.py"):
+        if path.name == "config.py":
+            continue
+        for place, name, default in defaults_in(ast.parse(path.read_text())):
+            literal = isinstance(default, ast.Constant) and default.value is not None
+            if name in names and literal and (place, name) not in OWN:
+                again.append(f"{path.name}: {place}({name}={ast.unparse(default)})")
+    assert not again
+
+
+def groups():
+    return [
+        thing
+        for thing in vars(config).values()
+        if isinstance(thing, type) and issubclass(thing, config.Group)
+    ]
+
+
+def test_the_same_default_stands_in_no_second_group():
+    """A group that has a setting of another inherits it, unless it says something else."""
+    own = {}
+    for group in groups():
+        for name in group.__annotations__:
+            if name in group.model_fields:
+                default = config.default_of(group.model_fields[name])
+                own.setdefault(
+                    (name, str(default), group.model_fields[name].description), []
+                ).append(group)
+    assert all(len(found) == 1 for found in own.values())
+
+
+def test_every_setting_says_what_it_is():
+    for group in groups():
+        for name, field in group.model_fields.items():
+            assert (field.description or "").endswith("."), (group, name)
+
+
+def test_a_function_takes_settings_with_names_types_and_defaults():
+    @config.takes(config.SelectionConfig, without=("strategy",))
+    def verb(run, *, score="mine", **settings):
+        """Do it."""
+
+    parameters = inspect.signature(verb).parameters
+    assert "settings" not in parameters
+    assert "strategy" not in parameters
+    assert parameters["score"].default == "mine"
+    assert (parameters["alpha"].default, parameters["alpha"].annotation) == (1.0, float)
+    assert parameters["keep"].annotation == str | Path | None
+    assert verb.__doc__.startswith("Do it.")
+    assert "alpha: Weight of the gradient score." in verb.__doc__
+
+
+@pytest.mark.parametrize(
+    ("text", "pair"),
+    [
+        ("a=1", ("a", 1)),
+        ("a=1e-4", ("a", 1e-4)),
+        ("a=b=c", ("a", "b=c")),
+        ("a=[1, x]", ("a", [1, "x"])),
+        ("a=true", ("a", True)),
+        ("a=", ("a", None)),
+    ],
+)
+def test_key_and_value(text, pair):
+    assert config.parse_pair(text, "x") == pair
+
+
+@pytest.mark.parametrize("text", ["a", "a=[1"])
+def test_no_key_and_value(text):
+    with pytest.raises(GradsiftError, match=r"expected key=value|neither JSON nor YAML"):
+        config.parse_pair(text, "x")
+
+
+def test_names_of_before_are_told_and_read():
+    old = {"side": "grounded", "adjust": [], "near_threshold": 0.5, "when": "after"}
+    with pytest.raises(GradsiftError, match="'side' is now called 'score'"):
+        config.validated(config.SelectionConfig, old)
+    assert config.of_today({**old, "alpha": 2}) == {
+        "score": "prompt-gain",
+        "detrend": [],
+        "similarity_threshold": 0.5,
+        "record_at": "after",
+        "alpha": 2,
+    }

@@ -29,7 +29,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from gradsift.errors import GradsiftError
-from gradsift.terms import LAYERS, LM_HEAD, STATISTICS
+from gradsift.terms import LAYERS, LM_HEAD, SKETCH_SIZE, STATISTICS
 
 DATA, MODEL, CAPTURE, SELECTION = "Data", "Model", "Capture", "Selection"
 TRAINING, EVALUATION = "Training", "Evaluation"
@@ -52,6 +52,7 @@ RENAMED: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "adjust": ("detrend", {}),
+    "row_format": ("format", {}),
     "near_threshold": ("similarity_threshold", {}),
     "when": ("record_at", {}),
     "preliminary": ("warmup_fraction", {}),
@@ -159,6 +160,30 @@ class SeedConfig(Group):
     seed: int = setting(0, "Of everything drawn.", SELECTION, option=True, ge=0)
 
 
+class MethodConfig(Group):
+    """How gradients are recorded."""
+
+    recording: Literal["auto", "fused", "fused-intercepted", "hooked", "intercepted"] = setting(
+        "auto", "Method of recording; auto takes the first exact one.", CAPTURE
+    )
+
+
+class LengthConfig(Group):
+    """How long instances may be."""
+
+    max_length: int = setting(
+        1024, "Tokens after which an instance is truncated.", CAPTURE, option=True, ge=2
+    )
+
+
+class SketchConfig(SeedConfig):
+    """How gradients are sketched."""
+
+    sketch_size: Literal[64, 128, 256, 512, 1024, 2048] = setting(
+        SKETCH_SIZE, "Numbers of a gradient sketch.", CAPTURE
+    )
+
+
 class TrainerConfig(Group):
     """How a model is trained."""
 
@@ -183,12 +208,39 @@ class TrainerConfig(Group):
         return {} if self.lora else None
 
 
-class CaptureConfig(TrainerConfig, SeedConfig):
+class AdaptedModelConfig(ModelConfig, TrainerConfig):
+    """Which model, and whether adapters are trained over its weights."""
+
+    @model_validator(mode="after")
+    def _adapters_over_quantised_weights(self) -> AdaptedModelConfig:
+        if self.load_in is None or self.lora_settings() is not None:
+            return self
+        if "lora" in self.model_fields_set:
+            raise ValueError(
+                f"`load_in: {self.load_in}` quantises the weights, over which only adapters are "
+                "trained: take `lora: false` or `load_in` out"
+            )
+        raise ValueError(
+            f"`load_in: {self.load_in}` quantises the weights, over which only adapters are "
+            "trained: add `lora`"
+        )
+
+
+class CheckConfig(AdaptedModelConfig, MethodConfig, SeedConfig):
+    """What `check` is told."""
+
+
+class LoopConfig(SketchConfig):
+    """How gradients are recorded around a training loop that is not ours."""
+
+    recording: Literal["auto", "hidden", "hidden-intercepted", "hooked", "intercepted"] = setting(
+        "auto", "Method of recording; auto takes the first exact one.", CAPTURE
+    )
+
+
+class CaptureConfig(TrainerConfig, LengthConfig, MethodConfig, SketchConfig):
     """How a pool is captured."""
 
-    max_length: int = setting(
-        1024, "Tokens after which an instance is truncated.", CAPTURE, option=True, ge=2
-    )
     truncation: Literal["keep_start", "keep_end", "drop"] = setting(
         "keep_start", "What becomes of longer instances.", CAPTURE
     )
@@ -212,12 +264,6 @@ class CaptureConfig(TrainerConfig, SeedConfig):
     )
     warmup_fraction: float = setting(
         1.0, "Fraction of the rows trained on before scoring; 0 for none.", CAPTURE, ge=0, le=1
-    )
-    recording: Literal["auto", "fused", "fused-intercepted", "hooked", "intercepted"] = setting(
-        "auto", "Method of recording; auto takes the first exact one.", CAPTURE
-    )
-    sketch_size: Literal[64, 128, 256, 512, 1024, 2048] = setting(
-        1024, "Numbers of a gradient sketch.", CAPTURE
     )
 
     @model_validator(mode="after")
@@ -356,7 +402,7 @@ class SubsetConfig(SelectionConfig):
     name: str | None = setting(None, "Name of the selection's folder.", SELECTION, option=True)
 
 
-class RunConfig(ReadingConfig, ModelConfig, CaptureConfig, SubsetConfig):
+class RunConfig(ReadingConfig, AdaptedModelConfig, CaptureConfig, SubsetConfig):
     """Everything that `gradsift run` can be told."""
 
     data: PathText = setting(..., "SFT file, `save_to_disk` folder or hub id.", DATA)
@@ -374,20 +420,6 @@ class RunConfig(ReadingConfig, ModelConfig, CaptureConfig, SubsetConfig):
         if isinstance(value, bool):
             raise ValueError("expected 50%, 500 or 20000tok")
         return value
-
-    @model_validator(mode="after")
-    def _adapters_over_quantised_weights(self) -> RunConfig:
-        if self.load_in is None or self.lora_settings() is not None:
-            return self
-        if "lora" in self.model_fields_set:
-            raise ValueError(
-                f"`load_in: {self.load_in}` quantises the weights, over which only adapters are "
-                "trained: take `lora: false` or `load_in` out"
-            )
-        raise ValueError(
-            f"`load_in: {self.load_in}` quantises the weights, over which only adapters are "
-            "trained: add `lora`"
-        )
 
 
 class TrainingConfig(TrainerConfig):
@@ -439,18 +471,31 @@ class ArmsConfig(Group):
     seeds: int = setting(3, "Trainings of each arm.", TRAINING, option=True, ge=1)
 
 
-class PlanConfig(Group):
+class PlanConfig(ModelConfig, LengthConfig):
     """What a memory plan is made for."""
 
+    dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "bfloat16", "Of the weights.", MODEL, option=True
+    )
+    lora: bool | None = setting(
+        None, "Only LoRA, or only all parameters; both if not said.", TRAINING, option=True
+    )
     gpus: int = setting(8, "GPUs of one machine.", CAPTURE, option=True, ge=1)
     gpu_memory: float = setting(80, "GB of each.", CAPTURE, option=True, gt=0)
     batch_size: int = setting(1, "Rows of a micro-batch on each GPU.", CAPTURE, option=True, ge=1)
-    max_length: int = setting(1024, "Tokens of a row.", CAPTURE, option=True, ge=2)
     lora_rank: int = setting(8, "Rank of LoRA's adapters.", CAPTURE, option=True, ge=1)
 
 
-# What `check` is told beside the model.
-CHECKED = {"revision", "dtype", "trust_remote_code", "load_in", "sft", "lora", "recording"}
+class DemoConfig(SeedConfig):
+    """What the demo is told."""
+
+    out: PathText = setting("runs/demo", "Run folder.", DATA, option=True)
+    rows: int = setting(160, "Rows drawn from the pool.", DATA, option=True, ge=20)
+    budget: Budget = setting("50%", "As for select.", SELECTION, option=True)
+    compare: bool = setting(
+        False, "Train on the subset and its rivals: 15 minutes.", EVALUATION, option=True
+    )
+
 
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 Verb = TypeVar("Verb", bound=Callable[..., Any])

@@ -165,14 +165,11 @@ class Run:
     def model(self) -> ModelSource:
         """Which model; not loaded."""
         # Heavy, and only needed here.
-        from gradsift.training.model import find_model, load_tokenizer
+        from gradsift.training.model import load_tokenizer, source_of
 
-        config = self.config
-        source = find_model(
-            config.model, config.revision, config.dtype, config.trust_remote_code, config.load_in
-        )
-        if config.chat_template is not None:
-            require_template(load_tokenizer(source), config.chat_template)
+        source = source_of(self.config)
+        if self.config.chat_template is not None:
+            require_template(load_tokenizer(source), self.config.chat_template)
         return source
 
     @cached_property

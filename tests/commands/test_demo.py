@@ -13,7 +13,7 @@ def test_the_demo_compares_on_rows_that_it_held_out(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "demo_model_path", lambda *_: tiny)
     monkeypatch.setattr(demo, "HELD_OUT_ROWS", 6)
     monkeypatch.setitem(demo.COMPARISON, "limit", 6)
-    found = demo.demo(tmp_path / "run", rows=20, comparing=True)
+    found = demo.demo(out=tmp_path / "run", rows=20, compare=True)
     assert "demo --compare" not in found.text()
     assert "demo --compare" in replace(found, comparison=None).text()
     summary = json.loads(json.dumps(found.summary()))["comparison"]

@@ -22,7 +22,7 @@ LLAMA_70B = LlamaConfig(
 
 
 def placed(**settings):
-    plan = plan_memory("70B", LLAMA_70B, PlanConfig(**settings))
+    plan = plan_memory(LLAMA_70B, validated(PlanConfig, {"model": "70B", **settings}))
     return {(p.training, p.layout): p for p in plan.placements}
 
 
@@ -76,9 +76,9 @@ def test_nothing_is_hidden_in_the_sum():
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(GradsiftError, match="gpus is 0"):
-        validated(PlanConfig, {"gpus": 0})
-    with pytest.raises(GradsiftError, match="`load_in` is '2bit'"):
-        plan_memory("70B", LLAMA_70B, PlanConfig(), load_in="2bit")
+        validated(PlanConfig, {"model": "70B", "gpus": 0})
+    with pytest.raises(GradsiftError, match="load_in is '2bit': Input should be '4bit' or '8bit'"):
+        validated(PlanConfig, {"model": "70B", "load_in": "2bit"})
 
 
 def test_the_command(tmp_path, capsys):

@@ -293,7 +293,7 @@ def agreement(
     _show(load("commands.agreement").agreement(run_folder, other), json_)
 
 
-@command(groups.RunConfig, without=groups.RunConfig.model_fields.keys() - groups.CHECKED)
+@command(groups.CheckConfig, without=("save_steps", "seed"))
 def check(
     settings: dict[str, Any],
     model: Annotated[
@@ -310,57 +310,25 @@ def check(
     # It has rows of its own, and no run folder.
     unneeded = {"data": "none", "out": "none"}
     resolved = _resolved(settings, config, trainer_config, unneeded)
-    asked = {name: getattr(resolved, name) for name in ("model", *sorted(groups.CHECKED))}
-    _show(load("commands.check").check(**asked), json_)
+    taken = groups.CheckConfig.model_fields.keys() - {"save_steps"}
+    _show(load("commands.check").check(**{k: getattr(resolved, k) for k in taken}), json_)
 
 
 @command(groups.PlanConfig, examples=("gradsift plan meta-llama/Llama-3.1-8B --lora --gpus 2",))
 def plan(
     settings: dict[str, Any],
     model: Annotated[str, typer.Argument(help="Hub id or folder with config.json.")],
-    lora: Annotated[
-        bool | None, typer.Option("--lora/--full", help="Only LoRA, or only all parameters.")
-    ] = None,
-    load_in: Annotated[
-        str | None, typer.Option(help="Only QLoRA, with frozen weights in 4bit or 8bit.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the weights.")] = "bfloat16",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")
-    ] = False,
     json_: Json = False,
 ) -> None:
     """Say what fits on which GPUs, counted from a model's configuration; no weights are loaded."""
-    planned = load("commands.plan").plan(
-        model,
-        lora=lora,
-        load_in=load_in,
-        revision=revision,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        **settings,
-    )
-    _show(planned, json_)
+    _show(load("commands.plan").plan(model, **settings), json_)
 
 
-@command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
-    rows: Annotated[int, typer.Option(min=20, help="Rows drawn from the pool.")] = 160,
-    budget: Annotated[str, typer.Option(help="As for select.")] = "50%",
-    seed: Annotated[int, typer.Option(help="Of the sample and the training.")] = 0,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Train on the subset and its rivals: 15 minutes.")
-    ] = False,
-    json_: Json = False,
-) -> None:
+@command(groups.DemoConfig)
+def demo(settings: dict[str, Any], json_: Json = False) -> None:
     """Run the whole job on Python's own documentation and a small model; no hub is needed."""
     progress = load("console").talk_on_stderr()
-    shown = load("commands.demo").demo(
-        out, rows=rows, budget=budget, seed=seed, comparing=compare, progress=progress
-    )
-    _show(shown, json_)
+    _show(load("commands.demo").demo(progress=progress, **settings), json_)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gradsift.config import ModelConfig, TrainerConfig, divided, takes
+from gradsift.config import CheckConfig, takes, validated
 from gradsift.data.tokenization import Instance
 from gradsift.gradients.check import CheckResult
 from gradsift.gradients.sketch import SketchSpec
@@ -18,11 +18,11 @@ from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.layers import base_model, track
 from gradsift.training.model import (
     ModelSource,
-    find_model,
     load_config,
     load_model,
     load_tokenizer,
     require_adapters,
+    source_of,
     without_progress_bars,
 )
 from gradsift.training.quantized import n_parameters, weight_of, weights_of
@@ -96,14 +96,13 @@ class ModelCheck:
         return "\n".join(lines)
 
 
-@takes(ModelConfig, TrainerConfig, without=("save_steps",))
-def check(model: str | Path, *, recording: str = "auto", **settings: Any) -> ModelCheck:
+@takes(CheckConfig, without=("save_steps",))
+def check(model: str | Path, **settings: Any) -> ModelCheck:
     """Compare two recorded rows with autograd on a model, in the trainer's own configuration.
 
     Args:
         model: A hub id, a folder with safetensors, or "demo".
-        recording: auto, fused, fused-intercepted, hooked or intercepted.
-        **settings: Which weights, and how they would be trained; see Settings.
+        **settings: Which weights, how they would be trained and recorded; see Settings.
 
     Returns:
         Which method of recording is exact, and the worst relative errors.
@@ -111,17 +110,10 @@ def check(model: str | Path, *, recording: str = "auto", **settings: Any) -> Mod
     Raises:
         GradsiftError: If none is; says which layer, and by what ratio.
     """
-    model_config, trainer = divided({"model": model, **settings}, ModelConfig, TrainerConfig)
-    settings = TrainerSettings(trainer.sft, trainer.lora_settings(), 0)
-    source = find_model(
-        model_config.model,
-        model_config.revision,
-        model_config.dtype,
-        model_config.trust_remote_code,
-        model_config.load_in,
-    )
+    config = validated(CheckConfig, {"model": model, **settings})
+    trainer_settings = TrainerSettings(config.sft, config.lora_settings(), config.seed)
     with without_progress_bars():
-        return _check(source, settings, recording)
+        return _check(source_of(config), trainer_settings, config.recording)
 
 
 def _check(source: ModelSource, settings: TrainerSettings, recording: str) -> ModelCheck:

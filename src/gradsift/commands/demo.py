@@ -6,12 +6,13 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
 from gradsift.commands.capture import capture_run
 from gradsift.commands.select import DECISIONS, SelectResult, select_run
+from gradsift.config import DemoConfig, takes, validated
 from gradsift.data.demo_data import write_demo_pool
 from gradsift.data.pool import load_pool
 from gradsift.progress import Progress, no_progress
@@ -88,24 +89,13 @@ class DemoResult:
         return "\n".join(lines)
 
 
-def demo(
-    out: str | Path = "runs/demo",
-    *,
-    rows: int = 160,
-    budget: str | int | float = "50%",
-    seed: int = 0,
-    comparing: bool = False,
-    progress: Progress = no_progress,
-) -> DemoResult:
+@takes(DemoConfig)
+def demo(*, progress: Progress = no_progress, **settings: Any) -> DemoResult:
     """Sample the demo pool, capture with the demo model, select, and pick rows to show.
 
     Args:
-        out: The run folder.
-        rows: Of the sample.
-        budget: Of the selection.
-        seed: Of the sample and the training.
-        comparing: Whether to train on the subset and on its rivals, too.
         progress: Called with rows done, rows in all, tokens done, tokens in all.
+        **settings: See Settings.
 
     Returns:
         What to show.
@@ -113,19 +103,25 @@ def demo(
     Raises:
         GradsiftError: If a setting does not fit.
     """
-    data, held_out = Path(out) / POOL_FILE, Path(out) / HELD_OUT_FILE
-    in_all = write_demo_pool(data, rows, seed, held_out=held_out, n_held_out=HELD_OUT_ROWS)
-    logger.info(f"demo pool: {rows} of {in_all} documented names of Python's standard library")
+    config = validated(DemoConfig, settings)
+    out, budget = Path(config.out), parse_budget(config.budget)
+    data, held_out = out / POOL_FILE, out / HELD_OUT_FILE
+    in_all = write_demo_pool(
+        data, config.rows, config.seed, held_out=held_out, n_held_out=HELD_OUT_ROWS
+    )
+    logger.info(
+        f"demo pool: {config.rows} of {in_all} documented names of Python's standard library"
+    )
     run = Run.new(
         "demo",
         load_pool(str(data)),
         out=out,
         max_length=MAX_LENGTH,
-        seed=seed,
+        seed=config.seed,
         save_steps=SAVE_STEPS,
     )
     capture_run(run, progress)
-    selected = select_run(run, parse_budget(budget), run.config, name=None, weights=False)
+    selected = select_run(run, budget, run.config, name=None, weights=False)
     answers = {row["id"]: row["answer"] for row in map(json.loads, data.open(encoding="utf-8"))}
     decisions = pq.read_table(selected.folder / DECISIONS).to_pylist()
 
@@ -138,7 +134,7 @@ def demo(
         return [(row["instance_id"], answers[row["instance_id"]], row["reason"]) for row in ids]
 
     comparison = None
-    if comparing:
+    if config.compare:
         # Heavy, and only needed here.
         from gradsift.commands.compare import compare
 
@@ -146,8 +142,8 @@ def demo(
             run,
             test=str(held_out),
             arms=COMPARED,
-            budgets=(budget,),
-            seed=seed,
+            budgets=(config.budget,),
+            seed=config.seed,
             progress=progress,
             **COMPARISON,
         )

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import Trainer
 
+from gradsift.config import LoopConfig, takes, validated
 from gradsift.data.pool import Pool
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.recording.recording import Recording
 
 
+@takes(LoopConfig)
 def record(
     loop: nn.Module | Trainer,
     *,
     out: str | Path,
     ids: str | None = None,
     pool: Pool | None = None,
-    sketch_size: int = 1024,
-    seed: int = 0,
-    recording: str = "auto",
+    **settings: Any,
 ) -> Recording:
     """Record per-sample gradients around any training loop, in a `with` block.
 
@@ -39,10 +40,7 @@ def record(
             without a pool rows are named by a hash of their tokens and labels.
         pool: From `load_pool`; then `ids` are positions in it (or instance ids), and `select`
             works on the run folder.
-        sketch_size: Numbers of a gradient sketch, a power of two up to 2,048.
-        seed: Of the sketch.
-        recording: hidden, hidden-intercepted, hooked, intercepted, or auto: the first of them that
-            is exact.
+        **settings: How gradients are recorded; see Settings.
 
     Returns:
         A context manager; after the block its `store` is the gradient store.
@@ -51,5 +49,6 @@ def record(
         GradsiftError: If the model has no layers that can be watched, or the trainer does not
             fine-tune on responses.
     """
-    sketch = SketchSpec(sketch_size, seed)
-    return Recording(loop, Path(out), ids=ids, pool=pool, sketch=sketch, recording=recording)
+    config = validated(LoopConfig, settings)
+    sketch, method = SketchSpec(config.sketch_size, config.seed), config.recording
+    return Recording(loop, Path(out), ids=ids, pool=pool, sketch=sketch, recording=method)

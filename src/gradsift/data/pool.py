@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gradsift.config import ReadingConfig, validated
+from gradsift.config import ReadingConfig, takes, validated
 from gradsift.data.containers import fingerprint, read_rows
 from gradsift.data.dataset_configs import read_dataset_info
 from gradsift.data.detection import settle_format
@@ -100,34 +100,14 @@ def place(row: int, line: int | None) -> str:
     return f"row {row}" if line is None else f"line {line}"
 
 
-def load_pool(
-    data: str | Path,
-    *,
-    row_format: str | None = None,
-    id_column: str | None = None,
-    prompt_column: str | None = None,
-    response_column: str | None = None,
-    system_column: str | None = None,
-    source_column: str | None = None,
-    dataset_info: str | Path | None = None,
-    split: str | None = None,
-    train_on: str = "all",
-    labels_needed: bool = True,
-) -> Pool:
+@takes(ReadingConfig)
+def load_pool(data: str | Path, *, labels_needed: bool = True, **settings: Any) -> Pool:
     """Read an SFT source of any known container and row format.
 
     Args:
         data: A file, a `save_to_disk` folder, a hub id; with `dataset_info` a name in it.
-        row_format: Forces a format; detected from the first rows if None.
-        id_column: Field with the row's id; `id` is taken if it is there.
-        prompt_column: Field with the question.
-        response_column: Field with the answer.
-        system_column: Field with a system prompt.
-        source_column: Field that says where a row comes from; `source` is taken if it is there.
-        dataset_info: LLaMA-Factory's dataset_info.json.
-        split: Of a folder or hub dataset that has several.
-        train_on: "all" assistant turns, or the "last".
         labels_needed: Whether fields that are named for id and source have to be there.
+        **settings: How rows are read; see Settings.
 
     Returns:
         The pool; rows that cannot be used are in it with their reason.
@@ -136,20 +116,8 @@ def load_pool(
         GradsiftError: If the source cannot be read, its format is not recognised, or no row is
             usable.
     """
-    values = {
-        "format": row_format,
-        "prompt_column": prompt_column,
-        "response_column": response_column,
-        "system_column": system_column,
-        "id_column": id_column,
-        "source_column": source_column,
-        "dataset_info": dataset_info,
-        "split": split,
-        "train_on": train_on,
-    }
-    return read_pool(
-        data, validated(ReadingConfig, values, "load_pool"), labels_needed=labels_needed
-    )
+    reading = validated(ReadingConfig, settings)
+    return read_pool(data, reading, labels_needed=labels_needed)
 
 
 def read_pool(data: str | Path, reading: ReadingConfig, *, labels_needed: bool = True) -> Pool:

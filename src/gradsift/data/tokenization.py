@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from gradsift.config import CaptureConfig
 from gradsift.data.example import Chat, Example, Plain
 from gradsift.errors import GradsiftError
 from gradsift.terms import IGNORED_LABEL
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 GENERATION_MARK = re.compile(r"{%-?\s*generation\s*-?%}")
 ROLE_TITLES = {"user": "User", "assistant": "Assistant"}
 TRUNCATIONS = ("keep_start", "keep_end", "drop")
+DEFAULTS = CaptureConfig()
 EXAMPLES_AT_A_TIME = 500
 
 # Things worth a line, with how many rows they concern.
@@ -77,8 +79,8 @@ def build_instances(
     examples: Iterable[tuple[str, Example]],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    max_length: int = 1024,
-    truncation: str = "keep_start",
+    max_length: int = DEFAULTS.max_length,
+    truncation: str = DEFAULTS.truncation,
     vocab_size: int | None = None,
 ) -> Instances:
     """Tokenize examples as trl's SFTTrainer does, and mark the response.

@@ -19,6 +19,7 @@ import torch
 
 from gradsift.errors import GradsiftError
 from gradsift.gradients.arithmetic import MOST_SKETCH_NUMBERS, widest
+from gradsift.terms import SKETCH_SIZE
 
 CHECK_ROWS = 4096
 
@@ -30,7 +31,7 @@ class SketchSpec:
     How well they rank pairs of rows is in docs/measurements.md.
     """
 
-    size: int = 1024
+    size: int = SKETCH_SIZE
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradsift.config import SelectionConfig
 from gradsift.selection.neighbours import Neighbours
+
+DEFAULTS = SelectionConfig()
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,10 @@ class Objective:
     score_N: np.ndarray
     neighbours: Neighbours
     expected_rows: float
-    alpha: float = 1.0
-    beta: float = 1.0
-    gamma: float = 1.0
-    similarity_threshold: float = 0.8
+    alpha: float = DEFAULTS.alpha
+    beta: float = DEFAULTS.beta
+    gamma: float = DEFAULTS.gamma
+    similarity_threshold: float = DEFAULTS.similarity_threshold
 
     def value(self, rows_S: np.ndarray) -> float:
         """Compute F of a subset, 0 for the empty one."""

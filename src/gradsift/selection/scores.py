@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.selection.candidates import Need
 from gradsift.selection.density import whiten
+from gradsift.terms import LAYERS
 
 # 1 / Φ⁻¹(3/4): the median absolute deviation of a normal sample times this is its σ.
 MAD_TO_SIGMA = 1.482602218505602
@@ -185,8 +187,8 @@ SCORES: dict[str, Score] = {
 def gradient_signal(
     values: Mapping[str, Mapping[str, np.ndarray]],
     *,
-    layers: Sequence[str] = ("embedding", "lm_head"),
-    statistics: Sequence[str] = ("l2_norm",),
+    layers: Sequence[str] = LAYERS,
+    statistics: Sequence[str] = SelectionConfig().signal_statistics,
     covariates: Sequence[np.ndarray] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Combine the statistics of the layers into one signal per instance, and say how large it is.

@@ -6,7 +6,7 @@ memory, and bytes are counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from gradsift.config import PlanConfig
 from gradsift.errors import GradsiftError
 from gradsift.gradients.arithmetic import TRITON
 from gradsift.gradients.sketch import SketchSpec
+from gradsift.training.model import DTYPES
 
 GB = 1e9
 # Of a GPU's memory: the rest is the driver's, the allocator's gaps, and what is not counted here.
@@ -154,22 +155,17 @@ class MemoryPlan:
         return "\n".join(lines)
 
 
-def plan_memory(
-    model: str,
-    config: PretrainedConfig,
-    plan: PlanConfig,
-    *,
-    trainings: Sequence[str] = TRAININGS,
-    load_in: str = "4bit",
-    weight_bytes: int = 2,
-) -> MemoryPlan:
-    """Count what each way of training takes, with recording.
-
-    Loaded weights have `weight_bytes` each, those of QLoRA are held as `load_in` says.
-    """
-    shapes = Shapes.from_config(config)
-    if load_in not in QUANTISED:
-        raise GradsiftError(f"`load_in` is {load_in!r}, expected {' or '.join(QUANTISED)}.")
+def plan_memory(config: PretrainedConfig, plan: PlanConfig) -> MemoryPlan:
+    """Count what each way of training takes, with recording."""
+    trainings = TRAININGS if plan.lora is None else ("LoRA",) if plan.lora else ("full",)
+    if plan.load_in is not None:
+        if plan.lora is False:
+            raise GradsiftError(
+                "`lora` false trains all parameters, `load_in` freezes them: give one."
+            )
+        trainings = ("QLoRA",)
+    shapes, weight_bytes = Shapes.from_config(config), DTYPES[plan.dtype].itemsize
+    quantised_bytes = QUANTISED[plan.load_in or "4bit"]
     placements = tuple(
         _placement(
             shapes,
@@ -177,12 +173,12 @@ def plan_memory(
             training,
             layout,
             weight_bytes=weight_bytes,
-            linear_bytes=QUANTISED[load_in] if training == "QLoRA" else weight_bytes,
+            linear_bytes=quantised_bytes if training == "QLoRA" else weight_bytes,
         )
         for training in trainings
         for layout in LAYOUTS
     )
-    return MemoryPlan(model, shapes, plan, placements)
+    return MemoryPlan(plan.model, shapes, plan, placements)
 
 
 def _placement(

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,10 +22,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from gradsift.config import ModelConfig, takes, validated
 from gradsift.data.demo_data import demo_model_path
 from gradsift.errors import GradsiftError
 from gradsift.training.quantized import (
-    LOAD_IN,
     NEEDS_ADAPTERS,
     is_quantized,
     keep_numbers_in_evaluation,
@@ -52,10 +53,10 @@ class ModelSource:
 
     name: str
     path: str
-    revision: str | None = None
-    dtype: str = "float32"
-    trust_remote_code: bool = False
-    load_in: str | None = None
+    revision: str | None
+    dtype: str
+    trust_remote_code: bool
+    load_in: str | None
 
 
 @contextmanager
@@ -70,22 +71,21 @@ def without_progress_bars() -> Generator[None, None, None]:
             logging.enable_progress_bar()
 
 
-def find_model(
-    name: str,
-    revision: str | None = None,
-    dtype: str = "float32",
-    trust_remote_code: bool = False,
-    load_in: str | None = None,
-) -> ModelSource:
-    """Return which model a name means; the demo model is converted on first use."""
-    if dtype not in DTYPES:
-        raise GradsiftError(f"`dtype` is {dtype!r}; known are {', '.join(DTYPES)}.")
-    if load_in is not None:
-        if load_in not in LOAD_IN:
-            raise GradsiftError(f"`load_in` is {load_in!r}; known are {', '.join(LOAD_IN)}.")
-        require_bitsandbytes(f"`load_in` {load_in}")
+@takes(ModelConfig, without=("model",))
+def find_model(name: str | Path, **settings: Any) -> ModelSource:
+    """Return which model a name means, with settings of `ModelConfig`."""
+    return source_of(validated(ModelConfig, {"model": name, **settings}))
+
+
+def source_of(config: ModelConfig) -> ModelSource:
+    """Return what is to be loaded; the demo model is converted on first use."""
+    name = config.model
+    if config.load_in is not None:
+        require_bitsandbytes(f"`load_in` {config.load_in}")
     path = str(demo_model_path()) if name == DEMO_MODEL else name
-    return ModelSource(name, path, revision, dtype, trust_remote_code, load_in)
+    return ModelSource(
+        name, path, config.revision, config.dtype, config.trust_remote_code, config.load_in
+    )
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

@@ -12,6 +12,7 @@ import torch
 from transformers import Trainer, get_scheduler
 from trl import SFTConfig
 
+from gradsift.config import CaptureConfig
 from gradsift.errors import GradsiftError
 from gradsift.training.lora_settings import lora_config
 
@@ -81,7 +82,7 @@ class TrainerSettings:
     seed: int
     epochs: float = 1
     max_steps: int | None = None
-    batching: str = "auto"
+    batching: str = CaptureConfig.model_fields["batching"].default
 
 
 def sft_config(settings: TrainerSettings, output_dir: Path) -> SFTConfig:
