@@ -433,6 +433,23 @@ class TrainingConfig(TrainerConfig):
     )
 
 
+class ArmConfig(Group):
+    """One arm that is trained."""
+
+    arm: str = setting(
+        "grads",
+        "full, full-equal-steps or a strategy, perhaps with settings, as for compare.",
+        TRAINING,
+        option=True,
+    )
+    budget: Budget | None = setting(
+        None, "Of the arm: 50%, 500 (rows) or 20000tok (tokens).", TRAINING, option=True
+    )
+    out: PathText | None = setting(
+        None, "Folder for the model (in the run folder).", TRAINING, option=True
+    )
+
+
 class EvaluationConfig(Group):
     """What every model of a comparison is asked, besides the held-out rows."""
 

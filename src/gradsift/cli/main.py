@@ -215,27 +215,17 @@ def stability(
     _show(measured, json_)
 
 
-@command(groups.TrainingConfig, groups.SelectionConfig, without=("strategy", "keep_models"))
-def train(
-    settings: dict[str, Any],
-    run_folder: RunFolder,
-    arm: Annotated[
-        str, typer.Option(help="full, full-equal-steps or a strategy, as for compare.")
-    ] = "grads",
-    budget: Annotated[
-        str | None, typer.Option(help="Of the arm: 50%, 500 (rows) or 20000tok (tokens).")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the model (default: in the run folder).")
-    ] = None,
-    json_: Json = False,
-) -> None:
+@command(
+    groups.ArmConfig,
+    groups.TrainingConfig,
+    groups.SelectionConfig,
+    without=("strategy", "keep_models"),
+    examples=("gradsift train runs/mine --arm grads --budget 50% --out models/mine",),
+)
+def train(settings: dict[str, Any], run_folder: RunFolder, json_: Json = False) -> None:
     """Fine-tune on the rows of an arm; weights as safetensors. Run again to resume."""
     progress = load("console").talk_on_stderr()
-    trained = load("commands.train").train(
-        run_folder, arm=arm, budget=budget, out=out, progress=progress, **settings
-    )
-    _show(trained, json_)
+    _show(load("commands.train").train(run_folder, progress=progress, **settings), json_)
 
 
 @command(

@@ -25,7 +25,7 @@ from gradsift.comparison.training_runs import (
     trainer_settings,
     training_in,
 )
-from gradsift.config import SelectionConfig, TrainingConfig, takes
+from gradsift.config import ArmConfig, SelectionConfig, TrainingConfig, takes
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
@@ -70,13 +70,10 @@ class TrainResult:
         )
 
 
-@takes(TrainingConfig, SelectionConfig, without=("keep_models", "strategy"))
+@takes(ArmConfig, TrainingConfig, SelectionConfig, without=("keep_models", "strategy"))
 def train(
     run: str | Path | GradientStore | Run,
     *,
-    arm: str = "grads",
-    budget: str | int | float | None = None,
-    out: str | Path | None = None,
     progress: Progress = no_progress,
     **settings: Any,
 ) -> TrainResult:
@@ -84,11 +81,8 @@ def train(
 
     Args:
         run: A run folder of `capture`, or its store.
-        arm: full, full-equal-steps, or a strategy, perhaps with settings (see `compare`).
-        budget: Of the usable rows, as for `select`; not for full.
-        out: Folder for the model; None for one in the run folder.
         progress: Called with rows done, rows in all, tokens done, tokens in all.
-        **settings: How to train and how to select; see Settings.
+        **settings: What to train on, how to train and how to select; see Settings.
 
     Returns:
         Where the model is.
@@ -98,14 +92,14 @@ def train(
     """
     if "keep_models" in settings:
         raise GradsiftError("settings: `keep_models` is for compare; train always keeps the model.")
-    training, selection = arm_settings(settings, TrainingConfig, SelectionConfig)
-    parsed, run = parse_arm(arm, budget), Run.of(run)
+    arm, training, selection = arm_settings(settings, ArmConfig, TrainingConfig, SelectionConfig)
+    parsed, run = parse_arm(arm.arm, arm.budget), Run.of(run)
     with without_progress_bars():
         trainer = trainer_settings(training, run.config, selection.seed)
         compute_missing_losses(run, [parsed], selection, progress)
         rows = rows_of(run, [parsed], selection)
         (training_run,) = lay_out(run, [parsed], rows, trainer)
-        folder = _folder_for(training_run, out)
+        folder = _folder_for(training_run, arm.out)
         done = _train_into(folder, training_run, run, training.save_steps, progress)
     n_rows = len(training_run.instances)
     return TrainResult(folder, parsed.label, n_rows, done.n_steps, done.n_tokens, done.seconds)
@@ -120,7 +114,7 @@ def compute_missing_losses(
         reference_losses(run, progress=progress)
 
 
-def _folder_for(training_run: TrainingRun, out: str | Path | None) -> Path:
+def _folder_for(training_run: TrainingRun, out: str | None) -> Path:
     if out is None:
         return find_saved(training_run) or training_run.model_folder
     folder = Path(out).resolve()
