@@ -56,7 +56,7 @@ def test_the_command_line_reference_is_up_to_date():
 
 STUB = """\
 # Written from the signatures and config.py by `python tests/test_docs.py`; a test compares the two.
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 

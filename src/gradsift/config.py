@@ -11,7 +11,7 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -559,8 +559,13 @@ def _plain(annotation: Any) -> Any:
     """Return a type as people write it, without what pydantic does before it checks."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        accepts_paths = any(getattr(note, "func", None) is _path for note in inner)
-        return str | Path if accepts_paths else _plain(inner[0])
+        before = {getattr(note, "func", None) for note in inner}
+        if before & {_several, _words}:
+            element = _plain(get_args(inner[0])[0])
+            return Sequence[element] | (element if _several in before else str)
+        return str | Path if _path in before else _plain(inner[0])
+    if origin is dict:
+        return Mapping[inner]
     if origin in (None, Literal):
         return annotation
     if origin in (Union, UnionType):

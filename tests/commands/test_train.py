@@ -80,7 +80,7 @@ def test_one_arm_is_trained_once(world, options, message):
         train(world / "run", **options)
 
 
-@pytest.mark.parametrize("key", ["budget", "nonsense", "strategy", "keep_models"])
+@pytest.mark.parametrize("key", ["budgets", "nonsense", "strategy", "keep_models"])
 def test_a_setting_of_all_arms_is_one_of_training_or_selection(capsys, world, key):
     code, _, err = invoke(capsys, "train", world / "run", "--set", f"{key}=5%")
     assert code == 2
