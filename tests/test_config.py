@@ -104,8 +104,8 @@ def test_a_function_takes_settings_with_names_types_and_defaults():
     assert "settings" not in parameters
     assert "strategy" not in parameters
     assert parameters["score"].default == "mine"
-    assert (parameters["alpha"].default, parameters["alpha"].annotation) == (1.0, float)
-    assert parameters["keep"].annotation == str | Path | None
+    assert (parameters["alpha"].default, parameters["alpha"].annotation) == (1.0, "float")
+    assert parameters["keep"].annotation == "str | Path | None"
     assert verb.__doc__.startswith("Do it.")
     assert "alpha: Weight of the gradient score." in verb.__doc__
 

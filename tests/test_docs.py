@@ -10,8 +10,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Literal, Union, get_args, get_origin
 
 import pytest
 from typer.testing import CliRunner
@@ -88,30 +86,12 @@ def parameters_of(function) -> str:
             keyword_only = True
             parts.append("*")
         default = "" if parameter.default is parameter.empty else " = ..."
-        parts.append(f"{parameter.name}: {type_text(parameter.annotation)}{default}")
+        parts.append(f"{parameter.name}: {parameter.annotation}{default}")
     return ", ".join(parts)
 
 
 def returned(function) -> str:
-    return type_text(inspect.signature(function).return_annotation)
-
-
-def type_text(annotation) -> str:
-    """What is written in the source stays; what comes from the settings is written out."""
-    if isinstance(annotation, str):
-        return annotation
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin in (Union, UnionType):
-        return " | ".join(map(type_text, inner))
-    if annotation is NoneType:
-        return "None"
-    if annotation is Ellipsis:
-        return "..."
-    if origin is Literal:
-        return f"Literal[{', '.join(map(repr, inner))}]"
-    if origin is not None:
-        return f"{origin.__name__}[{', '.join(map(type_text, inner))}]"
-    return annotation.__name__
+    return inspect.signature(function).return_annotation
 
 
 def test_the_type_stub_is_up_to_date():

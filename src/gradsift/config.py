@@ -11,9 +11,9 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
@@ -541,7 +541,7 @@ def takes(*groups: type[Group], without: Iterable[str] = ()) -> Callable[[Verb],
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=inspect.Parameter.empty if field.is_required() else default_of(field),
-                annotation=_plain(field.annotation),
+                annotation=_type_text(field.annotation, field.metadata),
             )
             for name, field in fields.items()
         ]
@@ -555,22 +555,25 @@ def takes(*groups: type[Group], without: Iterable[str] = ()) -> Callable[[Verb],
     return described
 
 
-def _plain(annotation: Any) -> Any:
-    """Return a type as people write it, without what pydantic does before it checks."""
+def _type_text(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """Write a type as people do, with what pydantic takes before it checks."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        before = {getattr(note, "func", None) for note in inner}
-        if before & {_several, _words}:
-            element = _plain(get_args(inner[0])[0])
-            return Sequence[element] | (element if _several in before else str)
-        return str | Path if _path in before else _plain(inner[0])
-    if origin is dict:
-        return Mapping[inner]
-    if origin in (None, Literal):
-        return annotation
+        return _type_text(inner[0], inner[1:])
+    before = {getattr(note, "func", None) for note in metadata}
+    if _path in before:
+        return "str | Path"
+    if before & {_several, _words}:
+        element = _type_text(inner[0])
+        return f"Sequence[{element}] | {element if _several in before else 'str'}"
+    if annotation is NoneType or annotation is Ellipsis:
+        return "None" if annotation is NoneType else "..."
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, inner))}]"
     if origin in (Union, UnionType):
-        return Union[tuple(map(_plain, inner))]  # ruff: ignore[non-pep604-annotation-union]
-    return origin[tuple(map(_plain, inner))]
+        return " | ".join(map(_type_text, inner))
+    name = "Mapping" if origin is dict else (origin or annotation).__name__
+    return f"{name}[{', '.join(map(_type_text, inner))}]" if inner else name
 
 
 def default_of(field: FieldInfo) -> Any:
