@@ -64,8 +64,15 @@ def inputs(tmp_path_factory):
 def test_capture_by_two_processes(tmp_path, inputs, record_at):
     """At learning rate 0 the rows meet the same weights in whatever order."""
     data, model = str(inputs / "data.jsonl"), str(inputs / "model")
-    command = ["-m", "gradsift", "capture", data, "--model", model, "--set", f"record_at={record_at}"]
-    command += ["--sft", "learning_rate=0.0", "--sft", "per_device_train_batch_size=2"]
+    command = ["-m", "gradsift", "capture", data, "--model", model]
+    command += [
+        "--set",
+        f"record_at={record_at}",
+        "--sft",
+        "learning_rate=0.0",
+        "--sft",
+        "per_device_train_batch_size=2",
+    ]
     result = launch(*command, "--out", str(tmp_path / "two"))
     assert result.stdout.count("21 instances recorded") == 1
     sft = {"learning_rate": 0.0, "per_device_train_batch_size": 2}
