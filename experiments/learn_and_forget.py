@@ -21,8 +21,8 @@ from pathlib import Path
 
 import gradsift as gs
 from gradsift.comparison.arms import parse_arms
-from gradsift.config import RENAMED
 from gradsift.console import talk_on_stderr
+from gradsift.schema import RENAMED
 
 TASKS = ("arc_easy", "blimp", "lambada", "piqa", "sciq")
 MAX_LENGTH = 256

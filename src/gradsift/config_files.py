@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from gradsift.config import RunConfig, fields_of, of_today, require_known, validated
+from gradsift.config import RunConfig
 from gradsift.data.sources import absolute
 from gradsift.errors import GradsiftError
+from gradsift.schema import fields_of, of_today, require_known, validated
 from gradsift.trainer_configs.translate import translate
 from gradsift.utils import write_text
 

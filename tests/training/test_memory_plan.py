@@ -5,8 +5,9 @@ import json
 import pytest
 from transformers import LlamaConfig
 
-from gradsift.config import PlanConfig, validated
+from gradsift.config import PlanConfig
 from gradsift.errors import GradsiftError
+from gradsift.schema import validated
 from gradsift.training.memory_plan import Shapes, plan_memory
 from tiny import tiny_gpt2, tiny_llama
 

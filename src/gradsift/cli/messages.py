@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 
 from gradsift import config as groups
 from gradsift.cli.options import SETTINGS, extra_of
-from gradsift.config import fields_of, nearest
 from gradsift.errors import GradsiftError
+from gradsift.schema import RENAMED, fields_of, nearest
 
 UsageError = typer.BadParameter.__base__
 RENAMED_COMMANDS = {"losses": "reference-losses"}
@@ -65,8 +65,8 @@ def _usage(error: Exception) -> str:
     setting = {"layer": "layers", "statistic": "signal_statistics"}.get(setting, setting)
     if option and setting in fields:
         return f"{option} has no option of its own: write --set {setting}=VALUE"
-    if option and setting in groups.RENAMED and groups.RENAMED[setting][0] in fields:
-        new, words = groups.RENAMED[setting]
+    if option and setting in RENAMED and RENAMED[setting][0] in fields:
+        new, words = RENAMED[setting]
         also = ", ".join(f"{old} is {word}" for old, word in words.items())
         return f"{option} is now {_flag(new, fields)}" + (f" ({also})" if also else "")
     if option and type(error).__name__ == "NoSuchOption":

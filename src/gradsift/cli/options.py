@@ -13,8 +13,8 @@ import typer
 from pydantic.fields import FieldInfo
 
 from gradsift import config as groups
-from gradsift.config import Group, default_of, fields_of, parse_pair, require_known
 from gradsift.errors import GradsiftError
+from gradsift.schema import Group, default_of, fields_of, parse_pair, require_known
 
 ORDER = (
     groups.DATA, groups.MODEL, groups.CAPTURE, groups.TRAINING, groups.SELECTION, groups.EVALUATION,
@@ -100,7 +100,7 @@ def _panel(parameter: inspect.Parameter) -> str | None:
 
 
 def extra_of(field: FieldInfo, key: str) -> Any:
-    """Return what a setting declares beside type, default and help: group, option, flag."""
+    """Return what a setting declares beside type, default and help: group, option."""
     return field.json_schema_extra[key]
 
 

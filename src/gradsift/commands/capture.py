@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradsift.config import CaptureConfig, ModelConfig, takes
+from gradsift.config import CaptureConfig, ModelConfig
 from gradsift.config_files import CONFIG_NAME, save_config
 from gradsift.data.pool import Pool
 from gradsift.data.tokenization import NOTES, Instances
@@ -19,6 +19,7 @@ from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
 from gradsift.provenance import about_pool, about_stack, identity_of, pool_rows
 from gradsift.run_folder import Run
+from gradsift.schema import takes
 from gradsift.store.manifest import MANIFEST_NAME, Manifest, load_manifest, require_same_identity
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import write_pool_table

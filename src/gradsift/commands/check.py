@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gradsift.config import CheckConfig, takes, validated
+from gradsift.config import CheckConfig
 from gradsift.data.tokenization import Instance
 from gradsift.gradients.check import CheckResult
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tracking import WatchedLayer
+from gradsift.schema import takes, validated
 from gradsift.terms import IGNORED_LABEL, LAYERS
 from gradsift.training.adapters import adapters_of, n_trained
 from gradsift.training.epoch import PreliminaryEpoch

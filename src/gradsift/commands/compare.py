@@ -18,18 +18,13 @@ from gradsift.comparison.results import Scoreboard, caveats_of, questions_of
 from gradsift.comparison.suite import make_suite, overlap_with
 from gradsift.comparison.tables import Comparison
 from gradsift.comparison.training_runs import TrainingRun, lay_out, trainer_settings
-from gradsift.config import (
-    ArmsConfig,
-    EvaluationConfig,
-    SelectionConfig,
-    TrainingConfig,
-    takes,
-)
+from gradsift.config import ArmsConfig, EvaluationConfig, SelectionConfig, TrainingConfig
 from gradsift.data.pool import Pool
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.conclusions import decide
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
+from gradsift.schema import takes
 from gradsift.store.reader import GradientStore
 from gradsift.training.cost import duration
 from gradsift.training.model import without_progress_bars

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gradsift.config import PlanConfig, takes, validated
+from gradsift.config import PlanConfig
+from gradsift.schema import takes, validated
 from gradsift.training.memory_plan import MemoryPlan, plan_memory
 from gradsift.training.model import find_model, load_config
 

@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 from transformers import Trainer
 
-from gradsift.config import LoopConfig, takes, validated
+from gradsift.config import LoopConfig
 from gradsift.data.pool import Pool
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.recording.recording import Recording
+from gradsift.schema import takes, validated
 
 
 @takes(LoopConfig)

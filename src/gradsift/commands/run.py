@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsift.commands.select import SelectResult, select_run
-from gradsift.config import RunConfig, takes
+from gradsift.config import RunConfig
 from gradsift.config_files import run_config, save_config
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
+from gradsift.schema import takes
 from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import parse_budget
 from gradsift.selection.strategies.catalogue import needs_of

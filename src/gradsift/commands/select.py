@@ -11,12 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradsift.config import SelectionConfig, SubsetConfig, of_today, takes, validated
+from gradsift.config import SelectionConfig, SubsetConfig
 from gradsift.data.containers import write_rows
 from gradsift.data.dataset_configs import write_dataset_configs
 from gradsift.data.formats import Columns
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
+from gradsift.schema import of_today, takes, validated
 from gradsift.selection.audit import audit_lines, audit_summary, audit_warnings
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.decisions import counts_of, decision_table, weight_column

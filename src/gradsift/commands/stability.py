@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradsift.config import COVARIATES, SelectionConfig, takes, validated
+from gradsift.config import COVARIATES, SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
+from gradsift.schema import takes, validated
 from gradsift.selection.audit import overlap
 from gradsift.selection.candidates import Context, Need
 from gradsift.selection.constraints import Budget, parse_budget

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from gradsift.config import SelectionConfig, takes, validated
+from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
+from gradsift.schema import takes, validated
 from gradsift.selection.audit import Audit, audit_of, audit_summary, overlap
 from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import parse_budget

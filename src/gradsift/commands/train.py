@@ -25,10 +25,11 @@ from gradsift.comparison.training_runs import (
     trainer_settings,
     training_in,
 )
-from gradsift.config import ArmConfig, SelectionConfig, TrainingConfig, takes
+from gradsift.config import ArmConfig, SelectionConfig, TrainingConfig
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
+from gradsift.schema import takes
 from gradsift.selection.candidates import Need
 from gradsift.store.reader import GradientStore
 from gradsift.training.finetune import PlainTraining

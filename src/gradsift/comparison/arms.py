@@ -6,16 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradsift.config import (
-    Group,
-    SelectionConfig,
-    divided,
-    parse_pair,
-    require_known,
-    validated,
-)
+from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
+from gradsift.schema import Group, divided, parse_pair, require_known, validated
 from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.selector import choose_rows

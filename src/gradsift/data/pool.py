@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gradsift.config import ReadingConfig, takes, validated
+from gradsift.config import ReadingConfig
 from gradsift.data.containers import fingerprint, read_rows
 from gradsift.data.dataset_configs import read_dataset_info
 from gradsift.data.detection import settle_format
@@ -18,6 +18,7 @@ from gradsift.data.example import Example, RowError
 from gradsift.data.formats import ROW_FORMATS, Columns, parse_record
 from gradsift.data.sources import RawRow, Source, absolute, find_source
 from gradsift.errors import GradsiftError
+from gradsift.schema import takes, validated
 
 
 @dataclass(frozen=True)

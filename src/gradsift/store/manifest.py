@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from gradsift.config import of_today
 from gradsift.errors import GradsiftError
+from gradsift.schema import of_today
 from gradsift.terms import LAYERS, STATISTICS
 from gradsift.utils import write_json
 

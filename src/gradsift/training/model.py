@@ -22,9 +22,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from gradsift.config import ModelConfig, takes, validated
+from gradsift.config import ModelConfig
 from gradsift.data.demo_data import demo_model_path
 from gradsift.errors import GradsiftError
+from gradsift.schema import takes, validated
 from gradsift.training.quantized import (
     NEEDS_ADAPTERS,
     is_quantized,

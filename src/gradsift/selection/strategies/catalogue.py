@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gradsift.config import SelectionConfig, nearest
+from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
+from gradsift.schema import nearest
 from gradsift.selection.candidates import Need
 from gradsift.selection.scores import SCORES
 from gradsift.selection.strategies import rankings, sets

@@ -1,0 +1,254 @@
+"""What a setting is: how it is declared, checked, shown, and given to functions."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from gradsift.errors import GradsiftError
+
+# Settings of before, and the values that were renamed with them.
+RENAMED: dict[str, tuple[str, dict[str, str]]] = {
+    "side": (
+        "score",
+        {
+            "consistent": "low-norm",
+            "informative": "high-norm",
+            "representative": "density",
+            "balanced": "high-norm-in-density",
+            "grounded": "prompt-gain",
+        },
+    ),
+    "adjust": ("detrend", {}),
+    "row_format": ("format", {}),
+    "near_threshold": ("similarity_threshold", {}),
+    "when": ("record_at", {}),
+    "preliminary": ("warmup_fraction", {}),
+}
+
+
+def setting(
+    default: Any,
+    help: str,
+    group: str,
+    *,
+    option: bool = False,
+    **limits: Any,
+) -> Any:
+    """Declare a setting.
+
+    Args:
+        default: What it is if nobody says it.
+        help: One line; says the default where that is not a plain value.
+        group: Under which it is listed.
+        option: Whether the command line has an option for it; the others are given by --set.
+        limits: For pydantic's Field: ge, lt, ….
+    """
+    extra = {"group": group, "option": option}
+    if isinstance(default, dict):
+        return Field(default_factory=dict, description=help, json_schema_extra=extra, **limits)
+    return Field(default, description=help, json_schema_extra=extra, **limits)
+
+
+def _path(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _words(value: object) -> object:
+    return tuple(re.split(r"[+, ]+", value)) if isinstance(value, str) else value
+
+
+def _several(value: object) -> object:
+    """One thing may be given without a list around it; text is cut at commas."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return (value,) if isinstance(value, Path | int | float) else value
+
+
+PathText = Annotated[str, BeforeValidator(_path)]
+Words = BeforeValidator(_words)
+Several = BeforeValidator(_several)
+
+
+class Group(BaseModel):
+    """Settings that belong together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+AnyGroup = TypeVar("AnyGroup", bound=Group)
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+
+def fields_of(*groups: type[Group]) -> dict[str, FieldInfo]:
+    """Return the settings of some groups by name, each once."""
+    return {name: field for group in groups for name, field in group.model_fields.items()}
+
+
+def takes(*groups: type[Group], without: Iterable[str] = ()) -> Callable[[Verb], Verb]:
+    """Give a function that takes **settings their names, types, defaults and help.
+
+    Args:
+        groups: What it takes.
+        without: Settings of these that it does not take.
+    """
+
+    def described(function: Verb) -> Verb:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        skipped = {*without, *(p.name for p in own)}
+        fields = {k: field for k, field in fields_of(*groups).items() if k not in skipped}
+        settings = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.is_required() else default_of(field),
+                annotation=_type_text(field.annotation, field.metadata),
+            )
+            for name, field in fields.items()
+        ]
+        # What inspect, help() and the type stub show.
+        function.__signature__ = signature.replace(parameters=[*own, *settings])
+        lines = [f"        {name}: {field.description}" for name, field in fields.items()]
+        text = inspect.getdoc(function) or ""
+        function.__doc__ = "\n".join([text, "", "Settings:", *(line[4:] for line in lines)])
+        return function
+
+    return described
+
+
+def _type_text(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """Write a type as people do, with what pydantic takes before it checks."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_text(inner[0], inner[1:])
+    before = {getattr(note, "func", None) for note in metadata}
+    if _path in before:
+        return "str | Path"
+    if before & {_several, _words}:
+        element = _type_text(inner[0])
+        return f"Sequence[{element}] | {element if _several in before else 'str'}"
+    if annotation is NoneType or annotation is Ellipsis:
+        return "None" if annotation is NoneType else "..."
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, inner))}]"
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type_text, inner))
+    name = "Mapping" if origin is dict else (origin or annotation).__name__
+    return f"{name}[{', '.join(map(_type_text, inner))}]" if inner else name
+
+
+def default_of(field: FieldInfo) -> Any:
+    """Return what a setting is if nobody says it."""
+    return field.get_default(call_default_factory=True)
+
+
+def divided(values: Mapping[str, Any], *groups: type[Group]) -> list[Any]:
+    """Check settings of several groups; returns one model for each.
+
+    Raises:
+        GradsiftError: As `validated`.
+    """
+    require_known(values, fields_of(*groups))
+    return [
+        validated(group, {k: v for k, v in values.items() if k in group.model_fields})
+        for group in groups
+    ]
+
+
+def validated(
+    group: type[AnyGroup], values: Mapping[str, Any], where: str = "settings"
+) -> AnyGroup:
+    """Check settings.
+
+    Args:
+        group: What they belong to.
+        values: By name.
+        where: They come from, for the message.
+
+    Raises:
+        GradsiftError: For an unknown key, a value that does not fit or a setting that is missing.
+    """
+    require_known(values, group.model_fields, where)
+    try:
+        return group.model_validate(dict(values))
+    except ValidationError as error:
+        raise GradsiftError(f"{where}: {_one_line(error)}") from None
+
+
+def parse_pair(text: str, where: str) -> tuple[str, Any]:
+    """Read key=value; the value as JSON, else as YAML.
+
+    YAML reads 1e-5 as text; JSON reads it as the number that is meant.
+
+    Args:
+        text: What the user wrote.
+        where: For the message.
+
+    Raises:
+        GradsiftError: If there is no "=", or the value is neither.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise GradsiftError(f"{where} {text}: expected key=value.")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        pass
+    try:
+        return key, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        raise GradsiftError(f"{where} {text}: the value is neither JSON nor YAML.") from None
+
+
+def require_known(values: Iterable[str], known: Iterable[str], where: str = "settings") -> None:
+    """Refuse names that are no setting; those of before are told their new name."""
+    known = list(known)
+    for name in values:
+        if name in known:
+            continue
+        if name in RENAMED:
+            new, words = RENAMED[name]
+            also = ", ".join(f"{old} is {word}" for old, word in words.items())
+            hint = f"is now called {new!r}" + (f" ({also})" if also else "")
+            raise GradsiftError(f"{where}: {name!r} {hint}.")
+        raise GradsiftError(f"{where}: unknown key {name!r}; {nearest(name, known)}.")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean …?" for a misspelt name, or all that is known."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=2)
+    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
+
+
+def of_today(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that an earlier gradsift saved under the names they have now."""
+    found = {}
+    for name, value in values.items():
+        new, words = RENAMED.get(name, (name, {}))
+        found[new] = words.get(value, value) if isinstance(value, str) else value
+    return found
+
+
+def _one_line(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "missing":
+            lines.append(f"`{key}` is missing")
+        elif not item["loc"]:  # Of several settings together.
+            lines.append(item["msg"].removeprefix("Value error, "))
+        else:
+            lines.append(f"{key} is {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(lines) + "."
