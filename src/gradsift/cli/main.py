@@ -33,11 +33,11 @@ TrainerConfigs = Annotated[
         rich_help_panel=ADVANCED,
     ),
 ]
-Budget = Annotated[
+BudgetOption = Annotated[
     str,
     typer.Option(
         metavar="TEXT",
-        help="Of the usable rows: 50%, 500 (rows), 20000tok (tokens) or auto.",
+        help=groups.BUDGET_HELP,
         rich_help_panel=groups.SELECTION,
     ),
 ]
@@ -157,7 +157,7 @@ def _resolved(
     ),
 )
 def select(
-    settings: dict[str, Any], run_folder: RunFolder, budget: Budget, json_: Json = False
+    settings: dict[str, Any], run_folder: RunFolder, budget: BudgetOption, json_: Json = False
 ) -> None:
     """Select from a captured run, in seconds: another budget, another rule."""
     _show(load("commands.select").select(run_folder, budget=budget, **settings), json_)
@@ -180,7 +180,7 @@ def explain(
 def strategies(
     settings: dict[str, Any],
     run_folder: RunFolder,
-    budget: Budget,
+    budget: BudgetOption,
     strategy: Annotated[
         list[str] | None,
         typer.Option(
@@ -201,7 +201,7 @@ def strategies(
 def stability(
     settings: dict[str, Any],
     run_folder: RunFolder,
-    budget: Budget,
+    budget: BudgetOption,
     other: Annotated[
         list[Path] | None,
         typer.Option(help="Run folder with the same rows, such as one of another seed; repeated."),
@@ -217,7 +217,7 @@ def stability(
 
 @command(
     groups.ArmConfig,
-    groups.TrainingConfig,
+    groups.ArmTrainingConfig,
     groups.SelectionConfig,
     without=("strategy", "keep_models"),
     examples=("gradsift train runs/mine --arm grads --budget 50% --out models/mine",),
@@ -230,7 +230,7 @@ def train(settings: dict[str, Any], run_folder: RunFolder, json_: Json = False) 
 
 @command(
     groups.ArmsConfig,
-    groups.TrainingConfig,
+    groups.ArmTrainingConfig,
     groups.EvaluationConfig,
     groups.SelectionConfig,
     without=("strategy",),

@@ -84,7 +84,7 @@ def _flag(name: str, fields: Mapping[str, FieldInfo]) -> str:
 def _with_flags(message: str, arguments: Sequence[str]) -> str:
     """Show settings, which stand in backticks, as this command's options."""
     name = next((word for word in arguments if word in SETTINGS), "")
-    known = {*fields_of(groups.RunConfig, groups.ArmsConfig, groups.TrainingConfig,
+    known = {*fields_of(groups.RunConfig, groups.ArmsConfig, groups.ArmTrainingConfig,
                         groups.EvaluationConfig), *SETTINGS.get(name, {}), "test", "config",
              "dry_run", "arm", "other"}  # fmt: skip
     return re.sub(
