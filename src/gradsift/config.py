@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from gradsift.schema import Group, PathText, Several, Words, setting
+from gradsift.schema import BudgetValue, Group, PathText, Several, Words, setting
 from gradsift.terms import LAYERS, LM_HEAD, SKETCH_SIZE, STATISTICS
 
 DATA, MODEL, CAPTURE, SELECTION = "Data", "Model", "Capture", "Selection"
@@ -20,7 +20,6 @@ TRAINING, EVALUATION = "Training", "Evaluation"
 Layer = Literal["embedding", "lm_head"]
 Covariate = Literal["response_length", "prompt_length", "step"]
 COVARIATES: tuple[Covariate, ...] = ("response_length", "prompt_length", "step")
-BudgetValue = str | int | float
 BUDGET_HELP = "How much to keep of the usable rows: 50%, 500 (rows), 20000tok (tokens) or auto."
 
 
@@ -59,7 +58,7 @@ class ModelConfig(Group):
     )
     load_in: Literal["4bit", "8bit"] | None = setting(
         None,
-        "Quantise the weights while loading: 4bit (QLoRA) or 8bit; needs LoRA.",
+        "Quantise the weights while loading: 4bit (QLoRA) or 8bit, under LoRA.",
         MODEL,
         option=True,
     )
@@ -110,7 +109,7 @@ class TrainerConfig(Group):
     sft: dict[str, Any] = setting({}, "Setting of trl's SFTConfig.", TRAINING, option=True)
     lora: dict[str, Any] | bool | None = setting(
         None,
-        "Train LoRA adapters or all parameters; in files also settings of peft's LoraConfig.",
+        "Train LoRA adapters (settings of peft's LoraConfig: lora.r=8) or all parameters.",
         TRAINING,
         option=True,
     )

@@ -13,7 +13,7 @@ import yaml
 from gradsift.config import RunConfig
 from gradsift.data.sources import absolute
 from gradsift.errors import GradsiftError
-from gradsift.schema import fields_of, require_known, validated
+from gradsift.schema import RENAMED, fields_of, migrated, require_known, validated
 from gradsift.trainer_configs.translate import translate
 
 CONFIG_NAME = "config.yaml"
@@ -59,6 +59,10 @@ def resolve(
     """
     given = {key: value for key, value in given.items() if value is not None}
     values = {} if config_file is None else read_yaml(config_file)
+    if old := values.keys() & RENAMED.keys():
+        names = ", ".join(f"{name} is now {RENAMED[name][0]}" for name in sorted(old))
+        logger.warning(f"{config_file}: names of an earlier gradsift are read as today's: {names}")
+    values = migrated(values)
     require_known(values, RunConfig.model_fields, str(config_file))
     values = _over(values, given)
     if trainer_config is not None:

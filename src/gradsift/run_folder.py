@@ -95,6 +95,8 @@ class Run:
         Raises:
             GradsiftError: For settings that cannot be.
         """
+        if not isinstance(pool, Pool):
+            raise GradsiftError(f"the pool is {pool!r:.80}, expected what load_pool returns.")
         values = {**pool.read_as, "data": pool.source.name, "model": model, **settings}
         config = run_config(values)
         return cls(config.out, config=config, pool=pool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import json
 import re
@@ -30,11 +31,15 @@ RENAMED: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "adjust": ("detrend", {}),
-    "row_format": ("format", {}),
     "near_threshold": ("similarity_threshold", {}),
     "when": ("record_at", {}),
     "preliminary": ("warmup_fraction", {}),
 }
+# Keywords of before, which are in no file.
+RENAMED_KEYWORDS = {"row_format": "format", "listener": "progress"}
+# Names that are listed where one is not known; of more it is only said which is like it.
+FEW = 12
+LONGEST_VALUE = 80
 
 
 def setting(
@@ -61,7 +66,14 @@ def setting(
 
 
 def _path(value: object) -> object:
+    if value == "":
+        raise ValueError("expected a path, found nothing")
     return str(value) if isinstance(value, Path) else value
+
+
+def _number(value: object) -> object:
+    """Numpy's numbers are numbers."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def _words(value: object) -> object:
@@ -75,6 +87,8 @@ def _several(value: object) -> object:
     return (value,) if isinstance(value, Path | int | float) else value
 
 
+# How much: rows, a share, tokens.
+BudgetValue = Annotated[str | int | float, BeforeValidator(_number)]
 PathText = Annotated[str, BeforeValidator(_path)]
 Words = BeforeValidator(_words)
 Several = BeforeValidator(_several)
@@ -95,19 +109,34 @@ def fields_of(*groups: type[Group]) -> dict[str, FieldInfo]:
     return {name: field for group in groups for name, field in group.model_fields.items()}
 
 
-def takes(*groups: type[Group], without: Iterable[str] = ()) -> Callable[[Verb], Verb]:
+def takes(
+    *groups: type[Group], without: Iterable[str] | Mapping[str, str] = ()
+) -> Callable[[Verb], Verb]:
     """Give a function that takes **settings their names, types, defaults and help.
 
     Args:
-        groups: What it takes.
-        without: Settings of these that it does not take.
+        groups: What it takes; anything else is refused before it is called.
+        without: Settings of these that it does not take, perhaps with the reason.
     """
+    reasons = without if isinstance(without, Mapping) else {}
 
     def described(function: Verb) -> Verb:
         signature = inspect.signature(function)
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        skipped = {*without, *(p.name for p in own)}
-        fields = {k: field for k, field in fields_of(*groups).items() if k not in skipped}
+        named = {p.name for p in own}
+        fields = {
+            name: field
+            for name, field in fields_of(*groups).items()
+            if name not in named and name not in without
+        }
+
+        @functools.wraps(function)
+        def checked(*arguments: Any, **values: Any) -> Any:
+            for name in reasons.keys() & values.keys():
+                raise GradsiftError(f"settings: {name!r}: {reasons[name]}.")
+            require_known(values, {*fields, *named})
+            return function(*arguments, **values)
+
         settings = [
             inspect.Parameter(
                 name,
@@ -118,11 +147,11 @@ def takes(*groups: type[Group], without: Iterable[str] = ()) -> Callable[[Verb],
             for name, field in fields.items()
         ]
         # What inspect, help() and the type stub show.
-        function.__signature__ = signature.replace(parameters=[*own, *settings])
-        lines = [f"        {name}: {field.description}" for name, field in fields.items()]
+        checked.__signature__ = signature.replace(parameters=[*own, *settings])
+        lines = [f"    {name}: {field.description}" for name, field in fields.items()]
         text = inspect.getdoc(function) or ""
-        function.__doc__ = "\n".join([text, "", "Settings:", *(line[4:] for line in lines)])
-        return function
+        checked.__doc__ = "\n".join([text, "", "Settings:", *lines])
+        return checked
 
     return described
 
@@ -181,7 +210,13 @@ def validated(
     """
     require_known(values, group.model_fields, where)
     try:
-        return group.model_validate(dict(values))
+        # None says nothing where a mapping is expected.
+        said = {
+            name: value
+            for name, value in values.items()
+            if value is not None or default_of(group.model_fields[name]) != {}
+        }
+        return group.model_validate(said)
     except ValidationError as error:
         raise GradsiftError(f"{where}: {_one_line(error)}") from None
 
@@ -199,7 +234,7 @@ def parse_pair(text: str, where: str) -> tuple[str, Any]:
         GradsiftError: If there is no "=", or the value is neither.
     """
     key, equals, value = text.partition("=")
-    if not equals:
+    if not equals or not value.strip():
         raise GradsiftError(f"{where} {text}: expected key=value.")
     try:
         return key, json.loads(value)
@@ -217,19 +252,31 @@ def require_known(values: Iterable[str], known: Iterable[str], where: str = "set
     for name in values:
         if name in known:
             continue
-        if name in RENAMED:
-            new, words = RENAMED[name]
-            also = ", ".join(f"{old} is {word}" for old, word in words.items())
-            hint = f"is now called {new!r}" + (f" ({also})" if also else "")
-            raise GradsiftError(f"{where}: {name!r} {hint}.")
-        raise GradsiftError(f"{where}: unknown key {name!r}; {nearest(name, known)}.")
+        if name in RENAMED or name in RENAMED_KEYWORDS:
+            raise GradsiftError(f"{where}: {name!r} {_now_called(name)}.")
+        hint = nearest(name, known)
+        raise GradsiftError(f"{where}: unknown key {name!r}{'; ' * bool(hint)}{hint}.")
+
+
+def _now_called(name: str) -> str:
+    new, words = RENAMED.get(name) or (RENAMED_KEYWORDS[name], {})
+    also = ", ".join(f"{old} is {word}" for old, word in words.items())
+    return f"is now called {new!r}" + (f" ({also})" if also else "")
+
+
+def renamed_value(setting_name: str, value: str) -> str | None:
+    """Return what a value of before is called today."""
+    return next((words[value] for new, words in RENAMED.values()
+                 if new == setting_name and value in words), None)  # fmt: skip
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return "did you mean …?" for a misspelt name, or all that is known."""
+    """Return "did you mean …" for a misspelt name, else all that is known if that is little."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=2)
-    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
+    if close:
+        return f"did you mean {' or '.join(close)}"
+    return f"known are {', '.join(known)}" if len(known) <= FEW else ""
 
 
 def migrated(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,17 +289,27 @@ def migrated(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _one_line(error: ValidationError) -> str:
-    lines = []
+    messages: dict[str, list[str]] = {}
+    inputs = {}
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "missing":
-            lines.append(f"`{key}` is missing")
-        elif not item["loc"]:  # Of several settings together.
-            lines.append(item["msg"].removeprefix("Value error, "))
+        name = str(item["loc"][0]) if item["loc"] else ""
+        message = item["msg"].removeprefix("Value error, ")
+        allowed = re.findall(r"'([^']+)'", message) if item["type"] == "literal_error" else []
+        close = difflib.get_close_matches(str(item["input"]), allowed, n=1)
+        message += f" (did you mean {close[0]}?)" if close else ""
+        missing = item["type"] == "missing"
+        messages.setdefault(name, []).append("" if missing else message)
+        inputs.setdefault(name, item["input"])
+    lines = []
+    for name, found in messages.items():
+        # A value may be refused as each of several types.
+        text = " or ".join(dict.fromkeys(found)).replace(" or Input should be ", " or ")
+        if not name:  # Of several settings together.
+            lines.append(text)
+        elif not text:
+            lines.append(f"`{name}` is missing")
         else:
-            message = item["msg"].removeprefix("Value error, ")
-            allowed = re.findall(r"'([^']+)'", message) if item["type"] == "literal_error" else []
-            close = difflib.get_close_matches(str(item["input"]), allowed, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            lines.append(f"{key} is {item['input']!r}: {message}{hint}")
+            value = repr(inputs[name])
+            cut = value if len(value) <= LONGEST_VALUE else value[:LONGEST_VALUE] + "…"
+            lines.append(f"`{name}` is {cut}: {text}")
     return "; ".join(lines) + "."

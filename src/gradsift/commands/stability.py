@@ -59,7 +59,7 @@ def stability(
     run: str | Path | GradientStore | Run,
     *,
     budget: str | int | float,
-    others: Sequence[str | Path] = (),
+    others: str | Path | Sequence[str | Path] = (),
     **settings: Any,
 ) -> Stability:
     """Say how much of a subset depends on score, layer, coefficient, seed or capture.
@@ -85,7 +85,7 @@ def stability(
     for what, change in _changes(run, config):
         other = config.model_copy(update=change)
         overlaps[what] = overlap(first, _chosen_ids(run, parsed, other, context))
-    for folder in others:
+    for folder in [others] if isinstance(others, str | Path) else others:
         other_run = Run(folder)
         theirs, ours = set(other_run.store.instance_ids), set(run.store.instance_ids)
         if theirs != ours:

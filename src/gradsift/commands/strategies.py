@@ -151,7 +151,7 @@ def strategies(
     run: str | Path | GradientStore | Run,
     *,
     budget: str | int | float,
-    names: Sequence[str] = (),
+    names: str | Sequence[str] = (),
     **settings: Any,
 ) -> StrategiesResult:
     """Compare what several strategies would keep of a captured run; nothing is written.
@@ -169,7 +169,7 @@ def strategies(
         GradsiftError: If a setting does not fit, or a strategy was named that cannot be had.
     """
     config, parsed = validated(SelectionConfig, settings), parse_budget(budget)
-    run = Run.of(run)
+    run, names = Run.of(run), (names,) if isinstance(names, str) else names
     if parsed.kind == "auto":
         raise GradsiftError("budget auto differs from strategy to strategy: give a number.")
     configs = {name: config.model_copy(update={"strategy": name}) for name in names or STRATEGIES}
