@@ -1,8 +1,8 @@
 """Do the intervals of a comparison hold what they promise? Arms with a known difference.
 
-Each item has its own difficulty, shared by all trainings; each training has its seed effect (it shifts
-all of its items), and each answer its noise. The share of intervals that hold the true difference
-is written beside that of intervals which resample the seeds like items.
+Each item has its own difficulty, shared by all trainings; each training has its seed effect (which
+shifts all of its items), and each answer its noise. The share of intervals that hold the true
+difference is written beside that of intervals which resample the seeds like items.
 
 Usage:
     python experiments/coverage.py --results experiments/results/coverage.json
