@@ -9,7 +9,7 @@ from typing import Any
 from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
-from gradsift.schema import Group, divided, nearest, parse_pair, require_known, validated
+from gradsift.schema import Group, nearest, parse_pair, require_known, split_settings, validated
 from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.scores import SCORES
@@ -80,7 +80,7 @@ def arm_settings(values: Mapping[str, Any], *groups: type[Group]) -> list[Any]:
     """Check settings that hold for all arms; returns one model for each group."""
     if "strategy" in values:
         raise GradsiftError("settings: strategy is said by the names of the arms.")
-    models = divided(values, *groups)
+    models = split_settings(values, *groups)
     for model in models:
         if isinstance(model, SelectionConfig):
             require_known_names(model)
