@@ -1,8 +1,8 @@
 """Do the intervals of a comparison hold what they promise? Arms with a known difference.
 
-Each item has its own difficulty, shared by all trainings; each training has its luck (which shifts
-all of its items), and each answer its noise. The share of intervals that hold the true difference
-is written beside that of intervals which resample the seeds like items.
+Each item has its own difficulty, shared by all trainings; each training has its seed effect (which
+shifts all of its items), and each answer its noise. The share of intervals that hold the true
+difference is written beside that of intervals which resample the seeds like items.
 
 Usage:
     python experiments/coverage.py --results experiments/results/coverage.json
@@ -63,12 +63,12 @@ def simulated(case, rng, trial, n_boot=200):
     weights = resampling_weights({"test": n}, n_boot, trial)
     difficulty = rng.normal(0, ITEM_SD, n)
     arms = []
-    # A third arm is there only for the luck that it shows.
+    # A third arm is there only for the seed variance that it shows.
     for effect, n_seeds in zip((DIFFERENCE, 0.0, 0.0), case["n_seeds"], strict=False):
         runs = []
         for _ in range(n_seeds):
-            luck = rng.normal(0, case["seed_sd"])
-            items = effect + difficulty + luck + rng.normal(0, NOISE_SD, n)
+            seed_effect = rng.normal(0, case["seed_sd"])
+            items = effect + difficulty + seed_effect + rng.normal(0, NOISE_SD, n)
             runs.append(replicate(METRICS["loss"], {"test": items[:, None]}, weights))
         arms.append(runs)
     return arms

@@ -185,6 +185,14 @@ def test_every_strategy_is_documented():
         assert f"`{name}`" in page, name
 
 
+def test_every_score_is_documented():
+    from gradsift.selection.scores import SCORES
+
+    page = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    for name in SCORES:
+        assert re.search(rf"^\| `{name}`[ |]", page, flags=re.MULTILINE), name
+
+
 def test_links_in_the_documentation_lead_somewhere():
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):

@@ -11,7 +11,8 @@ from importlib.metadata import version
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from gradsift.config import CaptureConfig
-from gradsift.data.example import Plain, language_of
+from gradsift.data.example import Plain
+from gradsift.data.language import language_of
 from gradsift.data.pool import Pool, PoolRow
 from gradsift.data.tokenization import Instances
 from gradsift.store.tables import DROPPED, INSTANCE

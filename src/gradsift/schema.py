@@ -221,6 +221,11 @@ def validated(
         raise GradsiftError(f"{where}: {_one_line(error)}") from None
 
 
+def choices_of(group: type[Group], name: str) -> tuple[Any, ...]:
+    """Return the values that a setting can have, declared as a Literal."""
+    return get_args(group.model_fields[name].annotation)
+
+
 def parse_pair(text: str, where: str) -> tuple[str, Any]:
     """Read key=value; the value as JSON, else as YAML.
 

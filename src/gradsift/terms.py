@@ -1,4 +1,4 @@
-"""The names that every room of gradsift uses, and nothing else."""
+"""The names that every module of gradsift uses, and nothing else."""
 
 EMBEDDING = "embedding"
 LM_HEAD = "lm_head"

@@ -1,4 +1,4 @@
-"""Selecting by every rule through the command line and Python, from one captured run."""
+"""Selecting by every strategy through the command line and Python, from one captured run."""
 
 import json
 from collections import Counter
@@ -12,8 +12,11 @@ import gradsift as gs
 from gradsift import reference_losses, run_folder, stability, strategies
 from gradsift.selection import neighbours as graph
 from gradsift.selection import selector
+from gradsift.selection.candidates import Need
+from gradsift.selection.scores import SCORES
 from gradsift.selection.strategies.catalogue import STRATEGIES
 from gradsift.store.tables import NEIGHBOURS_NAME
+from gradsift.terms import LAYERS
 from test_cli import invoke
 from tiny import save_tiny
 
@@ -107,7 +110,7 @@ def test_stability_compares_with_other_choices_and_other_captures(capsys, world)
 
 
 def test_what_is_in_memory_is_not_found_again(world, monkeypatch):
-    """Twelve selections: one set of candidates, neighbours and clusters; a density a signal."""
+    """Many selections: one set of candidates, neighbours and clusters; one density a signal."""
     calls = Counter()
 
     def count(module, name):
@@ -118,9 +121,13 @@ def test_what_is_in_memory_is_not_found_again(world, monkeypatch):
     for name in once:
         count(run_folder, name)
     count(selector, "estimate_density")
-    assert len(stability(world / "seed1", budget=10).overlaps) == 10
-    # Signals: as asked, three other scores, two layers alone, not detrended.
-    assert calls == dict.fromkeys(once, 1) | {"estimate_density": 7}
+    # There are no reference losses here.
+    scores = [score for score in SCORES.values() if Need.REFERENCE_LOSSES not in score.needs]
+    # Other scores, each layer alone, not detrended, three coefficients of 0, another seed.
+    n_changes = (len(scores) - 1) + len(LAYERS) + 1 + 3 + 1
+    assert len(stability(world / "seed1", budget=10).overlaps) == n_changes
+    # As asked, each layer alone, not detrended: the density is the same for all scores.
+    assert calls == dict.fromkeys(once, 1) | {"estimate_density": 1 + len(LAYERS) + 1}
 
 
 def test_auto_keeps_its_curve(capsys, world):

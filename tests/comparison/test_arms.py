@@ -1,8 +1,10 @@
 """How arms are written."""
 
+import re
+
 import pytest
 
-from gradsift.comparison.arms import needs_of_arms, parse_arms
+from gradsift.comparison.arms import arm_settings, needs_of_arms, parse_arms
 from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.selection.candidates import Need
@@ -28,6 +30,14 @@ def test_an_arms_own_settings_lie_over_those_of_all():
     assert (own.strategy, own.alpha, own.gamma, own.score) == ("grads", 0.1, 2.0, "high-norm")
     # Of a random subset, which says how many steps there are.
     assert (steps.strategy, steps.alpha) == ("random", 0.5)
+
+
+def test_an_unknown_score_is_refused_with_the_arm_that_names_it():
+    message = "arm 'grads@25%:score=midle-norm': score is 'midle-norm', which is unknown: "
+    with pytest.raises(GradsiftError, match=re.escape(message)):
+        parse_arms(("full", "grads@25%:score=midle-norm"), (), 1)
+    with pytest.raises(GradsiftError, match=r"`score` is 'high-nrm', .* did you mean high-norm"):
+        arm_settings({"score": "high-nrm"}, SelectionConfig)
 
 
 def test_needs_are_those_of_all_arms():

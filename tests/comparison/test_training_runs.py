@@ -9,7 +9,7 @@ from comparing import Killed, die
 from gradsift import compare, train
 from gradsift.comparison.arms import parse_arms, rows_of
 from gradsift.comparison.suite import make_suite
-from gradsift.comparison.training_runs import lay_out, trainer_settings
+from gradsift.comparison.training_runs import settings_of_arm, training_runs_for
 from gradsift.config import ArmTrainingConfig, EvaluationConfig, RunConfig, SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.text_metrics import WITHOUT
@@ -37,7 +37,7 @@ def test_what_is_not_said_is_as_in_the_capture(said, captured, expected):
         sft={"learning_rate": 1e-3, "weight_decay": 0.1},
     )  # fmt: skip
     training = ArmTrainingConfig(lora=said, sft={"learning_rate": 1e-4}, epochs=2)
-    settings = trainer_settings(training, capture, seed=7)
+    settings = settings_of_arm(training, capture, seed=7)
     assert settings.lora == expected
     assert settings.sft == {"learning_rate": 1e-4, "weight_decay": 0.1}
     assert (settings.seed, settings.epochs, settings.batching) == (7, 2, "random")
@@ -46,7 +46,7 @@ def test_what_is_not_said_is_as_in_the_capture(said, captured, expected):
 def test_settings_that_cannot_be_are_refused():
     capture = RunConfig(data="d", model="m", out="o")
     with pytest.raises(GradsiftError, match="zz"):
-        trainer_settings(ArmTrainingConfig(lora={"zz": 1}), capture, 0)
+        settings_of_arm(ArmTrainingConfig(lora={"zz": 1}), capture, 0)
 
 
 def test_work_that_an_earlier_gradsift_finished_is_found_again(world):
@@ -58,14 +58,14 @@ def test_work_that_an_earlier_gradsift_finished_is_found_again(world):
         make_suite(run.read_rows(str(world / "test.jsonl")), run, config), synonyms=WITHOUT
     )
     arms = parse_arms(("base", "full:seeds=1", "full-equal-steps:seeds=1", "random"), ("50%",), 2)
-    settings = trainer_settings(ArmTrainingConfig(epochs=1), run.config, 0)
+    settings = settings_of_arm(ArmTrainingConfig(epochs=1), run.config, 0)
     rows = rows_of(run, arms, SelectionConfig())
-    found = lay_out(run, arms, rows, settings, suite.identity)
-    other = trainer_settings(
+    found = training_runs_for(run, arms, rows, settings, suite.identity)
+    other = settings_of_arm(
         ArmTrainingConfig(epochs=1, lora={"r": 2}, sft={"weight_decay": 0.1}), run.config, 3
     )
     suite = replace(suite, tasks=None, task_texts={}, windows={}, limit=None)
-    found += lay_out(run, arms[1:2], rows, other, suite.identity)
+    found += training_runs_for(run, arms[1:2], rows, other, suite.identity)
     before = {"model": "sha256 1266eaafdf30cf93", "tokenizer": "sha256 6b9f62d8d16f0f5f"}
     found = [replace(each, identity={**each.identity, **before}) for each in found]
     assert [each.folder.name for each in found] == [

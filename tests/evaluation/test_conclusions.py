@@ -5,13 +5,22 @@ import re
 import numpy as np
 import pytest
 
-from gradsift.evaluation.conclusions import Question, decide
-from gradsift.evaluation.intervals import Estimate, Part
+from gradsift.evaluation.conclusions import Question, decide, holm, holm_multipliers
+from gradsift.evaluation.intervals import Estimate, VarianceComponent
 from gradsift.evaluation.metrics import GENERAL, LEARNING
 
 
 def estimate(value, p):
-    return Estimate(value, value - 1, value + 1, p, 100, (3, 3), Part(0.3, 99), Part(0.1, 4))
+    return Estimate(
+        value,
+        value - 1,
+        value + 1,
+        p,
+        100,
+        (3, 3),
+        VarianceComponent(0.3, 99),
+        VarianceComponent(0.1, 4),
+    )
 
 
 def learning(arm="a", **metrics):
@@ -70,13 +79,17 @@ def test_forgetting_cannot_be_compared_where_there_was_none():
 
 
 def test_what_has_no_interval_was_not_kept():
-    one = {"accuracy": Estimate(-9.0, -np.inf, np.inf, 1.0, 1, (1, 1), Part(np.inf, 1), None)}
+    one = {
+        "accuracy": Estimate(
+            -9.0, -np.inf, np.inf, 1.0, 1, (1, 1), VarianceComponent(np.inf, 1), None
+        )
+    }
     (verdict,) = decide([Question(GENERAL, "a", "full", "full", one, one, one)])
     assert verdict.answer == "cannot tell"
 
 
 def test_what_is_needed_counts_the_comparisons():
-    found = Estimate(0.5, -1, 2, 0.3, 100, (1, 1), Part(0.3, 99), None)
+    found = Estimate(0.5, -1, 2, 0.3, 100, (1, 1), VarianceComponent(0.3, 99), None)
     many = [Question(LEARNING, arm, "random", "random", {"bleu": found}) for arm in "abcdefgh"]
     alone, among = (
         int(re.search(r"BLEU about (\d+) more", v[0].sentence)[1])
@@ -86,7 +99,7 @@ def test_what_is_needed_counts_the_comparisons():
 
 
 def test_models_that_answer_everything_alike_need_no_more_rows():
-    same = Estimate(0.0, 0.0, 0.0, 1.0, 100, (1, 1), Part(0.0, 99), None)
+    same = Estimate(0.0, 0.0, 0.0, 1.0, 100, (1, 1), VarianceComponent(0.0, 99), None)
     (verdict,) = decide([Question(LEARNING, "a", "random", "random", {"bleu": same})])
     assert verdict.answer == "nothing to tell"
     assert "both answered everything alike" in verdict.sentence
@@ -94,7 +107,7 @@ def test_models_that_answer_everything_alike_need_no_more_rows():
 
 
 def test_a_single_item_has_no_interval():
-    one = Estimate(2.0, -np.inf, np.inf, 1.0, 1, (1, 1), Part(np.inf, 1), None)
+    one = Estimate(2.0, -np.inf, np.inf, 1.0, 1, (1, 1), VarianceComponent(np.inf, 1), None)
     (verdict,) = decide([Question(LEARNING, "a", "random", "random", {"bleu": one})])
     assert verdict.answer == "cannot tell"
     assert "BLEU +2.00 [no interval] (p 1.000); for BLEU more than one item" in verdict.sentence
@@ -105,3 +118,11 @@ def test_a_sentence_has_figures_and_what_would_help():
     assert "Did a learn more than random? Cannot tell" in verdict.sentence
     assert "BLEU +0.50 [-0.50, +1.50] (p 0.400)" in verdict.sentence
     assert "needed" in verdict.sentence
+
+
+def test_holm():
+    # Worked by hand: sorted .01 .02 .04 times 3 2 1, made monotone.
+    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+    assert holm_multipliers([0.04, 0.01, 0.02]) == [1, 3, 2]

@@ -5,10 +5,8 @@ import pytest
 
 from gradsift.evaluation.intervals import (
     Estimate,
-    Part,
+    VarianceComponent,
     estimate_difference,
-    holm,
-    holm_multipliers,
     needed,
     pooled_seed_spread,
 )
@@ -88,7 +86,7 @@ def test_an_arm_trained_once_borrows_the_luck_of_the_others():
     assert with_it.seeds.variance == pytest.approx(0.04 + 0.04 / 3)
     assert with_it.seeds.df == 2
     assert estimate_difference(once, once, n_items=N, seed_spread=spread).seeds.df == 2
-    # The untrained model has no luck.
+    # The untrained model has no seed variance.
     base = estimate_difference(several, once, n_items=N, seed_spread=spread, trained=(True, False))
     assert base.seeds.variance == pytest.approx(0.04 / 3)
     assert pooled_seed_spread([once]) is None
@@ -118,14 +116,6 @@ def test_no_difference_at_all_is_no_finding():
     assert (found.value, found.p) == (0, 1)
 
 
-def test_holm():
-    # Worked by hand: sorted .01 .02 .04 times 3 2 1, made monotone.
-    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
-    assert holm([0.5, 0.6]) == [1.0, 1.0]
-    assert holm([]) == []
-    assert holm_multipliers([0.04, 0.01, 0.02]) == [1, 3, 2]
-
-
 @pytest.mark.parametrize(
     ("items", "seeds", "expected"),
     [
@@ -142,14 +132,14 @@ def test_holm():
     ],
 )
 def test_what_would_be_needed(items, seeds, expected):
-    part = None if seeds is None else Part(seeds, 4)
-    found = Estimate(1.0, -1, 3, 0.3, 100, (3, 3), Part(items, 99), part)
+    part = None if seeds is None else VarianceComponent(seeds, 4)
+    found = Estimate(1.0, -1, 3, 0.3, 100, (3, 3), VarianceComponent(items, 99), part)
     assert needed(found) == expected
 
 
 def test_what_would_be_needed_is_more_where_p_is_adjusted():
     # Alone it would be clear: 2.2 standard errors. Of ten, it is not.
-    found = Estimate(2.2, 0.2, 4.2, 0.03, 100, (1, 1), Part(1.0, 99), None)
+    found = Estimate(2.2, 0.2, 4.2, 0.03, 100, (1, 1), VarianceComponent(1.0, 99), None)
     alone, detrended = needed(found), needed(found, 10)
     more = [int(text.split()[1]) for text in (alone, detrended)]
     assert 0 < more[0] < more[1]
@@ -190,5 +180,5 @@ def test_resampling_few_items_understates_their_spread():
 
 
 def test_nothing_helps_where_there_is_no_difference():
-    found = Estimate(0.0, -1, 1, 1.0, 100, (3, 3), Part(0.2, 99), None)
+    found = Estimate(0.0, -1, 1, 1.0, 100, (3, 3), VarianceComponent(0.2, 99), None)
     assert "more than 20 times" in needed(found)

@@ -7,7 +7,7 @@ import pytest
 from gradsift.selection.audit import Mix, audit_of, audit_warnings, overlap, repeated_share
 from pools import N, context_for, copied, make_pool
 
-FINE = {"self_checked": True, "non_finite_share": 0.0}
+FINE = {"self_checked": True, "non_finite_share": 0.0, "detrend": ("response_length",)}
 
 
 def audited(pool, rows, score=None):
@@ -88,6 +88,13 @@ def test_a_selection_without_faults_has_no_warnings():
         ({"high_loss_share": (0.1, 0.16)}, FINE, None, "makes 16 % of the subset"),
         ({"length_correlation": -0.6}, FINE, None, r"mostly shortness \(rank correlation -0.60"),
         ({"length_correlation": 0.6}, FINE, None, r"mostly length \(rank correlation \+0.60"),
+        ({"length_correlation": 0.6}, FINE, None, "although `detrend` takes the length off"),
+        (
+            {"length_correlation": 0.6},
+            FINE | {"detrend": ("step",)},
+            None,
+            r"\+0.60\): try `detrend: response_length`$",
+        ),
         ({"sources": Mix({"a": (9, 9), "b": (9, 0)})}, FINE, None, "source 'b' has vanished"),
         (
             {"sources": Mix({"a": (417, 27), "b": (183, 3)})},

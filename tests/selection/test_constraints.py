@@ -25,7 +25,7 @@ def test_tokens_are_a_ceiling_and_smaller_rows_still_fit():
 
 def test_fits_and_fitting_say_the_same():
     builder = constraints(
-        "tokens", 7, keep=(1,), group_N=np.array([0, 0, 1, 1, 1]), most_G={1: 1}, barred=(0,)
+        "tokens", 7, keep=(1,), group_N=np.array([0, 0, 1, 1, 1]), caps_G={1: 1}, excluded=(0,)
     ).builder()
     for row in (None, 3):
         if row is not None:
@@ -41,12 +41,12 @@ def test_what_must_be_kept_comes_first_and_counts():
 
 
 def test_room():
-    assert constraints().room() == 5
-    assert constraints(barred=(0, 1)).room() == 3
-    groups = {"group_N": np.array([0, 0, 1, 1, 1]), "most_G": {1: 1}}
-    assert constraints(**groups).room() == 3
-    assert constraints(**groups, barred=(2, 3)).room() == 3
-    assert constraints(**groups, barred=(0, 2, 3, 4)).room() == 1
+    assert constraints().capacity() == 5
+    assert constraints(excluded=(0, 1)).capacity() == 3
+    groups = {"group_N": np.array([0, 0, 1, 1, 1]), "caps_G": {1: 1}}
+    assert constraints(**groups).capacity() == 3
+    assert constraints(**groups, excluded=(2, 3)).capacity() == 3
+    assert constraints(**groups, excluded=(0, 2, 3, 4)).capacity() == 1
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,12 @@ def test_room():
     [
         ({"kind": "tokens", "amount": 0}, "shortest instance has 1. Give at least 1tok"),
         ({"keep": (0, 1, 2, 3)}, "3 of 4 fit"),
-        ({"keep": (0,), "barred": (0,)}, "0 of 1 fit"),
-        ({"barred": (0, 1, 2)}, "leave 2 rows, but the budget asks for 3"),
-        ({"group_N": np.zeros(5, dtype=int), "most_G": {0: 2}}, "leave 2 rows"),
-        ({"kind": "tokens", "barred": (0, 1, 2, 3, 4)}, "leave no row"),
-        ({"amount": 0, "group_N": np.zeros(5, dtype=int), "most_G": {0: 0}}, "leave no row"),
-        ({"kind": "tokens", "barred": (1, 3), "amount": 2}, "shortest instance has 3"),
+        ({"keep": (0,), "excluded": (0,)}, "0 of 1 fit"),
+        ({"excluded": (0, 1, 2)}, "leave 2 rows, but the budget asks for 3"),
+        ({"group_N": np.zeros(5, dtype=int), "caps_G": {0: 2}}, "leave 2 rows"),
+        ({"kind": "tokens", "excluded": (0, 1, 2, 3, 4)}, "leave no row"),
+        ({"amount": 0, "group_N": np.zeros(5, dtype=int), "caps_G": {0: 0}}, "leave no row"),
+        ({"kind": "tokens", "excluded": (1, 3), "amount": 2}, "shortest instance has 3"),
     ],
 )
 def test_conditions_that_cannot_be_met_are_refused(given, message):

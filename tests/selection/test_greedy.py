@@ -68,10 +68,12 @@ def test_greedy_under_lists_and_quotas_is_greedy_among_what_is_allowed(seed):
     n, generator = 12, np.random.default_rng(seed)
     objective, group = problem(n, seed), generator.integers(3, size=n)
     keep = tuple(generator.permutation(n)[:2].tolist())
-    barred = tuple(int(r) for r in generator.permutation(n)[:2] if r not in keep)
+    excluded = tuple(int(r) for r in generator.permutation(n)[:2] if r not in keep)
     most = {0: 2 + int((group[list(keep)] == 0).sum())}
-    constraints = Constraints(np.ones(n), ResolvedBudget("rows", 6, 6.0), keep, group, most, barred)
-    if constraints.room() < 6:
+    constraints = Constraints(
+        np.ones(n), ResolvedBudget("rows", 6, 6.0), keep, group, most, excluded
+    )
+    if constraints.capacity() < 6:
         return
     found, gains = lazy_greedy(objective, constraints)
     order = list(keep)
@@ -81,7 +83,7 @@ def test_greedy_under_lists_and_quotas_is_greedy_among_what_is_allowed(seed):
             row: objective.value(np.array([*order, row])) - before
             for row in range(n)
             if row not in order
-            and row not in barred
+            and row not in excluded
             and (group[row] != 0 or (group[order] == 0).sum() < most[0])
         }
         order.append(min(row for row in gain if gain[row] >= max(gain.values()) - 1e-12))

@@ -8,10 +8,11 @@ import pytest
 from scipy.stats import percentileofscore, spearmanr
 
 from gradsift.config import SelectionConfig
+from gradsift.selection import selector
 from gradsift.selection.constraints import parse_budget
 from gradsift.selection.greedy import elbow
 from gradsift.selection.scores import SCORES
-from gradsift.selection.selector import choose_rows, select_rows
+from gradsift.selection.selector import choose_rows, make_signal, select_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES
 from gradsift.terms import LAYERS, STATISTICS
 from pools import N, context_for, copied, make_pool
@@ -290,6 +291,30 @@ def test_quotas_need_sources_and_kept_rows_must_be_there():
     only_head = replace(pool, statistics={"lm_head": pool.statistics["lm_head"]})
     with pytest.raises(ValueError, match="layer 'embedding' is unknown, expected one of lm_head"):
         select(only_head, layers=("embedding",))
+
+
+def test_all_scores_share_one_density(monkeypatch):
+    pool, calls = make_pool(), []
+    estimate = selector.estimate_density
+    monkeypatch.setattr(
+        selector, "estimate_density", lambda *args: calls.append(1) or estimate(*args)
+    )
+    signals = [make_signal(pool, SelectionConfig(score=score)) for score in SCORES]
+    assert len(calls) == 1
+    # All layers by name are the same as all layers.
+    make_signal(pool, SelectionConfig(layers=LAYERS))
+    assert len(calls) == 1
+    for score, signal in zip(SCORES, signals, strict=True):
+        fresh = make_signal(make_pool(), SelectionConfig(score=score))
+        np.testing.assert_array_equal(signal.score_N, fresh.score_N)
+        np.testing.assert_array_equal(signal.magnitude_N, fresh.magnitude_N)
+        np.testing.assert_array_equal(signal.density.log_N, fresh.density.log_N)
+    for change in ({"layers": LAYERS[:1]}, {"detrend": ()}, {"signal_statistics": ("std",)}):
+        calls.clear()
+        fresh = make_signal(make_pool(), SelectionConfig(**change))
+        cached = make_signal(pool, SelectionConfig(**change))
+        assert len(calls) == 2
+        np.testing.assert_array_equal(cached.score_N, fresh.score_N)
 
 
 def test_choosing_alone_chooses_the_same():

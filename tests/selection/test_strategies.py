@@ -18,7 +18,7 @@ from gradsift.selection.strategies.base import Task
 from gradsift.selection.strategies.catalogue import (
     STRATEGIES,
     needs_of,
-    require_known_rules,
+    require_known_names,
     uses_score,
 )
 from gradsift.terms import LAYERS
@@ -51,7 +51,7 @@ def choose(name, given):
 )
 def test_every_strategy_keeps_to_budget_lists_and_quotas(name, budget):
     group = np.arange(N) % 3
-    given = task(budget, keep=(7, 3), barred=(0, 1), group_N=group, most_G={1: 4})
+    given = task(budget, keep=(7, 3), excluded=(0, 1), group_N=group, caps_G={1: 4})
     order = choose(name, given).order_S
     assert order[:2].tolist() == [7, 3]
     assert len(set(order.tolist())) == len(order)
@@ -304,6 +304,46 @@ def test_a_strategy_says_truly_whether_it_has_gains_and_what_it_goes_by(name):
     assert strategy.uses_coefficients == changed
 
 
+def with_the_models_numbers_shuffled(pool):
+    """The pool with what a model computed of each row given to another row."""
+    order = np.random.default_rng(3).permutation(len(pool))
+    statistics, references = pool.statistics, pool.reference_losses
+    return replace(
+        pool,
+        statistics={
+            layer: {name: array[order] for name, array in by_name.items()}
+            for layer, by_name in statistics.items()
+        },
+        sketches={layer: sketch[order] for layer, sketch in pool.sketches.items()},
+        reference_losses={name: losses[order] for name, losses in references.items()},
+        **{name: getattr(pool, name)[order] for name in ("step", "loss", "el2n", "features_ND")},
+    )
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_says_truly_whether_it_needs_a_capture(name):
+    pool = make_pool()
+    orders = [choose(name, task(pool=p)).order_S for p in (pool, make_pool())]
+    assert orders[0].tolist() == orders[1].tolist()
+    shuffled = choose(name, task(pool=with_the_models_numbers_shuffled(pool))).order_S
+    assert STRATEGIES[name].needs_capture == (set(shuffled) != set(orders[0]))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_says_truly_whether_it_uses_the_score(name):
+    pool = make_pool()
+    low, high = (
+        choose_rows(
+            pool,
+            parse_budget("20"),
+            SelectionConfig(strategy=name, score=score),
+            context_for(pool),
+        )
+        for score in ("low-norm", "high-norm")
+    )
+    assert STRATEGIES[name].uses_score == (set(low) != set(high))
+
+
 def test_needs_are_those_of_strategy_and_score():
     assert needs_of(SelectionConfig()) == frozenset()
     assert needs_of(SelectionConfig(score="prompt-gain")) == {Need.REFERENCE_LOSSES}
@@ -325,8 +365,8 @@ def test_needs_are_those_of_strategy_and_score():
         ({"score": "left"}, "known are density, high-norm"),
     ],
 )
-def test_an_unknown_rule_is_refused(change, message):
-    for refuse in (require_known_rules, needs_of, lambda config: make_signal(make_pool(), config)):
+def test_an_unknown_strategy_or_score_is_refused(change, message):
+    for refuse in (require_known_names, needs_of, lambda config: make_signal(make_pool(), config)):
         with pytest.raises(GradsiftError, match=message):
             refuse(SelectionConfig(**change))
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from gradsift.errors import GradsiftError
-from gradsift.store.manifest import MANIFEST_NAME, Manifest, load_manifest
+from gradsift.store.manifest import MANIFEST_NAME, PARTS_FOLDER, Manifest, load_manifest
 from gradsift.store.reader import read_store
-from gradsift.store.writer import PARTS_FOLDER, StoreWriter
+from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS, STATISTICS
 from gradsift.utils import read_parquet, sha256_of, write_json, write_parquet
 

@@ -13,9 +13,9 @@ import torch
 
 from gradsift.config import CaptureConfig
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.store.manifest import Manifest
+from gradsift.store.manifest import PARTS_FOLDER, Manifest
 from gradsift.store.reader import read_store
-from gradsift.store.writer import PARTS_FOLDER, StoreWriter
+from gradsift.store.writer import StoreWriter
 from gradsift.training.checkpoint import MARKER
 from gradsift.training.cost import estimate_cost
 from gradsift.training.epoch import PreliminaryEpoch

@@ -172,7 +172,7 @@ def _resolved(
 def select(
     settings: dict[str, Any], run_folder: RunFolder, budget: BudgetOption, json_: Json = False
 ) -> None:
-    """Select from a captured run, in seconds: another budget, another rule."""
+    """Select from a captured run, in seconds: another budget, another strategy."""
     _show(load("commands.select").select(run_folder, budget=budget, **settings), json_)
 
 
@@ -293,7 +293,7 @@ def compare(
 
 @command()
 def reference_losses(run_folder: RunFolder, json_: Json = False) -> None:
-    """Compute the losses of the untrained model that some rules need. Run again to resume."""
+    """Compute the losses of the untrained model that some strategies need. Run again to resume."""
     progress = _progress()
     compute = load("commands.reference_losses").reference_losses
     _show(compute(run_folder, progress=progress), json_)

@@ -17,7 +17,7 @@ from gradsift.comparison.plots import PLOTS, plots_of
 from gradsift.comparison.results import Scoreboard, caveats_of, questions_of
 from gradsift.comparison.suite import make_suite, overlap_with
 from gradsift.comparison.tables import Comparison
-from gradsift.comparison.training_runs import TrainingRun, lay_out, trainer_settings
+from gradsift.comparison.training_runs import TrainingRun, settings_of_arm, training_runs_for
 from gradsift.config import ArmsConfig, ArmTrainingConfig, EvaluationConfig, SelectionConfig
 from gradsift.data.pool import Pool
 from gradsift.errors import GradsiftError
@@ -109,12 +109,12 @@ def compare(
     name = COMPARISON if name is None else name
     _require_free(run.folder, name)
     with without_progress_bars():
-        trainer, pool = trainer_settings(training, run.config, selection.seed), run.pool
+        trainer, pool = settings_of_arm(training, run.config, selection.seed), run.pool
         test_pool = test if isinstance(test, Pool) else _held_out(run, test, test_split)
         suite = make_suite(test_pool, run, evaluation)
         compute_missing_losses(run, arms, selection, progress)
         rows = rows_of(run, arms, selection)
-        training_runs = lay_out(run, arms, rows, trainer, suite.identity)
+        training_runs = training_runs_for(run, arms, rows, trainer, suite.identity)
         notes = [*_overlap(pool, test_pool), *_equal_arms(training_runs)]
         experiment = Experiment(run, training_runs, suite, training, progress)
         forecast = _forecast(experiment)
@@ -183,8 +183,8 @@ def _equal_arms(training_runs: Sequence[TrainingRun]) -> list[str]:
     for training_run in training_runs:
         keys.setdefault(training_run.arm.label, []).append(training_run.key)
     alike: dict[tuple[str, ...], list[str]] = {}
-    for label, own in keys.items():
-        alike.setdefault(tuple(own), []).append(label)
+    for label, run_keys in keys.items():
+        alike.setdefault(tuple(run_keys), []).append(label)
     return [
         f"{' and '.join(labels)} are the same rows, trained alike"
         for labels in alike.values()
@@ -194,7 +194,7 @@ def _equal_arms(training_runs: Sequence[TrainingRun]) -> list[str]:
 
 def _forecast(experiment: Experiment) -> Forecast:
     runs = {training_run.key: training_run for training_run in experiment.training_runs}
-    to_do = [each for each in runs.values() if experiment.result_of(each) is None]
+    to_do = [run for run in runs.values() if experiment.result_of(run) is None]
     n_tokens, speed = sum(map(tokens_to_train, to_do)), experiment.tokens_per_second()
     training = None if speed is None else n_tokens / speed
     asked = len(to_do) * experiment.suite.n_tokens

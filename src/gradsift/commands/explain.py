@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradsift.commands.select import DECISIONS, SELECTIONS, SUMMARY
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
+from gradsift.selection.counterfactuals import counterfactual
 from gradsift.selection.neighbours import Neighbours
-from gradsift.selection.strategies.catalogue import STRATEGIES
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import DROPPED
 from gradsift.terms import LAYERS
@@ -70,33 +69,33 @@ def explain(
         The explanation.
 
     Raises:
-        ValueError: If there is no such row or no such selection, or several rows share the line.
+        GradsiftError: If there is no such row or no such selection, or several rows share the line.
     """
     run = Run.of(run)
     folder, table = run.folder, run.pool_table
     column, value = _where(row_id)
-    found = table.filter(pc.equal(table[column], value)).to_pylist()
-    if not found:
-        some = ", ".join(map(repr, table["instance_id"].slice(0, 3).to_pylist()))
+    rows = table.filter(pc.equal(table[column], value)).to_pylist()
+    if not rows:
+        ids = ", ".join(map(repr, table["instance_id"].slice(0, 3).to_pylist()))
         raise GradsiftError(
-            f"{folder}: no row {row_id!r}. Ids look like {some}; line:12 takes line 12 of a file "
+            f"{folder}: no row {row_id!r}. Ids look like {ids}; line:12 takes line 12 of a file "
             "of lines, row:12 the thirteenth row."
         )
-    if len(found) > 1:
-        some = ", ".join(repr(row["instance_id"]) for row in found[:3])
+    if len(rows) > 1:
+        ids = ", ".join(repr(row["instance_id"]) for row in rows[:3])
         raise GradsiftError(
-            f"{folder}: {len(found)} rows stand on {row_id}: give an id, such as {some}."
+            f"{folder}: {len(rows)} rows stand on {row_id}: give an id, such as {ids}."
         )
-    there = sorted(path.parent.name for path in (folder / SELECTIONS).glob(f"*/{DECISIONS}"))
-    if name is not None and name not in there:
+    selections = sorted(path.parent.name for path in (folder / SELECTIONS).glob(f"*/{DECISIONS}"))
+    if name is not None and name not in selections:
         raise GradsiftError(
-            f"{folder}: no selection {name!r}; there are: {', '.join(there) or 'none'}."
+            f"{folder}: no selection {name!r}; there are: {', '.join(selections) or 'none'}."
         )
-    row = found[0]
+    row = rows[0]
     decisions = {
-        one: _decision(folder / SELECTIONS / one, str(row["instance_id"]))
-        for one in there
-        if name in (None, one)
+        selection: _decision(folder / SELECTIONS / selection, str(row["instance_id"]))
+        for selection in selections
+        if name in (None, selection)
     }
     if any(decision["decision"] != "dropped" for decision in decisions.values()):
         _add_near_duplicates(run, str(row["instance_id"]), decisions)
@@ -114,60 +113,17 @@ def _decision(selection: Path, instance_id: str) -> dict[str, object]:
     table = read_parquet(selection / DECISIONS)
     line = table.filter(pc.equal(table["instance_id"], instance_id)).to_pylist()[0]
     summary = json.loads((selection / SUMMARY).read_text(encoding="utf-8"))
-    line["what_if"] = None if line["decision"] == "dropped" else _what_if(line, table, summary)
-    return line
-
-
-def _what_if(line: dict, table: pa.Table, summary: dict) -> str | None:
-    """Say what would have to change for the other decision, where the numbers tell.
-
-    Returns:
-        A sentence; None where nothing can be said from what is stored.
-    """
-    gains = STRATEGIES[str(summary["strategy"])].uses_coefficients
-    if str(summary["budget"]).endswith("tok") or not gains:
-        return _what_if_of_measure(line, table)
-    last = table.filter(pc.equal(table["rank"], pc.max(table["rank"]))).to_pylist()[0]
-    alpha = float(summary["settings"]["alpha"])
-    if alpha == 0 or line["marginal_gain"] is None:
-        return None
-    per_score = alpha / float(summary["expected_rows"])
-    if not line["selected"]:
-        needed = (
-            line["gradient_score"] + (last["marginal_gain"] - line["marginal_gain"]) / per_score
+    line["what_if"] = None
+    if line["decision"] != "dropped":
+        line["what_if"] = counterfactual(
+            line,
+            table,
+            strategy=str(summary["strategy"]),
+            by_tokens=str(summary["budget"]).endswith("tok"),
+            alpha=float(summary["settings"]["alpha"]),
+            expected_rows=float(summary["expected_rows"]),
         )
-        if needed <= 1:
-            text = (
-                f"would be kept with a gradient score above {needed:.3f} "
-                f"(has {line['gradient_score']:.3f})"
-            )
-        else:
-            text = "no gradient score would be enough"
-        without = line["marginal_gain"] + line["similarity_penalty"]
-        if line["similarity_penalty"] > 0 and without > last["marginal_gain"]:
-            text += "; or without the near-duplicates that are kept"
-        return text
-    rejected = table.filter(pc.equal(table["decision"], "rejected"))
-    if rejected.num_rows == 0:
-        return None
-    first_out = pc.max(rejected["marginal_gain"]).as_py()
-    allowed = line["gradient_score"] - (line["marginal_gain"] - first_out) / per_score
-    if allowed <= 0:
-        return "would be kept with any gradient score"
-    return (
-        f"would be left out with a gradient score below about {allowed:.3f} "
-        f"(has {line['gradient_score']:.3f})"
-    )
-
-
-def _what_if_of_measure(line: dict, table: pa.Table) -> str | None:
-    if line["measure"] is None:
-        return None
-    kept = table.filter(pc.equal(table["decision"], "selected"))["measure"]
-    low, high = pc.min(kept).as_py(), pc.max(kept).as_py()
-    if line["selected"] or low is None:
-        return None
-    return f"kept rows have {low:.4g} to {high:.4g}, this one {line['measure']:.4g}"
+    return line
 
 
 def _add_near_duplicates(
@@ -221,13 +177,13 @@ def _numbers(decision: dict[str, object]) -> list[str]:
         )
     near = decision.get("near_duplicates") or []
     if near:
-        some = ", ".join(
-            f"{one['instance_id']} ({one['similarity']:.2f}, "
-            f"{'kept' if one['selected'] else 'not kept'})"
-            for one in near[:_SHOWN]
+        shown = ", ".join(
+            f"{duplicate['instance_id']} ({duplicate['similarity']:.2f}, "
+            f"{'kept' if duplicate['selected'] else 'not kept'})"
+            for duplicate in near[:_SHOWN]
         )
         more = f", and {len(near) - _SHOWN} more" if len(near) > _SHOWN else ""
-        lines.append(f"  near-duplicates: {some}{more}")
+        lines.append(f"  near-duplicates: {shown}{more}")
     if decision["what_if"] is not None:
         lines.append(f"  {decision['what_if']}")
     return lines

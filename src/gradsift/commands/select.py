@@ -42,7 +42,7 @@ class SelectResult:
         selection: The decisions.
         counts: selected + rejected + dropped = input, and dropped by reason.
         warnings: What ought to worry the user.
-        written: Further files, such as stanzas for trainers.
+        written: Further files, such as dataset configs for trainers.
     """
 
     folder: Path
@@ -63,7 +63,7 @@ class SelectResult:
             "expected_rows": selection.resolved_budget.expected_rows,
             "n_tokens": selection.n_tokens,
             **self.counts,
-            "criteria": {name: asdict(of) for name, of in selection.criteria.items()},
+            "criteria": {name: asdict(criteria) for name, criteria in selection.criteria.items()},
             "density": {
                 "method": selection.signal.density.method,
                 "error": selection.signal.density.error,
@@ -160,6 +160,7 @@ def select_run(
         non_finite_share=float((~run.store.finite).mean()),
         cut_share=selection.cut_share,
         uses_score=uses_score(config),
+        detrend=config.detrend,
     )
     places = table.filter(
         pc.is_in(table["instance_id"], value_set=pa.array(selection.ids, pa.string()))

@@ -87,14 +87,14 @@ def stability(
         overlaps[what] = overlap(first, _chosen_ids(run, parsed, other, context))
     for folder in [others] if isinstance(others, str | Path) else others:
         other_run = Run(folder)
-        theirs, ours = set(other_run.store.instance_ids), set(run.store.instance_ids)
-        if theirs != ours:
+        other_ids, ids = set(other_run.store.instance_ids), set(run.store.instance_ids)
+        if other_ids != ids:
             raise GradsiftError(
-                f"{folder}: has other rows ({len(theirs & ours)} of {len(ours)} are shared). "
+                f"{folder}: has other rows ({len(other_ids & ids)} of {len(ids)} are shared). "
                 "Stability compares captures of the same rows."
             )
-        ids = _chosen_ids(other_run, parsed, config, other_run.context(config))
-        overlaps[f"run {folder}"] = overlap(first, ids)
+        chosen_ids = _chosen_ids(other_run, parsed, config, other_run.context(config))
+        overlaps[f"run {folder}"] = overlap(first, chosen_ids)
     share = len(first) / int(run.store.finite.sum())
     return Stability(str(run.folder), str(parsed), share / (2 - share), overlaps)
 

@@ -80,13 +80,13 @@ class StrategiesResult:
             f"{pool.gradient_score[0]:7.2f}{'':27}{100 * pool.duplicate_share[0]:8.1f}%"
         )
         for outcome in self.outcomes:
-            found, of = outcome.audit, outcome.criteria
-            sources = "" if found.sources is None else f"{found.sources.distance:.2f}"
+            audit, criteria = outcome.audit, outcome.criteria
+            sources = "" if audit.sources is None else f"{audit.sources.distance:.2f}"
             lines.append(
-                f"{outcome.strategy:28}{found.n_rows[1]:7}{found.response_tokens[1]:8.0f}"
-                f"{found.loss[1]:7.2f}{found.gradient_score[1]:7.2f}{of.density:9.3f}"
-                f"{of.content_diversity:9.3f}{of.similarity:9.3f}"
-                f"{100 * found.duplicate_share[1]:8.1f}%{found.clusters.distance:9.2f}{sources:>9}"
+                f"{outcome.strategy:28}{audit.n_rows[1]:7}{audit.response_tokens[1]:8.0f}"
+                f"{audit.loss[1]:7.2f}{audit.gradient_score[1]:7.2f}{criteria.density:9.3f}"
+                f"{criteria.content_diversity:9.3f}{criteria.similarity:9.3f}"
+                f"{100 * audit.duplicate_share[1]:8.1f}%{audit.clusters.distance:9.2f}{sources:>9}"
             )
         lines += [
             "",

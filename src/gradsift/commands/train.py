@@ -18,12 +18,12 @@ from gradsift.comparison.training_runs import (
     TrainingRun,
     find_saved,
     is_saved_in,
-    lay_out,
     lock_of,
     read_metadata,
+    settings_of_arm,
     train_run,
-    trainer_settings,
     training_in,
+    training_runs_for,
 )
 from gradsift.config import ArmConfig, ArmTrainingConfig, SelectionConfig
 from gradsift.errors import GradsiftError
@@ -96,10 +96,10 @@ def train(
     arm, training, selection = arm_settings(settings, ArmConfig, ArmTrainingConfig, SelectionConfig)
     parsed, run = parse_arm(arm.arm, arm.budget), Run.of(run)
     with without_progress_bars():
-        trainer = trainer_settings(training, run.config, selection.seed)
+        trainer = settings_of_arm(training, run.config, selection.seed)
         compute_missing_losses(run, [parsed], selection, progress)
         rows = rows_of(run, [parsed], selection)
-        (training_run,) = lay_out(run, [parsed], rows, trainer)
+        (training_run,) = training_runs_for(run, [parsed], rows, trainer)
         folder = _folder_for(training_run, arm.out)
         done = _train_into(folder, training_run, run, training.save_steps, progress)
     n_rows = len(training_run.instances)

@@ -9,11 +9,12 @@ from typing import Any
 from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
-from gradsift.schema import Group, parse_pair, require_known, split_settings, validated
+from gradsift.schema import Group, nearest, parse_pair, require_known, split_settings, validated
 from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import Budget, parse_budget
+from gradsift.selection.scores import SCORES
 from gradsift.selection.selector import choose_rows
-from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of
+from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, require_known_names
 
 BASE = "base"
 FULL = "full"
@@ -79,7 +80,11 @@ def arm_settings(values: Mapping[str, Any], *groups: type[Group]) -> list[Any]:
     """Check settings that hold for all arms; returns one model for each group."""
     if "strategy" in values:
         raise GradsiftError("settings: strategy is said by the names of the arms.")
-    return split_settings(values, *groups)
+    models = split_settings(values, *groups)
+    for model in models:
+        if isinstance(model, SelectionConfig):
+            require_known_names(model)
+    return models
 
 
 def parse_arm(text: str, budget: str | int | float | None) -> Arm:
@@ -122,7 +127,7 @@ def _parse(
 ) -> list[Arm]:
     where = f"arm {text!r}"
     head, *pairs = text.split(":")
-    name, at, own_budget = head.partition("@")
+    name, at, arm_budget = head.partition("@")
     if name not in (BASE, FULL, FULL_STEPS, *STRATEGIES):
         raise GradsiftError(f"{where}: {_SYNTAX}.")
     settings = _parse_settings(pairs, where)
@@ -141,7 +146,7 @@ def _parse(
         return [Arm(text, name, None, {}, 1 if name == BASE else seeds)]
     if not at and not budgets:
         raise GradsiftError(f"{where}: no budget is given: add {setting} 50% or write {name}@50%.")
-    parsed = [parse_budget(budget) for budget in ([own_budget] if at else budgets)]
+    parsed = [parse_budget(budget) for budget in ([arm_budget] if at else budgets)]
     if any(budget.kind == "auto" for budget in parsed):
         raise GradsiftError(f"{where}: budget auto differs from arm to arm: give a number.")
     return [Arm(text, name, budget, settings, seeds) for budget in parsed]
@@ -152,6 +157,11 @@ def _parse_settings(pairs: Sequence[str], where: str) -> dict[str, Any]:
     for key in settings.keys() & _SAID_ELSEWHERE.keys():
         raise GradsiftError(f"{where}: {key} is said by {_SAID_ELSEWHERE[key]}.")
     require_known(settings, [*SelectionConfig.model_fields, "seeds"], where)
+    if "score" in settings and settings["score"] not in SCORES:
+        score = settings["score"]
+        raise GradsiftError(
+            f"{where}: score is {score!r}, which is unknown: {nearest(str(score), SCORES)}"
+        )
     return settings
 
 
@@ -174,11 +184,11 @@ def rows_of(
     contexts = {label: run.context(selection) for label, selection in selections.items()}
     pool = run.candidates(needs_of_arms(arms, base))
 
-    def rows(arm: Arm, seed: int) -> Sequence[str]:
+    def rows(arm: Arm, index: int) -> Sequence[str]:
         if arm.budget is None:
             return run.store.instance_ids
         selection = selections[arm.label]
-        drawn = selection.model_copy(update={"seed": selection.seed + seed})
+        drawn = selection.model_copy(update={"seed": selection.seed + index})
         order_S = choose_rows(pool, arm.budget, drawn, contexts[arm.label])
         return [pool.ids[i] for i in sorted(order_S.tolist())]
 

@@ -70,7 +70,7 @@ class Experiment:
         return [
             EvaluatedModel(
                 training_run.arm,
-                training_run.seed,
+                training_run.index,
                 len(training_run.instances),
                 results[at]["training"],
                 results[at]["scores"],
@@ -109,7 +109,7 @@ class Experiment:
             speed = n_tokens / sum(training["seconds"] for training in trainings)
         if not speed:
             return ""
-        tokens = {each.key: tokens_to_train(each) for each in to_do}
+        tokens = {training_run.key: tokens_to_train(training_run) for training_run in to_do}
         seconds = sum(tokens.values()) / speed + evaluation * len(tokens)
         return f"; about {duration(seconds)} left if this process does it all"
 
@@ -150,7 +150,7 @@ class Experiment:
         result = {
             "identity": training_run.identity,
             "arm": training_run.arm.label,
-            "seed": training_run.seed,
+            "seed": training_run.index,
             "n_rows": len(training_run.instances),
             "training": training,
             "scores": scores,

@@ -27,8 +27,7 @@ N_RESAMPLINGS = 1000
 # Items of a set from which on a bootstrap's interval is worth its name.
 ENOUGH_ITEMS = 20
 
-# Metric → set of items → their statistics [N, K].
-Strata = dict[str, dict[str, np.ndarray]]
+ItemSetsByMetric = dict[str, dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,14 @@ class EvaluatedModel:
 
     Attributes:
         arm: Of which arm.
-        seed: Number of its training.
+        index: Number of its training, from 0.
         n_rows: Trained on.
         training: Steps, tokens, seconds; None for base.
         scores: Item by item, from an evaluation suite.
     """
 
     arm: Arm
-    seed: int
+    index: int
     n_rows: int
     training: Mapping[str, Any] | None
     scores: Mapping[str, Any]
@@ -69,17 +68,17 @@ class Scoreboard:
         self.models: dict[str, list[EvaluatedModel]] = {}
         for model in models:
             self.models.setdefault(model.arm.label, []).append(model)
-        self.arms = {label: own[0].arm for label, own in self.models.items()}
-        self._strata = {id(model): _strata(model.scores) for model in models}
-        self.sizes = _same_sizes(list(self._strata.values()))
+        self.arms = {label: trained[0].arm for label, trained in self.models.items()}
+        self._item_sets = {id(model): _item_sets_of(model.scores) for model in models}
+        self.sizes = _same_sizes(list(self._item_sets.values()))
         self._weights = resampling_weights(self.sizes, N_RESAMPLINGS, seed=0)
         self._replicated: dict[tuple[int, str], Replicated] = {}
 
     @cached_property
     def metrics(self) -> list[str]:
         """The metrics that were measured."""
-        strata = next(iter(self._strata.values()))
-        return [name for name in METRICS if strata[name]]
+        item_sets = next(iter(self._item_sets.values()))
+        return [name for name in METRICS if item_sets[name]]
 
     def measured(self, kind: str) -> list[str]:
         """Return the metrics of one kind that were measured."""
@@ -92,8 +91,8 @@ class Scoreboard:
     def _replicate(self, model: EvaluatedModel, metric: str) -> Replicated:
         key = (id(model), metric)
         if key not in self._replicated:
-            strata = self._strata[id(model)][metric]
-            self._replicated[key] = replicate(METRICS[metric], strata, self._weights)
+            item_sets = self._item_sets[id(model)][metric]
+            self._replicated[key] = replicate(METRICS[metric], item_sets, self._weights)
         return self._replicated[key]
 
     def level(self, label: str, metric: str) -> Estimate:
@@ -105,12 +104,12 @@ class Scoreboard:
         return self._estimate(label, rival, metric)
 
     def _estimate(self, label: str, rival: str | None, metric: str) -> Estimate:
-        strata = self._strata[id(self.models[label][0])][metric]
+        item_sets = self._item_sets[id(self.models[label][0])][metric]
         return estimate_difference(
             self.replicates(label, metric),
             [] if rival is None else self.replicates(rival, metric),
-            n_items=sum(len(items) for items in strata.values()),
-            smallest_set=min(len(items) for items in strata.values()),
+            n_items=sum(len(items) for items in item_sets.values()),
+            smallest_set=min(len(items) for items in item_sets.values()),
             seed_spread=pooled_seed_spread([self.replicates(arm, metric) for arm in self.arms]),
             trained=(
                 self.arms[label].is_trained,
@@ -134,27 +133,27 @@ class Scoreboard:
 
     def parts(self, label: str, metric: str) -> dict[str, float]:
         """Return a metric by task or text, as the mean over an arm's models."""
-        strata = [self._strata[id(model)][metric] for model in self.models[label]]
+        by_model = [self._item_sets[id(model)][metric] for model in self.models[label]]
         return {
             name.partition(":")[2]: float(
-                np.mean([_value(metric, name, own[name]) for own in strata])
+                np.mean([_value(metric, name, item_sets[name]) for item_sets in by_model])
             )
-            for name in strata[0]
+            for name in by_model[0]
         }
 
     def by_source(self, label: str) -> dict[str, dict[str, Any]]:
         """Return the domain metrics of each source of held-out rows, as means over models."""
         table: dict[str, dict[str, Any]] = {}
         for metric in self.measured(LEARNING):
-            items_of = "rows" if metric == "loss" else "answers"
+            item_set = "rows" if metric == "loss" else "answers"
             values: dict[str, list[float]] = {}
             for model in self.models[label]:
-                sources = np.array(model.scores[items_of]["source"])
-                items = self._strata[id(model)][metric][items_of]
+                sources = np.array(model.scores[item_set]["source"])
+                items = self._item_sets[id(model)][metric][item_set]
                 for source in sorted(set(sources.tolist())):
-                    own = items[sources == source]
-                    values.setdefault(source, []).append(_value(metric, items_of, own))
-                    table.setdefault(source, {"n": len(own)})
+                    from_source = items[sources == source]
+                    values.setdefault(source, []).append(_value(metric, item_set, from_source))
+                    table.setdefault(source, {"n": len(from_source)})
             for source, of_models in values.items():
                 table[source][metric] = float(np.mean(of_models))
         return table
@@ -215,30 +214,30 @@ def caveats_of(board: Scoreboard) -> list[str]:
     return caveats
 
 
-def _strata(scores: Mapping[str, Any]) -> Strata:
+def _item_sets_of(scores: Mapping[str, Any]) -> ItemSetsByMetric:
     answers = scores.get("answers")
-    strata: Strata = {"loss": {"rows": _column(scores["rows"]["loss"])}}
+    item_sets: ItemSetsByMetric = {"loss": {"rows": _column(scores["rows"]["loss"])}}
     for name in ("meteor", "rouge_l"):
-        strata[name] = {} if answers is None else {"answers": _column(answers[name])}
+        item_sets[name] = {} if answers is None else {"answers": _column(answers[name])}
     for name in ("bleu", "chrf"):
-        strata[name] = {} if answers is None else {"answers": np.array(answers[name], float)}
-    strata["accuracy"] = {
+        item_sets[name] = {} if answers is None else {"answers": np.array(answers[name], float)}
+    item_sets["accuracy"] = {
         f"task:{name}": _column(task["scores"]) for name, task in sorted(scores["tasks"].items())
     }
-    strata["text_loss"] = {
+    item_sets["text_loss"] = {
         f"text:{name}": _column(text["loss"]) for name, text in sorted(scores["texts"].items())
     }
-    return strata
+    return item_sets
 
 
 def _column(values: Sequence[float]) -> np.ndarray:
     return np.array(values, float)[:, None]
 
 
-def _same_sizes(all_strata: Sequence[Strata]) -> dict[str, int]:
+def _same_sizes(by_model: Sequence[ItemSetsByMetric]) -> dict[str, int]:
     sizes = [
-        {name: len(items) for by_set in strata.values() for name, items in by_set.items()}
-        for strata in all_strata
+        {name: len(items) for by_set in item_sets.values() for name, items in by_set.items()}
+        for item_sets in by_model
     ]
     for other in sizes[1:]:
         if other != sizes[0]:

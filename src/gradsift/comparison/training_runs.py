@@ -45,7 +45,7 @@ class TrainingRun:
 
     Attributes:
         arm: Of which arm.
-        seed: Number of its training, from 0.
+        index: Number of its training, from 0.
         instances: Trained on; empty for base.
         settings: None for base.
         identity: Everything that determines the result.
@@ -53,7 +53,7 @@ class TrainingRun:
     """
 
     arm: Arm
-    seed: int
+    index: int
     instances: Sequence[Instance]
     settings: TrainerSettings | None
     identity: dict[str, object]
@@ -62,7 +62,7 @@ class TrainingRun:
     @property
     def title(self) -> str:
         """Its name in messages."""
-        return f"{self.arm.label}, training {self.seed}"
+        return f"{self.arm.label}, training {self.index}"
 
     @property
     def key(self) -> str:
@@ -73,7 +73,7 @@ class TrainingRun:
     def folder(self) -> Path:
         """Readable, and different for whatever differs."""
         name = re.sub(r"[^\w.=-]+", "_", self.arm.label.replace("%", "pct"))
-        return self.arms_folder / f"{name}-{self.seed}-{self.key}"
+        return self.arms_folder / f"{name}-{self.index}-{self.key}"
 
     @property
     def checkpoints(self) -> Path:
@@ -110,7 +110,7 @@ def lock_of(arms_folder: Path, key: str) -> FileLock:
     return FileLock(locks / key)
 
 
-def trainer_settings(training: ArmTrainingConfig, capture: RunConfig, seed: int) -> TrainerSettings:
+def settings_of_arm(training: ArmTrainingConfig, capture: RunConfig, seed: int) -> TrainerSettings:
     """Say how every arm is trained: what is not said is as in the capture.
 
     Raises:
@@ -127,7 +127,7 @@ def trainer_settings(training: ArmTrainingConfig, capture: RunConfig, seed: int)
     )
 
 
-def lay_out(
+def training_runs_for(
     run: Run,
     arms: Sequence[Arm],
     rows: Callable[[Arm, int], Sequence[str]],
@@ -152,22 +152,23 @@ def lay_out(
     if evaluation is not None:
         shared[_EVALUATION] = evaluation
     folder, training_runs = run.folder / ARMS, []
-    for seed in range(max(arm.n_seeds for arm in arms)):
+    for index in range(max(arm.n_seeds for arm in arms)):
         for arm in arms:
-            if seed >= arm.n_seeds:
+            if index >= arm.n_seeds:
                 continue
             if not arm.is_trained:
                 identity = {**shared, "training": None}
-                training_runs.append(TrainingRun(arm, seed, (), None, identity, folder))
+                training_runs.append(TrainingRun(arm, index, (), None, identity, folder))
                 continue
-            ids = set(rows(arm, seed))
+            ids = set(rows(arm, index))
             chosen = [item for item in run.instances if item.instance_id in ids]
-            own = replace(settings, seed=settings.seed + seed)
+            seeded = replace(settings, seed=settings.seed + index)
             if arm.name == FULL_STEPS:
-                own = replace(own, max_steps=steps_of(len(chosen), own.epochs, own))
+                n_steps = steps_of(len(chosen), seeded.epochs, seeded)
+                seeded = replace(seeded, max_steps=n_steps)
                 chosen = list(run.instances)
-            identity = _identity(shared, chosen, own)
-            training_runs.append(TrainingRun(arm, seed, chosen, own, identity, folder))
+            identity = _identity(shared, chosen, seeded)
+            training_runs.append(TrainingRun(arm, index, chosen, seeded, identity, folder))
     return training_runs
 
 

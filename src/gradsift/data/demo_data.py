@@ -198,13 +198,13 @@ def _import(name: str) -> ModuleType | None:
 
 def _documented(module_name: str, module: ModuleType) -> Iterator[tuple[str, str]]:
     # Where its own members come from: itself, its package, or its private C implementation.
-    own = (module.__name__, module_name.split(".")[0], "_")
+    homes = (module.__name__, module_name.split(".")[0], "_")
     public = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
     for name in public:
         member = getattr(module, name, None)
         if not (inspect.isroutine(member) or inspect.isclass(member)):
             continue
-        if not str(getattr(member, "__module__", module_name)).startswith(own):
+        if not str(getattr(member, "__module__", module_name)).startswith(homes):
             continue
         yield from _answer(f"{module_name}.{name}", member)
         if inspect.isclass(member):

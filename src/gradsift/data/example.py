@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+NOT_RECORDED = "not_recorded"
+NON_FINITE = "non_finite_gradient"
 # Every reason for which a row is not an instance, and what it means.
 DROP_REASONS = {
     "unreadable_line": "the line is not valid JSON, CSV or UTF-8",
@@ -18,14 +20,9 @@ DROP_REASONS = {
     "template_error": "the chat template refuses the conversation",
     "too_long": "longer than `max_length`, with `truncation` drop",
     "no_response_token": "after truncation no token of the response is left",
-    "not_recorded": "the training loop did not come to it",
-    "non_finite_gradient": "its gradient is not finite",
+    NOT_RECORDED: "the training loop did not come to it",
+    NON_FINITE: "its gradient is not finite",
 }
-# A guess of the language from fewer characters than this is worth nothing.
-FEWEST_CHARACTERS = 40
-# The beginning is enough, and keeps a pool of long rows quick.
-_MOST_CHARACTERS = 1_000
-TOO_SHORT = "too short to tell"
 
 
 class RowError(Exception):
@@ -79,18 +76,3 @@ def require_trainable(example: Example) -> Example:
     elif not any((m.get("content") or "").strip() or m.get("tool_calls") for m in example.trained):
         raise RowError("empty_response", "all trained assistant turns are empty")
     return example
-
-
-def language_of(example: Example) -> str:
-    """Guess the language of what is trained on: an ISO 639-1 code, or TOO_SHORT."""
-    # It comes with what capturing needs, not with what selecting needs.
-    import py3langid
-
-    if isinstance(example, Plain):
-        text = example.response
-    else:
-        text = "\n".join(str(turn.get("content") or "") for turn in example.trained)
-    text = text.strip()
-    if len(text) < FEWEST_CHARACTERS:
-        return TOO_SHORT
-    return str(py3langid.classify(text[:_MOST_CHARACTERS])[0])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gradsift.config import CaptureConfig
 from gradsift.data.example import Chat, Example, Plain
 from gradsift.errors import GradsiftError
+from gradsift.schema import choices_of
 from gradsift.terms import IGNORED_LABEL
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 GENERATION_MARK = re.compile(r"{%-?\s*generation\s*-?%}")
 ROLE_TITLES = {"user": "User", "assistant": "Assistant"}
-TRUNCATIONS = ("keep_start", "keep_end", "drop")
+TRUNCATIONS = choices_of(CaptureConfig, "truncation")
 DEFAULTS = CaptureConfig()
 EXAMPLES_AT_A_TIME = 500
 

@@ -31,7 +31,7 @@ from gradsift.evaluation.shared_prefix import SharedPrefixLM
 from gradsift.utils import short_sha256
 
 # What is read of each item: the first of these that a task has.
-METRICS = ("acc", "exact_match", "em", "f1", "acc_norm")
+TASK_METRICS = ("acc", "exact_match", "em", "f1", "acc_norm")
 # As lm-eval's command line does it, so that few-shot examples are the same.
 FEWSHOT_SEED = 1234
 ROWS_IN_A_BATCH = 16
@@ -184,11 +184,11 @@ def _sanity_task() -> dict[str, Any]:
 
 
 def _scores(task: str, samples: Sequence[dict], method: str) -> TaskScores:
-    metric = next((name for name in METRICS if samples and name in samples[0]), None)
+    metric = next((name for name in TASK_METRICS if samples and name in samples[0]), None)
     if metric is None:
         raise GradsiftError(
-            f"task {task}: its items have none of the metrics {', '.join(METRICS)}, so it cannot "
-            "be compared item by item."
+            f"task {task}: its items have none of the metrics {', '.join(TASK_METRICS)}, so it "
+            "cannot be compared item by item."
         )
     # One line for each filter of a task; the first is the task's main one.
     main = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]

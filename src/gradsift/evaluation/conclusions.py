@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
-from gradsift.evaluation.intervals import SIGNIFICANT, Estimate, holm, holm_multipliers, needed
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from gradsift.evaluation.intervals import SIGNIFICANT, Estimate, needed
 from gradsift.evaluation.metrics import DECIDING, GENERAL, LEARNING, METRICS, Metric
 
 YES = "yes"
@@ -49,7 +52,8 @@ class Verdict:
 
     Attributes:
         answer: yes, no (worse), mixed, cannot tell, or nothing to tell.
-        adjusted_p: By deciding metric, for the number of questions of this kind.
+        adjusted_p: By deciding metric, adjusted for all deciding metrics of all questions of
+            this kind and family.
     """
 
     question: Question
@@ -59,10 +63,11 @@ class Verdict:
 
 
 def decide(questions: Sequence[Question]) -> list[Verdict]:
-    """Answer questions, with p-values adjusted for the number of arms and metrics (Holm).
+    """Answer questions, with p-values adjusted for their number (Holm).
 
-    An arm is better where at least one deciding metric says so and none says the opposite. Where
-    neither arm measurably forgot anything, a difference between them is not forgetting.
+    They are adjusted within each kind and family, over all arms and deciding metrics. An arm is
+    better where at least one deciding metric says so and none says the opposite. Where neither arm
+    measurably forgot anything, a difference between them is not forgetting.
     """
     adjusted: list[dict[str, float]] = [{} for _ in questions]
     n_tests: list[dict[str, int]] = [{} for _ in questions]
@@ -79,6 +84,16 @@ def decide(questions: Sequence[Question]) -> list[Verdict]:
         ):
             adjusted[at][name], n_tests[at][name] = p, n
     return [_decide(*case) for case in zip(questions, adjusted, n_tests, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust the p-values of one family for their number (Holm, Scand. J. Statist. 1979)."""
+    return multipletests(p_values, method="holm")[1].tolist() if p_values else []
+
+
+def holm_multipliers(p_values: Sequence[float]) -> list[int]:
+    """Return by what Holm multiplies each p-value: the number of those that are not smaller."""
+    return (len(p_values) + 1 - stats.rankdata(p_values, "ordinal")).tolist()
 
 
 def _decide(question: Question, adjusted: dict[str, float], n_tests: dict[str, int]) -> Verdict:

@@ -5,14 +5,15 @@ Shapes: B rows, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from gradsift.progress import Progress, no_progress
+
 ROWS_IN_A_BATCH = 32
 TOLERANCE = 1e-2
-Progress = Callable[[int, int, int, int], None]
 
 
 @torch.no_grad()
@@ -23,7 +24,7 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int = ROWS_IN_A_BATCH,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> list[str]:
     """Answer prompts (two tokens or more) by the likeliest token at each step.
 
@@ -31,7 +32,7 @@ def generate(
     their weights only. Control tokens are not in the answers. `progress` is called with prompts
     done, all prompts, and the tokens of either.
     """
-    ends, own = end_tokens(model, tokenizer), model.generation_config
+    ends, model_config = end_tokens(model, tokenizer), model.generation_config
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -50,11 +51,10 @@ def generate(
             texts = _answers(model, tokenizer, [prompts[i] for i in batch])
             for i, text in zip(batch, texts, strict=True):
                 answers[i] = text
-            if progress is not None:
-                done, n = start + len(batch), len(prompts)
-                progress(done, n, done * max_new_tokens, n * max_new_tokens)
+            done, n = start + len(batch), len(prompts)
+            progress(done, n, done * max_new_tokens, n * max_new_tokens)
     finally:
-        model.generation_config = own
+        model.generation_config = model_config
     return answers
 
 

@@ -1,4 +1,4 @@
-"""Differences between arms with intervals that know of both lotteries: the items and the seeds.
+"""Differences between arms with intervals that count both sources of variance: items and seeds.
 
 The variance over items comes from a paired bootstrap (the same resampled items for both arms), that
 over seeds from the spread between an arm's trainings: resampling three seeds would understate it by
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, stats
-from statsmodels.stats.multitest import multipletests
 
 from gradsift.evaluation.metrics import Replicated
 
@@ -26,7 +25,7 @@ SMALLEST_P = 1e-12
 
 
 @dataclass(frozen=True)
-class Part:
+class VarianceComponent:
     """One source of variance.
 
     Attributes:
@@ -60,8 +59,8 @@ class Estimate:
     p: float
     n_items: int
     n_seeds: tuple[int, int]
-    items: Part
-    seeds: Part | None
+    items: VarianceComponent
+    seeds: VarianceComponent | None
 
 
 def estimate_difference(
@@ -70,7 +69,7 @@ def estimate_difference(
     *,
     n_items: int,
     smallest_set: int | None = None,
-    seed_spread: Part | None = None,
+    seed_spread: VarianceComponent | None = None,
     trained: tuple[bool, bool] = (True, True),
 ) -> Estimate:
     """Estimate how much larger a metric is in arm a than in arm b.
@@ -84,13 +83,15 @@ def estimate_difference(
         n_items: Test items, over all sets.
         smallest_set: Items of the smallest set that the metric is a mean over; None for n_items.
         seed_spread: From `pooled_seed_spread`; used where either arm has fewer than OWN_SPREAD.
-        trained: Whether each arm is trained at all (base is not: it has no luck of seeds).
+        trained: Whether each arm is trained at all (base is not: it has no seed variance).
     """
     value = _mean_value(a) - (_mean_value(b) if b else 0.0)
     replicates_B = _mean_values(a) - (_mean_values(b) if b else 0.0)
     n = n_items if smallest_set is None else smallest_set
-    items = Part(_item_variance(value, replicates_B, n, paired=bool(b)), max(n_items - 1, 1))
-    seeds = _seed_part(
+    items = VarianceComponent(
+        _item_variance(value, replicates_B, n, paired=bool(b)), max(n_items - 1, 1)
+    )
+    seeds = _seed_component(
         [arm for arm, is_trained in zip((a, b), trained, strict=True) if arm and is_trained],
         seed_spread,
     )
@@ -99,24 +100,14 @@ def estimate_difference(
     return Estimate(value, value - half, value + half, p, n_items, n_seeds, items, seeds)
 
 
-def pooled_seed_spread(arms: Sequence[Sequence[Replicated]]) -> Part | None:
+def pooled_seed_spread(arms: Sequence[Sequence[Replicated]]) -> VarianceComponent | None:
     """Return the variance of one training, over all arms (an entry a seed) with more than one."""
     several = [[run.value for run in arm] for arm in arms if len(arm) > 1]
     if not several:
         return None
     squares = sum(float(np.var(values, ddof=1)) * (len(values) - 1) for values in several)
     df = sum(len(values) - 1 for values in several)
-    return Part(squares / df, df)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust the p-values of one family for their number (Holm, Scand. J. Statist. 1979)."""
-    return multipletests(p_values, method="holm")[1].tolist() if p_values else []
-
-
-def holm_multipliers(p_values: Sequence[float]) -> list[int]:
-    """Return by what Holm multiplies each p-value: the number of those that are not smaller."""
-    return (len(p_values) + 1 - stats.rankdata(p_values, "ordinal")).tolist()
+    return VarianceComponent(squares / df, df)
 
 
 def needed(estimate: Estimate, n_tests: int = 1, *, most: float = 20.0) -> str:
@@ -130,7 +121,8 @@ def needed(estimate: Estimate, n_tests: int = 1, *, most: float = 20.0) -> str:
         return "more than one item of each set needed"
     square = estimate.value**2
     items, seeds = (
-        _needed_square(part, SIGNIFICANT / n_tests) for part in (estimate.items, estimate.seeds)
+        _needed_square(component, SIGNIFICANT / n_tests)
+        for component in (estimate.items, estimate.seeds)
     )
     phrases = []
     if square > seeds and items / (square - seeds) <= most:
@@ -156,14 +148,16 @@ def _mean_values(arm: Sequence[Replicated]) -> np.ndarray:
     return np.mean([run.values_B for run in arm], axis=0)
 
 
-def _needed_square(part: Part | None, level: float) -> float:
-    if part is None:
+def _needed_square(component: VarianceComponent | None, level: float) -> float:
+    if component is None:
         return 0.0
-    quantiles = _quantile(1 - level / 2, part.df) + _quantile(POWER, part.df)
-    return quantiles**2 * part.variance
+    quantiles = _quantile(1 - level / 2, component.df) + _quantile(POWER, component.df)
+    return quantiles**2 * component.variance
 
 
-def _seed_part(arms: Sequence[Sequence[Replicated]], spread: Part | None) -> Part | None:
+def _seed_component(
+    arms: Sequence[Sequence[Replicated]], spread: VarianceComponent | None
+) -> VarianceComponent | None:
     if not arms:
         return None
     if all(len(arm) >= OWN_SPREAD for arm in arms):
@@ -171,21 +165,23 @@ def _seed_part(arms: Sequence[Sequence[Replicated]], spread: Part | None) -> Par
         # as well, so intervals are rather too wide; taking it off made them too narrow.
         return _sum(
             [
-                Part(float(np.var([run.value for run in arm], ddof=1)) / len(arm), len(arm) - 1)
+                VarianceComponent(
+                    float(np.var([run.value for run in arm], ddof=1)) / len(arm), len(arm) - 1
+                )
                 for arm in arms
             ]
         )
     if spread is None:
         return None
     # One estimate for all arms, which is known no better for being used twice.
-    return Part(spread.variance * sum(1 / len(arm) for arm in arms), spread.df)
+    return VarianceComponent(spread.variance * sum(1 / len(arm) for arm in arms), spread.df)
 
 
-def _sum(parts: Sequence[Part]) -> Part:
+def _sum(components: Sequence[VarianceComponent]) -> VarianceComponent:
     # Welch and Satterthwaite.
-    variance = sum(part.variance for part in parts)
-    spread = sum(part.variance**2 / part.df for part in parts)
-    return Part(variance, variance**2 / spread if spread > 0 else math.inf)
+    variance = sum(component.variance for component in components)
+    spread = sum(component.variance**2 / component.df for component in components)
+    return VarianceComponent(variance, variance**2 / spread if spread > 0 else math.inf)
 
 
 def _item_variance(value: float, replicates_B: np.ndarray, n: int, *, paired: bool) -> float:
@@ -203,13 +199,19 @@ def _quantile(share: float, df: float) -> float:
     return float(stats.t.ppf(share, df))
 
 
-def _half_width(level: float, items: Part, seeds: Part | None) -> float:
-    parts = [part for part in (items, seeds) if part is not None and part.variance > 0]
-    squares = (_quantile(1 - level / 2, part.df) ** 2 * part.variance for part in parts)
+def _half_width(level: float, items: VarianceComponent, seeds: VarianceComponent | None) -> float:
+    components = [
+        component
+        for component in (items, seeds)
+        if component is not None and component.variance > 0
+    ]
+    squares = (
+        _quantile(1 - level / 2, component.df) ** 2 * component.variance for component in components
+    )
     return math.sqrt(sum(squares))
 
 
-def _p(value: float, items: Part, seeds: Part | None) -> float:
+def _p(value: float, items: VarianceComponent, seeds: VarianceComponent | None) -> float:
     # The level at which the interval ends at zero, not below SMALLEST_P.
     def beyond(level: float) -> float:
         return abs(value) - _half_width(level, items, seeds)

@@ -13,8 +13,8 @@ import numpy as np
 LEARNING = "learning"
 GENERAL = "general"
 
-# Items → their statistics; several where a metric is the mean over several sets of items (tasks).
-Strata = Mapping[str, np.ndarray]
+# Set of items → their statistics [N, K]; several where a metric is the mean over several (tasks).
+ItemSets = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ METRICS = {
 DECIDING = {LEARNING: ("loss", "bleu", "meteor"), GENERAL: ("accuracy", "text_loss")}
 
 
-def replicate(metric: Metric, strata: Strata, weights: Mapping[str, np.ndarray]) -> Replicated:
+def replicate(metric: Metric, item_sets: ItemSets, weights: Mapping[str, np.ndarray]) -> Replicated:
     """Compute a metric, the mean over the sets, on the items and on each resampling of them.
 
     Items have statistics [N, K], and weights [B, N] say how often each is drawn, for each set.
     """
     values, replicates = [], []
-    for name, items_NK in strata.items():
+    for name, items_NK in item_sets.items():
         ones_1N = np.ones((1, len(items_NK)))
         values.append(metric.of_sums(ones_1N @ items_NK, ones_1N.sum(1))[0])
         weights_BN = weights[name]

@@ -52,10 +52,10 @@ WITHOUT = Synonyms("none", _NoWordNet())
 
 def find_synonyms() -> Synonyms:
     """Find WordNet where nltk looks for it; else download it, if there is a network."""
-    own = str(Path(user_cache_dir("gradsift")) / "nltk_data")
-    if own not in nltk.data.path:
-        nltk.data.path.append(own)
-    if _installed() or (_may_download() and _download(own)):
+    cache = str(Path(user_cache_dir("gradsift")) / "nltk_data")
+    if cache not in nltk.data.path:
+        nltk.data.path.append(cache)
+    if _installed() or (_may_download() and _download(cache)):
         return Synonyms(f"WordNet-{wordnet.get_version()}", wordnet)
     logger.warning(
         "METEOR without synonyms: WordNet is neither installed nor can it be downloaded "

@@ -10,6 +10,7 @@ from typing import Any
 import torch.distributed
 from torch import nn
 
+from gradsift.data.example import DROP_REASONS, NOT_RECORDED
 from gradsift.data.pool import Pool, PoolRow
 from gradsift.errors import GradsiftError
 from gradsift.gradients.check import CheckResult
@@ -29,7 +30,6 @@ from gradsift.utils import short_sha256
 FLUSH_EVERY = 256  # Micro-batches.
 # Micro-batches whose records stay on the device until they are read together.
 MAX_UNREAD = 16
-NOT_RECORDED = "not_recorded"
 
 
 class LoopRecordWriter:
@@ -192,5 +192,5 @@ def _pool_row(row: PoolRow, n_tokens: dict[str, int]) -> dict[str, object]:
         return instance_row(
             row, n_tokens=n_tokens[row.instance_id], n_response_tokens=None, truncated=None
         )
-    detail = row.detail or "the training loop did not come to it"
+    detail = row.detail or DROP_REASONS[NOT_RECORDED]
     return dropped_row(row, row.reason or NOT_RECORDED, detail)

@@ -155,6 +155,7 @@ def audit_warnings(
     non_finite_share: float,
     cut_share: float | None,
     uses_score: bool,
+    detrend: Sequence[str],
 ) -> list[str]:
     """Say what ought to worry the user: the four failures that GrADS warns of, and length.
 
@@ -164,6 +165,7 @@ def audit_warnings(
         non_finite_share: Of the instances.
         cut_share: Share of the pool that the density cut removes; None where there is no cut.
         uses_score: Whether the strategy went by the gradient score.
+        detrend: What was taken off the score.
     """
     lines = []
     if not self_checked:
@@ -194,9 +196,14 @@ def audit_warnings(
         )
     rho = audit.length_correlation
     if uses_score and rho is not None and abs(rho) > LENGTH_WARNING:
+        advice = (
+            " although `detrend` takes the length off: compare with another `score`"
+            if "response_length" in detrend
+            else ": try `detrend: response_length`"
+        )
         lines.append(
             f"the gradient score is mostly {'length' if rho > 0 else 'shortness'} (rank "
-            f"correlation {rho:+.2f}): try `detrend: response_length`"
+            f"correlation {rho:+.2f}){advice}"
         )
     return [
         *lines,

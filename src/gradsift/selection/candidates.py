@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 import numpy as np
 
 from gradsift.errors import GradsiftError
+from gradsift.selection.density import Density
 from gradsift.selection.neighbours import Neighbours
 
 
 class Need(Enum):
-    """What a rule may need beyond the statistics and the neighbour graph."""
+    """What a strategy or a score may need beyond the statistics and the neighbour graph."""
 
     FEATURES = "content features"
     SKETCHES = "gradient sketches"
@@ -40,7 +40,7 @@ class Candidates:
         el2n: [N] mean ‖softmax − one-hot‖₂ over the response tokens.
         source: [N] where each row comes from; None where the pool does not say.
         language: [N] as `source`.
-        features_ND: Content features, finite; None where no rule asks for them.
+        features_ND: Content features, finite; None where no strategy asks for them.
         sketches: layer → [N, K²], finite; may be empty.
         reference_losses: `response`, `alone` and `text` → [N]; may be empty. `alone` is NaN where
             there is none.
@@ -58,8 +58,10 @@ class Candidates:
     features_ND: np.ndarray | None = None
     sketches: Mapping[str, np.ndarray] = field(default_factory=dict)
     reference_losses: Mapping[str, np.ndarray] = field(default_factory=dict)
-    # Gradient scores that were computed of these, by the settings that made them.
-    signals: dict[tuple, Any] = field(default_factory=dict, init=False, repr=False)
+    # Magnitude and density that were computed of these, by the settings that made them.
+    densities: dict[tuple, tuple[np.ndarray, Density]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if len(self.ids) == 0:

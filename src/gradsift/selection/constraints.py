@@ -141,20 +141,20 @@ class Constraints:
         budget: On this pool.
         keep: Positions that are taken first.
         group_N: The group of each instance (its source, say), or None for no groups.
-        most_G: Most rows of each group, as far as it has a limit.
-        barred: Positions that are never taken.
+        caps_G: Most rows of each group, as far as it has a limit.
+        excluded: Positions that are never taken.
     """
 
     costs_N: np.ndarray
     budget: ResolvedBudget
     keep: tuple[int, ...] = ()
     group_N: np.ndarray | None = None
-    most_G: dict[int, int] | None = None
-    barred: tuple[int, ...] = ()
+    caps_G: dict[int, int] | None = None
+    excluded: tuple[int, ...] = ()
 
     def builder(self) -> SubsetBuilder:
         """Begin a subset with what must be kept."""
-        self._require_room()
+        self._require_capacity()
         builder = SubsetBuilder(self)
         for row in self.keep:
             if not builder.fits(row):
@@ -166,35 +166,35 @@ class Constraints:
             builder.take(row)
         return builder
 
-    def room(self) -> int:
+    def capacity(self) -> int:
         """Count the rows that may be taken, whatever the budget."""
         may_N = self._may_be_taken()
         if self.group_N is None:
             return int(may_N.sum())
-        most_G = self.most_G or {}
+        caps_G = self.caps_G or {}
         counts = np.bincount(self.group_N[may_N])
-        return sum(min(int(c), most_G.get(g, int(c))) for g, c in enumerate(counts))
+        return sum(min(int(c), caps_G.get(g, int(c))) for g, c in enumerate(counts))
 
     def _may_be_taken(self) -> np.ndarray:
         may_N = np.ones(len(self.costs_N), dtype=bool)
-        may_N[list(self.barred)] = False
+        may_N[list(self.excluded)] = False
         if self.group_N is not None:
-            shut = [group for group, most in (self.most_G or {}).items() if most < 1]
-            may_N &= ~np.isin(self.group_N, shut)
+            closed = [group for group, cap in (self.caps_G or {}).items() if cap < 1]
+            may_N &= ~np.isin(self.group_N, closed)
         return may_N
 
-    def _require_room(self) -> None:
-        room, amount = self.room(), self.budget.amount
+    def _require_capacity(self) -> None:
+        capacity, amount = self.capacity(), self.budget.amount
         by_tokens = self.budget.kind == "tokens"
-        if room == 0:
+        if capacity == 0:
             raise GradsiftError(
                 "quotas and the list of rows to drop leave no row. Raise a quota, or shorten the "
                 "list."
             )
-        if not by_tokens and room < amount:
+        if not by_tokens and capacity < amount:
             raise GradsiftError(
-                f"quotas and the list of rows to drop leave {room} rows, but the budget asks for "
-                f"{amount}. Raise a quota, shorten the list, or lower the budget."
+                f"quotas and the list of rows to drop leave {capacity} rows, but the budget asks "
+                f"for {amount}. Raise a quota, shorten the list, or lower the budget."
             )
         least = self.costs_N[self._may_be_taken()].min()
         if by_tokens and least > amount:
@@ -214,22 +214,22 @@ class SubsetBuilder:
         self.left = float(budget.amount)
         self.order: list[int] = []
         self.selected_N = np.zeros(n, dtype=bool)
-        self._barred_N = np.zeros(n, dtype=bool)
-        self._barred_N[list(constraints.barred)] = True
+        self._excluded_N = np.zeros(n, dtype=bool)
+        self._excluded_N[list(constraints.excluded)] = True
         self._group_N = constraints.group_N
-        self._room_G = dict(constraints.most_G or {})
+        self._capacity_G = dict(constraints.caps_G or {})
 
     def fits(self, row: int) -> bool:
         """Say whether a row was not taken yet, and budget and group have room for it."""
-        if self.selected_N[row] or self._barred_N[row] or self.cost_N[row] > self.left:
+        if self.selected_N[row] or self._excluded_N[row] or self.cost_N[row] > self.left:
             return False
-        return self._group_N is None or self._room_G.get(int(self._group_N[row]), 1) > 0
+        return self._group_N is None or self._capacity_G.get(int(self._group_N[row]), 1) > 0
 
     def fitting(self) -> np.ndarray:
         """Say of every row what `fits` says."""
-        fits_N = ~(self.selected_N | self._barred_N) & (self.cost_N <= self.left)
+        fits_N = ~(self.selected_N | self._excluded_N) & (self.cost_N <= self.left)
         if self._group_N is not None:
-            full = [group for group, room in self._room_G.items() if room <= 0]
+            full = [group for group, left in self._capacity_G.items() if left <= 0]
             fits_N &= ~np.isin(self._group_N, full)
         return fits_N
 
@@ -241,8 +241,8 @@ class SubsetBuilder:
         self.left -= self.cost_N[row]
         if self._group_N is not None:
             group = int(self._group_N[row])
-            if group in self._room_G:
-                self._room_G[group] -= 1
+            if group in self._capacity_G:
+                self._capacity_G[group] -= 1
 
     def take_in_order(self, rows: Iterable[int]) -> np.ndarray:
         """Take rows, best first, leaving out those that do not fit; return all that was taken."""
@@ -261,7 +261,7 @@ class SubsetBuilder:
 def quotas(
     source: Sequence[str] | None, quota: Mapping[str, str | int]
 ) -> tuple[np.ndarray | None, dict[int, int] | None]:
-    """Turn most rows of a source, or percentages of its rows, into group_N and most_G.
+    """Turn most rows of a source, or percentages of its rows, into group_N and caps_G.
 
     "*" is every source that is not named. None and None without a quota.
     """
@@ -279,12 +279,12 @@ def quotas(
             f"quota for source {unknown[0]!r}: there is none of that name; there are "
             f"{', '.join(map(repr, names[:20].tolist()))}."
         )
-    counts, most = np.bincount(group_N), {}
+    counts, caps_G = np.bincount(group_N), {}
     for group, name in enumerate(names):
         amount = quota.get(str(name), quota.get("*"))
         if amount is not None:
-            most[group] = _quota_rows(str(name), amount, int(counts[group]))
-    return group_N, most
+            caps_G[group] = _quota_rows(str(name), amount, int(counts[group]))
+    return group_N, caps_G
 
 
 def _quota_rows(name: str, amount: str | int, n_rows: int) -> int:

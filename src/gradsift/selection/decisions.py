@@ -6,9 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gradsift.data.example import DROP_REASONS, NON_FINITE
 from gradsift.selection.selector import Selection
-
-NON_FINITE = "non_finite_gradient"
 
 
 def decision_table(table: pa.Table, selection: Selection) -> pa.Table:
@@ -26,7 +25,7 @@ def decision_table(table: pa.Table, selection: Selection) -> pa.Table:
     dropped = pc.is_null(at)
     reason, detail = (
         pc.fill_null(table[name].combine_chunks(), other)
-        for name, other in (("reason", NON_FINITE), ("detail", "its gradient is not finite"))
+        for name, other in (("reason", NON_FINITE), ("detail", DROP_REASONS[NON_FINITE]))
     )
     why_dropped = pc.binary_join_element_wise("dropped", reason, detail, ": ")
     columns = {

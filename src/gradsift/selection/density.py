@@ -132,8 +132,8 @@ def _binned(white_NR: np.ndarray) -> np.ndarray | None:
     )
     # The filter sums to 1 over cells: one row has density 1/step^R; its own kernel is the floor.
     density_N = map_coordinates(grid, place_NR.T, order=1, mode="constant") / (n * step**r)
-    own = (2 * np.pi * bandwidth**2) ** (-r / 2) / n
-    return np.log(np.maximum(density_N, own))
+    own_kernel = (2 * np.pi * bandwidth**2) ** (-r / 2) / n
+    return np.log(np.maximum(density_N, own_kernel))
 
 
 def _shared_among_corners(place_NR: np.ndarray, shape_R: np.ndarray) -> np.ndarray:

@@ -207,10 +207,10 @@ def _symmetric(nearest_NK: np.ndarray, cosine_NK: np.ndarray) -> Neighbours:
     offsets = np.concatenate([[0], np.cumsum(counts + 1)]).astype(np.int32)
     rows_E = np.empty(offsets[-1], dtype=np.int32)
     cosines_E = np.empty(offsets[-1], dtype=np.float32)
-    own = offsets[:-1]
-    rows_E[own], cosines_E[own] = np.arange(n), 1
+    first_E = offsets[:-1]
+    rows_E[first_E], cosines_E[first_E] = np.arange(n), 1
     others = np.ones(offsets[-1], dtype=bool)
-    others[own] = False
+    others[first_E] = False
     rows_E[others], cosines_E[others] = nearest_NK[there_NK], cosine_NK[there_NK]
     half = csr_array((cosines_E, rows_E, offsets), shape=(n, n))
     graph = half.maximum(half.T.tocsr())

@@ -1,6 +1,6 @@
 """One line of plain English for each decision, derived from the numbers that made it.
 
-The rules, so that every reason is true:
+How it is chosen, so that every reason is true:
 
 * Rows on the user's lists, and rows of a source whose quota was spent although they were worth a
   place, say so first.
@@ -77,7 +77,7 @@ class _Lists:
 
     def __init__(self, choice: Choice, evidence: Evidence, constraints: Constraints) -> None:
         self.order_S, self.source = choice.order_S, evidence.source
-        self.keep, self.barred = set(constraints.keep), set(constraints.barred)
+        self.keep, self.excluded = set(constraints.keep), set(constraints.excluded)
         self.full = _full_groups(choice, constraints)
         self.worth_N = _worth(choice, constraints)
         self.group_N = constraints.group_N
@@ -85,7 +85,7 @@ class _Lists:
     def reason(self, row: int, *, kept: bool) -> str | None:
         if row in self.keep:
             return "kept: on the list of rows to keep"
-        if row in self.barred:
+        if row in self.excluded:
             return "not kept: on the list of rows to drop"
         if not kept and len(self.order_S) == len(self.keep):
             return "not kept: the list of rows to keep spends the budget"
@@ -94,17 +94,17 @@ class _Lists:
         if self.worth_N is not None and self.worth_N[row] < self.worth_N[self.order_S[-1]]:
             return None
         assert self.source is not None
-        most = self.full[int(self.group_N[row])]
-        return f"not kept: the quota of source {self.source[row]!r} ({most} rows) was spent"
+        cap = self.full[int(self.group_N[row])]
+        return f"not kept: the quota of source {self.source[row]!r} ({cap} rows) was spent"
 
 
 def _full_groups(choice: Choice, constraints: Constraints) -> dict[int, int]:
-    if constraints.group_N is None or not constraints.most_G:
+    if constraints.group_N is None or not constraints.caps_G:
         return {}
     taken = np.bincount(
         constraints.group_N[choice.order_S], minlength=int(constraints.group_N.max()) + 1
     )
-    return {group: most for group, most in constraints.most_G.items() if taken[group] >= most}
+    return {group: cap for group, cap in constraints.caps_G.items() if taken[group] >= cap}
 
 
 def _worth(choice: Choice, constraints: Constraints) -> np.ndarray | None:
@@ -238,10 +238,10 @@ class _Gained:
         return f"content like that of kept row {nearest} ({cosine:.2f})"
 
     def _gradient(self, row: int) -> str:
-        return self.score.praise(self._scored(row))
+        return self.score.kept_because(self._scored(row))
 
     def _gradient_below(self, row: int) -> str:
-        return self.score.fault(self._scored(row), self._scored(self.last))
+        return self.score.rejected_because(self._scored(row), self._scored(self.last))
 
     def _scored(self, row: int) -> ScoredRow:
         evidence = self.evidence

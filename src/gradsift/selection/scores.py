@@ -66,15 +66,17 @@ class Score:
 
     Attributes:
         function: To one finite value in [0, 1] for each instance, ties sharing their mean rank.
-        praise: Words on the gradient of a row that is kept.
-        fault: Why the gradient of a row was not enough, beside the last row that is kept.
+        summary: One line for people.
+        kept_because: Words on the gradient of a row that is kept.
+        rejected_because: Why the gradient of a row was not enough, beside the last row kept.
         needs: Beyond the statistics.
         typical_only: Whether everything outside the typical region gets 0.
     """
 
     function: Callable[[ScoreInput], np.ndarray]
-    praise: Callable[[ScoredRow], str]
-    fault: Callable[[ScoredRow, ScoredRow], str]
+    summary: str
+    kept_because: Callable[[ScoredRow], str]
+    rejected_because: Callable[[ScoredRow, ScoredRow], str]
     needs: tuple[Need, ...] = ()
     typical_only: bool = False
 
@@ -163,17 +165,31 @@ def _not_typical(row: ScoredRow, last: ScoredRow) -> str:
 
 
 SCORES: dict[str, Score] = {
-    "density": Score(density, _typical, _not_typical),
-    "high-norm": Score(high_norm, _size, lambda row, last: _not_enough("large", row, last)),
+    "density": Score(
+        density, "gradients like many others of the pool first", _typical, _not_typical
+    ),
+    "high-norm": Score(
+        high_norm,
+        "large gradients first",
+        _size,
+        lambda row, last: _not_enough("large", row, last),
+    ),
     "high-norm-in-density": Score(
         high_norm_in_density,
+        "large gradients first, of the typical ones only",
         lambda row: _size(row) if row.score > 0 else _outside(row),
         lambda row, last: _not_enough("large", row, last) if row.score > 0 else _outside(row),
         typical_only=True,
     ),
-    "low-norm": Score(low_norm, _size, lambda row, last: _not_enough("small", row, last)),
+    "low-norm": Score(
+        low_norm,
+        "small gradients first: what agrees with what the model knows",
+        _size,
+        lambda row, last: _not_enough("small", row, last),
+    ),
     "prompt-gain": Score(
         prompt_gain,
+        "answers that the prompt helps to predict first",
         lambda row: f"prompt helps more than in {100 * row.score:.0f} % of the rows",
         lambda row, last: (
             f"prompt does not help enough (more than in {100 * row.score:.0f} % of the rows, "
@@ -284,6 +300,15 @@ def percentile_rank(x_N: np.ndarray) -> np.ndarray:
     """Scale ranks to [0, 1]: 0 for the smallest, 1 for the largest value; 0.5 if N is 1."""
     n = len(x_N)
     return (ranks(x_N) - 1) / (n - 1) if n > 1 else np.full(n, 0.5)
+
+
+def percentiles_from_median(x_N: np.ndarray) -> np.ndarray:
+    """Return how many percentiles of the pool, 0 to 50, lie between each value and the median.
+
+    Twice a rank is a whole number, so that rows equally far on either side tie exactly.
+    """
+    n = len(x_N)
+    return 50 * np.abs(2 * ranks(x_N) - (n + 1)) / max(n - 1, 1)
 
 
 def rank_correlation(a_N: np.ndarray, b_N: np.ndarray) -> float | None:

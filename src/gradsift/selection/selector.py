@@ -29,7 +29,7 @@ from gradsift.selection.scores import (
     typical_region,
 )
 from gradsift.selection.strategies.base import Choice, Signal, Task
-from gradsift.selection.strategies.catalogue import STRATEGIES, require_known_rules
+from gradsift.selection.strategies.catalogue import STRATEGIES, require_known_names
 
 
 @dataclass(frozen=True)
@@ -118,23 +118,20 @@ def choose_rows(
 
 
 def make_signal(pool: Candidates, config: SelectionConfig) -> Signal:
-    """Compute the gradient score of a pool, and what it is made of; once for the same settings."""
-    require_known_rules(config)
-    made_with = (config.score, config.layers, config.signal_statistics, config.detrend)
-    if made_with not in pool.signals:
-        pool.signals[made_with] = _signal(pool, config)
-    return pool.signals[made_with]
-
-
-def _signal(pool: Candidates, config: SelectionConfig) -> Signal:
+    """Compute the gradient score of a pool, and what it is made of: once for all scores."""
+    require_known_names(config)
+    layers = tuple(pool.statistics) if config.layers is None else config.layers
     covariates = [pool.covariate(name) for name in config.detrend]
-    signal_NK, magnitude_N = gradient_signal(
-        pool.statistics,
-        layers=tuple(pool.statistics) if config.layers is None else config.layers,
-        statistics=config.signal_statistics,
-        covariates=covariates,
-    )
-    density = estimate_density(signal_NK)
+    made_with = (layers, config.signal_statistics, config.detrend)
+    if made_with not in pool.densities:
+        signal_NK, magnitude_N = gradient_signal(
+            pool.statistics,
+            layers=layers,
+            statistics=config.signal_statistics,
+            covariates=covariates,
+        )
+        pool.densities[made_with] = magnitude_N, estimate_density(signal_NK)
+    magnitude_N, density = pool.densities[made_with]
     of_pool = ScoreInput(magnitude_N, density.log_N, covariates, pool.reference_losses)
     return Signal(SCORES[config.score].function(of_pool), magnitude_N, density)
 
@@ -162,7 +159,7 @@ def _task(
         _positions(pool, context.drop, "drop"),
     )
     if budget.kind == "auto":
-        resolved = replace(resolved, amount=constraints.room())
+        resolved = replace(resolved, amount=constraints.capacity())
         constraints = replace(constraints, budget=resolved)
     objective = Objective(
         score_N=signal.score_N,

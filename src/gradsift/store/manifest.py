@@ -15,6 +15,7 @@ from gradsift.terms import LAYERS, STATISTICS
 from gradsift.utils import write_json
 
 MANIFEST_NAME = "manifest.json"
+PARTS_FOLDER = "gradients"
 # Version 3 is read too: it calls the column el2n error_norm, and some settings otherwise.
 SCHEMA_VERSION = 4
 STATUS_OK = "ok"
@@ -48,7 +49,7 @@ def record_schema(content_width: int, sketch_size: int) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Part:
-    """One Parquet file in the folder `gradients`.
+    """One Parquet file in PARTS_FOLDER.
 
     Its records were taken before `last_step` optimizer updates were made.
     """

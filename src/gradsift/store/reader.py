@@ -12,8 +12,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gradsift.errors import GradsiftError
-from gradsift.store.manifest import MANIFEST_NAME, STATUS_OK, Manifest, Part, load_manifest
-from gradsift.store.writer import PARTS_FOLDER
+from gradsift.store.manifest import (
+    MANIFEST_NAME,
+    PARTS_FOLDER,
+    STATUS_OK,
+    Manifest,
+    Part,
+    load_manifest,
+)
 from gradsift.terms import LM_HEAD, STATISTICS
 from gradsift.utils import sha256_of, short_sha256
 
@@ -141,8 +147,8 @@ def _part(folder: Path, part: Part, columns: list[str], *, verify: bool = True) 
             f"says {part.sha256[:12]}…). Restore it, or capture again."
         )
     with pq.ParquetFile(path) as file:
-        there = file.schema_arrow.names
-        names = [name if name in there else _FORMER_NAMES[name] for name in columns]
+        stored = file.schema_arrow.names
+        names = [name if name in stored else _FORMER_NAMES[name] for name in columns]
         return file.read(names).select(names).rename_columns(columns)
 
 

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from gradsift.errors import GradsiftError
 from gradsift.store.manifest import (
+    PARTS_FOLDER,
     Manifest,
     Part,
     load_manifest,
@@ -21,7 +22,6 @@ from gradsift.store.manifest import (
 )
 from gradsift.utils import read_parquet, sha256_of, write_parquet
 
-PARTS_FOLDER = "gradients"
 LOCK_NAME = ".lock"
 
 

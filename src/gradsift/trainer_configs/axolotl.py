@@ -10,6 +10,7 @@ from gradsift.trainer_configs.axolotl_keys import AXOLOTL_KEYS, ENTRY_KEYS, MICR
 from gradsift.trainer_configs.keys import EMPTY, Reading, Tool
 from gradsift.trainer_configs.shared import (
     SPEED,
+    TRAINED_WEIGHTS,
     batching,
     lora,
     one_dataset,
@@ -17,7 +18,6 @@ from gradsift.trainer_configs.shared import (
     warmup,
 )
 
-METHOD = "gradsift trains all parameters or LoRA adapters; take it out"
 TYPES = "alpaca, chat_template, completion, and sharegpt as it was"
 TOKENS = (
     "the tokenizer is the model's own: take out what it has already, add the rest to its folder"
@@ -75,7 +75,7 @@ def _adapter(reading: Reading) -> None:
     values = reading.values
     adapter = values.get("adapter")
     if adapter not in (None, "lora", "qlora"):
-        reading.refuse("adapter", f"{METHOD}; known are lora and qlora")
+        reading.refuse("adapter", f"{TRAINED_WEIGHTS}; take it out; known are lora and qlora")
     targets = values.get("lora_target_modules")
     if values.get("lora_target_linear"):
         targets = "all-linear"

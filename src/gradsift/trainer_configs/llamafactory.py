@@ -11,6 +11,7 @@ from gradsift.trainer_configs.keys import Joint, OneOf, Reading, Setting, Tool, 
 from gradsift.trainer_configs.shared import (
     NO_CLIPPING,
     ONE_FILE,
+    TRAINED_WEIGHTS,
     TRAINING_ARGUMENTS,
     batching,
     lora,
@@ -39,7 +40,6 @@ TEMPLATE = (
     "rows are rendered by the model's own chat template, which is compared with these: "
     f"{', '.join(TEMPLATES)}; `chat_template` tokenizer_default takes it as it is"
 )
-METHOD = "gradsift trains all parameters or LoRA adapters, by an optimizer of transformers"
 
 LLAMAFACTORY_KEYS = table(
     "LLaMA-Factory",
@@ -96,7 +96,10 @@ def _join(reading: Reading) -> None:
     values = reading.values
     method = values.get("finetuning_type")
     if method not in ("lora", "full"):
-        reading.refuse("finetuning_type", f"{METHOD}; known are lora and full")
+        reading.refuse(
+            "finetuning_type",
+            f"{TRAINED_WEIGHTS}, by an optimizer of transformers; known are lora and full",
+        )
     targets = values.get("lora_target", ["all"])
     adapters = trains_adapters(reading, method == "lora")
     lora(

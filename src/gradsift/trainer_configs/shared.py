@@ -10,6 +10,7 @@ from gradsift.trainer_configs.keys import EMPTY, Joint, Key, Reading, Setting, s
 from gradsift.trainer_configs.values import anything, flag, integer, number, ratio, text
 
 SPEED = "speed and memory only: the same training up to rounding"
+TRAINED_WEIGHTS = "gradsift trains all parameters or LoRA adapters"
 LOSS = "a row's loss is its negative log-likelihood; take it out"
 NO_CLIPPING = "gradients would not be clipped: say 0 for that"
 # Names that load_dataset takes for "the files that follow".

@@ -68,7 +68,8 @@ class Strategy:
         summary: One line for people.
         needs: Beyond the statistics and the neighbour graph.
         slow_above: Rows above which it takes long, its cost growing with their square.
-        needs_capture: Whether it looks at anything that a capture records.
+        needs_capture: Whether it looks at anything that a model computes: records of a capture,
+            or reference losses.
         uses_score: Whether it goes by the gradient score.
         uses_coefficients: Whether alpha, beta and gamma matter to it.
         has_gains: Whether its choice has marginal gains, which the budget "auto" looks at.

@@ -94,7 +94,7 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def require_known_rules(config: SelectionConfig) -> None:
+def require_known_names(config: SelectionConfig) -> None:
     """Refuse a strategy or a gradient score that there is none of."""
     for setting, name, known in (
         ("strategy", config.strategy, STRATEGIES),
@@ -108,7 +108,7 @@ def require_known_rules(config: SelectionConfig) -> None:
 
 def needs_of(config: SelectionConfig) -> frozenset[Need]:
     """Return what a selection needs beyond the statistics and the neighbour graph."""
-    require_known_rules(config)
+    require_known_names(config)
     return frozenset({*STRATEGIES[config.strategy].needs, *SCORES[config.score].needs})
 
 

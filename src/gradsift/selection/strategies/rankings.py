@@ -9,7 +9,7 @@ import numpy as np
 
 from gradsift.selection.candidates import Need
 from gradsift.selection.neighbours import blocks
-from gradsift.selection.scores import ranks
+from gradsift.selection.scores import percentiles_from_median
 from gradsift.selection.strategies.base import Choice, Task, joint_sketches, ranked, unit
 
 
@@ -45,9 +45,8 @@ def loss_low(task: Task) -> Choice:
 
 def loss_middle(task: Task) -> Choice:
     """Take the instance losses nearest to the median: least |rank(l_i) − 1/2|."""
-    return ranked(
-        task, _from_median(task.pool.loss), "percentiles from the median loss", low_first=True
-    )
+    distance_N = percentiles_from_median(task.pool.loss)
+    return ranked(task, distance_N, "percentiles from the median loss", low_first=True)
 
 
 def perplexity_middle(task: Task) -> Choice:
@@ -57,7 +56,7 @@ def perplexity_middle(task: Task) -> Choice:
     Marion et al., "When Less is More", arXiv 2309.04564, where the middle did best; they prune
     pretraining data with a reference model.
     """
-    distance_N = _from_median(np.exp(task.pool.reference_losses["text"]))
+    distance_N = percentiles_from_median(np.exp(task.pool.reference_losses["text"]))
     return ranked(task, distance_N, "percentiles from the median perplexity", low_first=True)
 
 
@@ -122,12 +121,6 @@ def target_similarity(task: Task) -> Choice:
     direction.
     """
     return _by_cosine(task, Need.TARGET, "gradient cosine with the target")
-
-
-def _from_median(x_N: np.ndarray) -> np.ndarray:
-    # Twice a rank is a whole number, so that rows equally far on either side tie exactly.
-    n = len(x_N)
-    return 50 * np.abs(2 * ranks(x_N) - (n + 1)) / max(n - 1, 1)
 
 
 def _difficulty(task: Task, ratio_N: np.ndarray, measure: str) -> Choice:

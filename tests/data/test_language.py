@@ -1,6 +1,7 @@
 import pytest
 
-from gradsift.data.example import TOO_SHORT, Chat, Plain, language_of
+from gradsift.data.example import Chat, Plain
+from gradsift.data.language import TOO_SHORT, language_of
 
 TEXTS = {
     "en": "The treatment of this disease depends on its cause and on the age of the patient.",
