@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradsift.errors import GradsiftError
-from gradsift.gradients.plain_torch import operand_dtype
+from gradsift.gradients.kernels_torch import operand_dtype
 from gradsift.gradients.recorder import Recorder, RecordingMethod
 from gradsift.gradients.records import Record, Records
 from gradsift.gradients.statistics import GradientSummary, dense_summary
@@ -43,7 +43,7 @@ class CheckResult:
         worst_relative_error: The largest over rows, layers and statistics.
         tolerance: What was allowed.
         method: Of recording.
-        arithmetic: How the head's sums were computed.
+        arithmetic: Name of the backend, under the key that saved runs have.
         dtype: The lowest precision among the watched tensors.
         errors: The worst relative error of each layer and statistic, as "layer statistic".
         tried: Why other methods were not taken.

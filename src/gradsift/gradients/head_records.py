@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from gradsift.gradients import plain_torch
-from gradsift.gradients.arithmetic import Arithmetic, Chunk, at_least_float32, widest
+from gradsift.gradients import kernels_torch
+from gradsift.gradients.backends import Backend, Chunk, at_least_float32, widest
 from gradsift.gradients.head import HeadOutputs, HeadProduct, HeadRecords, RowSums, Sweep, head_pass
 from gradsift.gradients.micro_batch import MicroBatch
 from gradsift.gradients.records import Check
@@ -37,7 +37,7 @@ def head_records(
     batch: MicroBatch,
     transform: HeadTransform,
     sketch: TensorSketch,
-    arithmetic: Arithmetic,
+    backend: Backend,
     *,
     backward: bool,
 ) -> tuple[HeadRecords, torch.Tensor | None]:
@@ -54,26 +54,22 @@ def head_records(
         x_ND = batch.tokens.take(x_BTD)
         outputs = HeadOutputs(batch.tokens, x_ND, z_BTV)
         if delta_BTV is None or not backward:
-            result = head_pass(outputs, batch.tokens, transform, arithmetic, sketch=sketch)
+            result = head_pass(outputs, batch.tokens, transform, backend, sketch=sketch)
             return result.records, None
         backprops = HeadOutputs(batch.tokens, x_ND, delta_BTV)
-        seen, records = from_backprops(
-            outputs, backprops, batch.tokens, transform, arithmetic, sketch
-        )
+        seen, records = from_backprops(outputs, backprops, batch.tokens, transform, backend, sketch)
         batch.checks += seen.checks(batch.step, delta_BTV.dtype)
         return records, seen.weight_B
-    return _from_hidden(batch, transform, sketch, arithmetic, backward=backward)
+    return _from_hidden(batch, transform, sketch, backend, backward=backward)
 
 
-def hidden_gradient(
-    batch: MicroBatch, transform: HeadTransform, arithmetic: Arithmetic
-) -> torch.Tensor:
+def hidden_gradient(batch: MicroBatch, transform: HeadTransform, backend: Backend) -> torch.Tensor:
     """Return the gradient of the response tokens' summed loss at the head's input, [B, T, D].
 
     Zeros where no response token is predicted. After the forward pass.
     """
     result = head_pass(
-        _product(batch), batch.tokens, transform, arithmetic, needs_grad=(True, False, False)
+        _product(batch), batch.tokens, transform, backend, needs_grad=(True, False, False)
     )
     return batch.tokens.put(result.gradients[0])
 
@@ -88,7 +84,7 @@ def _from_hidden(
     batch: MicroBatch,
     transform: HeadTransform,
     sketch: TensorSketch,
-    arithmetic: Arithmetic,
+    backend: Backend,
     *,
     backward: bool,
 ) -> tuple[HeadRecords, torch.Tensor | None]:
@@ -96,7 +92,7 @@ def _from_hidden(
     # factors w are told by least squares, and what they leave over says if anything else was there.
     tokens = batch.tokens
     result = head_pass(
-        _product(batch), tokens, transform, arithmetic,
+        _product(batch), tokens, transform, backend,
         sketch=sketch, needs_grad=(backward, False, False),
     )  # fmt: skip
     if not backward:
@@ -206,16 +202,16 @@ def from_backprops(
     backprops: HeadOutputs,
     tokens: ResponseTokens,
     transform: HeadTransform,
-    arithmetic: Arithmetic,
+    backend: Backend,
     sketch: TensorSketch,
 ) -> tuple[SeenLoss, HeadRecords]:
     """Summarise each row's own gradient from the backprops of a training loss at the outputs."""
     rows = RowSums(tokens, sketch)
-    operand = arithmetic.operations().operand_dtype(backprops.dtype)
+    operand = backend.kernels().operand_dtype(backprops.dtype)
     width = outputs.x_ND.shape[1]
     parts = [
-        _chunk_of_backprops(chunk, outputs, backprops, tokens, transform, arithmetic, sketch, rows)
-        for chunk in arithmetic.chunks(tokens.lengths, outputs.n_columns, width, operand.itemsize)
+        _chunk_of_backprops(chunk, outputs, backprops, tokens, transform, backend, sketch, rows)
+        for chunk in backend.chunks(tokens.lengths, outputs.n_columns, width, operand.itemsize)
     ]
     log_probs_N, square_N, want_N, product_N, rest_N = torch.cat(parts).unbind(1)
     product_B, want_B = tokens.sum_rows(torch.stack([product_N, want_N], 1)).unbind(1)
@@ -230,14 +226,14 @@ def _chunk_of_backprops(
     backprops: HeadOutputs,
     tokens: ResponseTokens,
     transform: HeadTransform,
-    arithmetic: Arithmetic,
+    backend: Backend,
     sketch: TensorSketch,
     rows: RowSums,
 ) -> torch.Tensor:
     # Returns of each token its log-likelihood, ‖softmax − one-hot‖², and with the backprops ω of
     # its own loss and δ of the training loss ‖ω‖², δ·ω and ‖δ − wω‖²; w is the row's factor as its
     # targets alone have it. Adds δ's gradients to the rows.
-    operations = arithmetic.operations()
+    kernels = backend.kernels()
     x_nD, targets_n = outputs.x_ND[chunk.tokens], tokens.targets_N[chunk.tokens]
     sweep = Sweep(outputs, chunk)
     normaliser_n, picked_n = sweep.first(targets_n, transform, normalise=True)
@@ -245,7 +241,7 @@ def _chunk_of_backprops(
     weight_n = _weights_at_targets(chunk, backprops, tokens, transform, picked_n, log_prob_n)
     square_n, want_n, product_n, rest_n = (torch.zeros_like(widest(picked_n)) for _ in range(4))
     for block in sweep.blocks:
-        errors = plain_torch.errors(
+        errors = kernels_torch.errors(
             sweep.outputs(block), targets_n, block.start, transform, normaliser_n, None
         )
         delta_nr, want_nr = backprops.outputs(chunk.tokens, block), errors.delta_nr
@@ -254,8 +250,8 @@ def _chunk_of_backprops(
         want_n += torch.linalg.vecdot(want_nr, want_nr)
         product_n += torch.linalg.vecdot(got_nr, want_nr)
         rest_n += torch.linalg.vector_norm(got_nr - weight_n.unsqueeze(1) * want_nr, dim=1).square()
-        operand = operations.operand_dtype(delta_nr.dtype)
-        sums_R5, _ = operations.row_gradients(
+        operand = kernels.operand_dtype(delta_nr.dtype)
+        sums_R5, _ = kernels.row_gradients(
             delta_nr.to(operand), x_nD.to(operand), tokens, chunk, sums=True, total=False
         )
         rows.add(sums_R5, sketch.rows(got_nr, block.start))

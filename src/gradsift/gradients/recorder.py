@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from gradsift.gradients.arithmetic import Arithmetic, arithmetics_for, at_least_float32
+from gradsift.gradients.backends import Backend, at_least_float32, backends_for
 from gradsift.gradients.fused import product_dtype
 from gradsift.gradients.head import HeadRecords
 from gradsift.gradients.head_records import head_records, hidden_gradient
@@ -55,7 +55,7 @@ class Recorder:
     Attributes:
         model: What is watched.
         method: By default fused if the model has such a head, else hooked.
-        arithmetic: How to compute; by default the fastest one of the device, which is that of the
+        backend: How to compute; by default the fastest one of the device, which is that of the
             head's weight unless another one is given.
     """
 
@@ -65,7 +65,7 @@ class Recorder:
         sketch: SketchSpec,
         *,
         method: RecordingMethod | None = None,
-        arithmetic: Arithmetic | None = None,
+        backend: Backend | None = None,
         device: torch.device | None = None,
     ):
         self.model = model
@@ -73,7 +73,7 @@ class Recorder:
         self._head_method = self.method.removesuffix("-intercepted")
         weight = model.head.weight
         device = device or weight.device
-        self.arithmetic = arithmetic or arithmetics_for(device, weight.dtype)[0]
+        self.backend = backend or backends_for(device, weight.dtype)[0]
         self._interception = None
         if self.method.endswith("intercepted"):
             self._interception = Interception(
@@ -99,7 +99,7 @@ class Recorder:
         else:
             self._handles = [self.model.embedding.register_forward_hook(self._on_embedding)]
         if self._head_method == "fused":
-            self.model.fused.arithmetic = self.arithmetic
+            self.model.fused.backend = self.backend
             self.model.fused.sketch = self._sketches[LM_HEAD]
             self.model.fused.on_forward = self._on_fused_head
             return self
@@ -164,7 +164,7 @@ class Recorder:
         if self._head_method == "hidden" and batch.hidden_output is not None:
             output = batch.hidden_output
             with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
-                gradient_BTD = hidden_gradient(batch, self.model.transform, self.arithmetic)
+                gradient_BTD = hidden_gradient(batch, self.model.transform, self.backend)
             gradient = gradient_BTD.view_as(output).to(output.dtype)
             torch.autograd.grad(output, batch.awaited, gradient, allow_unused=True)
         else:
@@ -260,7 +260,7 @@ class Recorder:
 
     def _records(self, batch: MicroBatch, backward: bool) -> Records:
         head, weight_B = head_records(
-            batch, self.model.transform, self._sketches[LM_HEAD], self.arithmetic, backward=backward
+            batch, self.model.transform, self._sketches[LM_HEAD], self.backend, backward=backward
         )
         summaries = {LM_HEAD: head.summaries}
         dtypes = [batch.product_dtype]

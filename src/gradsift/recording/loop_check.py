@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gradsift.errors import GradsiftError
-from gradsift.gradients.arithmetic import Arithmetic
+from gradsift.gradients.backends import Backend
 from gradsift.gradients.check import CheckResult
 from gradsift.gradients.recorder import Recorder, RecordingMethod
 from gradsift.gradients.sketch import SketchSpec
@@ -70,9 +70,9 @@ def check_forward(
         args, kwargs, batch = instances.only(chosen, args)
         indices = chosen
 
-    def check(method: RecordingMethod, arithmetic: Arithmetic) -> tuple[Recorder, CheckResult]:
+    def check(method: RecordingMethod, backend: Backend) -> tuple[Recorder, CheckResult]:
         require_method(model, method)
-        recorder = Recorder(model, sketch, method=method, arithmetic=arithmetic)
+        recorder = Recorder(model, sketch, method=method, backend=backend)
         with torch.random.fork_rng(), without_dropout(model.outer):
             with head_is_called(model.head):
                 records = forward_and_backward(recorder, indices, args, kwargs, batch)

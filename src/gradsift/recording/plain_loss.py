@@ -105,7 +105,7 @@ def require_plain_loss(
             stacklevel=2,
         )
         return
-    twin = Recorder(model, sketch, method=recorder.method, arithmetic=recorder.arithmetic)
+    twin = Recorder(model, sketch, method=recorder.method, backend=recorder.backend)
     require_same_loss(records, forward.repeat(twin, records.indices))
 
 

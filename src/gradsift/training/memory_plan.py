@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from gradsift.config import PlanConfig
 from gradsift.errors import GradsiftError
-from gradsift.gradients.arithmetic import TRITON
+from gradsift.gradients.backends import TRITON
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training.model import DTYPES
 

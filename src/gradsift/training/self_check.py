@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradsift.errors import GradsiftError
-from gradsift.gradients.arithmetic import Arithmetic, arithmetics_for
+from gradsift.gradients.backends import Backend, backends_for
 from gradsift.gradients.check import (
     CheckResult,
     autograd_summaries,
@@ -44,13 +44,13 @@ def recorder_for(
     trainer: RecordingSFTTrainer,
     method: RecordingMethod,
     sketch: SketchSpec,
-    arithmetic: Arithmetic | None = None,
+    backend: Backend | None = None,
 ) -> Recorder:
     """Set a trainer to one recording method; its loss is computed accordingly from now on."""
     require_method(track(trainer.model), method)
     trainer.use_fused_head(method.startswith("fused"))
     tracked = track(trainer.model, trainer.fused)
-    return Recorder(tracked, sketch, method=method, arithmetic=arithmetic)
+    return Recorder(tracked, sketch, method=method, backend=backend)
 
 
 def first_exact_method(
@@ -65,8 +65,8 @@ def first_exact_method(
     Without `backward` only the head's part is recorded, and compared.
     """
 
-    def check(method: RecordingMethod, arithmetic: Arithmetic) -> tuple[Recorder, CheckResult]:
-        recorder = recorder_for(trainer, method, sketch, arithmetic)
+    def check(method: RecordingMethod, backend: Backend) -> tuple[Recorder, CheckResult]:
+        recorder = recorder_for(trainer, method, sketch, backend)
         return recorder, self_check(trainer, recorder, backward=backward)
 
     return first_that_passes(methods_of(method, METHODS), check, trainer.model)
@@ -81,21 +81,21 @@ def methods_of(method: str, methods: Sequence[RecordingMethod]) -> Sequence[Reco
 
 def first_that_passes(
     methods: Sequence[RecordingMethod],
-    check: Callable[[RecordingMethod, Arithmetic], tuple[Recorder, CheckResult]],
+    check: Callable[[RecordingMethod, Backend], tuple[Recorder, CheckResult]],
     model: nn.Module,
 ) -> tuple[Recorder, CheckResult]:
-    """Return what a check gives for the first method and arithmetic that pass it."""
+    """Return what a check gives for the first method and backend that pass it."""
     model_name = type(base_model(model)).__name__
     weight = base_model(model).get_output_embeddings().weight
-    arithmetics = arithmetics_for(weight.device, weight.dtype)
+    backends = backends_for(weight.device, weight.dtype)
     failures: dict[str, str] = {}
-    for arithmetic in arithmetics:
+    for backend in backends:
         for method in methods:
             try:
-                recorder, result = check(method, arithmetic)
+                recorder, result = check(method, backend)
             except _DOES_NOT_FIT as error:
                 kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-                name = method if len(arithmetics) == 1 else f"{method}, {arithmetic.name}"
+                name = method if len(backends) == 1 else f"{method}, {backend.name}"
                 failures[name] = kind + " ".join(str(error).split())
             else:
                 return recorder, replace(result, tried=failures)
@@ -169,7 +169,7 @@ def compared(
         max(errors.values()),
         tolerance,
         recorder.method,
-        recorder.arithmetic.name,
+        recorder.backend.name,
         str(dtype).removeprefix("torch."),
         errors,
         warning=coupling or "",

@@ -94,7 +94,7 @@ def unchecked(
         )
     recorder = Recorder(model, sketch, method=exact[0], device=device)
     dtype = str(model.head.weight.dtype).removeprefix("torch.")
-    return recorder, CheckResult(0, None, None, exact[0], recorder.arithmetic.name, dtype)
+    return recorder, CheckResult(0, None, None, exact[0], recorder.backend.name, dtype)
 
 
 def require_same_loss_as_fused(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
