@@ -48,8 +48,9 @@ from gradsift.gradients.statistics import embedding_summaries
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.transform import HeadTransform
 from gradsift.terms import STATISTICS
+from gradsift.training.batches import INDEX_COLUMN, TOKENS
 from gradsift.training.self_check import METHODS, first_exact_method, recorder_for, self_check
-from gradsift.training.trainer import INDEX_COLUMN, TOKENS, RecordingSFTTrainer
+from gradsift.training.trainer import RecordingSFTTrainer
 from gradsift.training.trainer_settings import TrainerSettings
 
 CUDA = torch.cuda.is_available()

@@ -11,11 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradsift.gradients import backends as module
+from gradsift.gradients.instance_loss import summed_loss
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.training.layers import add_fused_head, track
-from gradsift.training.trainer import summed_loss
 from tiny import tiny_llama
 
 N_ROWS, VOCABULARIES = (4, 16), (512, 16384)

@@ -16,12 +16,12 @@ from gradsift.training.batches import (
     BATCHINGS,
     LengthGroupedSampler,
     bins,
-    keeps_apart,
     packed_batch,
 )
 from gradsift.training.epoch import PreliminaryEpoch
+from gradsift.training.isolation import isolates_packed_rows
 from gradsift.training.layers import track
-from gradsift.training.record_writer import score
+from gradsift.training.scoring import record_with_frozen_weights
 from gradsift.training.trainer_settings import TrainerSettings
 from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
 
@@ -101,13 +101,13 @@ def test_which_models_keep_rows_apart():
     rows = rows_of(random_instances(2, seed=0, n_prompt=1))
     for model in (tiny_llama(), tiny_gpt2(dropout=0.5).train()):
         model.config.use_cache = False
-        assert keeps_apart(track(model), rows)
+        assert isolates_packed_rows(track(model), rows)
         assert model.training
     leaking = tiny_llama()
     leaking.config.use_cache = True
-    assert not keeps_apart(track(leaking), rows)
+    assert not isolates_packed_rows(track(leaking), rows)
     mamba = tiny_mamba()
-    assert not keeps_apart(track(mamba), rows)
+    assert not isolates_packed_rows(track(mamba), rows)
 
 
 def tiny_opt():
@@ -138,7 +138,9 @@ def captured(folder, batching, *, model=None, record_at="during", backward=True,
         if record_at == "during":
             epoch.run(writer, save_steps=2)
         else:
-            score(epoch.trainer, epoch.recorder, instances, writer, backward=backward)
+            record_with_frozen_weights(
+                epoch.trainer, epoch.recorder, instances, writer, backward=backward
+            )
     return epoch.trainer, read_store(folder)
 
 

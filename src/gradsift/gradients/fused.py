@@ -1,6 +1,6 @@
 """The LM head as training calls it: log-likelihoods, their gradients known in the forward pass.
 
-Shapes: B rows, T positions, D width, V vocabulary, N laid-out tokens.
+Shapes: B rows, T positions, D width, V vocabulary, N flattened tokens.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ in the forward pass, when the logits are at hand: softmax minus one-hot takes th
 here waits for the device or loops over rows, tokens or the vocabulary, other than in chunks of
 bounded size.
 
-Shapes: N laid-out tokens, D width, V vocabulary, B instances, K numbers of a sketch; n, r for those
-of one chunk or block. Everything is of the sum of the tokens' losses until it is divided.
+Shapes: N flattened tokens, D width, V vocabulary, B instances, K numbers of a sketch; n, r for
+those of one chunk or block. Everything is of the sum of the tokens' losses until it is divided.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class HeadPass:
 class HeadProduct:
     """The head's outputs as its product with hidden states, a block of the vocabulary at a time.
 
-    The product has the dtype of these, `x_ND`, at the laid-out tokens.
+    The product has the dtype of these, `x_ND`, at the flattened tokens.
     """
 
     def __init__(self, x_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None):
@@ -83,7 +83,7 @@ class HeadProduct:
 class HeadOutputs:
     """The head's outputs as a forward pass has computed them, or other values for each of them.
 
-    `x_ND` is the head's input at the laid-out tokens.
+    `x_ND` is the head's input at the flattened tokens.
     """
 
     def __init__(self, tokens: ResponseTokens, x_ND: torch.Tensor, z_BTV: torch.Tensor):

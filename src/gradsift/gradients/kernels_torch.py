@@ -1,8 +1,10 @@
 """Kernels in PyTorch: softmax errors, and norms and other sums over gradients, block by block.
 
 A row's V×D gradient is formed a block of the vocabulary at a time. In float32 or float64, for any
-device. `kernels_triton.py` offers the same functions. Shapes: n tokens and R rows of a chunk, r vocabulary
-rows of a block, D width, K numbers of a sketch.
+device. `kernels_triton.py` offers the same functions.
+
+Shapes: n tokens and R rows of a chunk, r vocabulary rows of a block, D width, K numbers of a
+sketch.
 """
 
 from __future__ import annotations

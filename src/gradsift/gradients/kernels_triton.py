@@ -1,6 +1,7 @@
 """Kernels in Triton: softmax errors, and norms and other sums over gradients, none of them written.
 
-The errors take the logits' place; a row's V×D gradient is only ever there tile by tile. Both take bfloat16 operands where training has them, else float32, and sum up in float32.
+The errors take the logits' place; a row's V×D gradient is only ever there tile by tile. Both
+take bfloat16 operands where training has them, else float32, and sum up in float32.
 Under TRITON_INTERPRET=1 they run on a CPU, for tests.
 
 Shapes: N tokens, V vocabulary rows of a block, D width, R instances, K numbers of a sketch.
@@ -267,7 +268,7 @@ def require_right_sums(device: torch.device) -> None:
     result = errors(
         ones_TD, torch.zeros(16, device=device, dtype=torch.long), 0, HeadTransform(), None, None
     )
-    got = [*sums_5.tolist(), float(result.square_n[0]), float(result.delta_nr[0, 1])]
-    want = [16, 16, 16**3, 16**3, 16**4, (15 / 16) ** 2 + 15 / 16**2, 1 / 16]
-    if any(abs(g - w) > 1e-3 * w for g, w in zip(got, want, strict=True)):
-        raise ArithmeticError(f"sums are {got}, expected {want}")
+    computed = [*sums_5.tolist(), float(result.square_n[0]), float(result.delta_nr[0, 1])]
+    expected = [16, 16, 16**3, 16**3, 16**4, (15 / 16) ** 2 + 15 / 16**2, 1 / 16]
+    if any(abs(c - e) > 1e-3 * e for c, e in zip(computed, expected, strict=True)):
+        raise ArithmeticError(f"sums are {computed}, expected {expected}")

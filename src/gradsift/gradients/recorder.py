@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Literal
 
 import torch
 from torch import nn
@@ -32,13 +31,15 @@ from gradsift.gradients.records import Check, Records
 from gradsift.gradients.sketch import SketchSpec, TensorSketch
 from gradsift.gradients.statistics import embedding_summaries
 from gradsift.gradients.tokens import ResponseTokens
-from gradsift.gradients.tracking import Interception, TrackedModel, frees_weights, shape_of, whole
+from gradsift.gradients.tracking import (
+    Interception,
+    TrackedModel,
+    reshards_weights,
+    shape_of,
+    whole,
+)
 from gradsift.gradients.transform import HeadTransform, transform_between, transform_deviation
-from gradsift.terms import EMBEDDING, LAYERS, LM_HEAD
-
-RecordingMethod = Literal[
-    "fused", "fused-intercepted", "hidden", "hidden-intercepted", "hooked", "intercepted"
-]
+from gradsift.terms import EMBEDDING, LAYERS, LM_HEAD, RecordingMethod
 
 UNKNOWN_TRANSFORM = (
     "the model changes the logits after the head in another way than in the first step; recording "
@@ -81,7 +82,7 @@ class Recorder:
             )
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._batch: MicroBatch | None = None
-        self._weights_are_freed = False
+        self._reshards_weights = False
         self._transform: HeadTransform | None = None
         weights = (model.embedding.weight, model.head.weight)
         self._sketches = {
@@ -93,7 +94,7 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         """Attach the hooks."""
-        self._weights_are_freed = frees_weights(self.model.outer)
+        self._reshards_weights = reshards_weights(self.model.outer)
         if self._interception is not None:
             self._handles = self._interception.attach()
         else:
@@ -228,7 +229,7 @@ class Recorder:
         # Here, where all processes are: in the backward pass they need not meet.
         head, dtype, device = self.model.head, self._batch.product_dtype, hidden.device
         self._batch.head_weights = tuple(
-            whole(tensor, dtype=dtype, device=device, is_freed=self._weights_are_freed)
+            whole(tensor, dtype=dtype, device=device, is_resharded=self._reshards_weights)
             for tensor in (head.weight, head.bias)
         )
         if torch.is_grad_enabled() and hidden.requires_grad:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
+from gradsift.config import Dtype
 from gradsift.trainer_configs.keys import Joint, OneOf, Reading, Setting, Tool, each, same, table
 from gradsift.trainer_configs.shared import (
     LOSS,
@@ -16,7 +19,7 @@ from gradsift.trainer_configs.shared import (
 )
 from gradsift.trainer_configs.values import flag, integer, names, number, text
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = get_args(Dtype)
 # trl trains on whole conversations unless told otherwise.
 WHOLE = (
     "gradsift trains on answers only (`text` rows: on every token). Take the key out to have it "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import nn
@@ -14,26 +15,21 @@ from gradsift.gradients.backends import Backend, backends_for
 from gradsift.gradients.check import (
     CheckResult,
     autograd_summaries,
-    compare,
+    relative_errors,
     require_match,
     tolerance_for,
 )
-from gradsift.gradients.recorder import Recorder, RecordingMethod
+from gradsift.gradients.instance_loss import mean_loss
+from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Record
 from gradsift.gradients.sketch import SketchSpec
+from gradsift.terms import CaptureMethod, LoopMethod, RecordingMethod
 from gradsift.training.layers import base_model, require_method, track, without_dropout
 from gradsift.training.quantized import coupling_of
-from gradsift.training.trainer import RecordingSFTTrainer, mean_loss
+from gradsift.training.trainer import RecordingSFTTrainer
 
-# From the cheapest to the one that makes the fewest assumptions.
-METHODS: tuple[RecordingMethod, ...] = ("fused", "fused-intercepted", "hooked", "intercepted")
-# In a loop that is not ours.
-LOOP_METHODS: tuple[RecordingMethod, ...] = (
-    "hidden",
-    "hidden-intercepted",
-    "hooked",
-    "intercepted",
-)
+METHODS: tuple[RecordingMethod, ...] = get_args(CaptureMethod)
+LOOP_METHODS: tuple[RecordingMethod, ...] = get_args(LoopMethod)
 # Of rows that the model itself makes depend on their neighbours, by some percent.
 COUPLED_TOLERANCE = 0.1
 # A method that does not fit a model fails in whatever manner the model's code fails.
@@ -112,8 +108,8 @@ def _require_finite_weights(model: nn.Module) -> None:
         if type(parameter) is nn.Parameter and not bool(parameter.isfinite().all()):
             raise GradsiftError(
                 f"{type(base_model(model)).__name__}: the weight {name} holds numbers that are not "
-                "finite, so no gradient is. Load it from a whole checkpoint, or in a dtype with a "
-                "larger range (bfloat16 instead of float16)."
+                "finite, so no gradient is. Load it from a complete checkpoint, or in a dtype with "
+                "a larger range (bfloat16 instead of float16)."
             )
 
 
@@ -141,10 +137,10 @@ def self_check(
             return mean_loss(recorder.model.outer(input_ids=input_ids_1T).logits, labels_1T)
 
         with trainer.accelerator.autocast():
-            return compared(recorder, records.read(), loss_of, records.dtype)
+            return compare_with_autograd(recorder, records.read(), loss_of, records.dtype)
 
 
-def compared(
+def compare_with_autograd(
     recorder: Recorder,
     records: Sequence[Record],
     loss_of: Callable[[int], torch.Tensor],
@@ -161,7 +157,7 @@ def compared(
             loss = functools.partial(loss_of, record.index)
             truth = autograd_summaries(recorder.model, recorder, loss)
         require_match(record, truth, tolerance, is_packed=is_packed)
-        for (layer, name), error in compare(record, truth).items():
+        for (layer, name), error in relative_errors(record, truth).items():
             key = f"{layer} {name}"
             errors[key] = max(error, errors.get(key, 0.0))
     return CheckResult(
