@@ -148,7 +148,7 @@ class ObservedLoss:
         """Compare the training loss's backprops δ with the backprops ω of each token's own loss.
 
         `expected_N` is ‖ω‖², `product_N` δ·ω, `residual_N` ‖δ − wω‖². `gain_N` is how much larger
-        squares are in the units of the three than at the head's output, if they were not taken there.
+        squares are in their units than at the head's output, if they were not taken there.
         """
         gain_N = torch.ones_like(expected_N) if gain_N is None else gain_N
         is_ignored_N = tokens.targets_N == IGNORED_LABEL
