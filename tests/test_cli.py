@@ -482,3 +482,101 @@ def test_agreement_of_different_rows_is_refused(capsys, world, finished, tmp_pat
     code, _, err = invoke(capsys, "agreement", world / "run", tmp_path / "o")
     assert code == 2
     assert "have 0 rows in common" in err
+
+
+def test_what_is_a_bug_is_told_as_one(capsys, world, finished, monkeypatch):
+    """numpy's ValueErrors, too: only what the user can mend is one line with exit code 2."""
+    from gradsift.commands import select as module
+
+    def broken(*_):
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr(module, "select_rows", broken)
+    code, out, err = invoke(capsys, "select", world / "run", "--budget", "6")
+    assert (code, out) == (1, "")
+    assert err.startswith("gradsift: ValueError in select.py, line ")
+    assert "operands could not be broadcast together. This is a mistake of gradsift's own" in err
+    assert "Traceback" not in err
+    code, _, err = invoke(capsys, "select", world / "run", "--budget", "6", "--debug")
+    assert code == 1
+    assert "Traceback" in err
+
+
+def test_debug_shows_where_a_users_mistake_was_found(capsys, world, finished):
+    code, _, err = invoke(capsys, "--debug", "select", world / "run", "--budget", "500")
+    assert code == 2
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("gradsift: budget 500 asks for 500 rows")
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("torch", "train"), ("altair", "compare"), ("lm_eval", "compare"), ("vl_convert", "compare"),
+     ("bitsandbytes", "quantized"), ("rouge_score.rouge_scorer", "compare"), ("nonsense", None)],
+)  # fmt: skip
+def test_a_missing_package_names_its_extra(module, extra):
+    from gradsift.cli.messages import told
+
+    code, line = told(ModuleNotFoundError(f"No module named {module!r}", name=module), ())
+    assert code == (1 if extra is None else 2)
+    assert (f"pip install 'gradsift[{extra}]'" in line) == (extra is not None)
+
+
+def test_settings_in_a_message_are_the_options_of_the_command():
+    from gradsift.cli.messages import told
+    from gradsift.errors import GradsiftError
+
+    error = GradsiftError("`max_length` is 1, `truncation` is x, and `nonsense` stays")
+    _, line = told(error, ("run", "data"))
+    assert line == "--max-length is 1, --set truncation is x, and `nonsense` stays"
+
+
+def test_usual_settings_are_options_and_the_others_are_named(capsys):
+    _, out, _ = invoke(capsys, "run", "--help")
+    options = {word for word in out.replace("│", " ").split() if word.startswith("--")}
+    assert len(options) < 30
+    assert {"--model", "--budget", "--out", "--score", "--set", "--config"} <= options
+    for panel in ("Data", "Model", "Selection", "Advanced"):
+        assert f"─ {panel} ─" in out
+    assert "warmup_fraction" in out
+    assert out.count("gradsift run ") >= 3
+
+
+def test_set_takes_a_group_in_front_and_what_is_nested(capsys, world, tmp_path):
+    code, _, err = capture(
+        capsys, world, tmp_path / "set", "--set", "capture.max_length=40", "--set", "lora.r=2",
+        "--set", "sft.max_grad_norm=2", "--sft", "learning_rate=1e-4",
+    )  # fmt: skip
+    assert code == 0, err
+    config = yaml.safe_load((tmp_path / "set/config.yaml").read_text())
+    assert (config["max_length"], config["lora"]) == (40, {"r": 2})
+    assert config["sft"] == {
+        "per_device_train_batch_size": 4, "learning_rate": 1e-4, "max_grad_norm": 2,
+    }  # fmt: skip
+
+
+def test_shells_complete_choices():
+    from typer.main import get_command
+
+    from gradsift.cli.main import app
+    from gradsift.selection.scores import SCORES
+    from gradsift.selection.strategies.catalogue import STRATEGIES
+
+    def completed(command, option):
+        parameter = next(p for p in get_command(app).commands[command].params if p.name == option)
+        return {item.value for item in parameter.shell_complete(None, "")}
+
+    assert completed("select", "strategy") == set(STRATEGIES)
+    assert completed("run", "score") == set(SCORES)
+    assert completed("run", "dtype") == {"float32", "bfloat16", "float16"}
+    assert {"full", "grads"} <= completed("compare", "arms")
+
+
+def test_strategies_are_listed_without_a_run(capsys):
+    from gradsift.selection.scores import SCORES
+    from gradsift.selection.strategies.catalogue import STRATEGIES
+
+    code, out, _ = invoke(capsys, "strategies")
+    assert code == 0
+    for name, entry in {**STRATEGIES, **SCORES}.items():
+        assert f"  {name:28}{entry.summary}" in out

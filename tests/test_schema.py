@@ -48,7 +48,7 @@ def test_names_of_before_are_told_and_read():
     old = {"side": "grounded", "adjust": [], "near_threshold": 0.5, "when": "after"}
     with pytest.raises(GradsiftError, match="'side' is now called 'score'"):
         schema.validated(config.SelectionConfig, old)
-    assert schema.of_today({**old, "alpha": 2}) == {
+    assert schema.migrated({**old, "alpha": 2}) == {
         "score": "prompt-gain",
         "detrend": [],
         "similarity_threshold": 0.5,

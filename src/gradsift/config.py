@@ -22,7 +22,8 @@ Batching = Literal["packed", "by_length", "random"]
 Layer = Literal["embedding", "lm_head"]
 Covariate = Literal["response_length", "prompt_length", "step"]
 COVARIATES: tuple[Covariate, ...] = ("response_length", "prompt_length", "step")
-Budget = str | int | float
+BudgetValue = str | int | float
+BUDGET_HELP = "How much to keep of the usable rows: 50%, 500 (rows), 20000tok (tokens) or auto."
 
 
 class ReadingConfig(Group):
@@ -55,7 +56,7 @@ class ModelConfig(Group):
         ..., 'Hub id, folder with safetensors, or "demo".', MODEL, option=True
     )
     revision: str | None = setting(None, "Revision of a hub model.", MODEL)
-    dtype: Dtype = setting("float32", "Of the weights.", MODEL, option=True)
+    dtype: Dtype = setting("float32", "Data type of the weights.", MODEL, option=True)
     load_in: Literal["4bit", "8bit"] | None = setting(
         None,
         "Quantise the weights while loading: 4bit (QLoRA) or 8bit; needs LoRA.",
@@ -70,7 +71,13 @@ class ModelConfig(Group):
 class SeedConfig(Group):
     """What everything drawn starts from."""
 
-    seed: int = setting(0, "Of everything drawn.", SELECTION, option=True, ge=0)
+    seed: int = setting(
+        0,
+        "Seed of everything drawn: order of rows, samples, sketches.",
+        SELECTION,
+        option=True,
+        ge=0,
+    )
 
 
 class MethodConfig(Group):
@@ -100,7 +107,7 @@ class SketchConfig(SeedConfig):
 class TrainerConfig(Group):
     """How a model is trained."""
 
-    sft: dict[str, Any] = setting({}, "A setting of trl's SFTConfig.", TRAINING, option=True)
+    sft: dict[str, Any] = setting({}, "Setting of trl's SFTConfig.", TRAINING, option=True)
     lora: dict[str, Any] | bool | None = setting(
         None,
         "Train LoRA adapters or all parameters; in files also settings of peft's LoraConfig.",
@@ -246,7 +253,9 @@ class SelectionConfig(SeedConfig):
         ("l2_norm",), f"Statistics that make the signal: {', '.join(STATISTICS)}.", SELECTION
     )
     detrend: Annotated[tuple[Covariate, ...], Words] = setting(
-        COVARIATES, "What is taken off the signal first; none for nothing.", SELECTION
+        COVARIATES,
+        "Covariates taken off the signal first: response_length, prompt_length, step; or none.",
+        SELECTION,
     )
     alpha: float = setting(
         1.0, "Weight of the gradient score.", SELECTION, ge=0, allow_inf_nan=False
@@ -320,9 +329,9 @@ class RunConfig(ReadingConfig, AdaptedModelConfig, CaptureConfig, SubsetConfig):
 
     data: PathText = setting(..., "SFT file, `save_to_disk` folder or hub id.", DATA)
     out: PathText = setting(..., "Run folder; run again to resume.", DATA, option=True)
-    budget: Budget | None = setting(
+    budget: BudgetValue | None = setting(
         None,
-        "Of the usable rows: 50%, 500 (rows), 20000tok (tokens) or auto.",
+        BUDGET_HELP,
         SELECTION,
         option=True,
     )
@@ -335,7 +344,7 @@ class RunConfig(ReadingConfig, AdaptedModelConfig, CaptureConfig, SubsetConfig):
         return value
 
 
-class TrainingConfig(TrainerConfig):
+class ArmTrainingConfig(TrainerConfig):
     """How every arm is trained; what is not said is as in the capture."""
 
     epochs: float = setting(
@@ -355,8 +364,8 @@ class ArmConfig(Group):
         TRAINING,
         option=True,
     )
-    budget: Budget | None = setting(
-        None, "Of the arm: 50%, 500 (rows) or 20000tok (tokens).", TRAINING, option=True
+    budget: BudgetValue | None = setting(
+        None, "Budget of the arm: 50%, 500 (rows) or 20000tok (tokens).", TRAINING, option=True
     )
     out: PathText | None = setting(
         None, "Folder for the model (in the run folder).", TRAINING, option=True
@@ -374,10 +383,13 @@ class EvaluationConfig(Group):
         option=True,
     )
     limit: int | None = setting(
-        None, "Items of each task, the first ones (all).", EVALUATION, option=True, ge=1
+        None, "Items asked of each task, the first ones (all).", EVALUATION, option=True, ge=1
     )
     max_new_tokens: int | None = setting(
-        None, "Of an answer (the longest reference, at most 256).", EVALUATION, ge=1
+        None,
+        "Most tokens of an answer (as many as the longest reference, at most 256).",
+        EVALUATION,
+        ge=1,
     )
     trust_remote_code: bool = setting(
         False, "Run code that a task file names.", EVALUATION, option=True
@@ -395,8 +407,8 @@ class ArmsConfig(Group):
         TRAINING,
         option=True,
     )
-    budgets: Annotated[tuple[Budget, ...], Several] = setting(
-        ("50%",), "Of arms that name none, with commas.", TRAINING, option=True
+    budgets: Annotated[tuple[BudgetValue, ...], Several] = setting(
+        ("50%",), "Budgets of arms that name none, with commas.", TRAINING, option=True
     )
     seeds: int = setting(3, "Trainings of each arm.", TRAINING, option=True, ge=1)
 
@@ -404,12 +416,12 @@ class ArmsConfig(Group):
 class PlanConfig(ModelConfig, LengthConfig):
     """What a memory plan is made for."""
 
-    dtype: Dtype = setting("bfloat16", "Of the weights.", MODEL, option=True)
+    dtype: Dtype = setting("bfloat16", "Data type of the weights.", MODEL, option=True)
     lora: bool | None = setting(
         None, "Only LoRA, or only all parameters; both if not said.", TRAINING, option=True
     )
-    gpus: int = setting(8, "GPUs of one machine.", CAPTURE, option=True, ge=1)
-    gpu_memory: float = setting(80, "GB of each.", CAPTURE, option=True, gt=0)
+    gpus: int = setting(8, "GPUs of the machine.", CAPTURE, option=True, ge=1)
+    gpu_memory: float = setting(80, "GB of memory of each GPU.", CAPTURE, option=True, gt=0)
     batch_size: int = setting(1, "Rows of a micro-batch on each GPU.", CAPTURE, option=True, ge=1)
     lora_rank: int = setting(8, "Rank of LoRA's adapters.", CAPTURE, option=True, ge=1)
 
@@ -419,7 +431,7 @@ class DemoConfig(SeedConfig):
 
     out: PathText = setting("runs/demo", "Run folder.", DATA, option=True)
     rows: int = setting(160, "Rows drawn from the pool.", DATA, option=True, ge=20)
-    budget: Budget = setting("50%", "As for select.", SELECTION, option=True)
+    budget: BudgetValue = setting("50%", "How much to keep, as for select.", SELECTION, option=True)
     compare: bool = setting(
         False, "Train on the subset and its rivals: 15 minutes.", EVALUATION, option=True
     )

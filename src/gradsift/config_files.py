@@ -13,9 +13,8 @@ import yaml
 from gradsift.config import RunConfig
 from gradsift.data.sources import absolute
 from gradsift.errors import GradsiftError
-from gradsift.schema import fields_of, of_today, require_known, validated
+from gradsift.schema import fields_of, require_known, validated
 from gradsift.trainer_configs.translate import translate
-from gradsift.utils import write_text
 
 CONFIG_NAME = "config.yaml"
 PATHS = ("data", "model", "dataset_info", "anchor", "target", "keep", "drop")
@@ -85,27 +84,6 @@ def _over(beneath: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     if above.get("lora") is True:
         values["lora"] = beneath.get("lora") or True
     return values
-
-
-def save_config(config: RunConfig, folder: Path) -> None:
-    """Write the settings into a run folder; `gradsift run --config` takes them."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_text(folder / CONFIG_NAME, text)
-
-
-def load_config(folder: Path) -> RunConfig:
-    """Read the settings of a run folder, those of an earlier gradsift under today's names.
-
-    Raises:
-        GradsiftError: If there are none.
-    """
-    path = folder / CONFIG_NAME
-    if not path.exists():
-        raise GradsiftError(
-            f"{folder}: there is no {CONFIG_NAME} that says how its rows and its model are "
-            "loaded; only runs of gradsift capture can be passed over again."
-        )
-    return run_config(of_today(read_yaml(path)), str(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

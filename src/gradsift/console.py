@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,10 +22,10 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"  # As torchrun and accelerate set it.
 
 
-def talk_on_stderr() -> ProgressCallback:
+def talk_on_stderr(worded: Callable[[str], str] = str) -> ProgressCallback:
     """Show gradsift's log on stderr, and return what shows progress there.
 
-    All processes but the first are silent.
+    Lines go through `worded` first. All processes but the first are silent.
     """
     if not is_first_process():
         return no_progress
@@ -34,18 +35,18 @@ def talk_on_stderr() -> ProgressCallback:
     logger.propagate = False
     for handler in [one for one in logger.handlers if isinstance(one, _Handler)]:
         logger.removeHandler(handler)
-    logger.addHandler(_Handler(console))
+    logger.addHandler(_Handler(console, worded))
     return _Bar(console) if sys.stderr.isatty() else _Lines(console)
 
 
 class _Handler(logging.Handler):
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, worded: Callable[[str], str]):
         super().__init__()
-        self._console = console
+        self._console, self._worded = console, worded
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        self._console.print(prefix + record.getMessage())
+        self._console.print(prefix + self._worded(record.getMessage()))
 
 
 class _Bar:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,15 +9,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import yaml
 
 from gradsift.config import RunConfig, SelectionConfig
-from gradsift.config_files import load_config, run_config
+from gradsift.config_files import CONFIG_NAME, read_yaml, run_config
 from gradsift.data.chat_templates import require_template
 from gradsift.data.containers import fingerprint
 from gradsift.data.formats import Columns
+from gradsift.data.lines import read_ids
 from gradsift.data.pool import Pool, read_pool
 from gradsift.data.sources import Source
 from gradsift.errors import GradsiftError
+from gradsift.schema import migrated
 from gradsift.selection import neighbours as graph
 from gradsift.selection.candidates import Candidates, Context, Need, Reference
 from gradsift.selection.content import content_vectors, find_clusters
@@ -32,6 +34,7 @@ from gradsift.store.tables import (
     read_pool_table,
     write_neighbours,
 )
+from gradsift.utils import write_text
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -103,8 +106,20 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The settings of the capture."""
-        return load_config(self.folder)
+        """The settings of the capture, those of an earlier gradsift under today's names."""
+        path = self.folder / CONFIG_NAME
+        if not path.exists():
+            raise GradsiftError(
+                f"{self.folder}: there is no {CONFIG_NAME} that says how its rows and its model "
+                "are loaded; only runs of gradsift capture can be passed over again."
+            )
+        return run_config(migrated(read_yaml(path)), str(path))
+
+    def save_config(self) -> None:
+        """Write the settings into the folder; `gradsift run --config` takes them."""
+        settings = self.config.model_dump(mode="json")
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        write_text(self.folder / CONFIG_NAME, text)
 
     @cached_property
     def pool(self) -> Pool:
@@ -329,7 +344,7 @@ class Run:
         references = {
             need: self._reference(folder, need) for need, folder in folders.items() if need in needs
         }
-        keep, drop = _listed_ids(config.keep, "keep"), _listed_ids(config.drop, "drop")
+        keep, drop = read_ids(config.keep, "keep"), read_ids(config.drop, "drop")
         return Context(*self.content, references, keep, drop)
 
     def _reference(self, folder: str | None, need: Need) -> Reference:
@@ -360,30 +375,3 @@ def _names(column: pa.ChunkedArray) -> list[str] | None:
     if column.null_count == len(column):
         return None
     return [UNKNOWN if name is None else name for name in column.to_pylist()]
-
-
-def _listed_ids(path: str | None, setting: str) -> list[str]:
-    if path is None:
-        return []
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise GradsiftError(
-            f"`{setting}` {path}: cannot be read ({error}). Expected ids, one a line."
-        ) from None
-    where = f"`{setting}` {path}"
-    return [_listed_id(line.strip(), f"{where}, line {at}")
-            for at, line in enumerate(lines, start=1) if line.strip()]  # fmt: skip
-
-
-def _listed_id(line: str, where: str) -> str:
-    if not line.startswith("{"):
-        return line
-    # Of a file of rows, the ids are what is meant.
-    try:
-        return str(json.loads(line)["id"])
-    except (ValueError, KeyError):
-        raise GradsiftError(
-            f"{where}: looks like a row but has no id. Expected ids, one a line, or rows with an "
-            "id."
-        ) from None

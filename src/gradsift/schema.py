@@ -153,7 +153,7 @@ def default_of(field: FieldInfo) -> Any:
     return field.get_default(call_default_factory=True)
 
 
-def divided(values: Mapping[str, Any], *groups: type[Group]) -> list[Any]:
+def split_settings(values: Mapping[str, Any], *groups: type[Group]) -> list[Any]:
     """Check settings of several groups; returns one model for each.
 
     Raises:
@@ -232,7 +232,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
 
 
-def of_today(values: Mapping[str, Any]) -> dict[str, Any]:
+def migrated(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings that an earlier gradsift saved under the names they have now."""
     found = {}
     for name, value in values.items():
@@ -250,5 +250,9 @@ def _one_line(error: ValidationError) -> str:
         elif not item["loc"]:  # Of several settings together.
             lines.append(item["msg"].removeprefix("Value error, "))
         else:
-            lines.append(f"{key} is {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
+            message = item["msg"].removeprefix("Value error, ")
+            allowed = re.findall(r"'([^']+)'", message) if item["type"] == "literal_error" else []
+            close = difflib.get_close_matches(str(item["input"]), allowed, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            lines.append(f"{key} is {item['input']!r}: {message}{hint}")
     return "; ".join(lines) + "."

@@ -10,7 +10,7 @@ from gradsift import compare, train
 from gradsift.comparison.arms import parse_arms, rows_of
 from gradsift.comparison.suite import make_suite
 from gradsift.comparison.training_runs import lay_out, trainer_settings
-from gradsift.config import EvaluationConfig, RunConfig, SelectionConfig, TrainingConfig
+from gradsift.config import ArmTrainingConfig, EvaluationConfig, RunConfig, SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.text_metrics import WITHOUT
 from gradsift.run_folder import Run
@@ -36,7 +36,7 @@ def test_what_is_not_said_is_as_in_the_capture(said, captured, expected):
         data="d", model="m", out="o", lora=captured, batching="random",
         sft={"learning_rate": 1e-3, "weight_decay": 0.1},
     )  # fmt: skip
-    training = TrainingConfig(lora=said, sft={"learning_rate": 1e-4}, epochs=2)
+    training = ArmTrainingConfig(lora=said, sft={"learning_rate": 1e-4}, epochs=2)
     settings = trainer_settings(training, capture, seed=7)
     assert settings.lora == expected
     assert settings.sft == {"learning_rate": 1e-4, "weight_decay": 0.1}
@@ -46,7 +46,7 @@ def test_what_is_not_said_is_as_in_the_capture(said, captured, expected):
 def test_settings_that_cannot_be_are_refused():
     capture = RunConfig(data="d", model="m", out="o")
     with pytest.raises(GradsiftError, match="zz"):
-        trainer_settings(TrainingConfig(lora={"zz": 1}), capture, 0)
+        trainer_settings(ArmTrainingConfig(lora={"zz": 1}), capture, 0)
 
 
 def test_work_that_an_earlier_gradsift_finished_is_found_again(world):
@@ -58,11 +58,11 @@ def test_work_that_an_earlier_gradsift_finished_is_found_again(world):
         make_suite(run.read_rows(str(world / "test.jsonl")), run, config), synonyms=WITHOUT
     )
     arms = parse_arms(("base", "full:seeds=1", "full-equal-steps:seeds=1", "random"), ("50%",), 2)
-    settings = trainer_settings(TrainingConfig(epochs=1), run.config, 0)
+    settings = trainer_settings(ArmTrainingConfig(epochs=1), run.config, 0)
     rows = rows_of(run, arms, SelectionConfig())
     found = lay_out(run, arms, rows, settings, suite.identity)
     other = trainer_settings(
-        TrainingConfig(epochs=1, lora={"r": 2}, sft={"weight_decay": 0.1}), run.config, 3
+        ArmTrainingConfig(epochs=1, lora={"r": 2}, sft={"weight_decay": 0.1}), run.config, 3
     )
     suite = replace(suite, tasks=None, task_texts={}, windows={}, limit=None)
     found += lay_out(run, arms[1:2], rows, other, suite.identity)

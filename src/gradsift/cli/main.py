@@ -12,8 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from gradsift import config as groups
-from gradsift.cli.messages import told
-from gradsift.cli.options import ADVANCED, app, command, load, one_file
+from gradsift.cli.messages import told, with_flags
+from gradsift.cli.options import ADVANCED, app, command, load, one_file, strategy_names
+from gradsift.errors import GradsiftError
+from gradsift.progress import Progress
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
 ConfigFiles = Annotated[
@@ -33,11 +35,11 @@ TrainerConfigs = Annotated[
         rich_help_panel=ADVANCED,
     ),
 ]
-Budget = Annotated[
+BudgetOption = Annotated[
     str,
     typer.Option(
         metavar="TEXT",
-        help="Of the usable rows: 50%, 500 (rows), 20000tok (tokens) or auto.",
+        help=groups.BUDGET_HELP,
         rich_help_panel=groups.SELECTION,
     ),
 ]
@@ -49,10 +51,21 @@ Json = Annotated[
 ]
 
 
+def _progress() -> Progress:
+    """Let notes and progress go to stderr, with settings shown as options."""
+    return load("console").talk_on_stderr(lambda line: with_flags(line, sys.argv))
+
+
 def _show(result: Any, as_json: bool) -> None:
     """Print a result to stdout; progress and notes went to stderr."""
     if load("console").is_first_process():
-        typer.echo(json.dumps(result.summary(), ensure_ascii=False) if as_json else result.text())
+        if as_json:
+            typer.echo(json.dumps(result.summary(), ensure_ascii=False))
+            return
+        # Not the user's own rows, which may hold backticks, too.
+        advice = ("warning: ", "left out: ")
+        for line in result.text().split("\n"):
+            typer.echo(with_flags(line, sys.argv) if line.startswith(advice) else line)
 
 
 def _print_version(wanted: bool) -> None:
@@ -126,7 +139,7 @@ def _run(
     *,
     selecting: bool,
 ) -> None:
-    progress = load("console").talk_on_stderr()
+    progress = _progress()
     if data is not None:
         settings["data"] = data
     resolved = _resolved(settings, config, trainer_config)
@@ -157,7 +170,7 @@ def _resolved(
     ),
 )
 def select(
-    settings: dict[str, Any], run_folder: RunFolder, budget: Budget, json_: Json = False
+    settings: dict[str, Any], run_folder: RunFolder, budget: BudgetOption, json_: Json = False
 ) -> None:
     """Select from a captured run, in seconds: another budget, another rule."""
     _show(load("commands.select").select(run_folder, budget=budget, **settings), json_)
@@ -176,24 +189,37 @@ def explain(
     _show(load("commands.explain").explain(run_folder, row_id, name=name), json_)
 
 
-@command(groups.SelectionConfig, examples=("gradsift strategies runs/mine --budget 5%",))
+@command(
+    groups.SelectionConfig,
+    examples=("gradsift strategies", "gradsift strategies runs/mine --budget 5%"),
+)
 def strategies(
     settings: dict[str, Any],
-    run_folder: RunFolder,
-    budget: Budget,
+    run_folder: Annotated[
+        Path | None, typer.Argument(help="A run folder; without one they are listed.")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help=groups.BUDGET_HELP, rich_help_panel=groups.SELECTION),
+    ] = None,
     strategy: Annotated[
         list[str] | None,
         typer.Option(
             help="May be repeated (default: all that can be had from what is there).",
             rich_help_panel=groups.SELECTION,
+            autocompletion=strategy_names,
         ),
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Compare what the strategies would keep: criteria, mixes, overlap. Writes nothing."""
-    compared = load("commands.strategies").strategies(
-        run_folder, budget=budget, names=tuple(strategy or ()), **settings
-    )
+    """List the strategies, or compare what they would keep: criteria, mixes, overlap."""
+    module = load("commands.strategies")
+    if run_folder is None:
+        _show(module.catalogue(), json_)
+        return
+    if budget is None:
+        raise GradsiftError("`budget` is missing: give 50%, 500 (rows) or 20000tok (tokens).")
+    compared = module.strategies(run_folder, budget=budget, names=tuple(strategy or ()), **settings)
     _show(compared, json_)
 
 
@@ -201,7 +227,7 @@ def strategies(
 def stability(
     settings: dict[str, Any],
     run_folder: RunFolder,
-    budget: Budget,
+    budget: BudgetOption,
     other: Annotated[
         list[Path] | None,
         typer.Option(help="Run folder with the same rows, such as one of another seed; repeated."),
@@ -217,20 +243,20 @@ def stability(
 
 @command(
     groups.ArmConfig,
-    groups.TrainingConfig,
+    groups.ArmTrainingConfig,
     groups.SelectionConfig,
     without=("strategy", "keep_models"),
     examples=("gradsift train runs/mine --arm grads --budget 50% --out models/mine",),
 )
 def train(settings: dict[str, Any], run_folder: RunFolder, json_: Json = False) -> None:
     """Fine-tune on the rows of an arm; weights as safetensors. Run again to resume."""
-    progress = load("console").talk_on_stderr()
+    progress = _progress()
     _show(load("commands.train").train(run_folder, progress=progress, **settings), json_)
 
 
 @command(
     groups.ArmsConfig,
-    groups.TrainingConfig,
+    groups.ArmTrainingConfig,
     groups.EvaluationConfig,
     groups.SelectionConfig,
     without=("strategy",),
@@ -252,7 +278,7 @@ def compare(
     json_: Json = False,
 ) -> None:
     """Did it learn more, forget less, and beat random? Run again to resume."""
-    progress = load("console").talk_on_stderr()
+    progress = _progress()
     compared = load("commands.compare").compare(
         run_folder,
         test=test,
@@ -268,7 +294,7 @@ def compare(
 @command()
 def reference_losses(run_folder: RunFolder, json_: Json = False) -> None:
     """Compute the losses of the untrained model that some rules need. Run again to resume."""
-    progress = load("console").talk_on_stderr()
+    progress = _progress()
     compute = load("commands.reference_losses").reference_losses
     _show(compute(run_folder, progress=progress), json_)
 
@@ -294,7 +320,7 @@ def check(
     json_: Json = False,
 ) -> None:
     """Say whether recording is exact on a model: two rows against autograd."""
-    load("console").talk_on_stderr()
+    _progress()
     if model is not None:
         settings["model"] = model
     # It has rows of its own, and no run folder.
@@ -317,7 +343,7 @@ def plan(
 @command(groups.DemoConfig)
 def demo(settings: dict[str, Any], json_: Json = False) -> None:
     """Run the whole job on Python's own documentation and a small model; no hub is needed."""
-    progress = load("console").talk_on_stderr()
+    progress = _progress()
     _show(load("commands.demo").demo(progress=progress, **settings), json_)
 
 

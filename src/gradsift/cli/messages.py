@@ -26,7 +26,7 @@ def told(error: Exception, arguments: Sequence[str]) -> tuple[int, str]:
     if isinstance(error, UsageError):
         return 2, _usage(error)
     if isinstance(error, GradsiftError):
-        return 2, _with_flags(" ".join(str(error).split()), arguments)
+        return 2, with_flags(" ".join(str(error).split()), arguments)
     if isinstance(error, OSError) and (error.filename or error.errno):
         return 2, f"{error.filename or 'the file system'}: {error.strerror or error}"
     if isinstance(error, ImportError) and (extra := _extra_with(error.name or "")):
@@ -81,10 +81,10 @@ def _flag(name: str, fields: Mapping[str, FieldInfo]) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _with_flags(message: str, arguments: Sequence[str]) -> str:
+def with_flags(message: str, arguments: Sequence[str]) -> str:
     """Show settings, which stand in backticks, as this command's options."""
     name = next((word for word in arguments if word in SETTINGS), "")
-    known = {*fields_of(groups.RunConfig, groups.ArmsConfig, groups.TrainingConfig,
+    known = {*fields_of(groups.RunConfig, groups.ArmsConfig, groups.ArmTrainingConfig,
                         groups.EvaluationConfig), *SETTINGS.get(name, {}), "test", "config",
              "dry_run", "arm", "other"}  # fmt: skip
     return re.sub(

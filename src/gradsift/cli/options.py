@@ -139,12 +139,19 @@ def _choices(name: str, field: FieldInfo) -> Callable[[], list[str]] | None:
     if words:
         return lambda: words
     if name == "strategy":
-        return lambda: list(load("selection.strategies.catalogue").STRATEGIES)
+        return strategy_names
+    if name in ("arm", "arms"):
+        return lambda: ["base", "full", "full-equal-steps", *strategy_names()]
     if name == "score":
         return lambda: list(load("selection.scores").SCORES)
     if name == "format":
         return lambda: list(load("data.formats").ROW_FORMATS)
     return None
+
+
+def strategy_names() -> list[str]:
+    """Return the names of all strategies."""
+    return list(load("selection.strategies.catalogue").STRATEGIES)
 
 
 def _set_option(fields: Mapping[str, FieldInfo]) -> inspect.Parameter:

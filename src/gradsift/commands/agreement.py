@@ -57,7 +57,7 @@ def agreement(
         The rank correlations.
 
     Raises:
-        ValueError: If they have fewer than three rows in common.
+        GradsiftError: If they have fewer than three rows in common.
     """
     stores = Run.of(run).store, Run.of(other).store
     usable = [

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gradsift.config import CaptureConfig, ModelConfig
-from gradsift.config_files import CONFIG_NAME, save_config
+from gradsift.config_files import CONFIG_NAME
 from gradsift.data.pool import Pool
 from gradsift.data.tokenization import NOTES, Instances
 from gradsift.errors import GradsiftError
@@ -145,7 +145,7 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
         with epoch.writer(out, manifest, config.sketch_size) as writer:
             if writer.rank == 0:
                 # The settings are saved once it is sure that this folder is theirs.
-                save_config(config, out)
+                run.save_config()
                 write_pool_table(out, pool_rows(pool, instances))
             train_and_record(epoch, instances.items, config, writer, progress)
     return run.store

@@ -93,7 +93,7 @@ class ModelCheck:
             errors = {k.split()[1]: e for k, e in self.check.errors.items() if k.startswith(layer)}
             name, worst = max(errors.items(), key=lambda item: item[1])
             lines.append(f"  {layer:10} worst relative error {worst:.1e}, of {name}")
-        lines += [f"  not {path}: {why}" for path, why in self.check.tried.items()]
+        lines += [f"  not {method}: {why}" for method, why in self.check.tried.items()]
         return "\n".join(lines)
 
 

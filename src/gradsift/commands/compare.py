@@ -18,7 +18,7 @@ from gradsift.comparison.results import Scoreboard, caveats_of, questions_of
 from gradsift.comparison.suite import make_suite, overlap_with
 from gradsift.comparison.tables import Comparison
 from gradsift.comparison.training_runs import TrainingRun, lay_out, trainer_settings
-from gradsift.config import ArmsConfig, EvaluationConfig, SelectionConfig, TrainingConfig
+from gradsift.config import ArmsConfig, ArmTrainingConfig, EvaluationConfig, SelectionConfig
 from gradsift.data.pool import Pool
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.conclusions import decide
@@ -71,7 +71,7 @@ class Forecast:
         )
 
 
-@takes(ArmsConfig, TrainingConfig, EvaluationConfig, SelectionConfig, without=("strategy",))
+@takes(ArmsConfig, ArmTrainingConfig, EvaluationConfig, SelectionConfig, without=("strategy",))
 def compare(
     run: str | Path | GradientStore | Run,
     *,
@@ -103,7 +103,7 @@ def compare(
         GradsiftError: If a setting does not fit, or rows or model changed since the capture.
     """
     named, training, evaluation, selection = arm_settings(
-        settings, ArmsConfig, TrainingConfig, EvaluationConfig, SelectionConfig
+        settings, ArmsConfig, ArmTrainingConfig, EvaluationConfig, SelectionConfig
     )
     arms, run = parse_arms(named.arms, named.budgets, named.seeds), Run.of(run)
     name = COMPARISON if name is None else name

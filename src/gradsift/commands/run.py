@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradsift.commands.select import SelectResult, select_run
 from gradsift.config import RunConfig
-from gradsift.config_files import run_config, save_config
+from gradsift.config_files import run_config
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
@@ -95,8 +95,8 @@ def run_stages(
     if budget is None or not selecting:
         return CaptureResult(store)
     if Need.REFERENCE_LOSSES in needs:
-        logger.info("this selection needs reference losses: one forward pass over all rows")
+        logger.info("this selection needs reference losses: two forward passes over all rows")
         reference_losses(run, progress=progress)
     result = select_run(run, budget, config, name=config.name, weights=config.weights)
-    save_config(config, run.folder)
+    run.save_config()
     return result

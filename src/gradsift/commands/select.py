@@ -17,7 +17,7 @@ from gradsift.data.dataset_configs import write_dataset_configs
 from gradsift.data.formats import Columns
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
-from gradsift.schema import of_today, takes, validated
+from gradsift.schema import migrated, takes, validated
 from gradsift.selection.audit import audit_lines, audit_summary, audit_warnings
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.decisions import counts_of, decision_table, weight_column
@@ -192,7 +192,7 @@ def _folder(selections: Path, settings: dict[str, object], name: str | None) -> 
     folder = selections / name
     summary = folder / SUMMARY
     if summary.exists():
-        before = of_today(json.loads(summary.read_text(encoding="utf-8")).get("settings") or {})
+        before = migrated(json.loads(summary.read_text(encoding="utf-8")).get("settings") or {})
         # What a setting did not exist for was made with its default.
         before = _plain(None, SelectionConfig()) | before
         if before != settings:

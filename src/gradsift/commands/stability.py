@@ -16,7 +16,7 @@ from gradsift.selection.candidates import Context, Need
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.scores import SCORES
 from gradsift.selection.selector import choose_rows
-from gradsift.selection.strategies.catalogue import needs_of
+from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, uses_score
 from gradsift.store.reader import GradientStore
 
 
@@ -100,22 +100,23 @@ def stability(
 
 
 def _changes(run: Run, config: SelectionConfig) -> list[tuple[str, dict[str, object]]]:
-    # Scores that need reference losses only where these were computed.
-    scores = [
-        name
-        for name in SCORES
-        if name != config.score
-        and (run.has_reference_losses or Need.REFERENCE_LOSSES not in SCORES[name].needs)
-    ]
-    changes: list[tuple[str, dict[str, object]]] = [
-        (f"score {name}", {"score": name}) for name in scores
-    ]
-    layers = run.store.layers
-    if len(layers) > 1:
-        changes += [(f"layer {layer} alone", {"layers": (layer,)}) for layer in layers]
-    covariates = () if config.detrend else COVARIATES
-    changes.append(("detrended" if covariates else "not detrended", {"detrend": covariates}))
-    changes += [(f"{name} 0", {name: 0.0}) for name in ("alpha", "beta", "gamma")]
+    """Return what could have been chosen otherwise, as far as it matters to the strategy."""
+    changes: list[tuple[str, dict[str, object]]] = []
+    if uses_score(config):
+        changes += [
+            (f"score {name}", {"score": name})
+            for name, score in SCORES.items()
+            if name != config.score
+            # Scores that need reference losses only where these were computed.
+            and (run.has_reference_losses or Need.REFERENCE_LOSSES not in score.needs)
+        ]
+        layers = run.store.layers
+        if len(layers) > 1:
+            changes += [(f"layer {layer} alone", {"layers": (layer,)}) for layer in layers]
+        covariates = () if config.detrend else COVARIATES
+        changes.append(("detrended" if covariates else "not detrended", {"detrend": covariates}))
+    if STRATEGIES[config.strategy].uses_coefficients:
+        changes += [(f"{name} 0", {name: 0.0}) for name in ("alpha", "beta", "gamma")]
     changes.append((f"seed {config.seed + 1}", {"seed": config.seed + 1}))
     return changes
 

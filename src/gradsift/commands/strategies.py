@@ -17,6 +17,7 @@ from gradsift.selection.audit import Audit, audit_of, audit_summary, overlap
 from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import parse_budget
 from gradsift.selection.objective import Criteria, criteria_of
+from gradsift.selection.scores import SCORES
 from gradsift.selection.selector import choose_rows, make_signal
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of
 from gradsift.store.reader import GradientStore
@@ -103,6 +104,46 @@ class StrategiesResult:
             lines.append(f"{label:28}" + "".join(f"{100 * value:4.0f}" for value in row))
         lines += ["", *(f"left out: {name}: {why}" for name, why in self.left_out.items())]
         return "\n".join(lines).rstrip()
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All strategies and gradient scores, each with one line and what it needs."""
+
+    strategies: dict[str, tuple[str, tuple[str, ...]]]
+    scores: dict[str, tuple[str, tuple[str, ...]]]
+
+    def summary(self) -> dict[str, object]:
+        """Return what a program wants to know."""
+        return {
+            kind: {
+                name: {"summary": line, "needs": needs} for name, (line, needs) in entries.items()
+            }
+            for kind, entries in vars(self).items()
+        }
+
+    def text(self) -> str:
+        """Return what a person wants to know."""
+        lines = []
+        for kind, entries in vars(self).items():
+            lines += [f"{kind}:"]
+            for name, (line, needs) in entries.items():
+                need = f" (needs {', '.join(needs)})" if needs else ""
+                lines.append(f"  {name:28}{line}{need}")
+        return "\n".join(
+            [*lines, "", "What they keep of a run: gradsift strategies RUN --budget 50%"]
+        )
+
+
+def catalogue() -> Catalogue:
+    """Return what can be chosen: strategies and gradient scores."""
+    return Catalogue(
+        *(
+            {name: (entry.summary, tuple(need.value for need in entry.needs))
+             for name, entry in entries.items()}
+            for entries in (STRATEGIES, SCORES)
+        )
+    )  # fmt: skip
 
 
 @takes(SelectionConfig, without=("strategy",))

@@ -25,7 +25,7 @@ from gradsift.comparison.training_runs import (
     trainer_settings,
     training_in,
 )
-from gradsift.config import ArmConfig, SelectionConfig, TrainingConfig
+from gradsift.config import ArmConfig, ArmTrainingConfig, SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
@@ -71,7 +71,7 @@ class TrainResult:
         )
 
 
-@takes(ArmConfig, TrainingConfig, SelectionConfig, without=("keep_models", "strategy"))
+@takes(ArmConfig, ArmTrainingConfig, SelectionConfig, without=("keep_models", "strategy"))
 def train(
     run: str | Path | GradientStore | Run,
     *,
@@ -93,7 +93,7 @@ def train(
     """
     if "keep_models" in settings:
         raise GradsiftError("settings: `keep_models` is for compare; train always keeps the model.")
-    arm, training, selection = arm_settings(settings, ArmConfig, TrainingConfig, SelectionConfig)
+    arm, training, selection = arm_settings(settings, ArmConfig, ArmTrainingConfig, SelectionConfig)
     parsed, run = parse_arm(arm.arm, arm.budget), Run.of(run)
     with without_progress_bars():
         trainer = trainer_settings(training, run.config, selection.seed)

@@ -9,7 +9,7 @@ from typing import Any
 from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
-from gradsift.schema import Group, divided, parse_pair, require_known, validated
+from gradsift.schema import Group, parse_pair, require_known, split_settings, validated
 from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.selector import choose_rows
@@ -79,7 +79,7 @@ def arm_settings(values: Mapping[str, Any], *groups: type[Group]) -> list[Any]:
     """Check settings that hold for all arms; returns one model for each group."""
     if "strategy" in values:
         raise GradsiftError("settings: strategy is said by the names of the arms.")
-    return divided(values, *groups)
+    return split_settings(values, *groups)
 
 
 def parse_arm(text: str, budget: str | int | float | None) -> Arm:

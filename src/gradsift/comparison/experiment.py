@@ -22,7 +22,7 @@ from gradsift.comparison.training_runs import (
     load_saved,
     train_run,
 )
-from gradsift.config import TrainingConfig
+from gradsift.config import ArmTrainingConfig
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
@@ -44,7 +44,7 @@ class Experiment:
     run: Run
     training_runs: Sequence[TrainingRun]
     suite: EvaluationSuite
-    training: TrainingConfig
+    training: ArmTrainingConfig
     progress: Progress = no_progress
 
     def models(self) -> list[EvaluatedModel]:

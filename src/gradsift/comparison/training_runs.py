@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from gradsift.comparison.arms import FULL_STEPS, Arm
-from gradsift.config import RunConfig, TrainingConfig
+from gradsift.config import ArmTrainingConfig, RunConfig
 from gradsift.data.tokenization import Instance
 from gradsift.progress import Progress
 from gradsift.run_folder import Run
@@ -110,7 +110,7 @@ def lock_of(arms_folder: Path, key: str) -> FileLock:
     return FileLock(locks / key)
 
 
-def trainer_settings(training: TrainingConfig, capture: RunConfig, seed: int) -> TrainerSettings:
+def trainer_settings(training: ArmTrainingConfig, capture: RunConfig, seed: int) -> TrainerSettings:
     """Say how every arm is trained: what is not said is as in the capture.
 
     Raises:

@@ -234,3 +234,31 @@ class _CountingLines:
         """Return whether a line since the last call was not UTF-8."""
         bad, self._bad = self._bad, False
         return bad
+
+
+def read_ids(path: str | None, setting: str) -> list[str]:
+    """Read ids, one a line, or those of rows; of no file none. `setting` names it in errors."""
+    if path is None:
+        return []
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise GradsiftError(
+            f"`{setting}` {path}: cannot be read ({error}). Expected ids, one a line."
+        ) from None
+    where = f"`{setting}` {path}"
+    return [_id_in(line.strip(), f"{where}, line {at}")
+            for at, line in enumerate(lines, start=1) if line.strip()]  # fmt: skip
+
+
+def _id_in(line: str, where: str) -> str:
+    if not line.startswith("{"):
+        return line
+    # Of a file of rows, the ids are what is meant.
+    try:
+        return str(json.loads(line)["id"])
+    except (ValueError, KeyError):
+        raise GradsiftError(
+            f"{where}: looks like a row but has no id. Expected ids, one a line, or rows with an "
+            "id."
+        ) from None

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from gradsift.errors import GradsiftError
-from gradsift.schema import of_today
+from gradsift.schema import migrated
 from gradsift.terms import LAYERS, STATISTICS
 from gradsift.utils import write_json
 
@@ -112,10 +112,10 @@ def load_manifest(folder: Path) -> Manifest | None:
 
 
 def _of_today(content: dict[str, Any]) -> dict[str, object]:
-    about = of_today(content["about"])
+    about = migrated(content["about"])
     if check := about.get("self_check"):
         about["self_check"] = {"method" if k == "path" else k: v for k, v in check.items()}
-    identity = of_today(content["identity"])
+    identity = migrated(content["identity"])
     return {"identity": identity, "about": about, "schema_version": SCHEMA_VERSION}
 
 
