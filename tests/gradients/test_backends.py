@@ -13,7 +13,7 @@ from gradsift.gradients.backends import Backend, backends_for
 CUDA = torch.device("cuda")
 
 
-def test_the_fastest_arithmetic_of_a_device_comes_first(monkeypatch):
+def test_the_fastest_backend_of_a_device_comes_first(monkeypatch):
     monkeypatch.setattr(module, "_triton_works", lambda device: True)
     assert backends_for(torch.device("cpu"), torch.float32) == (module.BLOCKWISE,)
     assert backends_for(torch.device("mps"), torch.float32) == (module.BATCHED,)

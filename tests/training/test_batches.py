@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import MambaConfig, MambaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import OPTConfig, OPTForCausalLM
 
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.store.manifest import Manifest
@@ -19,11 +19,9 @@ from gradsift.training.batches import (
     packed_batch,
 )
 from gradsift.training.epoch import PreliminaryEpoch
-from gradsift.training.isolation import isolates_packed_rows
-from gradsift.training.layers import track
 from gradsift.training.scoring import record_with_frozen_weights
 from gradsift.training.trainer_settings import TrainerSettings
-from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
+from tiny import random_instances, tiny_llama, tiny_mamba, tiny_tokenizer
 
 N = 26
 
@@ -83,31 +81,6 @@ def test_rows_of_a_batch_have_about_one_length_and_the_step_does_not_tell_it():
     # The longest first, as transformers sorts them, would be seen.
     by_length = np.sort(lengths)[::-1].reshape(-1, 8)
     assert abs(np.corrcoef(np.arange(len(batches)), by_length.mean(1))[0, 1]) > 0.5
-
-
-def rows_of(instances):
-    return [instance.input_ids for instance in instances[:2]]
-
-
-def tiny_mamba():
-    config = MambaConfig(vocab_size=262, hidden_size=32, num_hidden_layers=2, state_size=4)
-    config.use_cache = False
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return MambaForCausalLM(config)
-
-
-def test_which_models_keep_rows_apart():
-    rows = rows_of(random_instances(2, seed=0, n_prompt=1))
-    for model in (tiny_llama(), tiny_gpt2(dropout=0.5).train()):
-        model.config.use_cache = False
-        assert isolates_packed_rows(track(model), rows)
-        assert model.training
-    leaking = tiny_llama()
-    leaking.config.use_cache = True
-    assert not isolates_packed_rows(track(leaking), rows)
-    mamba = tiny_mamba()
-    assert not isolates_packed_rows(track(mamba), rows)
 
 
 def tiny_opt():

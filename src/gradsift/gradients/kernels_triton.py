@@ -1,4 +1,4 @@
-"""Kernels in Triton: softmax errors, and norms and other sums over gradients, none of them written.
+"""Kernels in Triton: softmax errors, and norms and other sums over gradients without forming them.
 
 The errors take the logits' place; a row's V×D gradient is only ever there tile by tile. Both
 take bfloat16 operands where training has them, else float32, and sum up in float32.

@@ -89,6 +89,8 @@ class Recording:
         self._isolation_is_tried = False
         self.store: GradientStore | None = None
 
+    # What the writer counts is for whoever records; the writer itself is not.
+
     @property
     def check(self) -> CheckResult | None:
         """What the self-check found, on the first micro-batch; None before it.

@@ -130,7 +130,7 @@ class Collator:
         self._collate, self._width, self.packs = collate, width, False
 
     @contextmanager
-    def packing_whole(self) -> Generator[None, None, None]:
+    def packing_into_one(self) -> Generator[None, None, None]:
         """Put all rows of a micro-batch into one, at any cost, inside a `with` block."""
         width, self._width = self._width, 2**62
         try:

@@ -125,7 +125,7 @@ def self_check(
     by_length = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     rows = sorted({by_length[len(by_length) // 4], by_length[3 * len(by_length) // 4]})
     record = trainer.dry_run_step if backward else trainer.forward_records
-    with without_dropout(trainer.model), trainer.data_collator.packing_whole():
+    with without_dropout(trainer.model), trainer.data_collator.packing_into_one():
         records = record(rows, recorder)
 
         def loss_of(index: int) -> torch.Tensor:

@@ -160,7 +160,7 @@ class RecordingSFTTrainer(SFTTrainer):
         self.fused = self._fused_head if use else None
 
     def stop_recording(self) -> None:
-        """Train plainly from now on."""
+        """Train without recording from now on."""
         self._recorder = self._sink = None
 
     def forget_metrics(self) -> None:
