@@ -32,7 +32,7 @@ def test_without_lora_it_is_refused_at_once(tmp_path, model, monkeypatch):
     given = {"data": "x.jsonl", "model": model, "out": str(tmp_path), "load_in": "4bit"}
     with pytest.raises(ValueError, match=r"load_in: 4bit.*add `lora`"):
         resolve(given, None)
-    with pytest.raises(ValueError, match=r"`load_in` 8bit.*add `lora`"):
+    with pytest.raises(ValueError, match=r"load_in: 8bit.*add `lora`"):
         gs.check(model, load_in="8bit")
 
 
