@@ -24,7 +24,7 @@ from gradsift.store.writer import StoreWriter
 from gradsift.training.batches import LengthGroupedSampler, bins
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.model import find_model, load_model, load_tokenizer
-from gradsift.training.record_writer import score
+from gradsift.training.scoring import record_with_frozen_weights
 from gradsift.training.trainer_settings import TrainerSettings
 
 BATCHINGS = ("random", "by_length", "packed")
@@ -64,7 +64,9 @@ def capture(source, tokenizer, instances, batching, batch_size, folder, *, durin
         if during:
             epoch.run(writer, save_steps=10**6)
         else:
-            score(epoch.trainer, epoch.recorder, instances, writer, backward=False)
+            record_with_frozen_weights(
+                epoch.trainer, epoch.recorder, instances, writer, backward=False
+            )
         seconds = time.perf_counter() - started
     trainer = epoch.trainer
     ratio = trainer.n_computed / trainer.n_tokens if during else float("nan")

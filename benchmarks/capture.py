@@ -25,9 +25,10 @@ from gradsift.data.pool import load_pool
 from gradsift.data.tokenization import build_instances
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
+from gradsift.training.batches import TOKENS
 from gradsift.training.layers import track
 from gradsift.training.model import find_model, load_model, load_tokenizer
-from gradsift.training.trainer import TOKENS, RecordingSFTTrainer
+from gradsift.training.trainer import RecordingSFTTrainer
 from gradsift.training.trainer_settings import TrainerSettings
 
 PLAIN = "plain"

@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gradsift.gradients import triton_kernels as kernels
+from gradsift.gradients import kernels_triton as kernels
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # What a block may use, in bytes (compute capability → shared memory; 255 registers everywhere).

@@ -15,13 +15,14 @@ import torch
 
 from gradsift.data.pool import load_pool
 from gradsift.data.tokenization import build_instances
-from gradsift.gradients.check import autograd_summaries, compare
+from gradsift.gradients.check import autograd_summaries, relative_errors
+from gradsift.gradients.instance_loss import mean_loss
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.terms import LAYERS
 from gradsift.training.layers import track
 from gradsift.training.model import find_model, load_model, load_tokenizer
-from gradsift.training.trainer import RecordingSFTTrainer, mean_loss
+from gradsift.training.trainer import RecordingSFTTrainer
 from gradsift.training.trainer_settings import TrainerSettings
 
 CONFIGURATIONS = {
@@ -56,7 +57,7 @@ def record(trainer):
 def worst(records, truths):
     by_key = {}
     for index, truth in truths.items():
-        for key, error in compare(records[index], truth).items():
+        for key, error in relative_errors(records[index], truth).items():
             by_key[key] = max(by_key.get(key, 0.0), error)
     return by_key
 
@@ -97,7 +98,9 @@ def main():
     truths = autograd(load_model(source), instances)
     if arguments.float64:
         in_float32, truths = truths, autograd(load_model(source).double(), instances)
-        own = max(max(compare(as_record(t), truths[i]).values()) for i, t in in_float32.items())
+        own = max(
+            max(relative_errors(as_record(t), truths[i]).values()) for i, t in in_float32.items()
+        )
         print(f"float32 autograd against float64 autograd: worst relative error {own:.1e}")
     precision = "float64" if arguments.float64 else "float32"
     print(f"{len(instances)} rows, worst relative error against batch-of-one {precision} autograd")

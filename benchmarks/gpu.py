@@ -40,7 +40,7 @@ from trl import SFTTrainer
 
 import gradsift
 from gradsift.data.tokenization import Instance
-from gradsift.gradients.arithmetic import BATCHED, BLOCKWISE, TRITON, arithmetics_for
+from gradsift.gradients.backends import BATCHED, BLOCKWISE, TRITON, backends_for
 from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.head import HeadOutputs, HeadProduct, head_pass
 from gradsift.gradients.sketch import SketchSpec, TensorSketch
@@ -48,8 +48,9 @@ from gradsift.gradients.statistics import embedding_summaries
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.transform import HeadTransform
 from gradsift.terms import STATISTICS
+from gradsift.training.batches import INDEX_COLUMN, TOKENS
 from gradsift.training.self_check import METHODS, first_exact_method, recorder_for, self_check
-from gradsift.training.trainer import INDEX_COLUMN, TOKENS, RecordingSFTTrainer
+from gradsift.training.trainer import RecordingSFTTrainer
 from gradsift.training.trainer_settings import TrainerSettings
 
 CUDA = torch.cuda.is_available()
@@ -120,7 +121,7 @@ def poison():
 def to_check():
     """The ways of computing, the default of this device first."""
     if CUDA:
-        return arithmetics_for(DEVICE, torch.float32)
+        return backends_for(DEVICE, torch.float32)
     return [BLOCKWISE, BATCHED, *([TRITON] if INTERPRETED else [])]
 
 
@@ -213,13 +214,13 @@ class Case:
     def name(self):
         return f"V={self.n_columns} D={self.width}" + (" in pieces" if self.tokens_at_once else "")
 
-    def bounded(self, arithmetic, dtype):
+    def bounded(self, backend, dtype):
         if self.tokens_at_once is None:
-            return arithmetic
-        itemsize = arithmetic.operations().operand_dtype(dtype).itemsize
-        formed = arithmetic.gradient_bytes and 3 * arithmetic.align * self.width * itemsize
+            return backend
+        itemsize = backend.kernels().operand_dtype(dtype).itemsize
+        formed = backend.gradient_bytes and 3 * backend.align * self.width * itemsize
         logits = self.tokens_at_once * self.n_columns * itemsize
-        return replace(arithmetic, logits_bytes=logits, gradient_bytes=formed)
+        return replace(backend, logits_bytes=logits, gradient_bytes=formed)
 
     def sketch(self, seed):
         spec = {"size": self.sketch_size, "seed": seed, "device": DEVICE}
@@ -280,7 +281,7 @@ def check_head(report, case, seed):
                 x_nD = hidden_BTD[row, begin - 1 : begin - 1 + length]
                 targets_n = labels_BT[row, begin : begin + length].to(DEVICE)
                 truths[row] = row_truth(x_nD, weight_VD, bias_V, targets_n, case, sketch)
-        for arithmetic, (layout, lay_out) in product(to_check(), LAYOUTS.items()):
+        for backend, (layout, lay_out) in product(to_check(), LAYOUTS.items()):
             tokens = lay_out(labels_BT, mask_BT).to(DEVICE)
             x_ND = tokens.take(hidden_BTD)
             heads = {layout: HeadProduct(x_ND, weight_VD, bias_V)}
@@ -289,9 +290,9 @@ def check_head(report, case, seed):
                 heads["outputs given"] = HeadOutputs(tokens, x_ND, z_BTV)
             for kind, head in heads.items():
                 poison()
-                bounded = case.bounded(arithmetic, dtype)
+                bounded = case.bounded(backend, dtype)
                 rows = head_pass(head, tokens, transform, bounded, sketch=sketch).records
-                name = f"{case.name()}, {str(dtype)[6:]}, {arithmetic.name}, {kind}"
+                name = f"{case.name()}, {str(dtype)[6:]}, {backend.name}, {kind}"
                 report.judge(name, head_errors(rows, case.lengths, truths), ALLOWED[dtype])
 
 
@@ -320,13 +321,13 @@ def check_gradients(report, seed):
         made = [normal(shape, seed + i, 0.5).to(dtype) for i, shape in enumerate(shapes)]
         want = autograd_gradients(case, made, labels_BT.masked_fill(mask_BT == 0, -100))
         made = [tensor.float() for tensor in made] if kind == "autocast" else made
-        for arithmetic, (layout, lay_out) in product(to_check(), LAYOUTS.items()):
+        for backend, (layout, lay_out) in product(to_check(), LAYOUTS.items()):
             tokens = lay_out(labels_BT, mask_BT).to(DEVICE)
-            ours = partial(fused_gradients, case, made, tokens, case.bounded(arithmetic, dtype))
+            ours = partial(fused_gradients, case, made, tokens, case.bounded(backend, dtype))
             got, recorded = ours(kind, None), ours(kind, case.sketch(seed))
             errors = {name: off(got[name], want[name]) for name in want}
             errors["while recording"] = max(off(recorded[name], got[name]) for name in want)
-            name = f"gradients, {case.name()}, {kind}, {arithmetic.name}, {layout}"
+            name = f"gradients, {case.name()}, {kind}, {backend.name}, {layout}"
             report.judge(name, errors, ALLOWED[dtype])
             if errors["while recording"]:
                 report.say(f"note  {name}: not the same to the bit while recording")
@@ -345,12 +346,12 @@ def autograd_gradients(case, made, labels_BT):
     return dict(zip(("hidden", "weight", "bias"), gradients, strict=True), loss=loss.detach())
 
 
-def fused_gradients(case, made, tokens, arithmetic, kind, sketch):
+def fused_gradients(case, made, tokens, backend, kind, sketch):
     hidden_BTD, weight_VD, bias_V = leaves = [nn.Parameter(t.clone()) for t in made]
     head = nn.Linear(1, 1)
     head.weight, head.bias = weight_VD, bias_V
     fused = FusedHead(HeadTransform(case.scale, case.softcap))
-    fused.arithmetic, fused.sketch = arithmetic, sketch
+    fused.backend, fused.sketch = backend, sketch
     fused.on_forward = None if sketch is None else lambda *seen: None
     poison()
     with torch.autocast(DEVICE.type, torch.bfloat16, enabled=kind == "autocast"):
@@ -540,16 +541,16 @@ class Steps:
 
 def check_trainer(report, bf16, seed):
     trainer = trainer_of(replace(SMALL, bf16=bf16), 16, seed=seed, shortest=0.3)
-    default = arithmetics_for(trainer.args.device, torch.float32)[0]
-    others = [arithmetic for arithmetic in to_check() if arithmetic != default]
+    default = backends_for(trainer.args.device, torch.float32)[0]
+    others = [backend for backend in to_check() if backend != default]
     for method, backward in product(METHODS, (True, False)):
         kind = f"self-check, bf16={bf16}{'' if backward else ', forward only'}"
         exact = partial(first_exact_method, trainer, SketchSpec())
         results = [exact(method=method, backward=backward)[1]]
         if results[0].tried:
             report.wrong(f"{kind}, the default is not exact: {results[0].tried}")
-        for arithmetic in others:
-            recorder = recorder_for(trainer, method, SketchSpec(), arithmetic)
+        for backend in others:
+            recorder = recorder_for(trainer, method, SketchSpec(), backend)
             results.append(self_check(trainer, recorder, backward=backward))
         for result in results:
             report.say(f"ok    {kind}: {result.sentence()}")

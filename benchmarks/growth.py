@@ -17,8 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from gradsift.gradients import plain_torch
-from gradsift.gradients.arithmetic import BLOCKWISE
+from gradsift.gradients import kernels_torch
+from gradsift.gradients.backends import BLOCKWISE
 from gradsift.gradients.head import HeadProduct, head_pass
 from gradsift.gradients.records import Record
 from gradsift.gradients.sketch import TensorSketch
@@ -125,7 +125,7 @@ def pieces(width, repeats, length=256, vocabulary=49_152):
 
     def errors(sketch):
         return [
-            plain_torch.errors(z_TR, tokens_T, at, transform, normaliser_T, sketch)
+            kernels_torch.errors(z_TR, tokens_T, at, transform, normaliser_T, sketch)
             for z_TR, at in zip(outputs, starts, strict=True)
         ]
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradsift.gradients.arithmetic import BATCHED, BLOCKWISE, TRITON
+from gradsift.gradients.backends import BATCHED, BLOCKWISE, TRITON
 from gradsift.gradients.head import HeadProduct, head_pass
 from gradsift.gradients.sketch import TensorSketch
 from gradsift.gradients.tokens import ResponseTokens
@@ -54,14 +54,14 @@ class LiveBytes(TorchDispatchMode):
         self.now -= self._live.pop(at, 0)
 
 
-def formula(arithmetic, chunks, n_tokens, n_columns, width, size, itemsize):
+def formula(backend, chunks, n_tokens, n_columns, width, size, itemsize):
     """What is certain to be held together: results, and the largest chunk while it is worked on."""
     results = 4 * (n_columns * width + n_tokens * width + n_tokens * size)
     most = 0
     for chunk in chunks:
         n = sum(chunk.lengths)
         kept = n * (n_columns if chunk.keeps_logits else chunk.block) * itemsize
-        if arithmetic.name == "triton":
+        if backend.name == "triton":
             # The weight's gradient of a chunk before it is added to the others'.
             most = max(most, kept + (itemsize * n_columns * width if len(chunks) > 1 else 0))
             continue
@@ -82,36 +82,36 @@ def main():
     labels_BT = torch.randint(n_columns, (arguments.rows, arguments.tokens + 1))
     tokens = ResponseTokens.compact(labels_BT)
     sketch = TensorSketch.seeded(n_columns, width, size=1024, seed=0, device=torch.device("cpu"))
-    for arithmetic, dtype in (
+    for backend, dtype in (
         (TRITON, torch.bfloat16), (TRITON, torch.float32), (BATCHED, torch.float32),
         (replace(BATCHED, logits_bytes=64 * MIB, gradient_bytes=64 * MIB), torch.float32),
         (BLOCKWISE, torch.float32),
     ):  # fmt: skip
-        if arithmetic is TRITON:
+        if backend is TRITON:
             if find_spec("triton") is None:
                 print("triton: skipped: not installed")
                 continue
-            from gradsift.gradients import triton_kernels
+            from gradsift.gradients import kernels_triton
 
             class Nothing:
                 def __getitem__(self, grid):
                     return lambda *arguments, **constants: None
 
-            triton_kernels._errors_kernel = triton_kernels._row_sums_kernel = Nothing()
-            triton_kernels._best_config = lambda *_: triton_kernels.CONFIGS[0]
+            kernels_triton._errors_kernel = kernels_triton._row_sums_kernel = Nothing()
+            kernels_triton._best_config = lambda *_: kernels_triton.CONFIGS[0]
         x_ND = torch.randn(len(tokens.targets_N), width).to(dtype)
         weight_VD = torch.randn(n_columns, width).to(dtype)
         known = [x_ND, weight_VD, tokens.targets_N, tokens.rows_N, tokens.offsets_I1]
         with LiveBytes(known) as live:
             head_pass(
-                HeadProduct(x_ND, weight_VD, None), tokens, HeadTransform(), arithmetic,
+                HeadProduct(x_ND, weight_VD, None), tokens, HeadTransform(), backend,
                 sketch=sketch, needs_grad=(True, True, False),
             )  # fmt: skip
-        chunks = arithmetic.chunks(tokens.lengths, n_columns, width, dtype.itemsize)
-        expected = formula(arithmetic, chunks, len(x_ND), n_columns, width, 1024, dtype.itemsize)
-        name = f"{arithmetic.name}, {str(dtype).removeprefix('torch.')}"
+        chunks = backend.chunks(tokens.lengths, n_columns, width, dtype.itemsize)
+        expected = formula(backend, chunks, len(x_ND), n_columns, width, 1024, dtype.itemsize)
+        name = f"{backend.name}, {str(dtype).removeprefix('torch.')}"
         print(
-            f"{name:22} {len(chunks):3} chunks of at most {arithmetic.logits_bytes // MIB} MiB of "
+            f"{name:22} {len(chunks):3} chunks of at most {backend.logits_bytes // MIB} MiB of "
             f"logits: formula {expected / MIB:6.0f} MiB, counted {live.most / MIB:6.0f} MiB "
             f"({live.most / expected:.2f})",
             flush=True,

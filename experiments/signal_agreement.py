@@ -23,7 +23,7 @@ from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS, STATISTICS
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.model import find_model, load_model, load_tokenizer
-from gradsift.training.record_writer import score
+from gradsift.training.scoring import record_with_frozen_weights
 from gradsift.training.trainer_settings import TrainerSettings
 
 SKETCH = SketchSpec(1024, 0)
@@ -117,10 +117,10 @@ class Captures:
         self.score(epoch, name, backward=True)
         epoch.clean_up()
 
-    def score(self, epoch, name, backward):
+    def record_with_frozen_weights(self, epoch, name, backward):
         layers = LAYERS if backward else ("lm_head",)
         with self.writer(name, epoch.content_width, layers) as writer:
-            score(
+            record_with_frozen_weights(
                 epoch.trainer,
                 epoch.recorder,
                 self.instances,

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import DataCollatorForSeq2Seq
 
 import gradsift as gs
-from gradsift.training.trainer import as_dataset
+from gradsift.training.batches import as_dataset
 from tiny import random_instances, tiny_llama, tiny_tokenizer
 
 N_STEPS, N_ROWS, WORLD = 5, 6, 2

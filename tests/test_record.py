@@ -12,8 +12,8 @@ from trl import SFTConfig, SFTTrainer
 import gradsift as gs
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.terms import LAYERS
+from gradsift.training.batches import as_dataset
 from gradsift.training.self_check import LOOP_METHODS
-from gradsift.training.trainer import as_dataset
 from oracle import assert_store_is_autograd, gradients_of
 from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
 

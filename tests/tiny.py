@@ -11,6 +11,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -104,3 +106,11 @@ def save_tiny(directory, *, tied: bool = True, seed: int = 0, chat_template=CHAT
     tiny_llama(tied=tied, seed=seed).save_pretrained(directory)
     tiny_tokenizer(chat_template).save_pretrained(directory)
     return str(directory)
+
+
+def tiny_mamba():
+    config = MambaConfig(vocab_size=262, hidden_size=32, num_hidden_layers=2, state_size=4)
+    config.use_cache = False
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MambaForCausalLM(config)

@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal
 from pydantic import field_validator, model_validator
 
 from gradsift.schema import BudgetValue, Group, PathText, Several, Words, setting
-from gradsift.terms import LAYERS, LM_HEAD, SKETCH_SIZE, STATISTICS
+from gradsift.terms import LAYERS, LM_HEAD, SKETCH_SIZE, STATISTICS, CaptureMethod, LoopMethod
 
 DATA, MODEL, CAPTURE, SELECTION = "Data", "Model", "Capture", "Selection"
 TRAINING, EVALUATION = "Training", "Evaluation"
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+Batching = Literal["packed", "by_length", "random"]
 Layer = Literal["embedding", "lm_head"]
 Covariate = Literal["response_length", "prompt_length", "step"]
 COVARIATES: tuple[Covariate, ...] = ("response_length", "prompt_length", "step")
@@ -53,9 +55,7 @@ class ModelConfig(Group):
         ..., 'Hub id, folder with safetensors, or "demo".', MODEL, option=True
     )
     revision: str | None = setting(None, "Revision of a hub model.", MODEL)
-    dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32", "Data type of the weights.", MODEL, option=True
-    )
+    dtype: Dtype = setting("float32", "Data type of the weights.", MODEL, option=True)
     load_in: Literal["4bit", "8bit"] | None = setting(
         None,
         "Quantise the weights while loading: 4bit (QLoRA) or 8bit, under LoRA.",
@@ -82,7 +82,7 @@ class SeedConfig(Group):
 class MethodConfig(Group):
     """How gradients are recorded."""
 
-    recording: Literal["auto", "fused", "fused-intercepted", "hooked", "intercepted"] = setting(
+    recording: Literal["auto", CaptureMethod] = setting(
         "auto", "Method of recording; auto takes the first exact one.", CAPTURE
     )
 
@@ -152,7 +152,7 @@ class CheckConfig(AdaptedModelConfig, MethodConfig, SeedConfig):
 class LoopConfig(SketchConfig):
     """How gradients are recorded around a training loop that is not ours."""
 
-    recording: Literal["auto", "hidden", "hidden-intercepted", "hooked", "intercepted"] = setting(
+    recording: Literal["auto", LoopMethod] = setting(
         "auto", "Method of recording; auto takes the first exact one.", CAPTURE
     )
 
@@ -169,7 +169,7 @@ class CaptureConfig(TrainerConfig, LengthConfig, MethodConfig, SketchConfig):
         "tokenizer_default: whichever it is.",
         CAPTURE,
     )
-    batching: Literal["auto", "packed", "by_length", "random"] = setting(
+    batching: Literal["auto", Batching] = setting(
         "auto",
         "How rows are put into micro-batches: packed end to end, by_length, random (padded to the "
         "longest), or auto: packed if the model keeps packed rows apart, else by_length.",
@@ -415,9 +415,7 @@ class ArmsConfig(Group):
 class PlanConfig(ModelConfig, LengthConfig):
     """What a memory plan is made for."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "bfloat16", "Data type of the weights.", MODEL, option=True
-    )
+    dtype: Dtype = setting("bfloat16", "Data type of the weights.", MODEL, option=True)
     lora: bool | None = setting(
         None, "Only LoRA, or only all parameters; both if not said.", TRAINING, option=True
     )

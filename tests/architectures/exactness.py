@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 from architectures.zoo import CAUSAL_TYPES, VOCABULARY, CannotBuild, build
+from gradsift.gradients.instance_loss import summed_loss
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.terms import STATISTICS
 from gradsift.training.layers import add_fused_head, track
 from gradsift.training.self_check import METHODS
-from gradsift.training.trainer import summed_loss
 from oracle import gradients_of, relative_error, statistics_of
 
 HERE = Path(__file__).parent

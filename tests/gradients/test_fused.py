@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gradients.arithmetics import ARITHMETICS, arithmetic_named
+from gradients.backends import BACKENDS, backend_named
 from gradsift.gradients.fused import FusedHead
 from gradsift.gradients.sketch import TensorSketch
 from gradsift.gradients.statistics import dense_summary
@@ -39,7 +39,7 @@ def reference(head, hidden, transform):
 
 def fused_head(transform, name="blockwise", listening=True):
     fused, heard = FusedHead(transform), []
-    fused.arithmetic = ARITHMETICS[name]
+    fused.backend = BACKENDS[name]
     if listening:
         fused.sketch = SKETCH
         fused.on_forward = lambda hidden, rows, log_probs: heard.append((hidden, rows, log_probs))
@@ -66,7 +66,7 @@ def test_values_and_gradients(name, transform, bias, listening):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["triton", "triton, narrow"])
 def test_values_and_gradients_by_kernels(name, dtype):
-    arithmetic_named(name, dtype)
+    backend_named(name, dtype)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     head, hidden = make(dtype=dtype)
     inputs = [hidden, *head.parameters()]

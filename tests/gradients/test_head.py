@@ -1,4 +1,4 @@
-"""One pass over the head, by every arithmetic, against autograd in float64."""
+"""One pass over the head, by every backend, against autograd in float64."""
 
 import pytest
 import torch
@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradients.arithmetics import ARITHMETICS, arithmetic_named
+from gradients.backends import BACKENDS, backend_named
 from gradsift.gradients import head as head_module
-from gradsift.gradients.arithmetic import BATCHED
+from gradsift.gradients.backends import BATCHED
 from gradsift.gradients.head import HeadOutputs, HeadProduct, head_pass
 from gradsift.gradients.sketch import TensorSketch
 from gradsift.gradients.statistics import dense_summary
@@ -102,9 +102,9 @@ def assert_is_autograd(case, result, tokens, transform, tolerance):
 
 @pytest.mark.parametrize("layout", ["compact", "every_position"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@pytest.mark.parametrize("name", ARITHMETICS)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_all_that_a_pass_gives(name, dtype, layout):
-    arithmetic = arithmetic_named(name, dtype)
+    backend = backend_named(name, dtype)
     for transform, bias in zip(TRANSFORMS, (True, False, True), strict=True):
         case = Case(43, 5, bias=bias, dtype=dtype)
         tokens = getattr(ResponseTokens, layout)(case.labels_BT)
@@ -113,7 +113,7 @@ def test_all_that_a_pass_gives(name, dtype, layout):
             case.product(tokens),
             tokens,
             transform,
-            arithmetic,
+            backend,
             sketch=case.sketch,
             needs_grad=needs_grad,
         )
@@ -125,7 +125,7 @@ def test_the_small_bounds_do_divide():
     lengths = (6, 0, 1, 6)
 
     def chunks(name, itemsize):
-        return ARITHMETICS[name].chunks(lengths, 43, 5, itemsize)
+        return BACKENDS[name].chunks(lengths, 43, 5, itemsize)
 
     assert len(chunks("blockwise", 8)) == 4
     assert not any(chunk.keeps_logits for chunk in chunks("blockwise, twice", 8)[:1])
@@ -143,7 +143,7 @@ def test_the_small_bounds_do_divide():
     n_columns=st.integers(2, 40),
     width=st.integers(1, 7),
     share=st.floats(0, 1),
-    name=st.sampled_from([name for name in ARITHMETICS if not name.startswith("triton")]),
+    name=st.sampled_from([name for name in BACKENDS if not name.startswith("triton")]),
     seed=st.integers(0, 10),
 )
 def test_any_shape(n_rows, n_positions, n_columns, width, share, name, seed):
@@ -153,21 +153,21 @@ def test_any_shape(n_rows, n_positions, n_columns, width, share, name, seed):
     case = Case(n_columns, width, seed=seed, labels=labels)
     tokens = ResponseTokens.compact(labels)
     result = head_pass(
-        case.product(tokens), tokens, HeadTransform(), ARITHMETICS[name],
+        case.product(tokens), tokens, HeadTransform(), BACKENDS[name],
         sketch=case.sketch, needs_grad=(True, True, False),
     )  # fmt: skip
     assert_is_autograd(case, result, tokens, HeadTransform(), 1e-9)
 
 
-@pytest.mark.parametrize("name", ARITHMETICS)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_outputs_that_are_at_hand_say_the_same_and_stay(name):
-    arithmetic = arithmetic_named(name, torch.float32)
+    backend = backend_named(name, torch.float32)
     case = Case(43, 5, dtype=torch.float32)
     tokens = ResponseTokens.compact(case.labels_BT)
     z_BTV = F.linear(case.hidden_BTD, case.weight_VD)
     before = z_BTV.clone()
     seen, own = (
-        head_pass(head, tokens, HeadTransform(2.0, 3.0), arithmetic, sketch=case.sketch).records
+        head_pass(head, tokens, HeadTransform(2.0, 3.0), backend, sketch=case.sketch).records
         for head in (HeadOutputs(tokens, tokens.take(case.hidden_BTD), z_BTV), case.product(tokens))
     )
     assert torch.equal(z_BTV, before)
@@ -176,10 +176,10 @@ def test_outputs_that_are_at_hand_say_the_same_and_stay(name):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ARITHMETICS)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_gradients_are_the_same_with_and_without_summaries(name):
     """To the bit: recording must not change training."""
-    arithmetic = arithmetic_named(name, torch.float32)
+    backend = backend_named(name, torch.float32)
     case = Case(43, 5, dtype=torch.float32)
     tokens = ResponseTokens.compact(case.labels_BT)
     with_, without = (
@@ -187,7 +187,7 @@ def test_gradients_are_the_same_with_and_without_summaries(name):
             case.product(tokens),
             tokens,
             HeadTransform(),
-            arithmetic,
+            backend,
             sketch=sketch,
             needs_grad=(True, True, False),
         )
@@ -199,17 +199,17 @@ def test_gradients_are_the_same_with_and_without_summaries(name):
     assert without.records is None
 
 
-@pytest.mark.parametrize("name", ARITHMETICS)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_a_row_that_is_not_finite_leaves_the_others_alone(name):
-    arithmetic = arithmetic_named(name, torch.float32)
+    backend = backend_named(name, torch.float32)
     case = Case(43, 5, dtype=torch.float32)
     tokens = ResponseTokens.compact(case.labels_BT)
     clean = head_pass(
-        case.product(tokens), tokens, HeadTransform(), arithmetic, sketch=case.sketch
+        case.product(tokens), tokens, HeadTransform(), backend, sketch=case.sketch
     ).records
     case.hidden_BTD[2, 0, 1] = float("nan")
     torn = head_pass(
-        case.product(tokens), tokens, HeadTransform(), arithmetic, sketch=case.sketch
+        case.product(tokens), tokens, HeadTransform(), backend, sketch=case.sketch
     ).records
     assert not torn.summaries.values_BS[2].isfinite().any()
     assert not torn.loss_B[2].isfinite()
@@ -218,14 +218,14 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone(name):
         torch.testing.assert_close(torn.summaries.sketch_BK[row], clean.summaries.sketch_BK[row])
 
 
-@pytest.mark.parametrize("name", ARITHMETICS)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_large_logits_do_not_overflow(name):
-    arithmetic = arithmetic_named(name, torch.float32)
+    backend = backend_named(name, torch.float32)
     labels = torch.tensor([[0, 1]])
     tokens = ResponseTokens.compact(labels)
     product = HeadProduct(torch.full((1, 1), 1e4), torch.tensor([[1.0], [-1.0], [0.5]]), None)
     sketch = TensorSketch.seeded(3, 1, size=2, seed=0, device=CPU)
-    rows = head_pass(product, tokens, HeadTransform(), arithmetic, sketch=sketch).records
+    rows = head_pass(product, tokens, HeadTransform(), backend, sketch=sketch).records
     assert float(rows.loss_B) == pytest.approx(2e4)
     assert rows.summaries.values_BS[0, :2].tolist() == [1e4, -1e4]
 
@@ -262,7 +262,7 @@ def test_a_block_that_is_left_out_is_seen(monkeypatch):
 
     monkeypatch.setattr(head_module.RowSums, "add", add)
     result = head_pass(
-        case.product(tokens), tokens, HeadTransform(), ARITHMETICS["blockwise"],
+        case.product(tokens), tokens, HeadTransform(), BACKENDS["blockwise"],
         sketch=case.sketch, needs_grad=(True, True, False),
     )  # fmt: skip
     with pytest.raises(AssertionError, match="off by"):

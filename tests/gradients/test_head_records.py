@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gradients.arithmetics import ARITHMETICS, arithmetic_named
+from gradients.backends import BACKENDS, backend_named
 from gradsift.gradients.head import HeadOutputs
 from gradsift.gradients.head_records import from_backprops, head_records
 from gradsift.gradients.micro_batch import HeadCall, MicroBatch
@@ -36,7 +36,7 @@ def seen(z_BTV, delta_BTV, layout="compact", name="blockwise"):
         HeadOutputs(tokens, tokens.take(X).to(z_BTV.dtype), values) for values in (z_BTV, delta_BTV)
     )
     sketch = TensorSketch.seeded(V, D, size=8, seed=0, device=torch.device("cpu"))
-    return from_backprops(outputs, backprops, tokens, HeadTransform(), ARITHMETICS[name], sketch)[0]
+    return from_backprops(outputs, backprops, tokens, HeadTransform(), BACKENDS[name], sketch)[0]
 
 
 @pytest.mark.parametrize("layout", ["compact", "every_position"])
@@ -55,11 +55,11 @@ def test_the_weight_of_a_row_is_found(weight, dtype, layout):
         assert "makes the response of a row less likely" in check.message(1)
 
 
-@pytest.mark.parametrize("name", ARITHMETICS)
+@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("layout", ["compact", "every_position"])
 def test_rows_are_those_of_autograd_whatever_the_weight(name, layout):
     dtype = torch.float32 if name.startswith("triton") else torch.float64
-    arithmetic, transform = arithmetic_named(name, dtype), HeadTransform(0.5, 2.0)
+    backend, transform = backend_named(name, dtype), HeadTransform(0.5, 2.0)
     weight = torch.randn(V, D, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     weight.requires_grad_(True)
     losses = losses_of(X @ weight.T, transform)
@@ -69,7 +69,7 @@ def test_rows_are_those_of_autograd_whatever_the_weight(name, layout):
     batch = MicroBatch((0, 1), 0, LABELS, LABELS, getattr(ResponseTokens, layout)(LABELS))
     batch.head_calls.append(HeadCall(X.to(dtype), z.detach(), backprops=delta))
     sketch = TensorSketch.seeded(V, D, size=8, seed=0, device=torch.device("cpu"))
-    rows, weight_B = head_records(batch, transform, sketch, arithmetic, backward=True)
+    rows, weight_B = head_records(batch, transform, sketch, backend, backward=True)
     torch.testing.assert_close(weight_B, torch.full((2,), 0.2).double(), rtol=1e-5, atol=0)
     for row, n in enumerate((3, 3)):
         (gradient,) = torch.autograd.grad(losses[row].sum() / n, weight, retain_graph=True)

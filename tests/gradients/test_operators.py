@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradsift.gradients import arithmetic as module
+from gradsift.gradients import backends as module
+from gradsift.gradients.instance_loss import summed_loss
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.training.layers import add_fused_head, track
-from gradsift.training.trainer import summed_loss
 from tiny import tiny_llama
 
 N_ROWS, VOCABULARIES = (4, 16), (512, 16384)
@@ -52,16 +52,16 @@ def batch_of(n_rows, vocabulary, n_tokens=12):
     return input_ids_BT, labels_BT
 
 
-def count_step(n_rows, vocabulary, arithmetic, *, recorded=True, method="fused", backward=True):
+def count_step(n_rows, vocabulary, backend, *, recorded=True, method="fused", backward=True):
     """Count the operators of forward, backward and finish, model included."""
     model = tiny_llama(vocab_size=vocabulary)
     fused = add_fused_head(model) if method == "fused" else None
-    recorder = Recorder(track(model, fused), SketchSpec(64, 0), arithmetic=arithmetic)
+    recorder = Recorder(track(model, fused), SketchSpec(64, 0), backend=backend)
     batch = batch_of(n_rows, vocabulary)
     layout = ResponseTokens.compact if method == "fused" else ResponseTokens.every_position
     tokens = layout(batch[1])
     if fused is not None:
-        fused.arithmetic = arithmetic
+        fused.backend = backend
 
     def step():
         with torch.set_grad_enabled(backward):
@@ -114,11 +114,11 @@ class Launches:
 
 
 def count_triton_step(monkeypatch, n_rows, vocabulary, **options):
-    from gradsift.gradients import triton_kernels
+    from gradsift.gradients import kernels_triton
 
     launches = Launches()
     for name in ("_errors_kernel", "_row_sums_kernel"):
-        monkeypatch.setattr(triton_kernels, name, launches)
+        monkeypatch.setattr(kernels_triton, name, launches)
     count = count_step(n_rows, vocabulary, module.TRITON, **options)
     return count, launches.n // 2  # Two steps, one of them counted.
 
@@ -144,11 +144,11 @@ def test_bytes_add_operators():
 
 
 @pytest.mark.parametrize(
-    "arithmetic", [module.BATCHED, module.BLOCKWISE], ids=lambda arithmetic: arithmetic.name
+    "backend", [module.BATCHED, module.BLOCKWISE], ids=lambda backend: backend.name
 )
 @pytest.mark.parametrize("method", ["fused", "hooked"])
-def test_nothing_waits(arithmetic, method):
-    assert not count_step(4, 4096, arithmetic, method=method).waits()
+def test_nothing_waits(backend, method):
+    assert not count_step(4, 4096, backend, method=method).waits()
 
 
 def test_waiting_is_seen():
@@ -185,27 +185,23 @@ def test_float64_is_seen():
 
 def table():
     """Operators of a step with and without recording, and of scoring."""
-    print("arithmetic, method: rows, vocabulary: plain step, recording, scoring")
+    print("backend, method: rows, vocabulary: plain step, recording, scoring")
     patch = pytest.MonkeyPatch()
-    for arithmetic in (module.TRITON, module.BATCHED, module.BLOCKWISE):
+    for backend in (module.TRITON, module.BATCHED, module.BLOCKWISE):
         for method in ("fused", "hooked"):
             for n_rows in N_ROWS:
                 for vocabulary in VOCABULARIES:
                     counts = []
                     for options in ({"recorded": False}, {}, {"backward": False}):
-                        if arithmetic is module.TRITON:
+                        if backend is module.TRITON:
                             step = count_triton_step(
                                 patch, n_rows, vocabulary, method=method, **options
                             )
                             counts.append(f"{step[0].by_name.total()} + {step[1]} kernels")
                         else:
-                            step = count_step(
-                                n_rows, vocabulary, arithmetic, method=method, **options
-                            )
+                            step = count_step(n_rows, vocabulary, backend, method=method, **options)
                             counts.append(str(step.by_name.total()))
-                    print(
-                        f"{arithmetic.name}, {method}: {n_rows}, {vocabulary}: {', '.join(counts)}"
-                    )
+                    print(f"{backend.name}, {method}: {n_rows}, {vocabulary}: {', '.join(counts)}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 
 import gradsift as gs
 from gradsift.terms import LAYERS
-from gradsift.training.trainer import as_dataset
+from gradsift.training.batches import as_dataset
 from oracle import assert_store_is_autograd, gradients_of
 from tiny import random_instances, tiny_llama, tiny_tokenizer
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import MambaConfig, MambaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import OPTConfig, OPTForCausalLM
 
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.store.manifest import Manifest
@@ -16,14 +16,12 @@ from gradsift.training.batches import (
     BATCHINGS,
     LengthGroupedSampler,
     bins,
-    keeps_apart,
     packed_batch,
 )
 from gradsift.training.epoch import PreliminaryEpoch
-from gradsift.training.layers import track
-from gradsift.training.record_writer import score
+from gradsift.training.scoring import record_with_frozen_weights
 from gradsift.training.trainer_settings import TrainerSettings
-from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
+from tiny import random_instances, tiny_llama, tiny_mamba, tiny_tokenizer
 
 N = 26
 
@@ -85,31 +83,6 @@ def test_rows_of_a_batch_have_about_one_length_and_the_step_does_not_tell_it():
     assert abs(np.corrcoef(np.arange(len(batches)), by_length.mean(1))[0, 1]) > 0.5
 
 
-def rows_of(instances):
-    return [instance.input_ids for instance in instances[:2]]
-
-
-def tiny_mamba():
-    config = MambaConfig(vocab_size=262, hidden_size=32, num_hidden_layers=2, state_size=4)
-    config.use_cache = False
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return MambaForCausalLM(config)
-
-
-def test_which_models_keep_rows_apart():
-    rows = rows_of(random_instances(2, seed=0, n_prompt=1))
-    for model in (tiny_llama(), tiny_gpt2(dropout=0.5).train()):
-        model.config.use_cache = False
-        assert keeps_apart(track(model), rows)
-        assert model.training
-    leaking = tiny_llama()
-    leaking.config.use_cache = True
-    assert not keeps_apart(track(leaking), rows)
-    mamba = tiny_mamba()
-    assert not keeps_apart(track(mamba), rows)
-
-
 def tiny_opt():
     config = OPTConfig(
         vocab_size=262, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
@@ -138,7 +111,9 @@ def captured(folder, batching, *, model=None, record_at="during", backward=True,
         if record_at == "during":
             epoch.run(writer, save_steps=2)
         else:
-            score(epoch.trainer, epoch.recorder, instances, writer, backward=backward)
+            record_with_frozen_weights(
+                epoch.trainer, epoch.recorder, instances, writer, backward=backward
+            )
     return epoch.trainer, read_store(folder)
 
 

@@ -1,4 +1,4 @@
-"""Weights divided among processes: what is refused, and what is looked at on the way."""
+"""Weights sharded among processes: what is refused, and what is looked at on the way."""
 
 from types import SimpleNamespace
 
@@ -11,10 +11,10 @@ from gradsift.training.checkpoint import SkipNonFiniteSteps
 from gradsift.training.layers import add_fused_head, track
 from gradsift.training.self_check import LOOP_METHODS, METHODS
 from gradsift.training.sharding import (
-    divides_weights,
     plain_backward,
     require_same_loss_as_fused,
     require_supported,
+    shards_weights,
     unchecked,
 )
 from tiny import tiny_llama
@@ -49,8 +49,8 @@ def test_what_can_be_recorded():
     for made in (accelerator(), accelerator(zero=2), accelerator(zero=3), accelerator(fsdp=2)):
         require_supported(made, wants_fsdp=made.state.fsdp_plugin is not None, trains=True)
     require_supported(accelerator(zero=2), wants_fsdp=False, trains=False)
-    assert not divides_weights(accelerator(zero=2))
-    assert divides_weights(accelerator(zero=3))
+    assert not shards_weights(accelerator(zero=2))
+    assert shards_weights(accelerator(zero=3))
 
 
 class Scaled(torch.nn.Embedding):
@@ -108,11 +108,11 @@ def test_a_weight_on_nvme_is_refused():
     assert is_sharded(parameter)
     assert shape_of(parameter) == (5, 3)
     with pytest.raises(ValueError, match="NVMe"):
-        whole(parameter, dtype=torch.float32, device=CPU, is_freed=False)
+        whole(parameter, dtype=torch.float32, device=CPU, is_resharded=False)
 
 
 def test_a_weight_that_is_freed_is_copied():
     weight = torch.ones(3)
-    for is_freed in (False, True):
-        same = whole(weight, dtype=torch.float32, device=CPU, is_freed=is_freed)
-        assert (same.data_ptr() == weight.data_ptr()) != is_freed
+    for is_resharded in (False, True):
+        same = whole(weight, dtype=torch.float32, device=CPU, is_resharded=is_resharded)
+        assert (same.data_ptr() == weight.data_ptr()) != is_resharded

@@ -13,9 +13,10 @@ from gradsift.data.tokenization import Instance
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.terms import STATISTICS
+from gradsift.training.batches import TOKENS, as_dataset
 from gradsift.training.layers import track
 from gradsift.training.self_check import METHODS, first_exact_method, recorder_for, self_check
-from gradsift.training.trainer import TOKENS, RecordingSFTTrainer, as_dataset
+from gradsift.training.trainer import RecordingSFTTrainer
 from gradsift.training.trainer_settings import TrainerSettings, require_settings
 from oracle import gradients_of, relative_error, statistics_of
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer

@@ -6,7 +6,7 @@ import torch
 from trl import SFTConfig, SFTTrainer
 
 from gradsift.data.tokenization import Instance
-from gradsift.training.trainer import as_dataset
+from gradsift.training.batches import as_dataset
 from tiny import tiny_llama, tiny_tokenizer
 
 

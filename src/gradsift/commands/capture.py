@@ -23,12 +23,12 @@ from gradsift.schema import takes
 from gradsift.store.manifest import MANIFEST_NAME, Manifest, load_manifest, require_same_identity
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import write_pool_table
-from gradsift.training.cost import Estimate
+from gradsift.training.cost import CostEstimate
 from gradsift.training.model import (
     require_adapters,
     without_progress_bars,
 )
-from gradsift.training.preliminary import NO_ESTIMATE, check_and_estimate, prepare, record
+from gradsift.training.preliminary import NO_ESTIMATE, check_and_estimate, prepare, train_and_record
 from gradsift.training.quantized import BITSANDBYTES
 from gradsift.training.trainer_settings import TrainerSettings, require_settings
 
@@ -66,7 +66,7 @@ class CaptureResult:
 class DryRunResult:
     """What a capture would take, as the command line tells of it."""
 
-    estimate: Estimate
+    estimate: CostEstimate
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
@@ -147,7 +147,7 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
                 # The settings are saved once it is sure that this folder is theirs.
                 run.save_config()
                 write_pool_table(out, pool_rows(pool, instances))
-            record(epoch, instances.items, config, writer, progress)
+            train_and_record(epoch, instances.items, config, writer, progress)
     return run.store
 
 

@@ -32,7 +32,7 @@ from gradsift.run_folder import Run
 from gradsift.schema import takes
 from gradsift.selection.candidates import Need
 from gradsift.store.reader import GradientStore
-from gradsift.training.finetune import PlainTraining
+from gradsift.training.finetune import TrainingSummary
 from gradsift.training.model import without_progress_bars
 from gradsift.utils import short_sha256, whole_folder
 
@@ -126,7 +126,7 @@ def _folder_for(training_run: TrainingRun, out: str | None) -> Path:
 
 def _train_into(
     folder: Path, training_run: TrainingRun, run: Run, save_steps: int | None, progress: Progress
-) -> PlainTraining:
+) -> TrainingSummary:
     folder_lock = lock_of(training_run.arms_folder, f"out-{short_sha256(str(folder), 10)}")
     with _held(training_run.lock()), _held(folder_lock):
         if is_saved_in(folder, training_run):

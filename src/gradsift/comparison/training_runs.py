@@ -20,7 +20,7 @@ from gradsift.progress import Progress
 from gradsift.run_folder import Run
 from gradsift.training.finetune import (
     FineTuned,
-    PlainTraining,
+    TrainingSummary,
     fine_tune,
     load_fine_tuned,
     passes_of,
@@ -286,13 +286,13 @@ def read_metadata(folder: Path) -> dict[str, Any] | None:
     return metadata if is_ours else None
 
 
-def training_in(folder: Path) -> PlainTraining:
+def training_in(folder: Path) -> TrainingSummary:
     """Return what the training of the weights in a folder did."""
     metadata = read_metadata(folder)
     assert metadata is not None
     curve = tuple((step, loss) for step, loss in metadata["loss_curve"])
     names = ("n_steps", "n_instances", "n_tokens", "seconds", "resumed_at_step")
-    return PlainTraining(curve, **{name: metadata[name] for name in names})
+    return TrainingSummary(curve, **{name: metadata[name] for name in names})
 
 
 def _bytes_of(folder: Path) -> dict[str, int]:

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradsift.errors import GradsiftError
-from gradsift.gradients.plain_torch import operand_dtype
-from gradsift.gradients.recorder import Recorder, RecordingMethod
+from gradsift.gradients.kernels_torch import operand_dtype
+from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Record, Records
 from gradsift.gradients.statistics import GradientSummary, dense_summary
 from gradsift.gradients.tracking import TrackedModel, WatchedLayer
-from gradsift.terms import LAYERS, STATISTICS
+from gradsift.terms import LAYERS, STATISTICS, RecordingMethod
 
 # The same pass twice: only the size of the loss, and so rounding, differs (2e-6 on a real model).
 # In bf16 the two are rounded apart, by 2e-2 there.
@@ -27,7 +27,7 @@ LOW_PRECISION_SAME_LOSS = 0.05
 SMALL_ERROR = 0.2
 
 
-# That they see each other is tried before (training/isolation.py).
+# Whether they see each other is tried before (training/isolation.py).
 PACKED = (
     "The rows are packed: do the position_ids of each begin anew at 0, and does nothing else tell "
     "a packed row from one that stands alone?"
@@ -43,7 +43,7 @@ class CheckResult:
         worst_relative_error: The largest over rows, layers and statistics.
         tolerance: What was allowed.
         method: Of recording.
-        arithmetic: How the head's sums were computed.
+        arithmetic: Name of the backend, under the key that saved runs have.
         dtype: The lowest precision among the watched tensors.
         errors: The worst relative error of each layer and statistic, as "layer statistic".
         tried: Why other methods were not taken.
@@ -94,7 +94,9 @@ def autograd_summaries(
     }
 
 
-def compare(record: Record, truth: dict[str, GradientSummary]) -> dict[tuple[str, str], float]:
+def relative_errors(
+    record: Record, truth: dict[str, GradientSummary]
+) -> dict[tuple[str, str], float]:
     """Return the relative error of each (layer, statistic), the sketch included.
 
     A statistic near zero is measured against a companion of the same unit: `mean` against
@@ -103,15 +105,16 @@ def compare(record: Record, truth: dict[str, GradientSummary]) -> dict[tuple[str
     """
     errors = {}
     for layer in record.layers:
-        got, want = getattr(record, layer), truth[layer]
-        got_S, want_S = got.values_S.cpu().double(), want.values_S.cpu().double()
-        largest = want_S[:2].abs().max()
-        scale_S = torch.stack([largest, largest, want_S[3], want_S[3], want_S[4], want_S[5]])
-        off_S = (got_S - want_S).abs()
-        sketch_off = (got.sketch_K - want.sketch_K).norm().double()
-        off, scale = torch.cat([off_S, sketch_off[None]]), torch.cat([scale_S, want_S[5:]])
+        recorded, expected = getattr(record, layer), truth[layer]
+        expected_S = expected.values_S.cpu().double()
+        largest = expected_S[:2].abs().max()
+        spread, norm = expected_S[4], expected_S[5]
+        scale = torch.stack([largest, largest, expected_S[3], expected_S[3], spread, norm, norm])
+        gap_S = (recorded.values_S.cpu().double() - expected_S).abs()
+        sketch_gap = (recorded.sketch_K - expected.sketch_K).norm().double()
+        gap = torch.cat([gap_S, sketch_gap[None]])
         # No gradient at all (a head of zeros lets none through) is matched by none.
-        error = torch.where(off == 0, 0, off / scale)
+        error = torch.where(gap == 0, 0, gap / scale)
         for name, value in zip((*STATISTICS, "sketch"), error.tolist(), strict=True):
             errors[layer, name] = value if math.isfinite(value) else float("inf")
     return errors
@@ -128,36 +131,36 @@ def require_match(
 
     `is_packed` says whether the instance shared a row of the batch with others.
     """
-    errors = compare(record, truth)
+    errors = relative_errors(record, truth)
     (layer, name), worst = max(errors.items(), key=lambda item: item[1])
     if worst <= tolerance:
         return worst
-    got, want = (float(s.values_S[5]) for s in (getattr(record, layer), truth[layer]))
-    ratio = got / want if want else float("inf")
+    norm, true_norm = (float(s.values_S[5]) for s in (getattr(record, layer), truth[layer]))
+    ratio = norm / true_norm if true_norm else float("inf")
     raise GradsiftError(
         f"self-check failed: the recorded {layer} gradient of a row is not what autograd gives for "
         f"that row alone. Worst at `{name}`: relative error {worst:.2g}, allowed {tolerance:.0e}; "
-        f"l2_norm recorded {got:.6g}, autograd {want:.6g}, ratio {ratio:.6g}. "
+        f"l2_norm recorded {norm:.6g}, autograd {true_norm:.6g}, ratio {ratio:.6g}. "
         f"{PACKED if is_packed else _likely_cause(layer, ratio)} Nothing was recorded."
     )
 
 
-def require_same_loss(seen: Records, plain: Records) -> None:
+def require_same_loss(loop: Records, plain: Records) -> None:
     """Refuse a training loop whose loss is more than that of its response tokens.
 
-    `seen` is what a backward pass of the loop brought, `plain` what the negative log-likelihood of
+    `loop` is what a backward pass of the loop brought, `plain` what the negative log-likelihood of
     the response tokens of the same micro-batch brings, with the same random numbers.
     """
     tolerance = SAME_LOSS_TOLERANCE.get(plain.dtype, LOW_PRECISION_SAME_LOSS)
-    for got, want in zip(seen.read(), plain.read(), strict=True):
-        if not (got.finite and want.finite):
+    for observed, expected in zip(loop.read(), plain.read(), strict=True):
+        if not (observed.finite and expected.finite):
             continue  # A loss scaler begins with overflows; such rows are marked.
-        summaries = {layer: getattr(want, layer) for layer in want.layers}
-        errors = compare(got, summaries)
+        summaries = {layer: getattr(expected, layer) for layer in expected.layers}
+        errors = relative_errors(observed, summaries)
         (layer, name), worst = max(errors.items(), key=lambda item: item[1])
         # Where the response is nearly certain its gradient is small, and the rounding of the
         # softmax is not.
-        allowed = tolerance * max(1.0, SMALL_ERROR / max(want.el2n, 1e-30))
+        allowed = tolerance * max(1.0, SMALL_ERROR / max(expected.el2n, 1e-30))
         if worst > allowed:
             raise GradsiftError(
                 f"the loop's loss is more than the mean negative log-likelihood of the response "
@@ -199,14 +202,15 @@ def _differentiable_alone(
         holder = head.base if isinstance(head, WatchedLayer) else head
         if not isinstance(embedding, WatchedLayer):
             if holder.weight is embedding.weight:
-                own = nn.Parameter(holder.weight.detach().clone(), requires_grad=False)
+                untied = nn.Parameter(holder.weight.detach().clone(), requires_grad=False)
                 stack.callback(setattr, holder, "weight", holder.weight)
-                holder.weight = own
+                holder.weight = untied
             table = _trained_meanwhile(embedding, stack)
         else:
-            table = _beside(embedding, _looked_up, stack)
+            index = embedding.padding_idx
+            table = _beside(embedding, lambda ids, zeros: F.embedding(ids, zeros, index), stack)
         if isinstance(head, WatchedLayer):
-            yield table, _beside(head, _multiplied, stack)
+            yield table, _beside(head, lambda x, zeros: F.linear(x, zeros.to(x.dtype)), stack)
         else:
             yield table, _trained_meanwhile(head, stack)
 
@@ -218,7 +222,7 @@ def _trained_meanwhile(layer: nn.Module, stack: ExitStack) -> torch.Tensor:
 
 def _beside(
     layer: WatchedLayer,
-    product: Callable[[torch.Tensor, torch.Tensor, int | None], torch.Tensor],
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     stack: ExitStack,
 ) -> torch.Tensor:
     weight = layer.weight
@@ -226,15 +230,7 @@ def _beside(
     zeros = torch.zeros(weight.shape, dtype=dtype, device=weight.device, requires_grad=True)
 
     def add(_: object, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-        return output + product(inputs[0], zeros, layer.padding_idx).to(output.dtype)
+        return output + product(inputs[0], zeros).to(output.dtype)
 
     stack.callback(layer.register_forward_hook(add).remove)
     return zeros
-
-
-def _looked_up(tokens: torch.Tensor, weight: torch.Tensor, padding_idx: int | None) -> torch.Tensor:
-    return F.embedding(tokens, weight, padding_idx)
-
-
-def _multiplied(x: torch.Tensor, weight: torch.Tensor, _: int | None) -> torch.Tensor:
-    return F.linear(x, weight.to(x.dtype))

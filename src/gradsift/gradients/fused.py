@@ -1,6 +1,6 @@
 """The LM head as training calls it: log-likelihoods, their gradients known in the forward pass.
 
-Shapes: B rows, T positions, D width, V vocabulary, N laid-out tokens.
+Shapes: B rows, T positions, D width, V vocabulary, N flattened tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gradsift.gradients.arithmetic import Arithmetic, arithmetics_for
+from gradsift.gradients.backends import Backend, backends_for
 from gradsift.gradients.head import HeadProduct, HeadRecords, head_pass
 from gradsift.gradients.sketch import TensorSketch
 from gradsift.gradients.tokens import ResponseTokens
@@ -26,7 +26,7 @@ class FusedHead:
 
     Attributes:
         transform: What the model does to the head's output before the softmax.
-        arithmetic: How to compute; None takes the fastest one of the device.
+        backend: How to compute; None takes the fastest one of the device.
         on_forward: Called in every forward pass with the hidden states [B, T, D], the head records,
             and the log-likelihoods that are returned.
         sketch: Of the weight's gradient; whoever sets `on_forward` sets it.
@@ -34,7 +34,7 @@ class FusedHead:
 
     def __init__(self, transform: HeadTransform):
         self.transform = transform
-        self.arithmetic: Arithmetic | None = None
+        self.backend: Backend | None = None
         self.on_forward: Callable[[torch.Tensor, HeadRecords, torch.Tensor], None] | None = None
         self.sketch: TensorSketch | None = None
 
@@ -49,9 +49,9 @@ class FusedHead:
         the gradients it causes are not numbers. The head's weight must be whole.
         """
         weight_VD, bias_V = head.weight, head.bias
-        arithmetic = self.arithmetic or arithmetics_for(weight_VD.device, weight_VD.dtype)[0]
+        backend = self.backend or backends_for(weight_VD.device, weight_VD.dtype)[0]
         sketch = None if self.on_forward is None else self.sketch
-        call = _Call(tokens, self.transform, arithmetic, sketch, torch.is_grad_enabled())
+        call = _Call(tokens, self.transform, backend, sketch, torch.is_grad_enabled())
         log_probs_N = _ResponseLogProbs.apply(hidden_BTD, weight_VD, bias_V, call)
         if self.on_forward is not None:
             self.on_forward(hidden_BTD.detach(), call.records, log_probs_N)
@@ -64,7 +64,7 @@ class _Call:
 
     tokens: ResponseTokens
     transform: HeadTransform
-    arithmetic: Arithmetic
+    backend: Backend
     sketch: TensorSketch | None
     differentiable: bool
     records: HeadRecords | None = None
@@ -84,7 +84,7 @@ class _ResponseLogProbs(torch.autograd.Function):
         with torch.autocast(hidden_BTD.device.type, enabled=False):
             x_ND = call.tokens.take(hidden_BTD).to(dtype)
             result = head_pass(
-                HeadProduct(x_ND, weight_VD, bias_V), call.tokens, call.transform, call.arithmetic,
+                HeadProduct(x_ND, weight_VD, bias_V), call.tokens, call.transform, call.backend,
                 sketch=call.sketch, needs_grad=needs_grad,
             )  # fmt: skip
         call.records = result.records

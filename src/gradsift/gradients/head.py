@@ -6,8 +6,8 @@ in the forward pass, when the logits are at hand: softmax minus one-hot takes th
 here waits for the device or loops over rows, tokens or the vocabulary, other than in chunks of
 bounded size.
 
-Shapes: N laid-out tokens, D width, V vocabulary, B instances, K numbers of a sketch; n, r for those
-of one chunk or block. Everything is of the sum of the tokens' losses until it is divided.
+Shapes: N flattened tokens, D width, V vocabulary, B instances, K numbers of a sketch; n, r for
+those of one chunk or block. Everything is of the sum of the tokens' losses until it is divided.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from gradsift.gradients.arithmetic import Arithmetic, Chunk, at_least_float32, widest
-from gradsift.gradients.plain_torch import target_columns
+from gradsift.gradients.backends import Backend, Chunk, at_least_float32, widest
+from gradsift.gradients.kernels_torch import target_columns
 from gradsift.gradients.sketch import TensorSketch
 from gradsift.gradients.statistics import GradientSummaries, combined_sums, scaled_sums
 from gradsift.gradients.tokens import ResponseTokens
@@ -65,7 +65,7 @@ class HeadPass:
 class HeadProduct:
     """The head's outputs as its product with hidden states, a block of the vocabulary at a time.
 
-    The product has the dtype of these, `x_ND`, at the laid-out tokens.
+    The product has the dtype of these, `x_ND`, at the flattened tokens.
     """
 
     def __init__(self, x_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None):
@@ -83,7 +83,7 @@ class HeadProduct:
 class HeadOutputs:
     """The head's outputs as a forward pass has computed them, or other values for each of them.
 
-    `x_ND` is the head's input at the laid-out tokens.
+    `x_ND` is the head's input at the flattened tokens.
     """
 
     def __init__(self, tokens: ResponseTokens, x_ND: torch.Tensor, z_BTV: torch.Tensor):
@@ -105,7 +105,7 @@ def head_pass(
     head: HeadProduct | HeadOutputs,
     tokens: ResponseTokens,
     transform: HeadTransform,
-    arithmetic: Arithmetic,
+    backend: Backend,
     *,
     sketch: TensorSketch | None = None,
     needs_grad: tuple[bool, bool, bool] = (False, False, False),
@@ -114,14 +114,14 @@ def head_pass(
 
     `needs_grad` is for hidden states, weight and bias, as in autograd, and for a `HeadProduct`
     only. Logits have the dtype of the product; what follows has the `operand_dtype` of the
-    arithmetic, sums at least float32.
+    backend, sums at least float32.
     """
-    operand = arithmetic.operations().operand_dtype(head.x_ND.dtype)
-    chunks = arithmetic.chunks(tokens.lengths, head.n_columns, head.x_ND.shape[1], operand.itemsize)
+    operand = backend.kernels().operand_dtype(head.x_ND.dtype)
+    chunks = backend.chunks(tokens.lengths, head.n_columns, head.x_ND.shape[1], operand.itemsize)
     totals = _Totals(head, needs_grad)
     rows = None if sketch is None else RowSums(tokens, sketch)
     parts = [
-        _chunk_pass(chunk, head, tokens, transform, arithmetic, sketch, totals, rows)
+        _chunk_pass(chunk, head, tokens, transform, backend, sketch, totals, rows)
         for chunk in chunks
     ]
     log_probs_N, square_N = (torch.cat(chunk_parts) for chunk_parts in zip(*parts, strict=True))
@@ -137,27 +137,27 @@ def _chunk_pass(
     head: HeadProduct | HeadOutputs,
     tokens: ResponseTokens,
     transform: HeadTransform,
-    arithmetic: Arithmetic,
+    backend: Backend,
     sketch: TensorSketch | None,
     totals: _Totals,
     rows: RowSums | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-likelihoods and squared error norms of a chunk's tokens; add it to the sums."""
-    operations = arithmetic.operations()
+    kernels = backend.kernels()
     x_nD, targets_n = head.x_ND[chunk.tokens], tokens.targets_N[chunk.tokens]
-    x_nD = x_nD.to(operations.operand_dtype(x_nD.dtype))
+    x_nD = x_nD.to(kernels.operand_dtype(x_nD.dtype))
     needs_errors = totals.needs_any or rows is not None
     sweep = Sweep(head, chunk)
     in_second = needs_errors and len(sweep.blocks) == 1  # Then it finds the normaliser, too.
     normaliser_n, picked_n = sweep.first(targets_n, transform, normalise=not in_second)
     square_n = torch.zeros_like(picked_n)
     for block in sweep.blocks if needs_errors else ():
-        errors = operations.errors(
+        errors = kernels.errors(
             sweep.outputs(block), targets_n, block.start, transform, normaliser_n, sketch
         )
         normaliser_n = errors.normaliser_n
         square_n += errors.square_n
-        sums_R5, total_rD = operations.row_gradients(
+        sums_R5, total_rD = kernels.row_gradients(
             errors.delta_nr, x_nD, tokens, chunk, sums=rows is not None, total=totals.needs_weight
         )
         totals.add(chunk.tokens, block, errors.delta_nr, total_rD)

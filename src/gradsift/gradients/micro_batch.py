@@ -1,7 +1,7 @@
 """What the hooks see of one micro-batch, before it becomes records.
 
 Shapes: B rows of the batch, T positions, I instances (more than B where rows are packed), D width,
-V vocabulary, N laid-out tokens.
+V vocabulary, N flattened tokens.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class MicroBatch:
         hidden_output: The head's input as the backward pass comes to it.
         hidden_backprops: The gradient of the loss there.
         head_records: Of the fused head.
-        token_weights_N: Of each laid-out token in the loss, as the fused head sees them.
+        token_weights_N: Of each flattened token in the loss, as the fused head sees them.
         transform: What the model was seen to do to the head's output; None if it was not seen.
         awaited: Tensors whose gradients the backward pass is to bring.
     """
@@ -112,7 +112,7 @@ class MicroBatch:
     # steps, processes, a loss scaler) is in w; dividing by it leaves the row's own gradient.
 
     def keep_token_weights(self, gradient_N: torch.Tensor) -> None:
-        """Keep the gradient of the log-likelihoods of the laid-out tokens."""
+        """Keep the gradient of the log-likelihoods of the flattened tokens."""
         self.token_weights_N = -gradient_N.detach()
 
     def keep_hidden_backprops(self, gradient_BTD: torch.Tensor) -> None:

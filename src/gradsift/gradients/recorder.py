@@ -18,12 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Literal
 
 import torch
 from torch import nn
 
-from gradsift.gradients.arithmetic import Arithmetic, arithmetics_for, at_least_float32
+from gradsift.gradients.backends import Backend, at_least_float32, backends_for
 from gradsift.gradients.fused import product_dtype
 from gradsift.gradients.head import HeadRecords
 from gradsift.gradients.head_records import head_records, hidden_gradient
@@ -32,13 +31,15 @@ from gradsift.gradients.records import Check, Records
 from gradsift.gradients.sketch import SketchSpec, TensorSketch
 from gradsift.gradients.statistics import embedding_summaries
 from gradsift.gradients.tokens import ResponseTokens
-from gradsift.gradients.tracking import Interception, TrackedModel, frees_weights, shape_of, whole
+from gradsift.gradients.tracking import (
+    Interception,
+    TrackedModel,
+    reshards_weights,
+    shape_of,
+    whole,
+)
 from gradsift.gradients.transform import HeadTransform, transform_between, transform_deviation
-from gradsift.terms import EMBEDDING, LAYERS, LM_HEAD
-
-RecordingMethod = Literal[
-    "fused", "fused-intercepted", "hidden", "hidden-intercepted", "hooked", "intercepted"
-]
+from gradsift.terms import EMBEDDING, LAYERS, LM_HEAD, RecordingMethod
 
 UNKNOWN_TRANSFORM = (
     "the model changes the logits after the head in another way than in the first step; recording "
@@ -55,7 +56,7 @@ class Recorder:
     Attributes:
         model: What is watched.
         method: By default fused if the model has such a head, else hooked.
-        arithmetic: How to compute; by default the fastest one of the device, which is that of the
+        backend: How to compute; by default the fastest one of the device, which is that of the
             head's weight unless another one is given.
     """
 
@@ -65,7 +66,7 @@ class Recorder:
         sketch: SketchSpec,
         *,
         method: RecordingMethod | None = None,
-        arithmetic: Arithmetic | None = None,
+        backend: Backend | None = None,
         device: torch.device | None = None,
     ):
         self.model = model
@@ -73,7 +74,7 @@ class Recorder:
         self._head_method = self.method.removesuffix("-intercepted")
         weight = model.head.weight
         device = device or weight.device
-        self.arithmetic = arithmetic or arithmetics_for(device, weight.dtype)[0]
+        self.backend = backend or backends_for(device, weight.dtype)[0]
         self._interception = None
         if self.method.endswith("intercepted"):
             self._interception = Interception(
@@ -81,7 +82,7 @@ class Recorder:
             )
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._batch: MicroBatch | None = None
-        self._weights_are_freed = False
+        self._reshards_weights = False
         self._transform: HeadTransform | None = None
         weights = (model.embedding.weight, model.head.weight)
         self._sketches = {
@@ -93,13 +94,13 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         """Attach the hooks."""
-        self._weights_are_freed = frees_weights(self.model.outer)
+        self._reshards_weights = reshards_weights(self.model.outer)
         if self._interception is not None:
             self._handles = self._interception.attach()
         else:
             self._handles = [self.model.embedding.register_forward_hook(self._on_embedding)]
         if self._head_method == "fused":
-            self.model.fused.arithmetic = self.arithmetic
+            self.model.fused.backend = self.backend
             self.model.fused.sketch = self._sketches[LM_HEAD]
             self.model.fused.on_forward = self._on_fused_head
             return self
@@ -164,7 +165,7 @@ class Recorder:
         if self._head_method == "hidden" and batch.hidden_output is not None:
             output = batch.hidden_output
             with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
-                gradient_BTD = hidden_gradient(batch, self.model.transform, self.arithmetic)
+                gradient_BTD = hidden_gradient(batch, self.model.transform, self.backend)
             gradient = gradient_BTD.view_as(output).to(output.dtype)
             torch.autograd.grad(output, batch.awaited, gradient, allow_unused=True)
         else:
@@ -228,7 +229,7 @@ class Recorder:
         # Here, where all processes are: in the backward pass they need not meet.
         head, dtype, device = self.model.head, self._batch.product_dtype, hidden.device
         self._batch.head_weights = tuple(
-            whole(tensor, dtype=dtype, device=device, is_freed=self._weights_are_freed)
+            whole(tensor, dtype=dtype, device=device, is_resharded=self._reshards_weights)
             for tensor in (head.weight, head.bias)
         )
         if torch.is_grad_enabled() and hidden.requires_grad:
@@ -260,7 +261,7 @@ class Recorder:
 
     def _records(self, batch: MicroBatch, backward: bool) -> Records:
         head, weight_B = head_records(
-            batch, self.model.transform, self._sketches[LM_HEAD], self.arithmetic, backward=backward
+            batch, self.model.transform, self._sketches[LM_HEAD], self.backend, backward=backward
         )
         summaries = {LM_HEAD: head.summaries}
         dtypes = [batch.product_dtype]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from gradsift.errors import GradsiftError
-from gradsift.gradients.arithmetic import widest
+from gradsift.gradients.backends import widest
 from gradsift.gradients.statistics import GradientSummaries, GradientSummary
 from gradsift.terms import EMBEDDING, LAYERS, LM_HEAD
 

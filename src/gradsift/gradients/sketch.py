@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from gradsift.errors import GradsiftError
-from gradsift.gradients.arithmetic import MOST_SKETCH_NUMBERS, widest
+from gradsift.gradients.backends import MOST_SKETCH_NUMBERS, widest
 from gradsift.terms import SKETCH_SIZE
 
 CHECK_ROWS = 4096

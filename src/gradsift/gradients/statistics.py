@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gradsift.gradients.arithmetic import at_least_float32, widest
+from gradsift.gradients.backends import at_least_float32, widest
 from gradsift.gradients.sketch import TensorSketch
 
 REFERENCE_ENTRIES = 2**24

@@ -1,7 +1,7 @@
 """Which row each position of a micro-batch belongs to, and which predict a response token.
 
 A row of the batch is one instance, or several that were packed end to end; *rows* are instances.
-Shapes: B rows of the batch, T positions, I instances, N laid-out tokens, X numbers of each.
+Shapes: B rows of the batch, T positions, I instances, N flattened tokens, X numbers of each.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from gradsift.terms import IGNORED_LABEL
 
 @dataclass(frozen=True)
 class ResponseTokens:
-    """The tokens that have a loss, laid out row after row: whole rows are slices.
+    """The tokens that have a loss, flattened row after row: whole rows are slices.
 
-    How many tokens are laid out of each row is known to the host, so that nothing has to wait for
+    How many tokens each row has is known to the host, so that nothing has to wait for
     the device. On the CPU these are the response tokens. Labels that are on an accelerator already
-    cannot be counted without waiting for it; then every position is laid out, and those without
+    cannot be counted without waiting for it; then every position is taken, and those without
     a response token have the target -100.
 
     Attributes:
         shape: B and T of the micro-batch.
-        lengths: Of each row, how many tokens are laid out.
+        lengths: Of each row, how many flattened tokens it has.
         positions_N: Where each token is predicted, as a position in the flattened [B·T].
         targets_N: The tokens, -100 where a position predicts none.
         rows_N: The row of each.
@@ -50,7 +50,7 @@ class ResponseTokens:
         mask_BT: torch.Tensor | None = None,
         position_ids_BT: torch.Tensor | None = None,
     ) -> ResponseTokens:
-        """Lay out the tokens of a micro-batch; waits for a device only if rows may be packed.
+        """Flatten the tokens of a micro-batch; waits for a device only if rows may be packed.
 
         The mask is 0 on padding; where rows are packed it may be 1, 2, … on the first, the second,
         …. A row also begins where position ids do not go on by one.
@@ -66,7 +66,7 @@ class ResponseTokens:
         mask_BT: torch.Tensor | None = None,
         position_ids_BT: torch.Tensor | None = None,
     ) -> ResponseTokens:
-        """Lay out the response tokens only; reads how many there are."""
+        """Flatten the response tokens only; reads how many there are."""
         starts_BT = _starts(labels_BT, mask_BT, position_ids_BT)
         if starts_BT is None:
             n_rows, rows_BT = len(labels_BT), _rows_of_batch(labels_BT, mask_BT)
@@ -78,7 +78,7 @@ class ResponseTokens:
         at_N, columns_N = (targets_BS != IGNORED_LABEL).nonzero(as_tuple=True)
         rows_N = rows_BT[at_N, columns_N]
         lengths = torch.bincount(rows_N, minlength=n_rows).tolist()
-        return cls._laid_out(
+        return cls._flattened(
             lengths, at_N, columns_N, targets_BS[at_N, columns_N], rows_N, rows_BT,
             is_packed=starts_BT is not None,
         )  # fmt: skip
@@ -87,19 +87,19 @@ class ResponseTokens:
     def every_position(
         cls, labels_BT: torch.Tensor, mask_BT: torch.Tensor | None = None
     ) -> ResponseTokens:
-        """Lay out every position but the last of each row, where rows are not packed."""
+        """Flatten every position but the last of each row, where rows are not packed."""
         n_rows, n_positions = labels_BT.shape
         rows_BT = _rows_of_batch(labels_BT, mask_BT)
         at_BS = torch.arange(n_rows * (n_positions - 1), device=labels_BT.device)
         rows_N, columns_N = at_BS // max(1, n_positions - 1), at_BS % max(1, n_positions - 1)
         targets_N = _targets(labels_BT, rows_BT, n_rows).flatten()
         lengths = [n_positions - 1] * n_rows
-        return cls._laid_out(
+        return cls._flattened(
             lengths, rows_N, columns_N, targets_N, rows_N, rows_BT, is_packed=False
         )
 
     @classmethod
-    def _laid_out(
+    def _flattened(
         cls,
         lengths: list[int],
         at_N: torch.Tensor,
@@ -125,15 +125,15 @@ class ResponseTokens:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ResponseTokens:
         """Return the same on another device; batches are moved by whoever loads data."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> ResponseTokens:
         """Return the same in memory from which copies do not wait; data loaders call this."""
-        return self._each(torch.Tensor.pin_memory)
+        return self._map(torch.Tensor.pin_memory)
 
-    def _each(self, do: Callable[[torch.Tensor], torch.Tensor]) -> ResponseTokens:
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> ResponseTokens:
         names = ("positions_N", "targets_N", "rows_N", "offsets_I1", "rows_BT")
-        return replace(self, **{name: do(getattr(self, name)) for name in names})
+        return replace(self, **{name: function(getattr(self, name)) for name in names})
 
     @property
     def n_rows(self) -> int:
@@ -146,7 +146,7 @@ class ResponseTokens:
         return self.sum_rows((self.targets_N != IGNORED_LABEL).long())
 
     def take(self, values_BTX: torch.Tensor) -> torch.Tensor:
-        """Return what stands at the laid-out positions, [N, ...], of values for all positions."""
+        """Return what stands at the flattened positions, [N, ...], of values for all positions."""
         return values_BTX.flatten(0, 1).index_select(0, self.positions_N)
 
     def put(self, values_NX: torch.Tensor) -> torch.Tensor:

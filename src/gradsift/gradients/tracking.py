@@ -1,4 +1,4 @@
-"""The layers that are watched, and their weights: wrapped, quantised, divided among processes.
+"""The layers that are watched, and their weights: wrapped, quantised, sharded among processes.
 
 A module's hooks see what the module takes and gives; where the module scales or normalises inside,
 or the weight is used without its module, that is not what the weight's gradient is made of. The
@@ -157,13 +157,13 @@ def is_sharded(tensor: torch.Tensor) -> bool:
     return hasattr(tensor, "full_tensor") or hasattr(tensor, "ds_id")
 
 
-def is_divided(model: nn.Module) -> bool:
-    """Return whether some of a model's parameters are divided among processes, also if in use."""
-    return frees_weights(model) or any(is_sharded(p) for p in model.parameters())
+def has_sharded_weights(model: nn.Module) -> bool:
+    """Return whether some of a model's parameters are sharded, also where they are whole in use."""
+    return reshards_weights(model) or any(is_sharded(p) for p in model.parameters())
 
 
-def frees_weights(model: nn.Module) -> bool:
-    """Return whether a model's weights, whole while they are used, may be freed afterwards."""
+def reshards_weights(model: nn.Module) -> bool:
+    """Return whether a model's weights, whole while they are used, are sharded again (FSDP2)."""
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
@@ -173,13 +173,13 @@ def shape_of(tensor: torch.Tensor) -> torch.Size:
 
 
 def whole(
-    tensor: torch.Tensor | None, *, dtype: torch.dtype, device: torch.device, is_freed: bool
+    tensor: torch.Tensor | None, *, dtype: torch.dtype, device: torch.device, is_resharded: bool
 ) -> torch.Tensor | None:
     """Return a tensor as it is, or gathered from all processes, which all must ask; no graph.
 
     Parts, which may be kept elsewhere, are sent in this dtype from this device; a plain tensor that
-    stays keeps its own. `is_freed` says whether it may be freed before it is used, see
-    `frees_weights`.
+    stays keeps its own. `is_resharded` says whether it may be sharded again before it is used, see
+    `reshards_weights`.
     """
     if tensor is None:
         return None
@@ -187,7 +187,7 @@ def whole(
         return tensor.detach().to(device, dtype).full_tensor()
     if hasattr(tensor, "ds_id"):
         return _from_partitions(tensor, dtype, device)
-    return tensor.detach().to(dtype, copy=True) if is_freed else tensor.detach()
+    return tensor.detach().to(dtype, copy=True) if is_resharded else tensor.detach()
 
 
 def _from_partitions(

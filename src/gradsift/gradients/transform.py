@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from gradsift.errors import GradsiftError
-from gradsift.gradients.arithmetic import widest
+from gradsift.gradients.backends import widest
 
 
 @dataclass(frozen=True)

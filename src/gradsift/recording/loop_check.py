@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from gradsift.errors import GradsiftError
-from gradsift.gradients.arithmetic import Arithmetic
+from gradsift.gradients.backends import Backend
 from gradsift.gradients.check import CheckResult
-from gradsift.gradients.recorder import Recorder, RecordingMethod
+from gradsift.gradients.instance_loss import mean_loss
+from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.tracking import TrackedModel
@@ -20,10 +21,9 @@ from gradsift.recording.plain_loss import (
     forward_and_backward,
     without_reentrant_checkpointing,
 )
-from gradsift.terms import IGNORED_LABEL
+from gradsift.terms import IGNORED_LABEL, RecordingMethod
 from gradsift.training.layers import head_is_called, require_method, without_dropout
-from gradsift.training.self_check import compared, first_that_passes
-from gradsift.training.trainer import mean_loss
+from gradsift.training.self_check import compare_with_autograd, first_that_passes
 
 # What a model is called with besides what only images, sounds and the like need.
 TEXT_ARGUMENTS = (
@@ -70,14 +70,16 @@ def check_forward(
         args, kwargs, batch = instances.only(chosen, args)
         indices = chosen
 
-    def check(method: RecordingMethod, arithmetic: Arithmetic) -> tuple[Recorder, CheckResult]:
+    def check(method: RecordingMethod, backend: Backend) -> tuple[Recorder, CheckResult]:
         require_method(model, method)
-        recorder = Recorder(model, sketch, method=method, arithmetic=arithmetic)
+        recorder = Recorder(model, sketch, method=method, backend=backend)
         with torch.random.fork_rng(), without_dropout(model.outer):
             with head_is_called(model.head):
                 records = forward_and_backward(recorder, indices, args, kwargs, batch)
             to_compare = [record for record in records.read() if record.index in chosen]
-            result = compared(recorder, to_compare, instances.loss, records.dtype, tokens.is_packed)
+            result = compare_with_autograd(
+                recorder, to_compare, instances.loss, records.dtype, tokens.is_packed
+            )
         return recorder, result
 
     with without_reentrant_checkpointing(model.outer), torch.enable_grad():
@@ -106,7 +108,7 @@ class _Instances:
             for name, value in kwargs.items()
             if isinstance(value, torch.Tensor) and name not in TEXT_ARGUMENTS
         }
-        # Images are divided among the rows of a batch by the model: by its tokens, not in order.
+        # The model deals images out to the rows of a batch: by its tokens, not in order.
         shape = self._labels_BT.shape
         self.are_separable = all(value.shape == shape for value in self._others.values())
 

@@ -17,11 +17,11 @@ from torch import nn
 
 from gradsift.errors import GradsiftError
 from gradsift.gradients.check import require_same_loss
+from gradsift.gradients.instance_loss import summed_loss
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
-from gradsift.training.trainer import summed_loss
 
 Batch = tuple[torch.Tensor, torch.Tensor, ResponseTokens]
 
@@ -105,7 +105,7 @@ def require_plain_loss(
             stacklevel=2,
         )
         return
-    twin = Recorder(model, sketch, method=recorder.method, arithmetic=recorder.arithmetic)
+    twin = Recorder(model, sketch, method=recorder.method, backend=recorder.backend)
     require_same_loss(records, forward.repeat(twin, records.indices))
 
 

@@ -22,7 +22,7 @@ from gradsift.gradients.check import CheckResult
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.gradients.tracking import is_divided
+from gradsift.gradients.tracking import has_sharded_weights
 from gradsift.recording.loop_batch import LoopBatch, LoopBatches
 from gradsift.recording.loop_check import check_forward
 from gradsift.recording.loop_records import LoopRecordWriter
@@ -37,7 +37,7 @@ from gradsift.recording.loops import (
 from gradsift.recording.plain_loss import RepeatableForward, require_plain_loss
 from gradsift.recording.pool_rows import names_by_text
 from gradsift.store.reader import GradientStore, read_store
-from gradsift.training.batches import require_apart
+from gradsift.training.isolation import require_isolation
 from gradsift.training.layers import track
 from gradsift.training.self_check import LOOP_METHODS, methods_of
 from gradsift.training.sharding import unchecked
@@ -77,7 +77,7 @@ class Recording:
         self._pool, self._sketch, self._out = pool, sketch, out
         self._writer = LoopRecordWriter(out, ids, pool)
         if self._trainer is not None:
-            self._take_up_trainer()
+            self._use_trainer()
         self._recorder: Recorder | None = None
         self._handles: list[Any] = []
         self._is_paused = False
@@ -86,8 +86,10 @@ class Recording:
         self._open_batch: LoopBatch | None = None
         self._last_records: Records | None = None
         self._to_compare: RepeatableForward | None = None
-        self._is_apart = False
+        self._isolation_is_tried = False
         self.store: GradientStore | None = None
+
+    # What the writer counts is for whoever records; the writer itself is not.
 
     @property
     def check(self) -> CheckResult | None:
@@ -184,8 +186,8 @@ class Recording:
                 # Nothing to check with; the next one may have labels.
                 self._writer.skip(batch)
                 return
-            if batch.tokens.is_packed and not self._is_apart:
-                self._require_apart(args, kwargs, batch)
+            if batch.tokens.is_packed and not self._isolation_is_tried:
+                self._require_isolation(args, kwargs, batch)
             if is_first or self._writer.n_batches in COMPARED_AGAIN:
                 self._last_records = None
                 self._to_compare = RepeatableForward.from_call(
@@ -235,15 +237,15 @@ class Recording:
         return self._n_updates
 
     def _look_around(self) -> None:
-        """See who calls the model, and whether its weights are divided by now."""
+        """See who calls the model, and whether its weights are sharded by now."""
         if self._trainer is None:
             self._trainer = trainer_around(self._outer)
             if self._trainer is not None:
-                self._take_up_trainer()
+                self._use_trainer()
         self._engine = self._engine or engine_around(self._outer)
-        self._is_sharded = is_divided(self._outer)
+        self._is_sharded = has_sharded_weights(self._outer)
 
-    def _take_up_trainer(self) -> None:
+    def _use_trainer(self) -> None:
         require_recordable(self._trainer)
         if self._writer.names is None:
             self._writer.names = names_by_text(self._pool, self._trainer)
@@ -277,11 +279,11 @@ class Recording:
             )
         return recorder
 
-    def _require_apart(self, args: tuple, kwargs: dict[str, Any], batch: LoopBatch) -> None:
+    def _require_isolation(self, args: tuple, kwargs: dict[str, Any], batch: LoopBatch) -> None:
         """Try it with the first rows that are packed, whenever they come."""
-        self._is_apart = True
+        self._isolation_is_tried = True
         with self._paused():
-            require_apart(self._tracked, args, kwargs, batch.input_ids_BT, batch.tokens)
+            require_isolation(self._tracked, args, kwargs, batch.input_ids_BT, batch.tokens)
             if self._recorder is not None and bool(batch.tokens.n_tokens_I.any()):
                 method, tensors = self._recorder.method, batch.tensors()
                 check_forward(self._tracked, self._sketch, (method,), args, kwargs, tensors)

@@ -1,4 +1,4 @@
-"""Append parts to a gradient store, or take up one that was interrupted."""
+"""Append parts to a gradient store; resume one that was interrupted."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class StoreWriter:
         self._rank, self._gather = rank, gather
 
     def __enter__(self) -> StoreWriter:
-        """Lock the folder and take up what is there, unless it was made with other settings."""
+        """Lock the folder and resume its store, unless that was made with other settings."""
         error = None
         if self._rank == 0:
             try:
@@ -158,12 +158,12 @@ class StoreWriter:
                 "`out` folder."
             ) from None
         try:
-            self._take_up()
+            self._resume()
         except BaseException:
             self._lock.release()
             raise
 
-    def _take_up(self) -> None:
+    def _resume(self) -> None:
         existing = load_manifest(self._folder)
         if existing is None:
             self._save((), complete=False)

@@ -1,6 +1,6 @@
-"""Checkpoints that count only when they are whole, and parts that are written in step with them.
+"""Checkpoints to resume from: only complete ones count, and parts are written in step with them.
 
-transformers writes a checkpoint file by file and resumes from the highest number, whole or not
+transformers writes a checkpoint file by file and resumes from the highest number, complete or not
 (https://github.com/huggingface/transformers/issues/35525). Here a marker is written last, and
 only marked checkpoints are resumed from.
 """
@@ -17,23 +17,23 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from gradsift.errors import GradsiftError
 from gradsift.utils import sync_folder, write_json
 
-MARKER = "whole.json"
+MARKER = "whole.json"  # The file name is older than the word "complete".
 
 
 def checkpoint_at(folder: Path, step: int) -> Path | None:
-    """Return the whole checkpoint of a step, or None."""
+    """Return the complete checkpoint of a step, or None."""
     path = folder / f"checkpoint-{step}"
     return path if (path / MARKER).exists() else None
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the whole checkpoint with the most steps, or None."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{MARKER}")]
-    return max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
+    """Return the complete checkpoint with the most steps, to resume from, or None."""
+    complete = [path.parent for path in folder.glob(f"checkpoint-*/{MARKER}")]
+    return max(complete, key=lambda path: int(path.name.split("-")[-1]), default=None)
 
 
 class SaveEvery(TrainerCallback):
-    """Every `n_steps` updates: a checkpoint, marked when whole; then the records; then tidy up.
+    """Every `n_steps` updates: a checkpoint, marked when complete; then the records; then tidy up.
 
     In this order a kill loses only records that were not yet written: until they are, the
     checkpoint that belongs to the part before them is still there.

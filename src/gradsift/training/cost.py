@@ -15,8 +15,8 @@ import torch
 
 from gradsift.config import CaptureConfig
 from gradsift.data.tokenization import Instance
+from gradsift.training.batches import n_tokens_of
 from gradsift.training.epoch import PreliminaryEpoch
-from gradsift.training.trainer import n_tokens_of
 
 SMALL_BATCH = 2
 SECONDS_FOR_A_FULL_BATCH = 2.0
@@ -24,7 +24,7 @@ SCRATCH_ENTRIES = 8_000_000
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """What a capture will take, from a few timed steps.
 
     Attributes:
@@ -55,7 +55,7 @@ class Estimate:
 
 def estimate_cost(
     epoch: PreliminaryEpoch, pool: Sequence[Instance], config: CaptureConfig
-) -> Estimate:
+) -> CostEstimate:
     """Time a micro-batch with and without recording; nothing is changed by it.
 
     The self-check, which comes before, has warmed everything up. The optimizer's updates are
@@ -89,7 +89,7 @@ def estimate_cost(
     if scoring:
         seconds += recording * n_pool / n_timed
     pool_steps = -(-len(pool) // trainer.rows_per_step)
-    return Estimate(
+    return CostEstimate(
         n_instances=len(pool),
         n_tokens=n_pool,
         capture_seconds=seconds,

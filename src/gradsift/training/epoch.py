@@ -19,14 +19,14 @@ from gradsift.progress import Progress, no_progress
 from gradsift.store.manifest import Manifest
 from gradsift.store.writer import StoreWriter
 from gradsift.training.checkpoint import SaveEvery, SkipNonFiniteSteps, checkpoint_at
-from gradsift.training.finetune import loss_curve, train_plainly
+from gradsift.training.finetune import loss_curve, train_without_recording
 from gradsift.training.layers import track
 from gradsift.training.record_writer import RecordWriter
 from gradsift.training.self_check import METHODS, first_exact_method, methods_of
 from gradsift.training.sharding import (
-    divides_weights,
     plain_backward,
     require_same_loss_as_fused,
+    shards_weights,
     unchecked,
     uses_deepspeed,
 )
@@ -83,7 +83,7 @@ class PreliminaryEpoch:
     def check(self, *, method: str = "auto", backward: bool = True) -> CheckResult:
         """Take the cheapest recording method that equals autograd on two rows."""
         trainer = self.trainer
-        if divides_weights(trainer.accelerator):
+        if shards_weights(trainer.accelerator):
             methods = methods_of(method, METHODS)
             trainer.use_fused_head(methods[0].startswith("fused"))
             tracked = track(trainer.model, trainer.fused)
@@ -112,12 +112,12 @@ class PreliminaryEpoch:
     def run(
         self, writer: StoreWriter, *, save_steps: int | None, progress: Progress = no_progress
     ) -> EpochResult:
-        """Train the epoch, from where an earlier session stopped, and write the records.
+        """Train the epoch and write the records; resumes an earlier session.
 
         A part and a checkpoint are written every `save_steps` updates; None makes about eight.
         """
         assert self.recorder is not None, "run() before check()"
-        resumed_at = self._last_step(writer)
+        resumed_at = self._resume_step(writer)
         records = RecordWriter(self.instances, writer, progress)
         can_skip = not uses_deepspeed(self.trainer.accelerator)
         self.trainer.add_callback(SkipNonFiniteSteps(records.step_is_finite, can_skip=can_skip))
@@ -133,12 +133,12 @@ class PreliminaryEpoch:
         return EpochResult(tuple(curve), records.n_non_finite, records.n_skipped, resumed_at)
 
     def train(self, *, save_steps: int | None, progress: Progress = no_progress) -> None:
-        """Train the epoch, from where an earlier session stopped, without recording.
+        """Train the epoch without recording; resumes an earlier session.
 
         The last checkpoint stays, so that an interrupted scoring pass need not train again.
         """
         self._check_first_loss()
-        train_plainly(
+        train_without_recording(
             self.trainer,
             passes=1,
             steps_between=self.steps_between(save_steps),
@@ -146,7 +146,7 @@ class PreliminaryEpoch:
         )
 
     def _check_first_loss(self) -> None:
-        if divides_weights(self.trainer.accelerator) and self.trainer.fused is not None:
+        if shards_weights(self.trainer.accelerator) and self.trainer.fused is not None:
             self.trainer.on_first_batch(require_same_loss_as_fused)
 
     def clean_up(self) -> None:
@@ -158,10 +158,10 @@ class PreliminaryEpoch:
         """Return the optimizer updates between two checkpoints."""
         return save_steps or -(-self.n_steps // DEFAULT_N_PARTS)
 
-    def _last_step(self, writer: StoreWriter) -> int:
-        # The latest step that has both its checkpoint and its parts; later parts are forgotten.
+    def _resume_step(self, writer: StoreWriter) -> int:
+        # Resume at the latest step that has both its checkpoint and its parts; later parts go.
         steps = [part.last_step for part in writer.manifest.parts]
-        whole = [step for step in steps if checkpoint_at(self._work_dir, step)]
-        step = max(whole, default=0)
+        complete = [step for step in steps if checkpoint_at(self._work_dir, step)]
+        step = max(complete, default=0)
         writer.keep_until(step)
         return step

@@ -1,4 +1,4 @@
-"""Training without recording, resumed from the last whole checkpoint.
+"""Training without recording, resumed from the last complete checkpoint.
 
 Fine-tune a model on a subset, as trl does, and leave it ready for evaluation.
 """
@@ -31,7 +31,7 @@ N_CHECKPOINTS = 4
 
 
 @dataclass(frozen=True)
-class PlainTraining:
+class TrainingSummary:
     """What a training did, earlier sessions included.
 
     Attributes:
@@ -61,17 +61,17 @@ class FineTuned:
     """
 
     model: PreTrainedModel
-    training: PlainTraining
+    training: TrainingSummary
 
 
-def train_plainly(
+def train_without_recording(
     trainer: RecordingSFTTrainer,
     *,
     passes: float,
     steps_between: int,
     progress: Progress = no_progress,
-) -> PlainTraining:
-    """Train to the end, from where an earlier session stopped.
+) -> TrainingSummary:
+    """Train to the end; resumes from the last complete checkpoint of an earlier session.
 
     The last checkpoint stays, so that whatever comes after training can be interrupted, too.
     """
@@ -96,7 +96,7 @@ def train_plainly(
         SaveEvery(steps_between, last_too=True, about=lambda: {**done, "seconds": seconds()})
     )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    return PlainTraining(
+    return TrainingSummary(
         tuple(loss_curve(trainer)),
         trainer.state.global_step,
         done["n_instances"],
@@ -124,7 +124,7 @@ def fine_tune(
     label: str,
     progress: Progress = no_progress,
 ) -> FineTuned:
-    """Train a model in place, from where an earlier session stopped.
+    """Train a model in place; resumes from the last complete checkpoint in `work_dir`.
 
     The last checkpoint stays in `work_dir`, so that an evaluation can be interrupted without
     training again: whoever calls removes it. `save_to` gets weights (of LoRA, adapters only) and
@@ -134,7 +134,7 @@ def fine_tune(
     n_steps = settings.max_steps or steps_of(len(instances), settings.epochs, settings)
     passes = passes_of(len(instances), settings)
     trainer = RecordingSFTTrainer(model, tokenizer, instances, settings, work_dir)
-    training = train_plainly(
+    training = train_without_recording(
         trainer,
         passes=passes,
         steps_between=save_steps or -(-n_steps // N_CHECKPOINTS),
@@ -178,7 +178,7 @@ def _ready(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return model.eval()
 
 
-def _require_finite(label: str, model: torch.nn.Module, training: PlainTraining) -> None:
+def _require_finite(label: str, model: torch.nn.Module, training: TrainingSummary) -> None:
     losses = (loss for _, loss in training.loss_curve)
     if not all(map(math.isfinite, losses)) or not all(
         bool(torch.isfinite(weight).all())

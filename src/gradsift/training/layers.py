@@ -12,10 +12,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from gradsift.errors import GradsiftError
 from gradsift.gradients.fused import FusedHead
-from gradsift.gradients.recorder import RecordingMethod
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.tracking import TrackedModel, WatchedLayer, is_sharded
 from gradsift.gradients.transform import HeadTransform
+from gradsift.terms import RecordingMethod
 from gradsift.training.adapters import (
     require_rows_of_their_own_tokens,
     watched_embedding,

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from gradsift.config import PlanConfig
 from gradsift.errors import GradsiftError
-from gradsift.gradients.arithmetic import TRITON
+from gradsift.gradients.backends import TRITON
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training.model import DTYPES
 
@@ -190,13 +190,13 @@ def _placement(
     weight_bytes: int,
     linear_bytes: float,
 ) -> Placement:
-    divided = layout == LAYOUTS[2]
-    parts = plan.gpus if divided else 1
+    is_sharded = layout == LAYOUTS[2]
+    parts = plan.gpus if is_sharded else 1
     adapter = plan.lora_rank * shapes.n_adapter
     trained = shapes.n_parameters if training == "full" else adapter
     # A weight that is trained, its gradient and each of AdamW's two moments: float32 in adapters
-    # (peft), and where mixed precision meets divided weights (accelerate's FSDP2, DeepSpeed).
-    trained_bytes = weight_bytes if training == "full" and not divided else TRAINED_BYTES
+    # (peft), and where mixed precision meets sharded weights (accelerate's FSDP2, DeepSpeed).
+    trained_bytes = weight_bytes if training == "full" and not is_sharded else TRAINED_BYTES
     if training == "full":
         weights = trained * trained_bytes
     else:
@@ -207,7 +207,7 @@ def _placement(
         gradients *= 2  # Its buckets.
     head = shapes.n_columns * shapes.width
     gathered = 0
-    if divided:
+    if is_sharded:
         # A layer in use and the next one on its way, the embedding and the head; of what is
         # trained, a layer's and the head's gradients until they are added up.
         gathered = 2 * shapes.n_largest * linear_bytes + 2 * head * weight_bytes

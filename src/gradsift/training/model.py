@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from gradsift.config import ModelConfig
+from gradsift.config import Dtype, ModelConfig
 from gradsift.data.demo_data import demo_model_path
 from gradsift.errors import GradsiftError
 from gradsift.schema import takes, validated
@@ -38,7 +38,7 @@ from gradsift.training.quantized import (
 from gradsift.utils import sha256_of, short_sha256
 
 DEMO_MODEL = "demo"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(Dtype)}
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,13 @@ class ModelSource:
     Attributes:
         name: As the user gave it: a hub id, a folder, or "demo".
         path: What transformers is to load.
-        dtype: Of the weights, one of DTYPES.
-        load_in: One of LOAD_IN, to which the weights are quantised while loading; None leaves them.
+        load_in: To what the weights are quantised while loading: 4bit, 8bit; None leaves them.
     """
 
     name: str
     path: str
     revision: str | None
-    dtype: str
+    dtype: Dtype
     trust_remote_code: bool
     load_in: str | None
 

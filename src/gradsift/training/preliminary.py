@@ -17,15 +17,15 @@ from gradsift.progress import Progress
 from gradsift.store.writer import StoreWriter
 from gradsift.training.adapters import training_of
 from gradsift.training.batches import BATCHINGS
-from gradsift.training.cost import Estimate, estimate_cost
+from gradsift.training.cost import CostEstimate, estimate_cost
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.model import ModelSource, load_model
 from gradsift.training.quantized import weights_of
-from gradsift.training.record_writer import score
+from gradsift.training.scoring import record_with_frozen_weights
 from gradsift.training.sharding import (
     ONE_PROCESS_CHECK,
-    divides_weights,
     require_supported,
+    shards_weights,
     uses_deepspeed,
 )
 from gradsift.training.trainer_settings import TrainerSettings, sft_config
@@ -74,14 +74,14 @@ def _trained_on(items: Sequence[Instance], config: CaptureConfig) -> Sequence[In
 
 def check_and_estimate(
     epoch: PreliminaryEpoch, instances: Sequence[Instance], config: CaptureConfig
-) -> tuple[Estimate | None, dict[str, object]]:
+) -> tuple[CostEstimate | None, dict[str, object]]:
     """Find the recording method that is exact, and time a few steps.
 
     Returns:
         The estimate, None where no step can be timed; and what the manifest says of all this.
     """
     trainer = epoch.trainer
-    training = _training(epoch, config)
+    training = _training_description(epoch, config)
     logger.info(f"training: {training}")
     check = epoch.check(method=config.recording, backward=config.backward)
     for method, why in check.tried.items():
@@ -93,7 +93,7 @@ def check_and_estimate(
     if check.warning:
         logger.warning(check.warning)
     estimate = None
-    if divides_weights(trainer.accelerator) or uses_deepspeed(trainer.accelerator):
+    if shards_weights(trainer.accelerator) or uses_deepspeed(trainer.accelerator):
         logger.info(f"estimate: none; {NO_ESTIMATE}")
     else:
         estimate = estimate_cost(epoch, instances, config)
@@ -108,22 +108,22 @@ def check_and_estimate(
     }
 
 
-def _training(epoch: PreliminaryEpoch, config: CaptureConfig) -> str:
+def _training_description(epoch: PreliminaryEpoch, config: CaptureConfig) -> str:
     model = epoch.trainer.model
     trained = "nothing, as `warmup_fraction` 0 says"
     if config.warmup_fraction > 0:
-        trained = training_of(model, counted=not divides_weights(epoch.trainer.accelerator))
+        trained = training_of(model, counted=not shards_weights(epoch.trainer.accelerator))
     return f"{trained}; weights {weights_of(model)}"
 
 
-def record(
+def train_and_record(
     epoch: PreliminaryEpoch,
     instances: Sequence[Instance],
     config: CaptureConfig,
     writer: StoreWriter,
     progress: Progress,
 ) -> None:
-    """Train and record: on the way, or every instance in a scoring pass afterwards."""
+    """Train and record: during the epoch, or every instance in a scoring pass afterwards."""
     if config.scores_after:
         n_non_finite, consequence = _train_and_score(epoch, instances, config, writer, progress), ""
     else:
@@ -150,7 +150,7 @@ def _train_and_score(
         logger.info(f"training on {len(epoch.instances)} of {len(instances)} instances")
         epoch.train(save_steps=config.save_steps, progress=progress)
         logger.info("scoring all instances")
-    n_non_finite = score(
+    n_non_finite = record_with_frozen_weights(
         epoch.trainer,
         epoch.recorder,
         instances,

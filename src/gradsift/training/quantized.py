@@ -13,7 +13,6 @@ from transformers.quantizers import AutoHfQuantizer
 
 from gradsift.errors import GradsiftError
 
-LOAD_IN = ("4bit", "8bit")
 INSTALL = "pip install 'gradsift[quantized]'"
 BITSANDBYTES = "bitsandbytes"
 NEEDS_ADAPTERS = "quantised weights cannot be trained, only adapters over them: add `lora`"

@@ -5,35 +5,31 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import nn
 
 from gradsift.errors import GradsiftError
-from gradsift.gradients.arithmetic import Arithmetic, arithmetics_for
+from gradsift.gradients.backends import Backend, backends_for
 from gradsift.gradients.check import (
     CheckResult,
     autograd_summaries,
-    compare,
+    relative_errors,
     require_match,
     tolerance_for,
 )
-from gradsift.gradients.recorder import Recorder, RecordingMethod
+from gradsift.gradients.instance_loss import mean_loss
+from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Record
 from gradsift.gradients.sketch import SketchSpec
+from gradsift.terms import CaptureMethod, LoopMethod, RecordingMethod
 from gradsift.training.layers import base_model, require_method, track, without_dropout
 from gradsift.training.quantized import coupling_of
-from gradsift.training.trainer import RecordingSFTTrainer, mean_loss
+from gradsift.training.trainer import RecordingSFTTrainer
 
-# From the cheapest to the one that makes the fewest assumptions.
-METHODS: tuple[RecordingMethod, ...] = ("fused", "fused-intercepted", "hooked", "intercepted")
-# In a loop that is not ours.
-LOOP_METHODS: tuple[RecordingMethod, ...] = (
-    "hidden",
-    "hidden-intercepted",
-    "hooked",
-    "intercepted",
-)
+METHODS: tuple[RecordingMethod, ...] = get_args(CaptureMethod)
+LOOP_METHODS: tuple[RecordingMethod, ...] = get_args(LoopMethod)
 # Of rows that the model itself makes depend on their neighbours, by some percent.
 COUPLED_TOLERANCE = 0.1
 # A method that does not fit a model fails in whatever manner the model's code fails.
@@ -44,13 +40,13 @@ def recorder_for(
     trainer: RecordingSFTTrainer,
     method: RecordingMethod,
     sketch: SketchSpec,
-    arithmetic: Arithmetic | None = None,
+    backend: Backend | None = None,
 ) -> Recorder:
     """Set a trainer to one recording method; its loss is computed accordingly from now on."""
     require_method(track(trainer.model), method)
     trainer.use_fused_head(method.startswith("fused"))
     tracked = track(trainer.model, trainer.fused)
-    return Recorder(tracked, sketch, method=method, arithmetic=arithmetic)
+    return Recorder(tracked, sketch, method=method, backend=backend)
 
 
 def first_exact_method(
@@ -65,8 +61,8 @@ def first_exact_method(
     Without `backward` only the head's part is recorded, and compared.
     """
 
-    def check(method: RecordingMethod, arithmetic: Arithmetic) -> tuple[Recorder, CheckResult]:
-        recorder = recorder_for(trainer, method, sketch, arithmetic)
+    def check(method: RecordingMethod, backend: Backend) -> tuple[Recorder, CheckResult]:
+        recorder = recorder_for(trainer, method, sketch, backend)
         return recorder, self_check(trainer, recorder, backward=backward)
 
     return first_that_passes(methods_of(method, METHODS), check, trainer.model)
@@ -81,21 +77,21 @@ def methods_of(method: str, methods: Sequence[RecordingMethod]) -> Sequence[Reco
 
 def first_that_passes(
     methods: Sequence[RecordingMethod],
-    check: Callable[[RecordingMethod, Arithmetic], tuple[Recorder, CheckResult]],
+    check: Callable[[RecordingMethod, Backend], tuple[Recorder, CheckResult]],
     model: nn.Module,
 ) -> tuple[Recorder, CheckResult]:
-    """Return what a check gives for the first method and arithmetic that pass it."""
+    """Return what a check gives for the first method and backend that pass it."""
     model_name = type(base_model(model)).__name__
     weight = base_model(model).get_output_embeddings().weight
-    arithmetics = arithmetics_for(weight.device, weight.dtype)
+    backends = backends_for(weight.device, weight.dtype)
     failures: dict[str, str] = {}
-    for arithmetic in arithmetics:
+    for backend in backends:
         for method in methods:
             try:
-                recorder, result = check(method, arithmetic)
+                recorder, result = check(method, backend)
             except _DOES_NOT_FIT as error:
                 kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-                name = method if len(arithmetics) == 1 else f"{method}, {arithmetic.name}"
+                name = method if len(backends) == 1 else f"{method}, {backend.name}"
                 failures[name] = kind + " ".join(str(error).split())
             else:
                 return recorder, replace(result, tried=failures)
@@ -112,8 +108,8 @@ def _require_finite_weights(model: nn.Module) -> None:
         if type(parameter) is nn.Parameter and not bool(parameter.isfinite().all()):
             raise GradsiftError(
                 f"{type(base_model(model)).__name__}: the weight {name} holds numbers that are not "
-                "finite, so no gradient is. Load it from a whole checkpoint, or in a dtype with a "
-                "larger range (bfloat16 instead of float16)."
+                "finite, so no gradient is. Load it from a complete checkpoint, or in a dtype with "
+                "a larger range (bfloat16 instead of float16)."
             )
 
 
@@ -129,7 +125,7 @@ def self_check(
     by_length = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     rows = sorted({by_length[len(by_length) // 4], by_length[3 * len(by_length) // 4]})
     record = trainer.dry_run_step if backward else trainer.forward_records
-    with without_dropout(trainer.model), trainer.data_collator.packing_whole():
+    with without_dropout(trainer.model), trainer.data_collator.packing_into_one():
         records = record(rows, recorder)
 
         def loss_of(index: int) -> torch.Tensor:
@@ -141,10 +137,10 @@ def self_check(
             return mean_loss(recorder.model.outer(input_ids=input_ids_1T).logits, labels_1T)
 
         with trainer.accelerator.autocast():
-            return compared(recorder, records.read(), loss_of, records.dtype)
+            return compare_with_autograd(recorder, records.read(), loss_of, records.dtype)
 
 
-def compared(
+def compare_with_autograd(
     recorder: Recorder,
     records: Sequence[Record],
     loss_of: Callable[[int], torch.Tensor],
@@ -161,7 +157,7 @@ def compared(
             loss = functools.partial(loss_of, record.index)
             truth = autograd_summaries(recorder.model, recorder, loss)
         require_match(record, truth, tolerance, is_packed=is_packed)
-        for (layer, name), error in compare(record, truth).items():
+        for (layer, name), error in relative_errors(record, truth).items():
             key = f"{layer} {name}"
             errors[key] = max(error, errors.get(key, 0.0))
     return CheckResult(
@@ -169,7 +165,7 @@ def compared(
         max(errors.values()),
         tolerance,
         recorder.method,
-        recorder.arithmetic.name,
+        recorder.backend.name,
         str(dtype).removeprefix("torch."),
         errors,
         warning=coupling or "",

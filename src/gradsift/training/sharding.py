@@ -1,4 +1,4 @@
-"""Trainings whose weights or optimizer are divided among processes: FSDP2, DeepSpeed's ZeRO.
+"""Trainings whose weights or optimizer are sharded among processes: FSDP2, DeepSpeed's ZeRO.
 
 A model is whole until training begins, and a part of one is not to be compared with anything:
 what is checked and timed before a training in one process is here left out, or done on the way.
@@ -16,11 +16,11 @@ from torch import nn
 from gradsift.errors import GradsiftError
 from gradsift.gradients.check import CheckResult, tolerance_for
 from gradsift.gradients.fused import product_dtype
-from gradsift.gradients.recorder import Recorder, RecordingMethod
+from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.tracking import TrackedModel, WatchedLayer, is_plain
-from gradsift.terms import IGNORED_LABEL
+from gradsift.terms import IGNORED_LABEL, RecordingMethod
 from gradsift.training.layers import without_dropout
 
 FSDP1 = (
@@ -33,7 +33,7 @@ ONE_PROCESS_CHECK = (
 )
 
 
-def divides_weights(accelerator: Accelerator) -> bool:
+def shards_weights(accelerator: Accelerator) -> bool:
     """Return whether training gives each process a part of every weight: FSDP, ZeRO-3."""
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     is_zero3 = plugin is not None and plugin.zero_stage == 3
@@ -46,13 +46,13 @@ def uses_deepspeed(accelerator: Accelerator) -> bool:
 
 
 def require_supported(accelerator: Accelerator, *, wants_fsdp: bool, trains: bool) -> None:
-    """Refuse ways of dividing the work that are not recorded, before anything is trained."""
+    """Refuse kinds of parallelism that are not recorded, before anything is trained."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version != 2:
         raise GradsiftError(FSDP1)
     if wants_fsdp and plugin is None:
         raise GradsiftError(
-            "fsdp is set, but accelerate divides no weights here: it does so in processes with an "
+            "fsdp is set, but accelerate shards no weights here: it does so in processes with an "
             "accelerator each (torchrun, accelerate launch), and not on CPUs. Leave fsdp out."
         )
     layout = getattr(accelerator, "parallelism_config", None)
@@ -60,12 +60,12 @@ def require_supported(accelerator: Accelerator, *, wants_fsdp: bool, trains: boo
         if layout is not None and getattr(layout, f"{name}_size", 1) > 1:
             raise GradsiftError(
                 f"{name}_size is {getattr(layout, f'{name}_size')}: tensor, context and sequence "
-                "parallelism divide a row among processes, so none sees its gradient. Use FSDP2 or "
+                "parallelism split a row among processes, so none sees its gradient. Use FSDP2 or "
                 "DeepSpeed, with data parallelism alone."
             )
-    if divides_weights(accelerator) and not trains:
+    if shards_weights(accelerator) and not trains:
         raise GradsiftError(
-            "`warmup_fraction` 0 trains nothing, and weights are divided (FSDP2, ZeRO-3) only "
+            "`warmup_fraction` 0 trains nothing, and weights are sharded (FSDP2, ZeRO-3) only "
             "when training begins: score in processes with whole weights (torchrun without FSDP or "
             "DeepSpeed), or train on a part of the pool."
         )
@@ -81,7 +81,7 @@ def unchecked(
     for name, layer in (("embedding", model.embedding), ("head", model.head)):
         if isinstance(layer, WatchedLayer):
             raise GradsiftError(
-                f"the {name} is adapted or quantised, and weights are divided among processes: "
+                f"the {name} is adapted or quantised, and weights are sharded among processes: "
                 "that was never compared with anything. Leave embedding and head out of the "
                 "adapters and of what is quantised, or use processes with whole weights (DDP)."
             )
@@ -94,7 +94,7 @@ def unchecked(
         )
     recorder = Recorder(model, sketch, method=exact[0], device=device)
     dtype = str(model.head.weight.dtype).removeprefix("torch.")
-    return recorder, CheckResult(0, None, None, exact[0], recorder.arithmetic.name, dtype)
+    return recorder, CheckResult(0, None, None, exact[0], recorder.backend.name, dtype)
 
 
 def require_same_loss_as_fused(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
@@ -111,11 +111,11 @@ def require_same_loss_as_fused(model: nn.Module, inputs: Mapping[str, torch.Tens
         tokens = ResponseTokens.of(labels_1T, mask_1T)
         fused_N = model(**batch, response_tokens=tokens)["log_probs"]
     targets_T = labels_1T[0, 1:]
-    own_T = torch.nn.functional.cross_entropy(
+    logits_loss_T = torch.nn.functional.cross_entropy(
         logits_TV.float(), targets_T, ignore_index=IGNORED_LABEL, reduction="none"
     )
-    fused_T = -tokens.put(fused_N)[0, :-1]
-    error_T = (own_T - fused_T)[targets_T != IGNORED_LABEL].abs()
+    fused_loss_T = -tokens.put(fused_N)[0, :-1]
+    error_T = (logits_loss_T - fused_loss_T)[targets_T != IGNORED_LABEL].abs()
     error = float(error_T.mean()) if len(error_T) else 0.0
     if error > tolerance_for(product_dtype(logits_TV)):
         raise GradsiftError(

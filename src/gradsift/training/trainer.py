@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTTrainer
 
+from gradsift.config import Batching
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
 from gradsift.gradients.fused import FusedHead
+from gradsift.gradients.instance_loss import summed_loss
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.records import Records
 from gradsift.gradients.tracking import shape_of
@@ -29,11 +30,11 @@ from gradsift.training.adapters import cast_trained
 from gradsift.training.batches import (
     INDEX_COLUMN,
     TOKENS,
-    Batching,
     Collator,
     LengthGroupedSampler,
-    keeps_apart,
+    as_dataset,
 )
+from gradsift.training.isolation import isolates_packed_rows
 from gradsift.training.layers import add_fused_head, base_model, can_be_fused, track
 from gradsift.training.lora_settings import adapting, lora_config
 from gradsift.training.quantized import is_quantized
@@ -134,13 +135,13 @@ class RecordingSFTTrainer(SFTTrainer):
                 "FSDP or DeepSpeed: use `batching` by_length."
             )
         with self.accelerator.autocast():
-            apart = not sharded and keeps_apart(track(self.model), rows)
-        if batching == "packed" and not apart:
+            isolates = not sharded and isolates_packed_rows(track(self.model), rows)
+        if batching == "packed" and not isolates:
             raise GradsiftError(
                 f"{type(base_model(self.model)).__name__} does not keep packed rows apart: use "
                 "`batching` by_length."
             )
-        return "packed" if apart else "by_length"
+        return "packed" if isolates else "by_length"
 
     def record_with(self, recorder: Recorder, sink: Callable[[Records], None]) -> None:
         """From now on let `recorder` watch each micro-batch, and give its records to `sink`."""
@@ -159,7 +160,7 @@ class RecordingSFTTrainer(SFTTrainer):
         self.fused = self._fused_head if use else None
 
     def stop_recording(self) -> None:
-        """Train plainly from now on."""
+        """Train without recording from now on."""
         self._recorder = self._sink = None
 
     def forget_metrics(self) -> None:
@@ -276,31 +277,3 @@ class RecordingSFTTrainer(SFTTrainer):
         super()._set_signature_columns_if_needed()
         if INDEX_COLUMN not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, INDEX_COLUMN]
-
-
-def summed_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """Return the sum of the response tokens' negative log-likelihoods, in at least float32."""
-    logits_NV = logits_BTV[:, :-1].flatten(0, 1)
-    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    return F.cross_entropy(logits_NV, labels_BT[:, 1:].flatten(), reduction="sum")
-
-
-def mean_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """Return the mean of the response tokens' negative log-likelihoods, as `summed_loss`."""
-    return summed_loss(logits_BTV, labels_BT) / (labels_BT[:, 1:] != IGNORED_LABEL).sum()
-
-
-def n_tokens_of(instances: Sequence[Instance]) -> int:
-    """Return the tokens of instances, without padding."""
-    return sum(len(instance.input_ids) for instance in instances)
-
-
-def as_dataset(instances: Sequence[Instance]) -> Dataset:
-    """Return instances as a dataset that trl trains on without preparing it again."""
-    return Dataset.from_dict(
-        {
-            "input_ids": [instance.input_ids for instance in instances],
-            "labels": [instance.labels for instance in instances],
-            INDEX_COLUMN: list(range(len(instances))),
-        }
-    )

@@ -74,7 +74,7 @@ class TrainerSettings:
         sft: The user's own settings for trl's SFTConfig.
         lora: For peft's LoraConfig; None for full-parameter training.
         max_steps: Optimizer updates, whatever `epochs` says; None for what it says.
-        batching: A `training.batches.Batching`, or auto.
+        batching: A `config.Batching`, or auto.
     """
 
     sft: Mapping[str, object]

@@ -1,6 +1,7 @@
-"""Triton kernels: softmax errors in the logits' place, and sums over gradients never written.
+"""Kernels in Triton: softmax errors, and norms and other sums over gradients without forming them.
 
-Both take bfloat16 operands where training has them, else float32, and sum up in float32.
+The errors take the logits' place; a row's V×D gradient is only ever there tile by tile. Both
+take bfloat16 operands where training has them, else float32, and sum up in float32.
 Under TRITON_INTERPRET=1 they run on a CPU, for tests.
 
 Shapes: N tokens, V vocabulary rows of a block, D width, R instances, K numbers of a sketch.
@@ -15,8 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
-from gradsift.gradients.arithmetic import Chunk, widest
-from gradsift.gradients.plain_torch import Errors
+from gradsift.gradients.backends import Chunk, widest
+from gradsift.gradients.kernels_torch import Errors
 from gradsift.gradients.sketch import TensorSketch
 from gradsift.gradients.statistics import combined_sums
 from gradsift.gradients.tokens import ResponseTokens
@@ -106,7 +107,7 @@ def errors(
     """Turn the head's outputs into backprops of each token's own loss, in their place.
 
     `(softmax(t(z)) − one-hot) · t'(z)` in the operands' dtype, and what is read off them in
-    float32; see `plain_torch.errors`.
+    float32; see `kernels_torch.errors`.
     """
     z_nr = z_nr.to(operand_dtype(z_nr.dtype)).contiguous()
     n_tokens, n_columns = z_nr.shape
@@ -182,7 +183,7 @@ def row_gradients(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Sum over the entries of each row's own gradient `δᵀx`, without writing it.
 
-    See `plain_torch.row_gradients`.
+    See `kernels_torch.row_gradients`.
     """
     total_rD = delta_nr.T @ x_nD if total else None
     if not sums:
@@ -267,7 +268,7 @@ def require_right_sums(device: torch.device) -> None:
     result = errors(
         ones_TD, torch.zeros(16, device=device, dtype=torch.long), 0, HeadTransform(), None, None
     )
-    got = [*sums_5.tolist(), float(result.square_n[0]), float(result.delta_nr[0, 1])]
-    want = [16, 16, 16**3, 16**3, 16**4, (15 / 16) ** 2 + 15 / 16**2, 1 / 16]
-    if any(abs(g - w) > 1e-3 * w for g, w in zip(got, want, strict=True)):
-        raise ArithmeticError(f"sums are {got}, expected {want}")
+    computed = [*sums_5.tolist(), float(result.square_n[0]), float(result.delta_nr[0, 1])]
+    expected = [16, 16, 16**3, 16**3, 16**4, (15 / 16) ** 2 + 15 / 16**2, 1 / 16]
+    if any(abs(c - e) > 1e-3 * e for c, e in zip(computed, expected, strict=True)):
+        raise ArithmeticError(f"sums are {computed}, expected {expected}")

@@ -1,4 +1,4 @@
-"""Which arithmetic is taken where, and how a micro-batch is divided."""
+"""Which backend is taken where, and how a micro-batch is divided."""
 
 import logging
 
@@ -7,18 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradsift.gradients import arithmetic as module
-from gradsift.gradients.arithmetic import Arithmetic, arithmetics_for
+from gradsift.gradients import backends as module
+from gradsift.gradients.backends import Backend, backends_for
 
 CUDA = torch.device("cuda")
 
 
-def test_the_fastest_arithmetic_of_a_device_comes_first(monkeypatch):
+def test_the_fastest_backend_of_a_device_comes_first(monkeypatch):
     monkeypatch.setattr(module, "_triton_works", lambda device: True)
-    assert arithmetics_for(torch.device("cpu"), torch.float32) == (module.BLOCKWISE,)
-    assert arithmetics_for(torch.device("mps"), torch.float32) == (module.BATCHED,)
-    assert arithmetics_for(CUDA, torch.bfloat16) == (module.TRITON, module.BATCHED)
-    assert arithmetics_for(CUDA, torch.float64) == (module.BATCHED,)
+    assert backends_for(torch.device("cpu"), torch.float32) == (module.BLOCKWISE,)
+    assert backends_for(torch.device("mps"), torch.float32) == (module.BATCHED,)
+    assert backends_for(CUDA, torch.bfloat16) == (module.TRITON, module.BATCHED)
+    assert backends_for(CUDA, torch.float64) == (module.BATCHED,)
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -30,9 +30,9 @@ def test_where_the_kernels_do_not_run_pytorch_does(monkeypatch, caplog, installe
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: installed or None)
     module._triton_works.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert arithmetics_for(CUDA, torch.float32) == (module.BATCHED,)
+        assert backends_for(CUDA, torch.float32) == (module.BATCHED,)
     module._triton_works.cache_clear()
-    warning = "Triton's kernels do not run here (OSError: no gradsift.gradients.triton_kernels)"
+    warning = "Triton's kernels do not run here (OSError: no gradsift.gradients.kernels_triton)"
     assert (warning in caplog.text) == installed
 
 
@@ -40,16 +40,16 @@ def test_where_the_kernels_do_not_run_pytorch_does(monkeypatch, caplog, installe
     lengths=st.lists(st.integers(0, 50), min_size=1, max_size=12).map(tuple),
     n_columns=st.integers(1, 5000),
     width=st.integers(1, 64),
-    arithmetic=st.sampled_from(
+    backend=st.sampled_from(
         [
-            Arithmetic("blockwise", 2**16, rows_at_once=1, block_rows=64, align=32),
-            Arithmetic("batched", 2**16, gradient_bytes=2**16, align=32),
-            Arithmetic("triton", 2**16, align=32),
+            Backend("blockwise", 2**16, rows_at_once=1, block_rows=64, align=32),
+            Backend("batched", 2**16, gradient_bytes=2**16, align=32),
+            Backend("triton", 2**16, align=32),
         ]
     ),
 )
-def test_chunks_are_whole_rows_within_bounds(lengths, n_columns, width, arithmetic):
-    chunks = arithmetic.chunks(lengths, n_columns, width, 4)
+def test_chunks_are_whole_rows_within_bounds(lengths, n_columns, width, backend):
+    chunks = backend.chunks(lengths, n_columns, width, 4)
     assert [n for chunk in chunks for n in chunk.lengths] == list(lengths)
     assert [i for chunk in chunks for i in range(chunk.rows.start, chunk.rows.stop)] == list(
         range(len(lengths))
@@ -59,17 +59,17 @@ def test_chunks_are_whole_rows_within_bounds(lengths, n_columns, width, arithmet
         assert chunk.tokens == slice(token, token + sum(chunk.lengths))
         token = chunk.tokens.stop
         logits_bytes = sum(chunk.lengths) * n_columns * 4
-        assert len(chunk.lengths) == 1 or logits_bytes <= arithmetic.logits_bytes
-        assert chunk.keeps_logits == (logits_bytes <= arithmetic.logits_bytes)
+        assert len(chunk.lengths) == 1 or logits_bytes <= backend.logits_bytes
+        assert chunk.keeps_logits == (logits_bytes <= backend.logits_bytes)
         blocks = chunk.blocks(n_columns)
         assert [i for b in blocks for i in range(b.start, b.stop)] == list(range(n_columns))
-        assert all(block.start % arithmetic.align == 0 for block in blocks)
-        if arithmetic.gradient_bytes is not None and chunk.block > arithmetic.align:
-            assert len(chunk.lengths) * chunk.block * width * 4 <= arithmetic.gradient_bytes
+        assert all(block.start % backend.align == 0 for block in blocks)
+        if backend.gradient_bytes is not None and chunk.block > backend.align:
+            assert len(chunk.lengths) * chunk.block * width * 4 <= backend.gradient_bytes
 
 
 def test_rows_are_padded_with_zeros_and_nothing_spreads():
-    (chunk,) = Arithmetic("batched", 2**30, gradient_bytes=2**30).chunks((2, 0, 3), 5, 1, 4)
+    (chunk,) = Backend("batched", 2**30, gradient_bytes=2**30).chunks((2, 0, 3), 5, 1, 4)
     values = torch.tensor([[1.0], [float("nan")], [3.0], [4.0], [5.0]])
     padded = chunk.padded(values)[..., 0]
     assert padded[1:].tolist() == [[0, 0, 0], [3, 4, 5]]
@@ -79,11 +79,11 @@ def test_rows_are_padded_with_zeros_and_nothing_spreads():
 
 def test_the_trial_of_the_kernels_sees_wrong_sums(monkeypatch):
     pytest.importorskip("triton")
-    from gradsift.gradients import triton_kernels
+    from gradsift.gradients import kernels_triton
 
     cpu = torch.device("cpu")
-    triton_kernels.require_right_sums(cpu)
-    real = triton_kernels._launch
-    monkeypatch.setattr(triton_kernels, "_launch", lambda *arguments: real(*arguments) * 1.01)
+    kernels_triton.require_right_sums(cpu)
+    real = kernels_triton._launch
+    monkeypatch.setattr(kernels_triton, "_launch", lambda *arguments: real(*arguments) * 1.01)
     with pytest.raises(ArithmeticError, match="expected"):
-        triton_kernels.require_right_sums(cpu)
+        kernels_triton.require_right_sums(cpu)

@@ -1,10 +1,10 @@
-"""How far is each arithmetic from float64, from one response token to thousands?
+"""How far is each backend from float64, from one response token to thousands?
 
 One pass over the head for rows of several lengths in one micro-batch, head bias, scale and soft-cap
 included; the reference is that of gpu.py. On a CPU Triton's kernels run in its interpreter, which
 truncates to bfloat16 where a GPU rounds, so their bfloat16 errors are larger than a GPU's.
 
-Usage: TRITON_INTERPRET=1 python benchmarks/arithmetics.py [--width 64]
+Usage: TRITON_INTERPRET=1 python benchmarks/backends.py [--width 64]
 """
 
 import argparse
@@ -33,7 +33,7 @@ def labels_of(lengths, n_columns, generator):
     return labels_BT
 
 
-def errors_of(arithmetic, dtype, n_columns, width, lengths, transform):
+def errors_of(backend, dtype, n_columns, width, lengths, transform):
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -47,7 +47,7 @@ def errors_of(arithmetic, dtype, n_columns, width, lengths, transform):
     x_ND, (scale, softcap) = tokens.take(hidden_BTD), transform
     head = HeadProduct(x_ND, weight_VD, bias_V)
     transform = HeadTransform(scale, softcap)
-    records = head_pass(head, tokens, transform, arithmetic, sketch=sketch).records
+    records = head_pass(head, tokens, transform, backend, sketch=sketch).records
     case, of_rows, at = SimpleNamespace(scale=scale, softcap=softcap), [], 0
     for row, length in enumerate(lengths):
         part, at = slice(at, at + length), at + length
@@ -64,14 +64,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=64)
     arguments = parser.parse_args()
-    for arithmetic, dtype in product(to_check(), (torch.float32, torch.bfloat16)):
+    for backend, dtype in product(to_check(), (torch.float32, torch.bfloat16)):
         errors = [
-            errors_of(arithmetic, dtype, n_columns, arguments.width, lengths, transform)
+            errors_of(backend, dtype, n_columns, arguments.width, lengths, transform)
             for (n_columns, lengths), transform in product(CASES, TRANSFORMS)
         ]
         name = str(dtype).removeprefix("torch.")
         columns = ", ".join(f"{key} {value:.0e}" for key, value in largest(errors).items())
-        print(f"{arithmetic.name}, {name}: {columns}", flush=True)
+        print(f"{backend.name}, {name}: {columns}", flush=True)
 
 
 if __name__ == "__main__":

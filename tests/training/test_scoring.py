@@ -10,7 +10,7 @@ from gradsift.store.reader import read_store
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS
 from gradsift.training.epoch import PreliminaryEpoch
-from gradsift.training.record_writer import score
+from gradsift.training.scoring import record_with_frozen_weights
 from gradsift.training.self_check import METHODS
 from gradsift.training.trainer_settings import TrainerSettings
 from oracle import assert_store_is_autograd
@@ -43,7 +43,7 @@ def scored(folder, *, model=None, method="auto", backward=False, stop_after=None
     with StoreWriter(folder, manifest, content_width=32, sketch_size=16) as writer:
         if trained:
             epoch.train(save_steps=None)
-        score(
+        record_with_frozen_weights(
             epoch.trainer,
             epoch.recorder,
             make_instances(),

@@ -1,7 +1,10 @@
-"""Softmax errors and row gradients by PyTorch alone, in float32 or float64, for any device.
+"""Kernels in PyTorch: softmax errors, and norms and other sums over gradients, block by block.
 
-`triton_kernels.py` offers the same functions. Shapes: n tokens and R rows of a chunk, r vocabulary
-rows of a block, D width, K numbers of a sketch.
+A row's V×D gradient is formed a block of the vocabulary at a time. In float32 or float64, for any
+device. `kernels_triton.py` offers the same functions.
+
+Shapes: n tokens and R rows of a chunk, r vocabulary rows of a block, D width, K numbers of a
+sketch.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gradsift.gradients.arithmetic import Chunk
+from gradsift.gradients.backends import Chunk
 from gradsift.gradients.sketch import TensorSketch
 from gradsift.gradients.statistics import entry_sums
 from gradsift.gradients.tokens import ResponseTokens

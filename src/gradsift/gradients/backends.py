@@ -1,4 +1,6 @@
-"""How the LM head's sums are computed on a device: three ways, the same numbers; their precision.
+"""Backends: which kernels compute the LM head's sums on a device, and in blocks of which size.
+
+All give the same numbers, up to rounding.
 
 * triton: kernels that never write a row's gradient; on CUDA and ROCm devices.
 * batched: PyTorch alone; the gradients of several rows are formed, a block of the vocabulary at a
@@ -45,11 +47,10 @@ def has_float64(device: torch.device) -> bool:
 
 
 @dataclass(frozen=True)
-class Arithmetic:
-    """One of the three, and the bounds that it keeps.
+class Backend:
+    """Kernels for the LM head, and the bounds of memory that they keep.
 
     Attributes:
-        name: Which.
         logits_bytes: Logits of so many bytes are held at once; a single row that has more goes by
             blocks of the vocabulary, and its logits are computed twice.
         gradient_bytes: Gradients of so many bytes are formed at once; None forms none.
@@ -65,9 +66,9 @@ class Arithmetic:
     block_rows: int | None = None
     align: int = MOST_SKETCH_NUMBERS
 
-    def operations(self) -> ModuleType:
-        """Return the module that computes it: `plain_torch` or `triton_kernels`."""
-        name = "triton_kernels" if self.name == "triton" else "plain_torch"
+    def kernels(self) -> ModuleType:
+        """Return the module of its kernels: `kernels_torch` or `kernels_triton`."""
+        name = "kernels_triton" if self.name == "triton" else "kernels_torch"
         return importlib.import_module(f"gradsift.gradients.{name}")
 
     def chunks(
@@ -124,7 +125,7 @@ class Chunk:
 
     Attributes:
         rows: Of the micro-batch.
-        tokens: Of its laid-out tokens.
+        tokens: Of its flattened tokens.
         lengths: Tokens of each of the rows.
         block: Vocabulary rows in one block.
         keeps_logits: Whether the logits are held from the first sweep over the vocabulary to the
@@ -157,12 +158,12 @@ class Chunk:
         return padded_RLX.masked_fill_(is_empty_RL.to(device, non_blocking=True)[..., None], 0)
 
 
-TRITON = Arithmetic("triton", logits_bytes=512 * MIB)
-BATCHED = Arithmetic("batched", logits_bytes=256 * MIB, gradient_bytes=256 * MIB)
-BLOCKWISE = Arithmetic("blockwise", logits_bytes=256 * MIB, rows_at_once=1, block_rows=2048)
+TRITON = Backend("triton", logits_bytes=512 * MIB)
+BATCHED = Backend("batched", logits_bytes=256 * MIB, gradient_bytes=256 * MIB)
+BLOCKWISE = Backend("blockwise", logits_bytes=256 * MIB, rows_at_once=1, block_rows=2048)
 
 
-def arithmetics_for(device: torch.device, dtype: torch.dtype) -> tuple[Arithmetic, ...]:
+def backends_for(device: torch.device, dtype: torch.dtype) -> tuple[Backend, ...]:
     """Return what works with a head's weight on a device, the fastest first; at least one."""
     if device.type == "cpu":
         return (BLOCKWISE,)
@@ -178,7 +179,7 @@ def _triton_works(device: torch.device) -> bool:
     if importlib.util.find_spec("triton") is None:
         return False
     try:
-        TRITON.operations().require_right_sums(device)
+        TRITON.kernels().require_right_sums(device)
     # Whatever a compiler, a driver or a missing C compiler raises.
     except Exception as error:
         logger.warning(
