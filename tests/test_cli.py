@@ -166,7 +166,8 @@ MISTAKES = [
     (["capture", "{data}", "--model", "{data}", "--out", "{new}"], "cannot load the"),
     (["capture", "{data}", "--model", "{model}", "--out", "{new}", "--sft", "x"], "key=value"),
     (["capture", "{data}", "--model", "{model}", "--out", "{new}", "--sft", "lr=1"], "lr"),
-    (["run", "{data}", "--model", "{model}", "--out", "{new}", "--max-length", "1"], "max_length"),
+    (["run", "{data}", "--model", "{model}", "--out", "{new}", "--max-length", "1"],
+     "--max-length is 1"),
     (["run", "{data}", "--model", "{model}", "--out", "{run}", "--seed", "5", "--budget", "3"],
      "seed: the store has 0, now it is 5"),
     (["select", "{run}", "--budget", "500"], "at most 30"),
@@ -272,7 +273,7 @@ def test_settings_of_a_run_that_never_began_are_not_saved(capsys, world, tmp_pat
     ("option", "message"),
     [
         ({"max_length": "abc"}, "max_length"),
-        ({"sketch_size": 0}, "sketch_size is 0"),
+        ({"sketch_size": 0}, "`sketch_size` is 0"),
         ({"sketch_size": 1000}, "64, 128"),
     ],
 )
@@ -457,7 +458,7 @@ def test_a_run_that_scores_says_the_same_again_from_its_config(capsys, world, tm
 def test_what_cannot_be_recorded_during_the_epoch_is_refused(capsys, world, tmp_path, options):
     code, _, err = capture(capsys, world, tmp_path, *options)
     assert code == 2
-    assert "need `record_at: after`" in err
+    assert "need --set record_at=after" in err
 
 
 def test_check(capsys, world):

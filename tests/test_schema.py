@@ -31,14 +31,14 @@ def test_a_function_takes_settings_with_names_types_and_defaults():
         ("a=b=c", ("a", "b=c")),
         ("a=[1, x]", ("a", [1, "x"])),
         ("a=true", ("a", True)),
-        ("a=", ("a", None)),
+        ("a=null", ("a", None)),
     ],
 )
 def test_key_and_value(text, pair):
     assert schema.parse_pair(text, "x") == pair
 
 
-@pytest.mark.parametrize("text", ["a", "a=[1"])
+@pytest.mark.parametrize("text", ["a", "a=", "a=[1"])
 def test_no_key_and_value(text):
     with pytest.raises(GradsiftError, match=r"expected key=value|neither JSON nor YAML"):
         schema.parse_pair(text, "x")

@@ -275,13 +275,13 @@ def renamed_value(setting_name: str, value: str) -> str | None:
                  if new == setting_name and value in words), None)  # fmt: skip
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], few: int = FEW) -> str:
     """Return "did you mean …" for a misspelt name, else all that is known if that is little."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=2)
     if close:
         return f"did you mean {' or '.join(close)}"
-    return f"known are {', '.join(known)}" if len(known) <= FEW else ""
+    return f"known are {', '.join(known)}" if len(known) <= few else ""
 
 
 def migrated(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,12 @@ import shutil
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from gradsift.errors import GradsiftError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -65,8 +68,28 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file, or some columns of it."""
     # pyarrow's read_table loads its dataset machinery first, and pandas if it is installed.
-    with pq.ParquetFile(path) as file:
-        return file.read(columns)
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read(columns)
+    except pa.ArrowInvalid as error:
+        raise GradsiftError(
+            f"{path}: damaged, or no Parquet ({first_line(error)}). Restore it, or make it again."
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run folder."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise GradsiftError(
+            f"{path}: damaged, or no JSON ({first_line(error)}). Restore it, or make it again."
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def sha256_of(path: Path) -> str:

@@ -71,7 +71,7 @@ def test_adapters_are_saved_as_adapters_and_evaluated_merged(world, tmp_path, lo
         ({"arm": "grads"}, "add `budget` 50%"),
         ({"arm": "grads@50%:seeds=3"}, "trained once"),
         ({"arm": "base"}, "nothing to train"),
-        ({"arm": "full", "keep_models": True}, "`keep_models` is for compare"),
+        ({"arm": "full", "keep_models": True}, "'keep_models': is for compare"),
         ({"arm": "full", "strategy": "random"}, "the names of the arms"),
     ],
 )

@@ -70,4 +70,4 @@ def test_methods_that_cannot_be_read_here_say_so_in_one_line(tmp_path, method):
     with pytest.raises(ValueError, match=f"quantised by {method}") as caught:
         gs.check(folder, lora=True)
     assert "\n" not in str(caught.value)
-    assert "`load_in` 4bit" in str(caught.value)
+    assert "`load_in: 4bit`" in str(caught.value)

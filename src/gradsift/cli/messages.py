@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import traceback
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+from typing import Any
 
 import typer
 from pydantic.fields import FieldInfo
@@ -18,19 +20,24 @@ from gradsift.errors import GradsiftError
 from gradsift.schema import RENAMED, fields_of, nearest
 
 UsageError = typer.BadParameter.__base__
+# Options of before whose setting has another name.
+OPTIONS_OF_BEFORE = {"layer": "layers", "statistic": "signal_statistics"}
+# Distributions that are called otherwise than their module.
+DISTRIBUTIONS = {"vl-convert": "vl-convert-python", "faiss": "faiss-cpu", "yaml": "pyyaml"}
 RENAMED_COMMANDS = {"losses": "reference-losses"}
 
 
 def told(error: Exception, arguments: Sequence[str]) -> tuple[int, str]:
     """Return the exit code for an error, and the line that tells of it."""
     if isinstance(error, UsageError):
-        return 2, _usage(error)
+        return 2, _usage(error, arguments)
     if isinstance(error, GradsiftError):
         return 2, with_flags(" ".join(str(error).split()), arguments)
     if isinstance(error, OSError) and (error.filename or error.errno):
         return 2, f"{error.filename or 'the file system'}: {error.strerror or error}"
-    if isinstance(error, ImportError) and (extra := _extra_with(error.name or "")):
-        return 2, f"{error}. This command needs more packages: pip install 'gradsift[{extra}]'"
+    if (package := _missing(error)) is not None:
+        what = " ".join(str(error).split())
+        return 2, f"{what}. This command needs more packages: pip install '{package}'"
     if type(error).__name__ == "OutOfMemoryError":
         first_line = str(error).split("\n")[0]
         return 2, (
@@ -48,31 +55,52 @@ def told(error: Exception, arguments: Sequence[str]) -> tuple[int, str]:
     )
 
 
-def _usage(error: Exception) -> str:
+def _usage(error: Exception, arguments: Sequence[str]) -> str:
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         typer.echo(context.get_help(), err=True)
         return ""
-    name = (context.info_name or "") if context else ""
-    option = getattr(error, "option_name", "") or ""
-    setting = option.lstrip("-").replace("-", "_").removesuffix("_")
-    fields = SETTINGS.get(name, {})
     message = error.format_message()
     if unknown := re.match(r"No such command '([\w-]+)'", message):
         if unknown[1] in RENAMED_COMMANDS:
             return f"{unknown[1]} is now called: gradsift {RENAMED_COMMANDS[unknown[1]]}"
-        return f"no command {unknown[1]!r}; {nearest(unknown[1], SETTINGS)}"
-    setting = {"layer": "layers", "statistic": "signal_statistics"}.get(setting, setting)
-    if option and setting in fields:
-        return f"{option} has no option of its own: write --set {setting}=VALUE"
-    if option and setting in RENAMED and RENAMED[setting][0] in fields:
+        return f"no command {unknown[1]!r}; {nearest(unknown[1], SETTINGS, len(SETTINGS))}"
+    name = _command_in(arguments)
+    see = f"(gradsift {name} --help)" if name else "(gradsift --help)"
+    option = getattr(error, "option_name", "") or ""
+    if type(error).__name__ != "NoSuchOption":
+        return f"{message} {see}"
+    return f"{_no_such_option(option, SETTINGS.get(name, {}), context)} {see}"
+
+
+def _no_such_option(option: str, fields: Mapping[str, FieldInfo], context: Any) -> str:
+    setting = option.lstrip("-").replace("-", "_")
+    setting = OPTIONS_OF_BEFORE.get(setting, setting)
+    if setting in fields:
+        several = "; several go as A+B" if setting in OPTIONS_OF_BEFORE.values() else ""
+        value = "" if extra_of(fields[setting], "option") else "=VALUE"
+        return f"no option {option}: write {_flag(setting, fields)}{value}{several}"
+    if setting in RENAMED and RENAMED[setting][0] in fields:
         new, words = RENAMED[setting]
         also = ", ".join(f"{old} is {word}" for old, word in words.items())
-        return f"{option} is now {_flag(new, fields)}" + (f" ({also})" if also else "")
-    if option and type(error).__name__ == "NoSuchOption":
-        flags = [_flag(known, fields) for known in fields]
-        return f"no option {option}; {nearest(option, flags)} (gradsift {name} --help)"
-    return f"{message} (gradsift {name} --help)"
+        value = "" if extra_of(fields[new], "option") else "=VALUE"
+        return f"{option} is now {_flag(new, fields)}{value}" + (f" ({also})" if also else "")
+    # What could have been meant → what to write.
+    written = {f"--{k.replace('_', '-')}": _flag(k, fields) + "=VALUE" * (not extra_of(f, "option"))
+               for k, f in fields.items()}  # fmt: skip
+    written |= {f"--no-{k.replace('_', '-')}": f"--set {k}=false" for k, f in fields.items()
+                if f.annotation is bool}  # fmt: skip
+    written |= {flag: flag for p in context.command.params for flag in (*p.opts, *p.secondary_opts)}
+    written |= {"--no-lora": "--full"} if "--full" in written else {}
+    close = difflib.get_close_matches(option, written, n=2)
+    close = close[:1] if option in close else close
+    return f"no option {option}" + (
+        f"; did you mean {' or '.join(dict.fromkeys(written[one] for one in close))}?" * bool(close)
+    )
+
+
+def _command_in(arguments: Sequence[str]) -> str:
+    return next((word for word in arguments if word in SETTINGS), "")
 
 
 def _flag(name: str, fields: Mapping[str, FieldInfo]) -> str:
@@ -82,22 +110,44 @@ def _flag(name: str, fields: Mapping[str, FieldInfo]) -> str:
 
 
 def with_flags(message: str, arguments: Sequence[str]) -> str:
-    """Show settings, which stand in backticks, as this command's options."""
-    name = next((word for word in arguments if word in SETTINGS), "")
+    """Show settings, which stand in backticks, as this command's options.
+
+    `max_length` becomes --max-length, `load_in: 4bit` --load-in 4bit, `lora: false` --full; and
+    those without an option --set truncation=drop.
+    """
+    fields = SETTINGS.get(_command_in(arguments), {})
+    others = ("test", "config", "dry_run", "arm", "other", "budget", "out", "name")
     known = {*fields_of(groups.RunConfig, groups.ArmsConfig, groups.ArmTrainingConfig,
-                        groups.EvaluationConfig), *SETTINGS.get(name, {}), "test", "config",
-             "dry_run", "arm", "other"}  # fmt: skip
-    return re.sub(
-        r"`(\w+)`",
-        lambda m: _flag(m[1], SETTINGS.get(name, {})) if m[1] in known else m[0],
-        message,
-    )
+                        groups.EvaluationConfig), *fields, *others}  # fmt: skip
+
+    def shown(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        if name not in known:
+            return match[0]
+        flag = _flag(name, fields)
+        if value is None:
+            return flag
+        if name == "lora" and value in ("true", "false"):
+            return "--lora" if value == "true" else "--full"
+        return f"{flag}={value}" if flag.startswith("--set") else f"{flag} {value}"
+
+    return re.sub(r"`(\w+)(?:: ([^`]+))?`", shown, message)
+
+
+def _missing(error: BaseException | None) -> str | None:
+    """Return what to install where a package is missing, however the error was wrapped."""
+    while error is not None:
+        name = getattr(error, "name", None)
+        if isinstance(error, ImportError) and name and (extra := _extra_with(name)) is not None:
+            return f"gradsift[{extra}]" if extra else "gradsift"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _extra_with(module: str) -> str | None:
-    """Return the extra of gradsift's that a missing module comes with."""
-    package = module.split(".")[0].replace("_", "-")
-    package = {"vl-convert": "vl-convert-python"}.get(package, package)
+    """Return the extra of gradsift's that a module comes with, "" for what it always needs."""
+    package = module.split(".")[0].replace("_", "-").lower()
+    package = DISTRIBUTIONS.get(package, package)
     try:
         requirements = requires("gradsift") or []
     except PackageNotFoundError:
@@ -105,8 +155,9 @@ def _extra_with(module: str) -> str | None:
     extras: dict[str, list[str]] = {}
     for requirement in requirements:
         name, _, marker = requirement.partition(";")
-        if extra := re.search(r"extra == ['\"]([\w-]+)['\"]", marker):
-            extras.setdefault(extra[1], []).append(re.match(r"[\w.-]+", name)[0].lower())
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
+        names = extras.setdefault(extra[1] if extra else "", [])
+        names.append(re.match(r"[\w.-]+", name)[0].lower())
     # Extras contain each other: the smallest is what is missing.
     having = [extra for extra, packages in extras.items() if package in packages]
-    return min(having, key=lambda extra: len(extras[extra]), default=None)
+    return min(having, key=lambda extra: len(extras[extra]) if extra else 0, default=None)

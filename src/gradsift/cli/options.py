@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic.fields import FieldInfo
@@ -121,7 +122,9 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         more = {"metavar": number if str not in kinds and {int, float} & {*kinds} else "TEXT"}
     if choices:
         more["autocompletion"] = lambda: choices()
-    if default not in (None, False, (), {}) and not field.is_required():
+    if field.is_required():
+        help_text = f"{help_text} \\[required, here or in a file]"
+    elif default is not None and default is not False and default != {}:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         help_text = f"{help_text} \\[default: {shown}]"
     option = typer.Option(flag, help=help_text, rich_help_panel=extra_of(field, "group"), **more)
@@ -160,8 +163,10 @@ def _set_option(fields: Mapping[str, FieldInfo]) -> inspect.Parameter:
     option = typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help=f"Any other setting: {names}.{nested} May be repeated.",
+        help=f"Any other setting, may be repeated: {names}.{nested} `gradsift settings` explains "
+        "them.",
         rich_help_panel=ADVANCED,
+        autocompletion=lambda: [f"{name}=" for name in fields],
     )
     return inspect.Parameter(
         "set_",
@@ -172,34 +177,59 @@ def _set_option(fields: Mapping[str, FieldInfo]) -> inspect.Parameter:
 
 
 def _given(fields: Mapping[str, FieldInfo], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a command line says, by name."""
+    """Return the settings that a command line says, by name; none may be said twice."""
     given: dict[str, Any] = {}
     for name, field in fields.items():
         value = said.get(name)
         if value is None:
             continue
         if isinstance(default_of(field), dict):
-            value = dict(_quota(text) if name == "quota" else parse_pair(text, f"`{name}`")
-                         for text in value)  # fmt: skip
-        elif isinstance(value, str) and str not in _kinds(field):
+            for text in value:
+                key, one = _quota(text) if name == "quota" else parse_pair(text, f"`{name}`")
+                _say(given, name, key, one)
+            continue
+        if isinstance(value, str) and str not in _kinds(field):
             value = _number(value)
-        given[name] = value
+        _say(given, name, None, value)
     for text in said.get("set_") or ():
         path, value = parse_pair(text, "--set")
-        parts = path.split(".", 1)
-        if len(parts) > 1 and parts[0] not in fields and parts[0].title() in ORDER:
-            parts = parts[1].split(".", 1)
-        require_known(parts[:1], fields, "--set")
-        if len(parts) == 1:
-            given[parts[0]] = value
-        else:
-            inner = given.get(parts[0])
-            given[parts[0]] = {**(inner if isinstance(inner, dict) else {}), parts[1]: value}
+        name, _, key = path.partition(".")
+        group, _, rest = path.partition(".")
+        if rest and group.title() in ORDER and dict not in _origins(fields.get(name)):
+            name, _, key = rest.partition(".")
+            if name in fields and extra_of(fields[name], "group").lower() != group:
+                where = extra_of(fields[name], "group").lower()
+                raise GradsiftError(f"--set {path}: {name} is in the group {where}.")
+        require_known([name], fields, "--set")
+        _say(given, name, key or None, value)
     return given
 
 
+def _say(given: dict[str, Any], name: str, key: str | None, value: Any) -> None:
+    path = f"{name}.{key}" if key else name
+    inner = given.get(name, {})
+    # --lora and then its settings say the same twice, and mean it.
+    inner = {} if inner is True else inner
+    if (not key and name in given) or not isinstance(inner, dict) or key in inner:
+        raise GradsiftError(
+            f"{path} is said twice on the command line: leave one out; several values go as A+B."
+        )
+    given[name] = {**inner, key: value} if key else value
+
+
+def _origins(field: FieldInfo | None) -> tuple[Any, ...]:
+    return () if field is None else tuple(get_origin(kind) or kind for kind in _kinds(field))
+
+
 def _kinds(field: FieldInfo) -> tuple[Any, ...]:
-    return get_args(field.annotation) or (field.annotation,)
+    """Return the types that a setting may have, one by one."""
+    kinds, left = [], [field.annotation]
+    while left:
+        kind = left.pop()
+        inner = get_args(kind) if get_origin(kind) in (Annotated, Union, UnionType) else ()
+        left += inner[:1] if get_origin(kind) is Annotated else inner
+        kinds += [] if inner else [kind]
+    return tuple(kinds)
 
 
 def _number(text: str) -> object:

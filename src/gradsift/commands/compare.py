@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradsift.commands.train import compute_missing_losses
-from gradsift.comparison.arms import arm_settings, parse_arms, rows_of
+from gradsift.comparison.arms import STRATEGY_OF_AN_ARM, arm_settings, parse_arms, rows_of
 from gradsift.comparison.experiment import Experiment, tokens_to_train
 from gradsift.comparison.plots import PLOTS, plots_of
 from gradsift.comparison.results import Scoreboard, caveats_of, questions_of
@@ -71,7 +71,13 @@ class Forecast:
         )
 
 
-@takes(ArmsConfig, ArmTrainingConfig, EvaluationConfig, SelectionConfig, without=("strategy",))
+@takes(
+    ArmsConfig,
+    ArmTrainingConfig,
+    EvaluationConfig,
+    SelectionConfig,
+    without={"strategy": STRATEGY_OF_AN_ARM},
+)
 def compare(
     run: str | Path | GradientStore | Run,
     *,

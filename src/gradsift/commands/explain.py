@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +11,13 @@ import pyarrow.compute as pc
 from gradsift.commands.select import DECISIONS, SELECTIONS, SUMMARY
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
+from gradsift.schema import migrated
 from gradsift.selection.counterfactuals import counterfactual
 from gradsift.selection.neighbours import Neighbours
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import DROPPED
 from gradsift.terms import LAYERS
-from gradsift.utils import read_parquet
+from gradsift.utils import read_json, read_parquet
 
 _SHOWN = 5
 
@@ -112,7 +112,7 @@ def _where(row_id: str) -> tuple[str, str | int]:
 def _decision(selection: Path, instance_id: str) -> dict[str, object]:
     table = read_parquet(selection / DECISIONS)
     line = table.filter(pc.equal(table["instance_id"], instance_id)).to_pylist()[0]
-    summary = json.loads((selection / SUMMARY).read_text(encoding="utf-8"))
+    summary = read_json(selection / SUMMARY)
     line["what_if"] = None
     if line["decision"] != "dropped":
         line["what_if"] = counterfactual(
@@ -134,8 +134,8 @@ def _add_near_duplicates(
     if instance_id not in ids:
         return
     for name, decision in decisions.items():
-        summary = json.loads((run.folder / SELECTIONS / name / SUMMARY).read_text(encoding="utf-8"))
-        threshold = float(summary["settings"]["similarity_threshold"])
+        summary = read_json(run.folder / SELECTIONS / name / SUMMARY)
+        threshold = float(migrated(summary["settings"])["similarity_threshold"])
         near = _near(neighbours, ids.index(instance_id), threshold)
         table = read_parquet(
             run.folder / SELECTIONS / name / DECISIONS, columns=["instance_id", "selected"]

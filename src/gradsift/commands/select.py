@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from gradsift.selection.decisions import counts_of, decision_table, weight_colum
 from gradsift.selection.selector import Selection, select_rows
 from gradsift.selection.strategies.catalogue import needs_of, uses_score
 from gradsift.store.reader import GradientStore
-from gradsift.utils import write_json, write_parquet
+from gradsift.utils import read_json, write_json, write_parquet
 
 SELECTIONS = "selections"
 DECISIONS = "decisions.parquet"
@@ -193,7 +192,7 @@ def _folder(selections: Path, settings: dict[str, object], name: str | None) -> 
     folder = selections / name
     summary = folder / SUMMARY
     if summary.exists():
-        before = migrated(json.loads(summary.read_text(encoding="utf-8")).get("settings") or {})
+        before = migrated(read_json(summary).get("settings") or {})
         # What a setting did not exist for was made with its default.
         before = _plain(None, SelectionConfig()) | before
         if before != settings:

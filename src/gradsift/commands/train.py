@@ -13,7 +13,14 @@ from typing import Any
 from filelock import BaseFileLock, Timeout
 
 from gradsift.commands.reference_losses import reference_losses
-from gradsift.comparison.arms import Arm, arm_settings, needs_of_arms, parse_arm, rows_of
+from gradsift.comparison.arms import (
+    STRATEGY_OF_AN_ARM,
+    Arm,
+    arm_settings,
+    needs_of_arms,
+    parse_arm,
+    rows_of,
+)
 from gradsift.comparison.training_runs import (
     TrainingRun,
     find_saved,
@@ -35,6 +42,12 @@ from gradsift.store.reader import GradientStore
 from gradsift.training.finetune import TrainingSummary
 from gradsift.training.model import without_progress_bars
 from gradsift.utils import short_sha256, whole_folder
+
+# Settings of `compare` that training one arm does not have.
+NOT_TAKEN = {
+    "strategy": STRATEGY_OF_AN_ARM,
+    "keep_models": "is for compare; train always keeps the model",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +84,7 @@ class TrainResult:
         )
 
 
-@takes(ArmConfig, ArmTrainingConfig, SelectionConfig, without=("keep_models", "strategy"))
+@takes(ArmConfig, ArmTrainingConfig, SelectionConfig, without=NOT_TAKEN)
 def train(
     run: str | Path | GradientStore | Run,
     *,
@@ -91,8 +104,6 @@ def train(
     Raises:
         GradsiftError: If a setting does not fit, or rows or model changed since the capture.
     """
-    if "keep_models" in settings:
-        raise GradsiftError("settings: `keep_models` is for compare; train always keeps the model.")
     arm, training, selection = arm_settings(settings, ArmConfig, ArmTrainingConfig, SelectionConfig)
     parsed, run = parse_arm(arm.arm, arm.budget), Run.of(run)
     with without_progress_bars():

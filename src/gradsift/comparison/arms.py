@@ -16,6 +16,8 @@ from gradsift.selection.scores import SCORES
 from gradsift.selection.selector import choose_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, require_known_names
 
+# Why there is no setting `strategy` for all arms.
+STRATEGY_OF_AN_ARM = "said by the names of the arms"
 BASE = "base"
 FULL = "full"
 FULL_STEPS = "full-equal-steps"
@@ -78,8 +80,6 @@ class Arm:
 
 def arm_settings(values: Mapping[str, Any], *groups: type[Group]) -> list[Any]:
     """Check settings that hold for all arms; returns one model for each group."""
-    if "strategy" in values:
-        raise GradsiftError("settings: strategy is said by the names of the arms.")
     models = split_settings(values, *groups)
     for model in models:
         if isinstance(model, SelectionConfig):

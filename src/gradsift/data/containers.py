@@ -123,7 +123,7 @@ def _dataset(source: Source) -> Any:
         raise GradsiftError(f"{source.name}: cannot be loaded: {first_line}") from error
     if not isinstance(loaded, dict):
         if source.split is not None:
-            raise GradsiftError(f"{source.name}: has no splits; leave out `split` {source.split}.")
+            raise GradsiftError(f"{source.name}: has no splits; leave out `split: {source.split}`.")
         return loaded
     if source.split is None and len(loaded) == 1:
         return next(iter(loaded.values()))

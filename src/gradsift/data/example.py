@@ -18,7 +18,7 @@ DROP_REASONS = {
     "empty_response": "the response is empty",
     "duplicate_id": "an earlier row has the same id",
     "template_error": "the chat template refuses the conversation",
-    "too_long": "longer than `max_length`, with `truncation` drop",
+    "too_long": "longer than `max_length`, with `truncation: drop`",
     "no_response_token": "after truncation no token of the response is left",
     NOT_RECORDED: "the training loop did not come to it",
     NON_FINITE: "its gradient is not finite",

@@ -74,7 +74,7 @@ def find_source(name: str, split: str | None) -> Source:
     path = Path(name)
     if path.is_file():
         if split is not None:
-            raise GradsiftError(f"{name} is a file and has no splits; leave out `split` {split}.")
+            raise GradsiftError(f"{name} is a file and has no splits; leave out `split: {split}`.")
         return Source(str(path.resolve()), _file_container(path), None)
     if path.is_dir():
         if any((path / marker).exists() for marker in ("state.json", "dataset_dict.json")):

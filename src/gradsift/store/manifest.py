@@ -113,7 +113,7 @@ def load_manifest(folder: Path) -> Manifest | None:
 
 
 def _of_today(content: dict[str, Any]) -> dict[str, object]:
-    about = migrated(content["about"])
+    about = dict(content["about"])
     if check := about.get("self_check"):
         about["self_check"] = {"method" if k == "path" else k: v for k, v in check.items()}
     identity = migrated(content["identity"])

@@ -33,7 +33,7 @@ FALLBACKS = tuple(
 )
 TEMPLATE = (
     "rows are rendered by the model's own chat template, which is compared with these: "
-    f"{', '.join(TEMPLATES)}; `chat_template` {TOKENIZER_DEFAULT} takes it as it is"
+    f"{', '.join(TEMPLATES)}; `chat_template: {TOKENIZER_DEFAULT}` takes it as it is"
 )
 MICRO_BATCH = "sft.per_device_train_batch_size"
 

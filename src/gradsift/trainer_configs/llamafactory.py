@@ -38,7 +38,7 @@ TEMPLATES = {
 }
 TEMPLATE = (
     "rows are rendered by the model's own chat template, which is compared with these: "
-    f"{', '.join(TEMPLATES)}; `chat_template` tokenizer_default takes it as it is"
+    f"{', '.join(TEMPLATES)}; `chat_template: tokenizer_default` takes it as it is"
 )
 
 LLAMAFACTORY_KEYS = table(

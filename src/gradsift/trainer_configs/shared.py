@@ -77,7 +77,7 @@ def lora(
         del reading.settings[name]
     why = "without an adapter it is of no consequence"
     if reading.taken.get("lora") is False:
-        why = "`full` (lora: false) trains all parameters"
+        why = "`lora: false` trains all parameters"
     for name in [name for name in reading.values if name in reading.given]:
         to = getattr(keys.get(name), "to", "")
         if to.startswith("lora."):

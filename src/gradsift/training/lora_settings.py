@@ -77,7 +77,7 @@ def adapting(model: nn.Module, lora: Mapping[str, object] | None) -> Generator[N
     if config.use_dora and weights_of(model).startswith("int8"):
         raise GradsiftError(
             "lora setting use_dora: peft's DoRA does not compute over weights in 8 bits; take it "
-            "out, or `load_in` 4bit."
+            "out, or `load_in: 4bit`."
         )
     _require_names(model, config, lora)
     with _errors_of_peft(lora):

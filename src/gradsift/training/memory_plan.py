@@ -161,7 +161,7 @@ def plan_memory(config: PretrainedConfig, plan: PlanConfig) -> MemoryPlan:
     if plan.load_in is not None:
         if plan.lora is False:
             raise GradsiftError(
-                "`lora` false trains all parameters, `load_in` freezes them: give one."
+                "`lora: false` trains all parameters, `load_in` freezes them: give one."
             )
         trainings = ("QLoRA",)
     shapes, weight_bytes = Shapes.from_config(config), DTYPES[plan.dtype].itemsize

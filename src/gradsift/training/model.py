@@ -81,7 +81,7 @@ def source_of(config: ModelConfig) -> ModelSource:
     """Return what is to be loaded; the demo model is converted on first use."""
     name = config.model
     if config.load_in is not None:
-        require_bitsandbytes(f"`load_in` {config.load_in}")
+        require_bitsandbytes(f"`load_in: {config.load_in}`")
     path = str(demo_model_path()) if name == DEMO_MODEL else name
     return ModelSource(
         name, path, config.revision, config.dtype, config.trust_remote_code, config.load_in
@@ -143,7 +143,7 @@ def require_adapters(source: ModelSource, config: PretrainedConfig, *, has_adapt
     if has_adapters:
         return
     if source.load_in is not None:
-        raise GradsiftError(f"`load_in` {source.load_in}: {NEEDS_ADAPTERS}.")
+        raise GradsiftError(f"`load_in: {source.load_in}`: {NEEDS_ADAPTERS}.")
 
     method = method_of(config)
     if method is not None:

@@ -110,7 +110,7 @@ def check_and_estimate(
 
 def _training_description(epoch: PreliminaryEpoch, config: CaptureConfig) -> str:
     model = epoch.trainer.model
-    trained = "nothing, as `warmup_fraction` 0 says"
+    trained = "nothing, as `warmup_fraction: 0` says"
     if config.warmup_fraction > 0:
         trained = training_of(model, counted=not shards_weights(epoch.trainer.accelerator))
     return f"{trained}; weights {weights_of(model)}"

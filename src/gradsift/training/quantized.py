@@ -79,12 +79,12 @@ def require_readable(name: str, config: PretrainedConfig) -> None:
         first_line = str(error).strip().split("\n")[0]
         raise GradsiftError(
             f"{problem}, which cannot be read here: {first_line} Install what it asks for, or take "
-            "the model's unquantised weights, with `load_in` 4bit and `lora` to quantise them."
+            "the model's unquantised weights, with `load_in: 4bit` and `lora` to quantise them."
         ) from error
     if not quantizer.is_trainable:
         raise GradsiftError(
             f"{problem}; transformers trains no adapters over those. Take the model's unquantised "
-            "weights, with `load_in` 4bit and `lora` to quantise them."
+            "weights, with `load_in: 4bit` and `lora` to quantise them."
         )
 
 
@@ -184,7 +184,7 @@ def coupling_of(model: nn.Module) -> str | None:
         f"bitsandbytes int8 with llm_int8_threshold={threshold:g} treats a column as an outlier if "
         "any token of the micro-batch exceeds it there, so that rows influence each other: the "
         "recorded gradients are those of training, and differ from those of a row alone by up to "
-        "some percent. Quantise with llm_int8_threshold=0.0 to switch it off, as `load_in` 8bit "
+        "some percent. Quantise with llm_int8_threshold=0.0 to switch it off, as `load_in: 8bit` "
         "does."
     )
 

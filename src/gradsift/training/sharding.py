@@ -65,7 +65,7 @@ def require_supported(accelerator: Accelerator, *, wants_fsdp: bool, trains: boo
             )
     if shards_weights(accelerator) and not trains:
         raise GradsiftError(
-            "`warmup_fraction` 0 trains nothing, and weights are sharded (FSDP2, ZeRO-3) only "
+            "`warmup_fraction: 0` trains nothing, and weights are sharded (FSDP2, ZeRO-3) only "
             "when training begins: score in processes with whole weights (torchrun without FSDP or "
             "DeepSpeed), or train on a part of the pool."
         )
@@ -89,8 +89,8 @@ def unchecked(
     exact = [method for method in methods if plain or method.endswith("intercepted")]
     if not exact:
         raise GradsiftError(
-            f"`recording` {methods[0]} is not exact here: the embedding ({type(model.embedding)}) "
-            "changes what it looks up. Use `recording` auto."
+            f"`recording: {methods[0]}` is not exact here: the embedding ({type(model.embedding)}) "
+            "changes what it looks up. Use `recording: auto`."
         )
     recorder = Recorder(model, sketch, method=exact[0], device=device)
     dtype = str(model.head.weight.dtype).removeprefix("torch.")
@@ -121,7 +121,7 @@ def require_same_loss_as_fused(model: nn.Module, inputs: Mapping[str, torch.Tens
         raise GradsiftError(
             f"the losses of the first row's tokens differ by {error:.1e} nats from those of the "
             "model's own logits: the model does something after its last layer that the fused head "
-            "does not. Use `recording` hooked."
+            "does not. Use `recording: hooked`."
         )
 
 

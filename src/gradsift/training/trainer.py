@@ -132,14 +132,14 @@ class RecordingSFTTrainer(SFTTrainer):
         if batching == "packed" and sharded:
             raise GradsiftError(
                 "whether the model keeps packed rows apart cannot be tried before training under "
-                "FSDP or DeepSpeed: use `batching` by_length."
+                "FSDP or DeepSpeed: use `batching: by_length`."
             )
         with self.accelerator.autocast():
             isolates = not sharded and isolates_packed_rows(track(self.model), rows)
         if batching == "packed" and not isolates:
             raise GradsiftError(
                 f"{type(base_model(self.model)).__name__} does not keep packed rows apart: use "
-                "`batching` by_length."
+                "`batching: by_length`."
             )
         return "packed" if isolates else "by_length"
 

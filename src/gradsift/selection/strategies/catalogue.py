@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
-from gradsift.schema import nearest
+from gradsift.schema import nearest, renamed_value
 from gradsift.selection.candidates import Need
 from gradsift.selection.scores import SCORES
 from gradsift.selection.strategies import rankings, sets
@@ -101,9 +101,9 @@ def require_known_names(config: SelectionConfig) -> None:
         ("score", config.score, SCORES),
     ):
         if name not in known:
-            raise GradsiftError(
-                f"`{setting}` is {name!r}, which is unknown: {nearest(name, known)}"
-            )
+            today = renamed_value(setting, name)
+            hint = f"it is now called {today}" if today else nearest(name, known, len(known))
+            raise GradsiftError(f"`{setting}` is {name!r}, which is unknown: {hint}.")
 
 
 def needs_of(config: SelectionConfig) -> frozenset[Need]:
