@@ -16,6 +16,8 @@ from gradsift.terms import LAYERS, LM_HEAD, SKETCH_SIZE, STATISTICS, CaptureMeth
 
 DATA, MODEL, CAPTURE, SELECTION = "Data", "Model", "Capture", "Selection"
 TRAINING, EVALUATION = "Training", "Evaluation"
+# In the order in which help lists them.
+GROUPS = (DATA, MODEL, CAPTURE, TRAINING, SELECTION, EVALUATION)
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Batching = Literal["packed", "by_length", "random"]

@@ -222,8 +222,16 @@ def validated(
 
 
 def choices_of(group: type[Group], name: str) -> tuple[Any, ...]:
-    """Return the values that a setting can have, declared as a Literal."""
-    return get_args(group.model_fields[name].annotation)
+    """Return the values that a setting, or each of its parts, can have; none if any text can."""
+    return tuple(literals(group.model_fields[name].annotation))
+
+
+def literals(annotation: Any) -> list[Any]:
+    """Return the values of all Literals in a type."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return list(inner)
+    return [value for one in inner for value in literals(one)]
 
 
 def parse_pair(text: str, where: str) -> tuple[str, Any]:

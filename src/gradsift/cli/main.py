@@ -87,9 +87,9 @@ def _root(
 @command(
     groups.RunConfig,
     examples=(
-        "gradsift run rows.jsonl --model HuggingFaceTB/SmolLM2-135M --budget 50% --out runs/mine",
-        "gradsift run rows.jsonl --model MODEL --lora --sft learning_rate=1e-4 --budget 9% --out R",
-        "gradsift run --config runs/mine/config.yaml --set warmup_fraction=0.2 --out runs/quick",
+        "gradsift run rows.jsonl --model MODEL --budget 50% --out runs/mine",
+        "gradsift run rows.jsonl --model MODEL --lora --budget 9% --out runs/l",
+        "gradsift run --config run.yaml --set warmup_fraction=0.2 --out runs/q",
     ),
 )
 def run(
@@ -110,8 +110,8 @@ def run(
     groups.RunConfig,
     without=(*groups.SubsetConfig.model_fields.keys() - {"seed"}, "budget"),
     examples=(
-        "gradsift capture rows.jsonl --model HuggingFaceTB/SmolLM2-135M --out runs/mine",
-        "gradsift capture rows.jsonl --model MODEL --set warmup_fraction=0 --out runs/scored",
+        "gradsift capture rows.jsonl --model MODEL --out runs/mine",
+        "gradsift capture rows.jsonl --model MODEL --set signal=head --out runs/s",
         "gradsift capture --trainer-config axolotl.yaml --out runs/mine --dry-run",
     ),
 )
@@ -165,8 +165,8 @@ def _resolved(
     groups.SubsetConfig,
     examples=(
         "gradsift select runs/mine --budget 5%",
-        "gradsift select runs/mine --budget 500 --strategy loss-middle --quota web=200",
-        "gradsift select runs/mine --budget 50% --set gamma=0 --name no-similarity",
+        "gradsift select runs/mine --budget 500 --quota web=200",
+        "gradsift select runs/mine --budget 50% --set gamma=0 --name near",
     ),
 )
 def select(
@@ -262,8 +262,8 @@ def train(settings: dict[str, Any], run_folder: RunFolder, json_: Json = False) 
     without=("strategy",),
     examples=(
         "gradsift compare runs/mine --test held-out.jsonl",
-        "gradsift compare runs/mine --test held-out.jsonl --arms base,random,grads@5% --seeds 5",
-        "gradsift compare runs/mine --test held-out.jsonl --general arc_easy,piqa --dry-run",
+        "gradsift compare runs/mine --test held-out.jsonl --arms random,grads@5%",
+        "gradsift compare runs/mine --test held-out.jsonl --general piqa",
     ),
 )
 def compare(
@@ -338,6 +338,15 @@ def plan(
 ) -> None:
     """Say what fits on which GPUs, counted from a model's configuration; no weights are loaded."""
     _show(load("commands.plan").plan(model, **settings), json_)
+
+
+@command(examples=("gradsift settings", "gradsift settings truncation"))
+def settings(
+    name: Annotated[str | None, typer.Argument(help="Of one setting.")] = None,
+    json_: Json = False,
+) -> None:
+    """Explain the settings: what --set, configuration files and Python take."""
+    _show(load("commands.settings").explain_settings(name), json_)
 
 
 @command(groups.DemoConfig)

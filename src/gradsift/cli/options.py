@@ -15,11 +15,8 @@ from pydantic.fields import FieldInfo
 
 from gradsift import config as groups
 from gradsift.errors import GradsiftError
-from gradsift.schema import Group, default_of, fields_of, parse_pair, require_known
+from gradsift.schema import Group, default_of, fields_of, literals, parse_pair, require_known
 
-ORDER = (
-    groups.DATA, groups.MODEL, groups.CAPTURE, groups.TRAINING, groups.SELECTION, groups.EVALUATION,
-)  # fmt: skip
 ADVANCED = "Advanced"
 
 app = typer.Typer(
@@ -51,12 +48,11 @@ def command(
         own = [parameter.replace(annotation=hints[parameter.name]) for parameter in own]
         skipped = {*without, *(parameter.name for parameter in own)}
         fields = {k: field for k, field in fields_of(*taken).items() if k not in skipped}
-        options = [
-            _option(name, field) for name, field in fields.items() if extra_of(field, "option")
-        ]
-        options.sort(
-            key=lambda option: ORDER.index(option.annotation.__metadata__[0].rich_help_panel)
-        )
+        shown = [name for name, field in fields.items() if extra_of(field, "option")]
+        # Group by group, what is required first.
+        shown.sort(key=lambda name: not fields[name].is_required())
+        shown.sort(key=lambda name: groups.GROUPS.index(extra_of(fields[name], "group")))
+        options = [_option(name, fields[name]) for name in shown]
         if len(options) < len(fields):
             options.append(_set_option(fields))
 
@@ -136,9 +132,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
 
 def _choices(name: str, field: FieldInfo) -> Callable[[], list[str]] | None:
     """Return what says the values that a shell completes, where they are few."""
-    words = [one for one in get_args(field.annotation) if isinstance(one, str)]
-    for inner in get_args(field.annotation):
-        words += [one for one in get_args(inner) if isinstance(one, str)]
+    words = [str(value) for value in literals(field.annotation)]
     if words:
         return lambda: words
     if name == "strategy":
@@ -195,7 +189,7 @@ def _given(fields: Mapping[str, FieldInfo], said: Mapping[str, Any]) -> dict[str
         path, value = parse_pair(text, "--set")
         name, _, key = path.partition(".")
         group, _, rest = path.partition(".")
-        if rest and group.title() in ORDER and dict not in _origins(fields.get(name)):
+        if rest and group.title() in groups.GROUPS and dict not in _origins(fields.get(name)):
             name, _, key = rest.partition(".")
             if name in fields and extra_of(fields[name], "group").lower() != group:
                 where = extra_of(fields[name], "group").lower()

@@ -1,0 +1,110 @@
+"""Run folders that an earlier gradsift made are read: settings, store and selections of then."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+import gradsift as gs
+from gradsift.store.manifest import MANIFEST_NAME
+from gradsift.store.writer import PARTS_FOLDER
+from gradsift.utils import read_parquet, sha256_of, write_parquet
+from test_cli import invoke
+from tiny import save_tiny
+
+OLD_NAMES = {
+    "score": "side",
+    "detrend": "adjust",
+    "similarity_threshold": "near_threshold",
+    "record_at": "when",
+    "warmup_fraction": "preliminary",
+}
+OLD_SCORES = {"low-norm": "consistent", "prompt-gain": "grounded"}
+
+
+def as_before(settings):
+    return {OLD_NAMES.get(k, k): OLD_SCORES.get(str(v), v) for k, v in settings.items()}
+
+
+def make_former(run):
+    """Write a run folder as version 3 of the store's schema had it."""
+    manifest = json.loads((run / MANIFEST_NAME).read_text())
+    for part in manifest["parts"]:
+        path = run / PARTS_FOLDER / part["file"]
+        table = read_parquet(path)
+        names = ["error_norm" if name == "el2n" else name for name in table.column_names]
+        write_parquet(path, table.rename_columns(names))
+        part["sha256"] = sha256_of(path)
+    check = manifest["about"]["self_check"]
+    check["path"] = check.pop("method")
+    manifest |= {"schema_version": 3, "identity": as_before(manifest["identity"])}
+    (run / MANIFEST_NAME).write_text(json.dumps(manifest))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(as_before(config)))
+    for path in (run / "selections").glob("*/selection.json"):
+        summary = json.loads(path.read_text())
+        summary["settings"] = as_before(summary["settings"])
+        summary["losses"] = summary.pop("criteria")
+        path.write_text(json.dumps(summary))
+
+
+@pytest.fixture(scope="module")
+def former(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("before")
+    model = str(save_tiny(folder / "model"))
+    rows = [{"id": f"r{i}", "prompt": f"{i}?", "response": "red green " * (1 + i % 4)}
+            for i in range(20)]  # fmt: skip
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    gs.run(folder / "rows.jsonl", model=model, budget=5, out=folder / "run")
+    make_former(folder / "run")
+    return folder / "run"
+
+
+def test_it_is_selected_from_and_explained(former, capsys):
+    assert gs.select(former, budget=5).counts["selected"] == 5  # Into the same folder again.
+    for arguments in (
+        ("select", former, "--budget", "3"),
+        ("explain", former, "r3"),
+        ("stability", former, "--budget", "5"),
+        ("strategies", former, "--budget", "5"),
+        ("agreement", former, former),
+        ("reference-losses", former),
+    ):
+        code, out, err = invoke(capsys, *arguments)
+        assert code == 0, err
+        assert out
+
+
+def test_another_selection_of_that_name_is_refused_by_todays_names(former, tmp_path):
+    run = shutil.copytree(former, tmp_path / "run")
+    with pytest.raises(gs.GradsiftError, match=r"other settings \(score\)"):
+        gs.select(run, budget=5, score="high-norm")
+
+
+def test_its_settings_run_again(former, capsys):
+    code, out, err = invoke(capsys, "run", "--config", former / "config.yaml")
+    assert code == 0, err
+    assert "side is now score" in err
+    assert "the capture is complete" in err
+    assert "5 selected" in out
+    assert yaml.safe_load((former / "config.yaml").read_text())["score"] == "low-norm"
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("pool.parquet", ("select", "--budget", "3", "--name", "x")),
+        ("selections/grads-5/selection.json", ("explain", "r3")),
+        ("selections/grads-5/selection.json", ("select", "--budget", "5")),
+        ("selections/grads-5/decisions.parquet", ("explain", "r3")),
+        ("manifest.json", ("select", "--budget", "3")),
+    ],
+)
+def test_a_damaged_file_is_named(former, tmp_path, capsys, file, command):
+    run = shutil.copytree(former, tmp_path / "run")
+    (run / file).write_bytes(b"{broken")
+    code, _, err = invoke(capsys, command[0], run, *command[1:])
+    assert code == 2
+    assert file in err
+    assert err.count("\n") == 1
