@@ -292,6 +292,15 @@ def nearest(name: str, known: Iterable[str], few: int = FEW) -> str:
     return f"known are {', '.join(known)}" if len(known) <= few else ""
 
 
+def misspelt(names: Iterable[str], known: Iterable[str]) -> str:
+    """Return names that are not known, each with what it is like."""
+    known, shown = list(known), []
+    for name in names:
+        hint = nearest(name, known)
+        shown.append(f"{name} ({hint})" if hint else name)
+    return ", ".join(shown)
+
+
 def migrated(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings that an earlier gradsift saved under the names they have now."""
     found = {}

@@ -85,12 +85,15 @@ def _no_such_option(option: str, fields: Mapping[str, FieldInfo], context: Any) 
         also = ", ".join(f"{old} is {word}" for old, word in words.items())
         value = "" if extra_of(fields[new], "option") else "=VALUE"
         return f"{option} is now {_flag(new, fields)}{value}" + (f" ({also})" if also else "")
+    if any(p.name == setting and not p.opts[0].startswith("-") for p in context.command.params):
+        return f"no option {option}: it is the argument, {setting.upper()} without a name before it"
     # What could have been meant → what to write.
     written = {f"--{k.replace('_', '-')}": _flag(k, fields) + "=VALUE" * (not extra_of(f, "option"))
                for k, f in fields.items()}  # fmt: skip
     written |= {f"--no-{k.replace('_', '-')}": f"--set {k}=false" for k, f in fields.items()
                 if f.annotation is bool}  # fmt: skip
-    written |= {flag: flag for p in context.command.params for flag in (*p.opts, *p.secondary_opts)}
+    written |= {flag: flag for p in context.command.params for flag in (*p.opts, *p.secondary_opts)
+                if flag.startswith("-")}  # fmt: skip
     written |= {"--no-lora": "--full"} if "--full" in written else {}
     close = difflib.get_close_matches(option, written, n=2)
     close = close[:1] if option in close else close

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from gradsift.errors import GradsiftError
+from gradsift.schema import misspelt
 from gradsift.terms import LM_HEAD
 from gradsift.training.quantized import weights_of
 
@@ -46,7 +47,10 @@ def lora_config(lora: Mapping[str, object] | None) -> LoraConfig | None:
         return None
     unknown = sorted(lora.keys() - LoraConfig.__dataclass_fields__.keys())
     if unknown:
-        raise GradsiftError(f"lora settings that peft's LoraConfig does not know: {unknown}.")
+        raise GradsiftError(
+            "lora settings that peft's LoraConfig does not know: "
+            f"{misspelt(unknown, LoraConfig.__dataclass_fields__)}."
+        )
     reasons = [
         f"{key}: {reason}"
         for key, (accepted, reason) in RESERVED_LORA.items()

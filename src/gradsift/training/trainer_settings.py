@@ -14,6 +14,7 @@ from trl import SFTConfig
 
 from gradsift.config import CaptureConfig
 from gradsift.errors import GradsiftError
+from gradsift.schema import misspelt
 from gradsift.training.lora_settings import lora_config
 
 # What gradsift decides itself, and why the user's value is refused.
@@ -156,7 +157,8 @@ def _require_values(settings: TrainerSettings) -> None:
     unknown = sorted(settings.sft.keys() - SFTConfig.__dataclass_fields__.keys())
     if unknown:
         raise GradsiftError(
-            f"sft settings that trl's SFTConfig does not know: {', '.join(unknown)}."
+            "sft settings that trl's SFTConfig does not know: "
+            f"{misspelt(unknown, SFTConfig.__dataclass_fields__)}."
         )
     for key, value in settings.sft.items():
         _require_type(key, value)
