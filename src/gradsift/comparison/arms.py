@@ -129,7 +129,8 @@ def _parse(
     head, *pairs = text.split(":")
     name, at, arm_budget = head.partition("@")
     if name not in (BASE, FULL, FULL_STEPS, *STRATEGIES):
-        raise GradsiftError(f"{where}: {_SYNTAX}.")
+        hint = nearest(name, (BASE, FULL, FULL_STEPS, *STRATEGIES), few=0)
+        raise GradsiftError(f"{where}: {f'{hint}? ' * bool(hint)}{_SYNTAX}.")
     settings = _parse_settings(pairs, where)
     has_seeds, seeds = "seeds" in settings, settings.pop("seeds", n_seeds)
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
