@@ -710,7 +710,7 @@ def test_all_parameters_where_the_command_line_says_so(file):
     file |= {"lora_r" if "stage" not in file else "lora_rank": 4, "bf16": True}
     done = translate(file, "x", {"lora": False})
     assert "lora" not in done.settings
-    assert any("(`full` (lora: false) trains all parameters)" in note for note in done.notes)
+    assert any("(`lora: false` trains all parameters)" in note for note in done.notes)
     if "stage" in file:
         assert done.settings["dtype"] == "float32"
         assert translate(file, "x").settings["dtype"] == "bfloat16"
@@ -747,7 +747,7 @@ YAML_MISTAKES = [
     ("seed: 1\nmax_length: 5\nseed: 2\n", "seed is said twice, in line 1 and in line 3"),
     ("sft:\n  optim: a\n  optim: b\n", "optim is said twice, in line 2 and in line 3"),
     ("seed: 1\n---\nseed: 2\n", "a second YAML document begins in line 2"),
-    ("seed: 2024-13-45\n", "seed is '2024-13-45'"),
+    ("seed: 2024-13-45\n", "`seed` is '2024-13-45'"),
     ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
 ]
 

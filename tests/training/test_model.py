@@ -81,5 +81,5 @@ def test_what_cannot_be_loaded_says_what_would(tmp_path):
     for load in (load_model, load_tokenizer, load_config):
         with pytest.raises(ValueError, match=r"cannot load the .* Give a folder"):
             load(find_model(str(tmp_path)))
-    with pytest.raises(ValueError, match="dtype is 'int8': Input should be"):
+    with pytest.raises(ValueError, match="`dtype` is 'int8': Input should be"):
         find_model("x", dtype="int8")

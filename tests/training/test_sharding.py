@@ -66,7 +66,7 @@ def test_the_method_follows_from_the_embedding():
     model.model.embed_tokens.__class__ = Scaled
     recorder, _ = unchecked(track(model), SketchSpec(64), LOOP_METHODS, CPU)
     assert recorder.method == "hidden-intercepted"
-    with pytest.raises(ValueError, match="`recording` hidden is not exact"):
+    with pytest.raises(ValueError, match="`recording: hidden` is not exact"):
         unchecked(track(model), SketchSpec(64), ("hidden",), CPU)
 
 

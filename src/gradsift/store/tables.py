@@ -104,7 +104,7 @@ def read_neighbours(folder: Path, made_from: str) -> tuple[np.ndarray, ...] | No
     path = folder / NEIGHBOURS_NAME
     try:
         table = read_parquet(path)
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except (FileNotFoundError, GradsiftError):
         return None
     if (table.schema.metadata or {}).get(_MADE_FROM) != made_from.encode():
         return None
