@@ -78,7 +78,9 @@ def test_nothing_is_hidden_in_the_sum():
 def test_what_cannot_be_is_refused():
     with pytest.raises(GradsiftError, match="`gpus` is 0"):
         validated(PlanConfig, {"model": "70B", "gpus": 0})
-    with pytest.raises(GradsiftError, match="`load_in` is '2bit': Input should be '4bit' or '8bit'"):
+    with pytest.raises(
+        GradsiftError, match="`load_in` is '2bit': Input should be '4bit' or '8bit'"
+    ):
         validated(PlanConfig, {"model": "70B", "load_in": "2bit"})
 
 
