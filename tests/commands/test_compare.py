@@ -109,7 +109,7 @@ def test_the_command_line_compares_and_prints_json(capsys, world, finished):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arms": ("grad",)}, "arm 'grad': expected base, full"),
+        ({"arms": ("grad",)}, "arm 'grad': did you mean grand or grads"),
         ({"arms": ("full@50%",)}, "full has no budget"),
         ({"arms": ("base:alpha=0",)}, "base selects nothing"),
         ({"arms": ("grads:alpha",)}, "arm 'grads:alpha': alpha: expected key=value"),
