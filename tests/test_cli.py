@@ -516,7 +516,7 @@ def test_debug_shows_where_a_users_mistake_was_found(capsys, world, finished):
      ("bitsandbytes", "quantized"), ("rouge_score.rouge_scorer", "compare"), ("nonsense", None)],
 )  # fmt: skip
 def test_a_missing_package_names_its_extra(module, extra):
-    from gradsift.cli.messages import told
+    from gradsift.cli.errors import told
 
     code, line = told(ModuleNotFoundError(f"No module named {module!r}", name=module), ())
     assert code == (1 if extra is None else 2)
@@ -524,7 +524,7 @@ def test_a_missing_package_names_its_extra(module, extra):
 
 
 def test_settings_in_a_message_are_the_options_of_the_command():
-    from gradsift.cli.messages import told
+    from gradsift.cli.errors import told
     from gradsift.errors import GradsiftError
 
     error = GradsiftError("`max_length` is 1, `truncation` is x, and `nonsense` stays")

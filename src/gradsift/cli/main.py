@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gradsift import config as groups
-from gradsift.cli.messages import told, with_flags
+from gradsift.cli.errors import told, with_flags
 from gradsift.cli.options import ADVANCED, app, command, load, one_file, strategy_names
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress

@@ -1,4 +1,4 @@
-"""What an error comes to on the command line: an exit code, and one line."""
+"""What an error comes to on the command line: an exit code, and one line that tells of it."""
 
 from __future__ import annotations
 
