@@ -14,3 +14,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 # The first example of a test may load a library; a time limit would make the tests flaky.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+# A captured run and a comparison, made once for each worker; after the environment is set.
+from comparing import finished, fresh_run, log, world  # ruff: ignore[module-import-not-at-top-of-file]
+
+__all__ = ["finished", "fresh_run", "log", "world"]
