@@ -523,6 +523,22 @@ def test_a_missing_package_names_its_extra(module, extra):
     assert (f"pip install 'gradsift[{extra}]'" in line) == (extra is not None)
 
 
+def test_a_bug_where_a_package_was_missing_is_a_bug():
+    """Only an import that failed is mended by installing something."""
+    from gradsift.cli.errors import told
+
+    try:
+        try:
+            raise ModuleNotFoundError("No module named 'altair'", name="altair")
+        except ImportError:
+            {}["absent"]  # ruff: ignore[useless-expression]
+    except KeyError as error:
+        assert told(error, ())[0] == 1
+    wrapped = ModuleNotFoundError("Could not import module 'Trainer'")
+    wrapped.__cause__ = ModuleNotFoundError("No module named 'peft'", name="peft")
+    assert "gradsift[train]" in told(wrapped, ())[1]
+
+
 def test_settings_in_a_message_are_the_options_of_the_command():
     from gradsift.cli.errors import told
     from gradsift.errors import GradsiftError

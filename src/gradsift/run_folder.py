@@ -278,7 +278,7 @@ class Run:
             )
         return neighbours, cluster_N
 
-    @cached_property
+    @property
     def has_reference_losses(self) -> bool:
         """Whether the reference losses of all instances were computed."""
         try:

@@ -177,6 +177,11 @@ def _type_text(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     return f"{name}[{', '.join(map(_type_text, inner))}]" if inner else name
 
 
+def extra_of(field: FieldInfo, key: str) -> Any:
+    """Return what a setting declares beside type, default and help: group, option."""
+    return field.json_schema_extra[key]
+
+
 def default_of(field: FieldInfo) -> Any:
     """Return what a setting is if nobody says it."""
     return field.get_default(call_default_factory=True)
@@ -273,8 +278,13 @@ def require_known(values: Iterable[str], known: Iterable[str], where: str = "set
 
 def _now_called(name: str) -> str:
     new, words = RENAMED.get(name) or (RENAMED_KEYWORDS[name], {})
-    also = ", ".join(f"{old} is {word}" for old, word in words.items())
-    return f"is now called {new!r}" + (f" ({also})" if also else "")
+    return f"is now called {new!r}{values_renamed(words)}"
+
+
+def values_renamed(words: Mapping[str, str]) -> str:
+    """Return " (old is new, …)" for the values that were renamed with a setting."""
+    pairs = ", ".join(f"{old} is {word}" for old, word in words.items())
+    return f" ({pairs})" if pairs else ""
 
 
 def renamed_value(setting_name: str, value: str) -> str | None:

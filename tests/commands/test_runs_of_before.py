@@ -7,9 +7,7 @@ import pytest
 import yaml
 
 import gradsift as gs
-from gradsift.store.manifest import MANIFEST_NAME
-from gradsift.store.writer import PARTS_FOLDER
-from gradsift.utils import read_parquet, sha256_of, write_parquet
+from former import make_former_store
 from test_cli import invoke
 from tiny import save_tiny
 
@@ -29,17 +27,13 @@ def as_before(settings):
 
 def make_former(run):
     """Write a run folder as version 3 of the store's schema had it."""
-    manifest = json.loads((run / MANIFEST_NAME).read_text())
-    for part in manifest["parts"]:
-        path = run / PARTS_FOLDER / part["file"]
-        table = read_parquet(path)
-        names = ["error_norm" if name == "el2n" else name for name in table.column_names]
-        write_parquet(path, table.rename_columns(names))
-        part["sha256"] = sha256_of(path)
-    check = manifest["about"]["self_check"]
-    check["path"] = check.pop("method")
-    manifest |= {"schema_version": 3, "identity": as_before(manifest["identity"])}
-    (run / MANIFEST_NAME).write_text(json.dumps(manifest))
+
+    def before(manifest):
+        check = manifest["about"]["self_check"]
+        check["path"] = check.pop("method")
+        return manifest | {"identity": as_before(manifest["identity"])}
+
+    make_former_store(run, before)
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(as_before(config)))
     for path in (run / "selections").glob("*/selection.json"):

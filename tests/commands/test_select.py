@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import gradsift as gs
+from comparing import write_rows
 from gradsift import reference_losses, run_folder, stability, strategies
 from gradsift.selection import neighbours as graph
 from gradsift.selection import selector
@@ -21,17 +22,6 @@ from test_cli import invoke
 from tiny import save_tiny
 
 N = 40
-WORDS = ["red", "green", "blue", "cat", "dog", "tree", "stone", "river"]
-
-
-def write_rows(path, n, offset=0):
-    rows = []
-    for i in range(offset, offset + n):
-        answer = " ".join(WORDS[(i * j) % 8] for j in range(1, 5 + i % 6))
-        source = "book" if i % 4 == 0 else "forum"
-        rows.append({"id": f"r{i:02d}", "prompt": f"{i}?", "response": answer, "source": source})
-    rows[5] = {**rows[1], "id": f"r{offset + 5:02d}"}
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")

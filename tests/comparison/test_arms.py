@@ -33,7 +33,7 @@ def test_an_arms_own_settings_lie_over_those_of_all():
 
 
 def test_an_unknown_score_is_refused_with_the_arm_that_names_it():
-    message = "arm 'grads@25%:score=midle-norm': score is 'midle-norm', which is unknown: "
+    message = "arm 'grads@25%:score=midle-norm': `score` is 'midle-norm', which is unknown: "
     with pytest.raises(GradsiftError, match=re.escape(message)):
         parse_arms(("full", "grads@25%:score=midle-norm"), (), 1)
     with pytest.raises(GradsiftError, match=r"`score` is 'high-nrm', .* did you mean high-norm"):

@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from former import make_former_store
 from gradsift.errors import GradsiftError
 from gradsift.store.manifest import MANIFEST_NAME, PARTS_FOLDER, Manifest, load_manifest
 from gradsift.store.reader import read_store
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS, STATISTICS
-from gradsift.utils import read_parquet, sha256_of, write_json, write_parquet
+from gradsift.utils import write_json
 
 WIDTH, SKETCH = 3, 4
 
@@ -124,17 +125,9 @@ TODAY = {"record_at": "during", "warmup_fraction": 0.5, "sft": {"learning_rate":
 
 def make_former(folder):
     """Turn a store into what schema version 3 wrote."""
-    content = json.loads((folder / MANIFEST_NAME).read_text())
-    for part in content["parts"]:
-        path = folder / PARTS_FOLDER / part["file"]
-        table = read_parquet(path)
-        names = ["error_norm" if name == "el2n" else name for name in table.column_names]
-        write_parquet(path, table.rename_columns(names))
-        part["sha256"] = sha256_of(path)
     identity = {"model": "m1", "seed": 0} | FORMER
     about = {"host": "here", "self_check": {"path": "fused", "n_rows": 2}}
-    changes = {"schema_version": 3, "identity": identity, "about": about}
-    write_json(folder / MANIFEST_NAME, content | changes)
+    make_former_store(folder, lambda manifest: manifest | {"identity": identity, "about": about})
 
 
 def test_a_store_of_schema_version_3_is_read_under_the_names_of_today(tmp_path):

@@ -15,9 +15,9 @@ import typer
 from pydantic.fields import FieldInfo
 
 from gradsift import config as groups
-from gradsift.cli.options import SETTINGS, extra_of
+from gradsift.cli.options import SETTINGS
 from gradsift.errors import GradsiftError
-from gradsift.schema import RENAMED, fields_of, nearest
+from gradsift.schema import RENAMED, extra_of, fields_of, nearest, values_renamed
 
 UsageError = typer.BadParameter.__base__
 # Options of before whose setting has another name.
@@ -82,9 +82,8 @@ def _no_such_option(option: str, fields: Mapping[str, FieldInfo], context: Any) 
         return f"no option {option}: write {_flag(setting, fields)}{value}{several}"
     if setting in RENAMED and RENAMED[setting][0] in fields:
         new, words = RENAMED[setting]
-        also = ", ".join(f"{old} is {word}" for old, word in words.items())
         value = "" if extra_of(fields[new], "option") else "=VALUE"
-        return f"{option} is now {_flag(new, fields)}{value}" + (f" ({also})" if also else "")
+        return f"{option} is now {_flag(new, fields)}{value}{values_renamed(words)}"
     if any(p.name == setting and not p.opts[0].startswith("-") for p in context.command.params):
         return f"no option {option}: it is the argument, {setting.upper()} without a name before it"
     # What could have been meant → what to write.
@@ -138,10 +137,9 @@ def with_flags(message: str, arguments: Sequence[str]) -> str:
 
 
 def _missing(error: BaseException | None) -> str | None:
-    """Return what to install where a package is missing, however the error was wrapped."""
-    while error is not None:
-        name = getattr(error, "name", None)
-        if isinstance(error, ImportError) and name and (extra := _extra_with(name)) is not None:
+    """Return what to install where a package is missing; transformers wraps such an error."""
+    while isinstance(error, ImportError):
+        if error.name and (extra := _extra_with(error.name)) is not None:
             return f"gradsift[{extra}]" if extra else "gradsift"
         error = error.__cause__ or error.__context__
     return None

@@ -17,6 +17,7 @@ from gradsift.cli.options import ADVANCED, app, command, load, one_file, strateg
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress
 
+Data = Annotated[str | None, typer.Argument(help="SFT file, `save_to_disk` folder or hub id.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
 ConfigFiles = Annotated[
     list[Path] | None,
@@ -94,9 +95,7 @@ def _root(
 )
 def run(
     settings: dict[str, Any],
-    data: Annotated[
-        str | None, typer.Argument(help="SFT file, `save_to_disk` folder or hub id.")
-    ] = None,
+    data: Data = None,
     config: ConfigFiles = None,
     trainer_config: TrainerConfigs = None,
     dry_run: DryRun = False,
@@ -117,9 +116,7 @@ def run(
 )
 def capture(
     settings: dict[str, Any],
-    data: Annotated[
-        str | None, typer.Argument(help="SFT file, `save_to_disk` folder or hub id.")
-    ] = None,
+    data: Data = None,
     config: ConfigFiles = None,
     trainer_config: TrainerConfigs = None,
     dry_run: DryRun = False,

@@ -15,7 +15,15 @@ from pydantic.fields import FieldInfo
 
 from gradsift import config as groups
 from gradsift.errors import GradsiftError
-from gradsift.schema import Group, default_of, fields_of, literals, parse_pair, require_known
+from gradsift.schema import (
+    Group,
+    default_of,
+    extra_of,
+    fields_of,
+    literals,
+    parse_pair,
+    require_known,
+)
 
 ADVANCED = "Advanced"
 
@@ -96,11 +104,6 @@ def _panel(parameter: inspect.Parameter) -> str | None:
     return parameter.annotation.__metadata__[0].rich_help_panel
 
 
-def extra_of(field: FieldInfo, key: str) -> Any:
-    """Return what a setting declares beside type, default and help: group, option."""
-    return field.json_schema_extra[key]
-
-
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     flag, default = f"--{name.replace('_', '-')}", default_of(field)
     kinds = _kinds(field)
@@ -117,7 +120,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         number = "INTEGER" if int in kinds and str not in kinds else "NUMBER"
         more = {"metavar": number if str not in kinds and {int, float} & {*kinds} else "TEXT"}
     if choices:
-        more["autocompletion"] = lambda: choices()
+        more["autocompletion"] = choices
     if field.is_required():
         help_text = f"{help_text} \\[required, here or in a file]"
     elif default is not None and default is not False and default != {}:
@@ -138,7 +141,7 @@ def _choices(name: str, field: FieldInfo) -> Callable[[], list[str]] | None:
     if name == "strategy":
         return strategy_names
     if name in ("arm", "arms"):
-        return lambda: ["base", "full", "full-equal-steps", *strategy_names()]
+        return lambda: [*load("comparison.arms").NOT_SELECTED, *strategy_names()]
     if name == "score":
         return lambda: list(load("selection.scores").SCORES)
     if name == "format":

@@ -13,7 +13,6 @@ from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.schema import migrated
 from gradsift.selection.counterfactuals import counterfactual
-from gradsift.selection.neighbours import Neighbours
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import DROPPED
 from gradsift.terms import LAYERS
@@ -91,14 +90,9 @@ def explain(
         raise GradsiftError(
             f"{folder}: no selection {name!r}; there are: {', '.join(selections) or 'none'}."
         )
-    row = rows[0]
-    decisions = {
-        selection: _decision(folder / SELECTIONS / selection, str(row["instance_id"]))
-        for selection in selections
-        if name in (None, selection)
-    }
-    if any(decision["decision"] != "dropped" for decision in decisions.values()):
-        _add_near_duplicates(run, str(row["instance_id"]), decisions)
+    row, decisions = rows[0], {}
+    for selection in selections if name is None else [name]:
+        decisions[selection] = _decision(run, selection, str(row["instance_id"]))
     return Explanation(row, decisions)
 
 
@@ -109,49 +103,39 @@ def _where(row_id: str) -> tuple[str, str | int]:
     return "instance_id", row_id
 
 
-def _decision(selection: Path, instance_id: str) -> dict[str, object]:
-    table = read_parquet(selection / DECISIONS)
+def _decision(run: Run, selection: str, instance_id: str) -> dict[str, object]:
+    table = read_parquet(run.folder / SELECTIONS / selection / DECISIONS)
     line = table.filter(pc.equal(table["instance_id"], instance_id)).to_pylist()[0]
-    summary = read_json(selection / SUMMARY)
     line["what_if"] = None
-    if line["decision"] != "dropped":
-        line["what_if"] = counterfactual(
-            line,
-            table,
-            strategy=str(summary["strategy"]),
-            by_tokens=str(summary["budget"]).endswith("tok"),
-            alpha=float(summary["settings"]["alpha"]),
-            expected_rows=float(summary["expected_rows"]),
-        )
+    if line["decision"] == "dropped":
+        return line
+    summary = read_json(run.folder / SELECTIONS / selection / SUMMARY)
+    settings = migrated(summary["settings"])
+    line["what_if"] = counterfactual(
+        line,
+        table,
+        strategy=str(summary["strategy"]),
+        by_tokens=str(summary["budget"]).endswith("tok"),
+        alpha=float(settings["alpha"]),
+        expected_rows=float(summary["expected_rows"]),
+    )
+    kept = set(table.filter(table["selected"])["instance_id"].to_pylist())
+    line["near_duplicates"] = [
+        {"instance_id": other, "similarity": cosine, "selected": other in kept}
+        for other, cosine in _near(run, instance_id, float(settings["similarity_threshold"]))
+    ]
     return line
 
 
-def _add_near_duplicates(
-    run: Run, instance_id: str, decisions: dict[str, dict[str, object]]
-) -> None:
+def _near(run: Run, instance_id: str, threshold: float) -> list[tuple[str, float]]:
+    """Return near-duplicates of a row that can be selected, the nearest first."""
     store, (neighbours, _) = run.store, run.content
     ids = [i for i, ok in zip(store.instance_ids, store.finite.tolist(), strict=True) if ok]
-    if instance_id not in ids:
-        return
-    for name, decision in decisions.items():
-        summary = read_json(run.folder / SELECTIONS / name / SUMMARY)
-        threshold = float(migrated(summary["settings"])["similarity_threshold"])
-        near = _near(neighbours, ids.index(instance_id), threshold)
-        table = read_parquet(
-            run.folder / SELECTIONS / name / DECISIONS, columns=["instance_id", "selected"]
-        )
-        kept = set(table.filter(table["selected"])["instance_id"].to_pylist())
-        decision["near_duplicates"] = [
-            {"instance_id": ids[row], "similarity": cosine, "selected": ids[row] in kept}
-            for row, cosine in near
-        ]
-
-
-def _near(neighbours: Neighbours, row: int, threshold: float) -> list[tuple[int, float]]:
+    row = ids.index(instance_id)
     rows, cosines = neighbours.of(row)
     chosen = np.flatnonzero((cosines > threshold) & (rows != row))
     order = chosen[np.lexsort((rows[chosen], -cosines[chosen]))]
-    return [(int(rows[at]), float(cosines[at])) for at in order]
+    return [(ids[rows[at]], float(cosines[at])) for at in order]
 
 
 def _numbers(decision: dict[str, object]) -> list[str]:

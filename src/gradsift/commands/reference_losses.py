@@ -69,7 +69,6 @@ def reference_losses(
     run = Run.of(run)
     with without_progress_bars():
         n_computed = _compute(run, progress)
-    vars(run).pop("has_reference_losses", None)
     return ReferenceLossesResult(str(run.folder), len(run.instances), n_computed)
 
 

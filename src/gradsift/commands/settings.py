@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gradsift import config
 from gradsift.errors import GradsiftError
-from gradsift.schema import choices_of, default_of, nearest
+from gradsift.schema import choices_of, default_of, extra_of, nearest
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def explain_settings(name: str | None = None) -> SettingsResult:
                 continue
             default = default_of(field) if not field.is_required() else None
             found[key] = {
-                "group": field.json_schema_extra["group"],
+                "group": extra_of(field, "group"),
                 "default": ",".join(map(str, default)) if isinstance(default, tuple) else default,
                 "choices": list(choices_of(group, key)),
                 "help": field.description,

@@ -103,12 +103,13 @@ def _changes(run: Run, config: SelectionConfig) -> list[tuple[str, dict[str, obj
     """Return what could have been chosen otherwise, as far as it matters to the strategy."""
     changes: list[tuple[str, dict[str, object]]] = []
     if uses_score(config):
+        has_losses = run.has_reference_losses
         changes += [
             (f"score {name}", {"score": name})
             for name, score in SCORES.items()
             if name != config.score
             # Scores that need reference losses only where these were computed.
-            and (run.has_reference_losses or Need.REFERENCE_LOSSES not in score.needs)
+            and (has_losses or Need.REFERENCE_LOSSES not in score.needs)
         ]
         layers = run.store.layers
         if len(layers) > 1:

@@ -12,7 +12,6 @@ from gradsift.run_folder import Run
 from gradsift.schema import Group, nearest, parse_pair, require_known, split_settings, validated
 from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import Budget, parse_budget
-from gradsift.selection.scores import SCORES
 from gradsift.selection.selector import choose_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, require_known_names
 
@@ -22,6 +21,8 @@ BASE = "base"
 FULL = "full"
 FULL_STEPS = "full-equal-steps"
 RANDOM = "random"
+# Arms whose rows no strategy selects.
+NOT_SELECTED = (BASE, FULL, FULL_STEPS)
 
 _SYNTAX = (
     "expected base, full, full-equal-steps or a strategy that `gradsift strategies` lists, then "
@@ -128,8 +129,8 @@ def _parse(
     where = f"arm {text!r}"
     head, *pairs = text.split(":")
     name, at, arm_budget = head.partition("@")
-    if name not in (BASE, FULL, FULL_STEPS, *STRATEGIES):
-        hint = nearest(name, (BASE, FULL, FULL_STEPS, *STRATEGIES), few=0)
+    if name not in (*NOT_SELECTED, *STRATEGIES):
+        hint = nearest(name, (*NOT_SELECTED, *STRATEGIES), few=0)
         raise GradsiftError(f"{where}: {f'{hint}? ' * bool(hint)}{_SYNTAX}.")
     settings = _parse_settings(pairs, where)
     has_seeds, seeds = "seeds" in settings, settings.pop("seeds", n_seeds)
@@ -158,11 +159,8 @@ def _parse_settings(pairs: Sequence[str], where: str) -> dict[str, Any]:
     for key in settings.keys() & _SAID_ELSEWHERE.keys():
         raise GradsiftError(f"{where}: {key} is said by {_SAID_ELSEWHERE[key]}.")
     require_known(settings, [*SelectionConfig.model_fields, "seeds"], where)
-    if "score" in settings and settings["score"] not in SCORES:
-        score = settings["score"]
-        raise GradsiftError(
-            f"{where}: score is {score!r}, which is unknown: {nearest(str(score), SCORES)}"
-        )
+    selection = {key: value for key, value in settings.items() if key != "seeds"}
+    require_known_names(validated(SelectionConfig, selection, where), f"{where}: ")
     return settings
 
 

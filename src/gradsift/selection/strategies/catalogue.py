@@ -94,7 +94,7 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def require_known_names(config: SelectionConfig) -> None:
+def require_known_names(config: SelectionConfig, where: str = "") -> None:
     """Refuse a strategy or a gradient score that there is none of."""
     for setting, name, known in (
         ("strategy", config.strategy, STRATEGIES),
@@ -103,7 +103,7 @@ def require_known_names(config: SelectionConfig) -> None:
         if name not in known:
             today = renamed_value(setting, name)
             hint = f"it is now called {today}" if today else nearest(name, known, len(known))
-            raise GradsiftError(f"`{setting}` is {name!r}, which is unknown: {hint}.")
+            raise GradsiftError(f"{where}`{setting}` is {name!r}, which is unknown: {hint}.")
 
 
 def needs_of(config: SelectionConfig) -> frozenset[Need]:
