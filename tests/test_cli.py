@@ -531,7 +531,7 @@ def test_a_bug_where_a_package_was_missing_is_a_bug():
         try:
             raise ModuleNotFoundError("No module named 'altair'", name="altair")
         except ImportError:
-            {}["absent"]  # ruff: ignore[useless-expression]
+            {}["absent"]
     except KeyError as error:
         assert told(error, ())[0] == 1
     wrapped = ModuleNotFoundError("Could not import module 'Trainer'")
