@@ -583,15 +583,27 @@ def waits_of(step):
     return places
 
 
-def kernels_of(step):
+def device_events(step):
     synchronize()
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=kinds) as profile:
         step()
         synchronize()
-    events = profile.events()
-    names = [e.name for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
-    return sum(not name.startswith(("Memcpy", "Memset")) for name in names)
+    return [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+
+
+def kernels_of(step):
+    return sum(not e.name.startswith(("Memcpy", "Memset")) for e in device_events(step))
+
+
+def dearest_kernels(step, n=12):
+    """Milliseconds the device was busy, and its kernels, the dearest first."""
+    spent, times = Counter(), Counter()
+    for event in device_events(step):
+        spent[event.name[:90]] += event.device_time / 1000
+        times[event.name[:90]] += 1
+    dearest = [[name, times[name], ms] for name, ms in spent.most_common(n)]
+    return {"busy": spent.total(), "kernels": times.total(), "dearest": dearest}
 
 
 def count_waits(report, n_columns, n_rows, seed):
@@ -646,6 +658,13 @@ def measure(report, name, shape, repeats):
     said = {"shape": vars(shape), "seconds": seconds, "reads": reads, "peaks": peaks}
     report.found["speed"][name] = said
     tabulate(report, name, shape, said)
+    said["profile"] = profile = {}
+    for way in WAYS if CUDA else ():
+        profile[way] = found = dearest_kernels(partial(steps.run, way, batch))
+        steps.clear()
+        print(f"    {way}: device busy {found['busy']:.1f} ms in {found['kernels']} kernels:")
+        for kernel, times, spent in found["dearest"] if way in (PLAIN, FUSED, SCORING) else ():
+            print(f"        {spent:8.2f} ms  {times:5} × {kernel}")
 
 
 def tabulate(report, name, shape, said):
