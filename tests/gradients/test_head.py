@@ -177,6 +177,24 @@ def test_outputs_that_are_at_hand_say_the_same_and_stay(name):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+def test_outputs_may_be_of_another_dtype_than_what_went_in(name):
+    """As autocast leaves them."""
+    backend = backend_named(name, torch.bfloat16)
+    case = Case(43, 5, dtype=torch.float32)
+    tokens = ResponseTokens.compact(case.labels_BT)
+    z_BTV = F.linear(case.hidden_BTD, case.weight_VD)
+    values = []
+    for x_BTD, z in ((case.hidden_BTD, z_BTV.bfloat16()), (case.hidden_BTD.bfloat16(), z_BTV)):
+        head = HeadOutputs(tokens, tokens.take(x_BTD), z)
+        result = head_pass(head, tokens, HeadTransform(), backend, sketch=case.sketch)
+        values.append(result.records.summaries.values_BS[[0, 2, 3]])
+    exact = head_pass(case.product(tokens), tokens, HeadTransform(), backend, sketch=case.sketch)
+    for got in values:
+        want = exact.records.summaries.values_BS[[0, 2, 3]]
+        torch.testing.assert_close(got, want, rtol=0.1, atol=5e-3)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 def test_gradients_are_the_same_with_and_without_summaries(name):
     """To the bit: recording must not change training."""
     backend = backend_named(name, torch.float32)

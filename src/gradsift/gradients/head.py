@@ -69,7 +69,7 @@ class HeadProduct:
     """
 
     def __init__(self, x_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None):
-        self.x_ND = x_ND
+        self.x_ND, self.dtype = x_ND, x_ND.dtype
         self.weight_VD = weight_VD.to(x_ND.dtype)
         self._bias_V = None if bias_V is None else bias_V.to(x_ND.dtype)
         self.n_columns = len(weight_VD)
@@ -116,7 +116,7 @@ def head_pass(
     only. Logits have the dtype of the product; what follows has the `operand_dtype` of the
     backend, sums at least float32.
     """
-    operand = backend.kernels().operand_dtype(head.x_ND.dtype)
+    operand = backend.kernels().operand_dtype(head.dtype)
     chunks = backend.chunks(tokens.lengths, head.n_columns, head.x_ND.shape[1], operand.itemsize)
     totals = _Totals(head, needs_grad)
     rows = None if sketch is None else RowSums(tokens, sketch)
@@ -145,7 +145,8 @@ def _chunk_pass(
     """Return log-likelihoods and squared error norms of a chunk's tokens; add it to the sums."""
     kernels = backend.kernels()
     x_nD, targets_n = head.x_ND[chunk.tokens], tokens.targets_N[chunk.tokens]
-    x_nD = x_nD.to(kernels.operand_dtype(x_nD.dtype))
+    # Under autocast the head's input is still in float32 where its outputs are not.
+    x_nD = x_nD.to(kernels.operand_dtype(head.dtype))
     needs_errors = totals.needs_any or rows is not None
     sweep = Sweep(head, chunk)
     in_second = needs_errors and len(sweep.blocks) == 1  # Then it finds the normaliser, too.

@@ -200,6 +200,8 @@ def row_sums(
     n_rows: int,
 ) -> torch.Tensor:
     """Return the sums of rows that begin at the int32 offsets less `first`, [R, 5] float64."""
+    if delta_nr.dtype != x_nD.dtype:  # The interpreter would not mind.
+        raise TypeError(f"operands of two dtypes: {delta_nr.dtype} and {x_nD.dtype}")
     config = _best_config(x_nD.shape[1], x_nD.dtype, x_nD.device)
     out_RP5 = _launch(config.all_kwargs(), delta_nr, x_nD, offsets_R1, first, n_rows)
     return combined_sums(widest(out_RP5.transpose(0, 1)))
