@@ -5,7 +5,8 @@ self-checks, what waits for the device, how many kernels. Then speed: steps of r
 shapes of real models, each way in turn in one run. It ends non-zero if a number is off or something
 broke; a missed goal of speed is only printed. FOLDER/gpu.json is written after each section.
 
-Usage: python benchmarks/gpu.py [--out .gpu/out] [--only correctness|speed]
+Usage: python benchmarks/gpu.py [--out .gpu/out]
+       [--sections head,gradients,embedding,self-checks,waits,speed,packing]
        [--shapes 135m,1b,7b-lora-32k,7b-lora-152k,7b-qlora-32k] [--repeats 5] [--seed N] [--tiny]
 """
 
@@ -499,9 +500,10 @@ class Steps:
         trainer.accelerator.prepare_model(trainer.model)
         trainer.model.train()
 
-    def batch(self, at):
+    def batch(self, at, order=None):
         trainer, size = self.trainer, self.trainer.args.per_device_train_batch_size
-        rows = [trainer.train_dataset[row] for row in range(at * size, (at + 1) * size)]
+        places = range(at * size, (at + 1) * size)
+        rows = [trainer.train_dataset[row if order is None else order[row]] for row in places]
         batch = trainer.data_collator(rows)
         indices = batch.pop(INDEX_COLUMN)
         return {**trainer._prepare_inputs(batch), INDEX_COLUMN: indices}
@@ -516,19 +518,24 @@ class Steps:
                 return trainer.forward_records(batch[INDEX_COLUMN], recorder, range(2**31))
             finally:
                 trainer.data_collator = collator
+        n_items = (batch["labels"][:, 1:] != -100).sum()
         if way == TRL:
             trainer.compute_loss = lambda model, inputs, **others: SFTTrainer.compute_loss(
                 trainer, model, {k: v for k, v in inputs.items() if k != TOKENS}, **others
             )
-        elif recorder is not None:
+            inputs = {k: v for k, v in batch.items() if k != INDEX_COLUMN}
+            try:  # With cuDNN's attention, where it is PyTorch's choice.
+                SFTTrainer.training_step(trainer, trainer.model, inputs, n_items)
+            finally:
+                del trainer.compute_loss
+            return None
+        if recorder is not None:
             trainer.record_with(recorder, seen.append)
-        n_items = (batch["labels"][:, 1:] != -100).sum()
         try:
             with recorder or nullcontext():
                 trainer.training_step(trainer.model, dict(batch), n_items)
         finally:
             trainer.stop_recording()
-            vars(trainer).pop("compute_loss", None)
         return seen[0] if seen else None
 
     def clear(self):
@@ -697,33 +704,52 @@ def tabulate(report, name, shape, said):
         )
 
 
-# 3. Rows of real lengths: padded and packed.
+# 3. Rows of real lengths: padded, grouped and packed.
 
-PADDED_TRL, PADDED, PACKED = "trl's own, padded", "recording, padded", "recording, packed"
-PACKINGS = (PADDED_TRL, PADDED, PACKED)
+TRL_PADDED = "trl's own, padded"
+# How a batch is made, whether its rows are of like lengths, what its length is a multiple of.
+BATCHED_AS = {
+    TRL_PADDED: (TRL, "random", 1),
+    "recording, padded": (FUSED, "random", 1),
+    "recording, by length": (FUSED, "by_length", 1),
+    "recording, packed": (FUSED, "packed", 1),
+    "recording, packed to 64s": (FUSED, "packed", 64),
+}
 
 
 def measure_packing(report, name, shape, repeats):
-    trainer = trainer_of(shape, shape.batch * (repeats + 2), shortest=0.05, batching="packed")
-    steps = Steps(trainer)
-    ways = {PADDED_TRL: (False, TRL), PADDED: (False, FUSED), PACKED: (True, FUSED)}
-    seconds, computed = {way: [] for way in PACKINGS}, Counter()
-    for repeat in range(repeats + 2):
-        for way in PACKINGS[repeat % 3 :] + PACKINGS[: repeat % 3]:
-            trainer.data_collator.packs, how = ways[way]
-            batch = steps.batch(repeat)
-            computed[way] += batch["input_ids"].numel()
+    n_batches = 4 * repeats
+    trainer = trainer_of(shape, shape.batch * n_batches, shortest=0.05, batching="packed")
+    steps, n_rows = Steps(trainer), shape.batch * n_batches
+    by_length = sorted(range(n_rows), key=lambda row: len(trainer.train_dataset[row]["input_ids"]))
+    of_window = [by_length[at : at + shape.batch] for at in range(0, n_rows, shape.batch)]
+    random.Random(0).shuffle(of_window)
+    orders = {"by_length": [row for batch in of_window for row in batch]}
+    seconds, computed = {way: [] for way in BATCHED_AS}, {way: [] for way in BATCHED_AS}
+    said = {"seconds": seconds, "computed": computed, "profile": {}}
+    report.found["packing"][name] = said
+    for at in range(n_batches):
+        for way, (how, batching, multiple) in BATCHED_AS.items():
+            trainer.data_collator.packs = batching == "packed"
+            trainer.data_collator.multiple = multiple
+            batch = steps.batch(at, orders.get(batching))
+            computed[way].append(batch["input_ids"].numel())
             synchronize()
             started = time.perf_counter()
             steps.run(how, batch)
             synchronize()
             seconds[way].append(time.perf_counter() - started)
             steps.clear()
-    report.found["packing"][name] = {"seconds": seconds, "computed": computed}
-    own = median(seconds[PADDED_TRL][2:])
-    for way in PACKINGS:
-        ratio = median(seconds[way][2:]) / own
-        print(f"    {name}: {way:20} {ratio:.3f} of trl's padded step, {computed[way]} tokens")
+            if CUDA and at == n_batches - 1:
+                said["profile"][way] = dearest_kernels(partial(steps.run, how, batch))
+                steps.clear()
+    # Half of the batches are warm-up; a shape that has not been there before still costs its own.
+    own = sum(seconds[TRL_PADDED][repeats * 2 :])
+    for way, values in seconds.items():
+        line = f"    {name}: {way:25} {sum(values[repeats * 2 :]) / own:.3f} of trl's padded steps"
+        line += f" ({1000 * median(values[repeats * 2 :]):.0f} ms, {sum(computed[way])} tokens"
+        busy = said["profile"].get(way)
+        print(line + (f"; the last busy {busy['busy']:.0f} ms)" if busy else ")"))
 
 
 def about():
@@ -746,10 +772,58 @@ def about():
     }
 
 
+def heads(report, arguments, seed):
+    for at, case in enumerate(TINY_CASES if arguments.tiny else CASES):
+        report.attempt(f"the head, {case.name()}", check_head, case, seed + at)
+
+
+def trainers(report, _, seed):
+    for bf16 in (True, False):
+        report.attempt(f"self-checks, bf16={bf16}", check_trainer, bf16, seed)
+
+
+def waits(report, _, seed):
+    for n_columns, n_rows in product((512, 16_384), (4, 16)) if CUDA else ():
+        report.attempt("waits and kernels", count_waits, n_columns, n_rows, seed)
+    if not CUDA:
+        report.say("waits and kernels: skipped: no CUDA")
+
+
+def shapes_of(report, arguments):
+    for name in arguments.shapes.split(","):
+        shape = tiny(SHAPES[name]) if arguments.tiny else SHAPES[name]
+        if shape.four_bit and importlib.util.find_spec("bitsandbytes") is None:
+            report.say(f"{name}: skipped: no bitsandbytes")
+        else:
+            yield name, shape
+
+
+def speed(report, arguments, _):
+    for name, shape in shapes_of(report, arguments):
+        report.attempt(f"speed, {name}", measure, name, shape, arguments.repeats)
+
+
+def packing(report, arguments, _):
+    for name, shape in shapes_of(report, arguments):
+        if name in ("135m", "7b-lora-32k"):
+            report.attempt(f"packing, {name}", measure_packing, name, shape, arguments.repeats)
+
+
+SECTIONS = {
+    "head": heads,
+    "gradients": lambda report, _, seed: report.attempt("gradients", check_gradients, seed),
+    "embedding": lambda report, _, seed: report.attempt("embedding", check_embedding, seed),
+    "self-checks": trainers,
+    "waits": waits,
+    "speed": speed,
+    "packing": packing,
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default=".gpu/out")
-    parser.add_argument("--only", choices=("correctness", "speed"))
+    parser.add_argument("--sections", default=",".join(SECTIONS))
     parser.add_argument("--shapes", default=",".join(SHAPES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**20))
@@ -764,29 +838,13 @@ def main():
     report, seed = Report(arguments.out), arguments.seed
     report.found["about"] = {**about(), "arguments": vars(arguments)}
     report.say(json.dumps(report.found["about"]))
-    if arguments.only != "speed":
-        if CUDA and TRITON not in to_check():
-            report.wrong("Triton's kernels do not run on this device")
-        for at, case in enumerate(TINY_CASES if arguments.tiny else CASES):
-            report.attempt(f"the head, {case.name()}", check_head, case, seed + at)
-        report.attempt("gradients of the fused head", check_gradients, seed)
-        report.attempt("records of the embedding", check_embedding, seed)
-        for bf16 in (True, False):
-            report.attempt(f"self-checks, bf16={bf16}", check_trainer, bf16, seed)
-        for n_columns, n_rows in product((512, 16_384), (4, 16)) if CUDA else ():
-            report.attempt("waits and kernels", count_waits, n_columns, n_rows, seed)
-        if not CUDA:
-            report.say("waits and kernels: skipped: no CUDA")
-    if arguments.only != "correctness":
-        for name in arguments.shapes.split(","):
-            shape = tiny(SHAPES[name]) if arguments.tiny else SHAPES[name]
-            if shape.four_bit and importlib.util.find_spec("bitsandbytes") is None:
-                report.say(f"speed, {name}: skipped: no bitsandbytes")
-                continue
-            report.attempt(f"speed, {name}", measure, name, shape, arguments.repeats)
-        for name in ("135m", "7b-lora-32k"):
-            shape = tiny(SHAPES[name]) if arguments.tiny else SHAPES[name]
-            report.attempt(f"packing, {name}", measure_packing, name, shape, arguments.repeats)
+    sections = arguments.sections.split(",")
+    if unknown := sorted(set(sections) - set(SECTIONS)):
+        parser.error(f"no such section: {unknown}")
+    if CUDA and TRITON not in to_check():
+        report.wrong("Triton's kernels do not run on this device")
+    for section in sections:
+        SECTIONS[section](report, arguments, seed)
     wrong = report.found["wrong"]
     report.say("\n  ".join([f"{len(wrong)} wrong", *wrong]))
     raise SystemExit(1 if wrong else 0)

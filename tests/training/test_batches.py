@@ -14,6 +14,7 @@ from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS
 from gradsift.training.batches import (
     BATCHINGS,
+    Collator,
     LengthGroupedSampler,
     bins,
     packed_batch,
@@ -41,14 +42,16 @@ def test_padding_is_weighed_against_attention():
     assert len(bins([300] * 4, 2)) == 4
 
 
-def test_a_packed_batch_holds_each_row_with_positions_and_labels_of_its_own():
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_a_packed_batch_holds_each_row_with_positions_and_labels_of_its_own(multiple):
     rows = [
         {"input_ids": [11, 12, 13], "labels": [-100, 12, 13]},
         {"input_ids": [21, 22, 23, 24, 25], "labels": [21, 22, 23, 24, 25]},
         {"input_ids": [31, 32], "labels": [-100, 32]},
     ]
-    batch, layout, order = packed_batch(rows, 1, 0)
+    batch, layout, order = packed_batch(rows, 1, 0, multiple)
     assert layout.n_rows == 3
+    assert layout.shape[1] % multiple == 0
     for name in ("input_ids", "labels", "position_ids"):
         assert batch[name].shape == layout.shape
     for values, i in zip(layout.split(batch["input_ids"]), order, strict=True):
@@ -149,6 +152,27 @@ def test_packing_changes_neither_the_order_nor_the_training(tmp_path):
     assert trainer.n_tokens == padded_trainer.n_tokens
     assert trainer.n_computed < 1.1 * trainer.n_tokens
     assert padded_trainer.n_computed > 1.3 * padded_trainer.n_tokens
+
+
+def test_what_fills_a_packed_batch_up_changes_nothing(tmp_path, monkeypatch):
+    _, want = captured(tmp_path / "plain", "packed", record_at="after")
+    monkeypatch.setattr(
+        Collator, "multiple", property(lambda _: 64, lambda *_: None), raising=False
+    )
+    _, got = captured(tmp_path / "filled", "packed", record_at="after")
+    np.testing.assert_allclose(got.loss, want.loss, rtol=1e-5)
+    for layer, by_name in want.statistics.items():
+        np.testing.assert_allclose(got.statistics[layer]["std"], by_name["std"], rtol=1e-5)
+
+
+def test_cudnn_attention_is_left_out_of_steps_and_scoring_alone(tmp_path):
+    seen, model = [], tiny_llama()
+    model.register_forward_hook(lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    captured(tmp_path / "during", "packed", model=model)
+    captured(tmp_path / "after", "packed", model=model, record_at="after", backward=False)
+    assert seen.count(False) > seen.count(True)  # Checks of the model are no steps.
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize("make", [tiny_mamba, tiny_opt])

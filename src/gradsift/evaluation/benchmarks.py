@@ -26,6 +26,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gradsift.attention import without_cudnn_attention
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.shared_prefix import SharedPrefixLM
 from gradsift.utils import short_sha256
@@ -103,7 +104,8 @@ def score_tasks(
     with _quiet(), _tied_as_it_is(model):
         lm = SharedPrefixLM(pretrained=model, tokenizer=tokenizer, batch_size=ROWS_IN_A_BATCH)
         # Intervals come later, from all arms together.
-        results = evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+        with without_cudnn_attention():
+            results = evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
     assert results is not None
     method = lm.method or "generated"
     return {name: _scores(name, items, method) for name, items in results["samples"].items()}

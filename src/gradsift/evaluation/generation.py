@@ -10,12 +10,14 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from gradsift.attention import without_cudnn_attention
 from gradsift.progress import Progress, no_progress
 
 ROWS_IN_A_BATCH = 32
 TOLERANCE = 1e-2
 
 
+@without_cudnn_attention()
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,

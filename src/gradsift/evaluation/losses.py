@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gradsift.attention import without_cudnn_attention
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
 from gradsift.terms import IGNORED_LABEL
@@ -78,6 +79,7 @@ def instance_losses(model: PreTrainedModel, instances: Sequence[Instance]) -> li
     return [ReferenceLosses(*row) for row in zip(*columns, strict=True)]
 
 
+@without_cudnn_attention()
 @torch.no_grad()
 def token_losses(
     model: PreTrainedModel, rows: Sequence[tuple[Sequence[int], Sequence[int]]]

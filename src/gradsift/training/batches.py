@@ -41,6 +41,8 @@ BATCHES_IN_A_WINDOW = 64
 # A token's attention costs as much as its linear layers in a row of about 6 times the width
 # (24·D² operations for the layers of a block, 4·D·T for the attention).
 WIDTHS_OF_ATTENTION = 6
+# Of the length of a packed batch on a GPU, where each new shape costs some preparation.
+PACKED_MULTIPLE = 64
 
 
 def bins(lengths: Sequence[int], width: int) -> list[list[int]]:
@@ -71,7 +73,7 @@ def _balanced(order: Sequence[int], lengths: Sequence[int], n_bins: int) -> list
 
 
 def packed_batch(
-    rows: Sequence[Mapping[str, Sequence[int]]], width: int, pad: int
+    rows: Sequence[Mapping[str, Sequence[int]]], width: int, pad: int, multiple: int = 1
 ) -> tuple[dict[str, torch.Tensor], ResponseTokens, list[int]]:
     """Put rows end to end: `input_ids`, `labels`, `position_ids` [B, T], layout, and their order.
 
@@ -80,7 +82,8 @@ def packed_batch(
     """
     lengths = [len(row["input_ids"]) for row in rows]
     packed = bins(lengths, width)
-    shape = (len(packed), max(sum(lengths[i] for i in members) for members in packed))
+    longest = max(sum(lengths[i] for i in members) for members in packed)
+    shape = (len(packed), -(-longest // multiple) * multiple)
     input_ids_BT = torch.full(shape, pad)
     labels_BT = torch.full(shape, IGNORED_LABEL)
     position_ids_BT, mask_BT = (torch.zeros(shape, dtype=torch.long) for _ in range(2))
@@ -123,11 +126,13 @@ class Collator:
 
     Attributes:
         packs: Whether rows are packed.
+        multiple: Of what the length of a packed batch is a multiple.
     """
 
     def __init__(self, collate: Callable[[list[dict]], dict[str, torch.Tensor]], width: int):
         """Take trl's collator and D of the model."""
-        self._collate, self._width, self.packs = collate, width, False
+        self._collate, self._width = collate, width
+        self.packs, self.multiple = False, 1
 
     @contextmanager
     def packing_into_one(self) -> Generator[None, None, None]:
@@ -143,7 +148,8 @@ class Collator:
         # The host knows the indices, and where the response tokens are: nobody need ask a device.
         indices = [row[INDEX_COLUMN] for row in rows]
         if self.packs:
-            batch, tokens, order = packed_batch(rows, self._width, self._collate.pad_token_id)
+            pad = self._collate.pad_token_id
+            batch, tokens, order = packed_batch(rows, self._width, pad, self.multiple)
             return {**batch, INDEX_COLUMN: [indices[i] for i in order], TOKENS: tokens}
         batch = self._collate([{k: v for k, v in row.items() if k != INDEX_COLUMN} for row in rows])
         tokens = ResponseTokens.compact(batch["labels"], batch.get("attention_mask"))

@@ -17,6 +17,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTTrainer
 
+from gradsift.attention import without_cudnn_attention
 from gradsift.config import Batching
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
@@ -29,6 +30,7 @@ from gradsift.terms import IGNORED_LABEL
 from gradsift.training.adapters import cast_trained
 from gradsift.training.batches import (
     INDEX_COLUMN,
+    PACKED_MULTIPLE,
     TOKENS,
     Collator,
     LengthGroupedSampler,
@@ -86,6 +88,8 @@ class RecordingSFTTrainer(SFTTrainer):
         self.data_collator = Collator(self.data_collator, width)
         self.batching = self._choose_batching(settings.batching)
         self.data_collator.packs = self.batching == "packed"
+        if self.args.device.type == "cuda":
+            self.data_collator.multiple = PACKED_MULTIPLE
         # Standard output is for results; progress is reported by whoever runs the trainer.
         self.remove_callback(PrinterCallback)
 
@@ -168,6 +172,7 @@ class RecordingSFTTrainer(SFTTrainer):
         self._metrics["train"].clear()
         self._total_train_tokens = 0
 
+    @without_cudnn_attention()
     def training_step(
         self,
         model: torch.nn.Module,
@@ -223,6 +228,7 @@ class RecordingSFTTrainer(SFTTrainer):
                 self.forget_metrics()
         return recorded[0] if recorded else None
 
+    @without_cudnn_attention()
     def forward_records(
         self, indices: Sequence[int], recorder: Recorder, dataset: Dataset | None = None
     ) -> Records:
