@@ -7,6 +7,7 @@ they share they inherit, so that one `RunConfig` can be given wherever a part of
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import field_validator, model_validator
@@ -32,12 +33,15 @@ class ReadingConfig(Group):
 
     format: str | None = setting(
         None,
-        "prompt_completion, messages, text, alpaca, sharegpt or qa (detected).",
+        "prompt_completion, messages, text, alpaca, sharegpt, qa or preference (detected).",
         DATA,
         option=True,
     )
     prompt_column: str | None = setting(None, "Field with the question.", DATA, option=True)
     response_column: str | None = setting(None, "Field with the answer.", DATA, option=True)
+    context_column: str | None = setting(
+        None, "Field with text that follows the question (input of alpaca, context).", DATA
+    )
     system_column: str | None = setting(None, "Field with a system prompt.", DATA)
     id_column: str | None = setting(None, "Field with the row's id (id).", DATA)
     source_column: str | None = setting(
@@ -170,6 +174,16 @@ class CaptureConfig(TrainerConfig, LengthConfig, MethodConfig, SketchConfig):
         "Require that the model's own chat template is like this one (chatml, llama3, …); "
         "tokenizer_default: whichever it is.",
         CAPTURE,
+    )
+    chat_template_kwargs: dict[str, Any] = setting(
+        {},
+        "Argument of the chat template for all rows (enable_thinking=false); those of a row's own "
+        "field chat_template_kwargs go before.",
+        CAPTURE,
+        option=True,
+    )
+    template_date: date | None = setting(
+        None, "Day that a chat template writes as today (the day of the first capture).", CAPTURE
     )
     batching: Literal["auto", Batching] = setting(
         "auto",

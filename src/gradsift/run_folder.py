@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,7 +120,8 @@ class Run:
 
     def save_config(self) -> None:
         """Write the settings into the folder; `gradsift run --config` takes them."""
-        settings = self.config.model_dump(mode="json")
+        config = self.config.model_copy(update={"template_date": self.template_date})
+        settings = config.model_dump(mode="json")
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         write_text(self.folder / CONFIG_NAME, text)
 
@@ -203,16 +205,35 @@ class Run:
 
         return load_config(self.model)
 
-    def tokenized(self) -> Instances:
-        """Tokenize the pool as the capture does: instances, and why other rows are none."""
+    @cached_property
+    def template_date(self) -> date | None:
+        """The day that the chat template writes as today; None if it writes none."""
+        from gradsift.data.rendering import asks_for_the_day
+
+        if not asks_for_the_day(self.tokenizer):
+            return None
+        given, saved = self.config.template_date, self.folder / CONFIG_NAME
+        if given is None and saved.exists():
+            given = run_config(migrated(read_yaml(saved)), str(saved)).template_date
+        return given or date.today()
+
+    def tokenized(self, pool: Pool | None = None) -> Instances:
+        """Tokenize the pool as the capture does: instances, and why other rows are none.
+
+        Args:
+            pool: Other rows, to be tokenized alike.
+        """
         from gradsift.data.tokenization import build_instances
 
+        rows = (self.pool if pool is None else pool).rows
         return build_instances(
-            [(row.instance_id, row.example) for row in self.pool.rows if row.example is not None],
+            [(row.instance_id, row.example) for row in rows if row.example is not None],
             self.tokenizer,
             max_length=self.config.max_length,
             truncation=self.config.truncation,
             vocab_size=self.model_config.get_text_config().vocab_size,
+            template_kwargs=self.config.chat_template_kwargs,
+            template_date=self.template_date,
         )
 
     @cached_property

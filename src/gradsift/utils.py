@@ -1,4 +1,4 @@
-"""Files that are either whole or absent (temporary file, fsync, rename), and digests."""
+"""Files that are either whole or absent (temporary file, fsync, rename), digests, short lists."""
 
 from __future__ import annotations
 
@@ -120,3 +120,10 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def few(names: Iterable[object], n: int = 20) -> str:
+    """Return a sorted list of names, as messages say it, cut where it gets long."""
+    names = sorted(str(name)[:50] for name in names)
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return f"{names[:n]}{more}"

@@ -2,11 +2,12 @@ import pytest
 
 from gradsift.data.detection import settle_format
 from gradsift.data.example import Chat, Plain, RowError
-from gradsift.data.formats import Columns, parse_record
+from gradsift.data.formats import Columns, Reader
 
 U = {"role": "user", "content": "hi"}
 A = {"role": "assistant", "content": "yo"}
 SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": None}}}
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 GOOD = {
@@ -48,9 +49,98 @@ GOOD = {
         Chat((U, A), (False, True)),
     ),
     "tool calls without content": (
-        {"messages": [U, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+        {"messages": [U, {"role": "assistant", "content": None, "tool_calls": [CALL]}]},
         "messages",
-        Chat((U, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}), (False, True)),
+        Chat((U, {"role": "assistant", "content": "", "tool_calls": [CALL]}), (False, True)),
+    ),
+    "messages as JSON text": (
+        {"messages": '[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]'},
+        "messages",
+        Chat((U, A), (False, True)),
+    ),
+    "prompt_completion messages as JSON text": (
+        {
+            "prompt": '[{"role": "user", "content": "hi"}]',
+            "completion": '[{"role": "assistant", "content": "yo"}]',
+        },
+        "prompt_completion",
+        Chat((U, A), (False, True)),
+    ),
+    "text that begins like JSON": (
+        {"prompt": "{x", "completion": "[y"},
+        "prompt_completion",
+        Plain("{x", "[y"),
+    ),
+    "what the template is given": (
+        {"messages": [U, A], "chat_template_kwargs": '{"enable_thinking": false}'},
+        "messages",
+        Chat((U, A), (False, True), template_kwargs={"enable_thinking": False}),
+    ),
+    "Dolly": (
+        {"instruction": "do", "context": "this", "response": "yo", "category": "qa"},
+        "qa",
+        Chat(({"role": "user", "content": "do\nthis"}, A), (False, True)),
+    ),
+    "Dolly without context": (
+        {"instruction": "hi", "context": "", "response": "yo"},
+        "qa",
+        Chat((U, A), (False, True)),
+    ),
+    "OpenOrca": (
+        {"id": "x", "system_prompt": "be", "question": "hi", "response": "yo"},
+        "qa",
+        Chat(({"role": "system", "content": "be"}, U, A), (False, False, True)),
+    ),
+    "capitals": (
+        {"Question": "hi", "Complex_CoT": "hm", "Response": "yo"},
+        "qa",
+        Chat((U, A), (False, True)),
+    ),
+    "a context that is no text": (
+        {"question": "hi", "context": ["a"], "answer": "yo"},
+        "qa",
+        Chat((U, A), (False, True)),
+    ),
+    "LIMA": (
+        {"conversations": ["hi", "yo", "hi", "yo"], "source": "s"},
+        "sharegpt",
+        Chat((U, A, U, A), (False, True) * 2),
+    ),
+    "UltraChat": ({"id": "0", "data": ["hi", "yo"]}, "sharegpt", Chat((U, A), (False, True))),
+    "UltraChat 200k": (
+        {"prompt": "hi", "messages": [U, A]},
+        "messages",
+        Chat((U, A), (False, True)),
+    ),
+    "preference messages": (
+        {"chosen": [U, A, U, A], "rejected": [U, A, U, {**A, "content": "no"}]},
+        "preference",
+        Chat((U, A, U, A), (False, False, False, True)),
+    ),
+    "preference with a prompt apart": (
+        {"prompt": "hi", "chosen": "yo", "rejected": "no"},
+        "preference",
+        Chat((U, A), (False, True)),
+    ),
+    "preference with messages apart": (
+        {"prompt": [U], "chosen": [A], "rejected": [A]},
+        "preference",
+        Chat((U, A), (False, True)),
+    ),
+    "preference with the prompt inside": (
+        {"prompt": "hi", "chosen": [U, A], "rejected": [U, A]},
+        "preference",
+        Chat((U, A), (False, True)),
+    ),
+    "HH-RLHF": (
+        {"chosen": "\n\nHuman: hi\n\nAssistant: yo", "rejected": "\n\nHuman: hi\n\nAssistant: no"},
+        "preference",
+        Chat((U, A), (False, True)),
+    ),
+    "ShareGPT weight": (
+        {"conversations": [SHAREGPT[0], {**SHAREGPT[1], "weight": 0}, *SHAREGPT]},
+        "sharegpt",
+        Chat((U, A, U, A), (False, False, False, True)),
     ),
     "text": ({"text": "abc"}, "text", Plain("", "abc")),
     "alpaca": (
@@ -136,18 +226,18 @@ def test_each_format_is_detected_and_read(name):
     record, row_format, expected = GOOD[name]
     found, columns = settle_format([record], None, Columns())
     assert found == row_format
-    assert parse_record(record, found, columns, "all") == expected
+    assert Reader(found, columns).parse(record) == expected
 
 
 def test_only_the_last_turn():
-    example = parse_record({"messages": [U, A, U, A]}, "messages", Columns(), "last")
+    example = Reader("messages", Columns(), "last").parse({"messages": [U, A, U, A]})
     assert example.train == (False, False, False, True)
 
 
 def test_columns_named_by_the_user_win():
     record = {"messages": [U, A], "q": "hi", "a": "yo", "s": "be"}
     found, columns = settle_format([record], None, Columns("q", None, "a", "s"))
-    example = parse_record(record, found, columns, "all")
+    example = Reader(found, columns).parse(record)
     assert example.messages == ({"role": "system", "content": "be"}, U, A)
 
 
@@ -219,7 +309,7 @@ def test_what_cannot_be_read_has_a_reason(name):
     record, row_format, reason, detail = BAD[name]
     _, columns = settle_format([record], row_format, Columns())
     with pytest.raises(RowError) as error:
-        parse_record(record, row_format, columns, "all")
+        Reader(row_format, columns).parse(record)
     assert error.value.reason == reason
     assert detail in error.value.detail
 
@@ -238,13 +328,13 @@ def test_rows_of_either_kind_of_turn_in_one_file():
     records = [{"conversations": SHAREGPT}, {"conversations": [U, A]}]
     found, columns = settle_format(records, None, Columns())
     for record in records:
-        assert parse_record(record, found, columns, "all").messages == (U, A)
+        assert Reader(found, columns).parse(record).messages == (U, A)
 
 
 def test_a_system_column_named_by_the_user_reaches_messages():
     record = {"messages": [U, A], "s": "be"}
     found, columns = settle_format([record], None, Columns(system="s"))
-    example = parse_record(record, found, columns, "all")
+    example = Reader(found, columns).parse(record)
     assert example.messages[0] == {"role": "system", "content": "be"}
     assert example.train == (False, False, True)
 

@@ -1,7 +1,11 @@
+from dataclasses import replace
+from datetime import date
+
 import pytest
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
+from gradsift.data import tokenization
 from gradsift.data.example import Chat, Plain
 from gradsift.data.tokenization import build_instances
 from gradsift.terms import IGNORED_LABEL
@@ -174,3 +178,129 @@ def test_many_examples_keep_their_order():
     assert [item.instance_id for item in result.items] == [name for name, _ in examples]
     single, _ = build(examples[777][1])
     assert result.items[777].labels == single.items[0].labels
+
+
+KWARGS_TEMPLATE = "{{ mode | default('none') }}|" + CHAT_TEMPLATE
+
+
+def test_a_template_is_given_what_the_row_says_else_what_is_said_for_all():
+    def whole(example, **options):
+        result, tokenizer = build(example, KWARGS_TEMPLATE, **options)
+        return tokenizer.decode(result.items[0].input_ids).split("|")[0]
+
+    of_the_row = replace(chat("hi", "yo"), template_kwargs={"mode": "high"})
+    assert whole(chat("hi", "yo")) == "none"
+    assert whole(chat("hi", "yo"), template_kwargs={"mode": "low"}) == "low"
+    assert whole(of_the_row, template_kwargs={"mode": "low"}) == "high"
+
+
+@pytest.mark.parametrize("marks", [False, True])
+def test_a_template_that_asks_for_the_time_gets_the_same_every_day(marks):
+    dated = "{{ strftime_now('%d %b %Y, %A, %H:%M:%S, 100%') }}|"
+    template = dated + (CHAT_TEMPLATE_MARKED if marks else CHAT_TEMPLATE)
+    result, tokenizer = build(chat("hi", "yo"), template, template_date=date(2024, 2, 3))
+    whole = tokenizer.decode(result.items[0].input_ids)
+    assert whole.startswith("03 Feb 2024, Saturday, 00:00:00, 100%|<|user|>")
+    assert response(result, tokenizer) == "yo</s>"
+    today, _ = build(chat("hi", "yo"), template)
+    assert today.items != result.items
+
+
+LONG = " ".join(f"word{i}" for i in range(3_000))
+LONG_EXAMPLES = {
+    "a long answer": chat("hi", LONG),
+    "a long question": chat(LONG, "yo"),
+    "long turns": chat("hi", "yo " + LONG, LONG, "end", train=(False, False, False, True)),
+    "a long text": Plain("", LONG),
+    "a long prompt": Plain(LONG, "yo"),
+    "a long completion": Plain("hi", LONG),
+}
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, CHAT_TEMPLATE_MARKED])
+@pytest.mark.parametrize("truncation", ["keep_start", "keep_end", "drop"])
+@pytest.mark.parametrize("kind", LONG_EXAMPLES)
+def test_of_a_long_text_the_part_that_stays_has_the_tokens_of_the_whole(
+    monkeypatch, kind, truncation, template
+):
+    options = {"max_length": 40, "truncation": truncation}
+    part, _ = build(LONG_EXAMPLES[kind], template, **options)
+    tokenized = []
+    monkeypatch.setattr(tokenization._Renderer, "_part", lambda self, plan: tokenized.append(plan))
+    whole, _ = build(LONG_EXAMPLES[kind], template, **options)
+    assert tokenized
+    assert part.items == whole.items
+    assert [reason for reason, _ in part.dropped.values()] == [r for r, _ in whole.dropped.values()]
+
+
+def test_little_more_than_what_stays_of_a_long_text_is_tokenized(monkeypatch):
+    lengths = []
+    tokenizer = tiny_tokenizer()
+    call = type(tokenizer).__call__
+
+    def counted(self, texts, **options):
+        lengths.extend([len(texts)] if isinstance(texts, str) else map(len, texts))
+        return call(self, texts, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    build_instances([("x", chat("hi", LONG))], tokenizer, max_length=40)
+    assert len(lengths) == 1
+    assert lengths[0] < len(LONG) / 10
+
+
+TOOL_CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, CHAT_TEMPLATE_MARKED, None])
+def test_a_target_that_is_not_rendered_drops_the_row(template):
+    calling = Chat(
+        ({"role": "user", "content": "hi"},
+         {"role": "assistant", "content": "", "tool_calls": [TOOL_CALL]}),
+        (False, True),
+    )  # fmt: skip
+    result, _ = build(calling, template)
+    assert result.dropped["x"] == (
+        "target_not_rendered", "turn 1: the call of f is not in the rendered text",
+    )  # fmt: skip
+    before = replace(
+        calling,
+        messages=(*calling.messages, *chat("so", "yo").messages),
+        train=(False,) * 3 + (True,),
+    )
+    result, _ = build(before, template)
+    assert result.notes["prompt_not_prefix"] == 0
+    assert result.notes["prompt_not_rendered"] == 1
+    assert result.first["prompt_not_rendered"] == "x"
+    assert "rows with a turn before the answer" in "\n".join(result.lines())
+
+
+SHORTENED = CHAT_TEMPLATE.replace("m['content']", "m['content'][:60]")
+
+
+def test_an_answer_that_is_shown_in_part_is_noted_and_thinking_that_is_not():
+    lines = "\n".join(f"this is line {i} of the answer, and it goes on" for i in range(5))
+    assert build(chat("hi", lines), SHORTENED)[0].notes["answer_rewritten"] == 1
+    assert build(chat("hi", lines))[0].notes["answer_rewritten"] == 0
+    thinking = chat("hi", "yo")
+    thinking.messages[1]["reasoning"] = "hm, hm"
+    assert build(thinking)[0].notes["thinking_not_rendered"] == 1
+    assert build(chat("hi", "<think>hm, hm</think>yo"))[0].notes["thinking_not_rendered"] == 0
+
+
+def test_templates_that_take_parts_or_text_get_them():
+    parts = CHAT_TEMPLATE.replace("m['content']", "m['content'][0]['text']")
+    result, tokenizer = build(chat("hi", "yo"), parts)
+    assert response(result, tokenizer) == "yo</s>"
+    calls = "{{ m['tool_calls'][0]['function']['arguments'] }}"
+    as_text = CHAT_TEMPLATE.replace(
+        "{% endfor", "{% if m.tool_calls %}" + calls + "{% endif %}{% endfor"
+    )
+    as_json = as_text.replace("arguments'] }}", "arguments'] | tojson }}")
+    example = Chat(
+        ({"role": "user", "content": "hi"},
+         {"role": "assistant", "content": "f", "tool_calls": [TOOL_CALL]}),
+        (False, True),
+    )  # fmt: skip
+    for template in (as_text, as_json):
+        result, tokenizer = build(example, template)
+        assert response(result, tokenizer) == 'f</s>{"a": "b"}'

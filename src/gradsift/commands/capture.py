@@ -6,7 +6,6 @@ import logging
 import shlex
 import shutil
 import tempfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from gradsift.config import CaptureConfig, ModelConfig
 from gradsift.config_files import CONFIG_NAME
 from gradsift.data.pool import Pool
-from gradsift.data.tokenization import NOTES, Instances
+from gradsift.data.tokenization import Instances
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
 from gradsift.provenance import about_pool, about_stack, identity_of, pool_rows
@@ -183,11 +182,6 @@ def _usable_instances(run: Run) -> Instances:
             f"{pool.source.name}: none of the {len(pool.rows)} rows can be trained on; "
             f"the first one: {reason}: {detail}"
         )
-    for name, n in instances.notes.items():
-        if n:
-            logger.info(f"{n} {NOTES[name]}")
-    reasons = Counter(reason for reason, _ in instances.dropped.values())
-    for reason, n in reasons.items():
-        at, detail = next((i, d) for i, (r, d) in instances.dropped.items() if r == reason)
-        logger.info(f"{n} rows dropped, {reason}; the first, {at}: {detail}")
+    for line in instances.lines():
+        logger.info(line)
     return instances

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.config import EvaluationConfig
 from gradsift.data.pool import Pool
-from gradsift.data.tokenization import Instance, build_instances
+from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.benchmarks import SANITY, load_tasks, questions, score_tasks
 from gradsift.evaluation.generation import generate
@@ -183,12 +183,7 @@ def make_suite(test: Pool, run: Run, config: EvaluationConfig) -> EvaluationSuit
 
 
 def _test_instances(test: Pool, run: Run) -> Sequence[Instance]:
-    built = build_instances(
-        [(row.instance_id, row.example) for row in test.rows if row.example is not None],
-        run.tokenizer,
-        max_length=run.config.max_length,
-        truncation=run.config.truncation,
-    )
+    built = run.tokenized(test)
     n_rows, n_left = len(test.rows), len(test.rows) - len(built.items)
     if not built.items:
         raise GradsiftError(f"{test.source.name}: none of its {n_rows} rows can be tested on.")

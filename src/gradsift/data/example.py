@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+# What a turn's reasoning is called; the first is what most templates read.
+THINKING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 NOT_RECORDED = "not_recorded"
 NON_FINITE = "non_finite_gradient"
 # Every reason for which a row is not an instance, and what it means.
@@ -18,6 +20,7 @@ DROP_REASONS = {
     "empty_response": "the response is empty",
     "duplicate_id": "an earlier row has the same id",
     "template_error": "the chat template refuses the conversation",
+    "target_not_rendered": "the chat template leaves out what is to be trained on",
     "too_long": "longer than `max_length`, with `truncation: drop`",
     "no_response_token": "after truncation no token of the response is left",
     NOT_RECORDED: "the training loop did not come to it",
@@ -40,14 +43,18 @@ class Chat:
     """A conversation, to be rendered by the tokenizer's chat template.
 
     Attributes:
-        messages: Turns as chat templates take them: `role`, `content`, perhaps `tool_calls`.
+        messages: Turns in the normal form: `role`, `content`, perhaps `tool_calls` and more.
         train: For each turn, whether it is trained on; only assistant turns can be.
         tools: Tool schemas for the template, or None.
+        template_kwargs: What the row gives its template beside the conversation.
+        remarks: What a person should know of how the row was read; no part of what it says.
     """
 
     messages: tuple[dict[str, Any], ...]
     train: tuple[bool, ...]
     tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def trained(self) -> list[dict[str, Any]]:
@@ -61,9 +68,17 @@ class Plain:
 
     prompt: str
     response: str
+    remarks: tuple[str, ...] = field(default=(), compare=False)
 
 
 Example = Chat | Plain
+
+
+def what_it_says(example: Example) -> dict[str, Any]:
+    """Return what an example's hash is made of: all that is trained on or stands before it."""
+    said = {k: v for k, v in vars(example).items() if k != "remarks"}
+    # Rows without kept their hashes when this came.
+    return {k: v for k, v in said.items() if k != "template_kwargs" or v}
 
 
 def require_trainable(example: Example) -> Example:
@@ -73,6 +88,12 @@ def require_trainable(example: Example) -> Example:
             raise RowError("empty_response", "the response is empty")
     elif not example.trained:
         raise RowError("no_assistant_turn", "no assistant turn is trained on")
-    elif not any((m.get("content") or "").strip() or m.get("tool_calls") for m in example.trained):
+    elif not any(_says_something(turn) for turn in example.trained):
         raise RowError("empty_response", "all trained assistant turns are empty")
     return example
+
+
+def _says_something(turn: dict[str, Any]) -> bool:
+    texts = [turn.get(name) for name in ("content", *THINKING_FIELDS)]
+    says = any(isinstance(text, str) and text.strip() for text in texts)
+    return says or bool(turn.get("tool_calls"))

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from gradsift.data.example import Chat, Example, Plain, RowError, require_trainable
+from gradsift.data.conversations import (
+    FLAGS,
+    LIKE_A_FLAG,
+    OPENAI,
+    TurnNames,
+    json_or_value,
+    normal_tools,
+    normal_turns,
+    require,
+    require_flat,
+    require_object,
+    require_text,
+    type_name,
+    without_nulls,
+)
+from gradsift.data.example import THINKING_FIELDS, Chat, Example, Plain, RowError, require_trainable
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 # Names of turns in ShareGPT files, as found in the wild, and what templates call them.
 SHAREGPT_ROLES = {
     "human": "user",
@@ -18,10 +33,29 @@ SHAREGPT_ROLES = {
     "assistant": "assistant",
     "chatgpt": "assistant",
     "model": "assistant",
+    "bot": "assistant",
     "system": "system",
     "observation": "tool",
     "tool": "tool",
+    "tool_response": "tool",
     "function_call": "function_call",
+    "tool_call": "function_call",
+}
+# Fields of a ShareGPT turn that say something, beside those that have other names.
+OF_A_TURN = (*FLAGS, *THINKING_FIELDS, "tool_calls", "function_call", "tool_call_id", "name")
+# Arguments of apply_chat_template that a row must not change.
+NOT_OF_A_ROW = (
+    "chat_template", "tools", "tokenize", "add_generation_prompt", "continue_final_message",
+    "conversation", "messages", "return_dict", "return_tensors", "return_assistant_tokens_mask",
+    "tokenizer_kwargs", "padding", "truncation", "max_length", "documents",
+    "sanitize_control_tokens",
+)  # fmt: skip
+# How HH-RLHF writes a conversation into one text.
+TRANSCRIPT = re.compile(r"\n\n(Human|Assistant): ?")
+# What is said once of all rows of a format.
+FORMAT_NOTES = {
+    "preference": "of the preference rows the chosen answer is trained on, the rejected one is "
+    "left out",
 }
 
 
@@ -55,96 +89,207 @@ class Columns:
     roles: Mapping[str, str] | None = None
 
 
-def parse_record(
-    record: Mapping[str, Any], row_format: str, columns: Columns, train_on: str
-) -> Example:
-    """Read a record as an example with something to train on, or raise a RowError.
+@dataclass(frozen=True)
+class Reader:
+    """How records of a pool are read.
 
-    `row_format` is a key of ROW_FORMATS; `train_on` is "all" assistant turns, or only the "last".
+    Attributes:
+        row_format: A key of ROW_FORMATS.
+        train_on: "all" assistant turns, or only the "last".
+        filled: Whether rows come from a table, which fills absent fields with null.
     """
-    example = ROW_FORMATS[row_format](record, columns)
-    if isinstance(example, Chat) and train_on == "last":
-        last = max((i for i, train in enumerate(example.train) if train), default=-1)
-        train = tuple(i == last for i in range(len(example.train)))
-        example = Chat(example.messages, train, example.tools)
-    return require_trainable(example)
+
+    row_format: str
+    columns: Columns
+    train_on: str = "all"
+    filled: bool = False
+
+    def parse(self, record: Mapping[str, Any]) -> Example:
+        """Read a record as an example with something to train on, or raise a RowError."""
+        example = ROW_FORMATS[self.row_format](record, self)
+        if isinstance(example, Chat):
+            example = replace(example, template_kwargs=self._template_kwargs(record))
+            if self.train_on == "last":
+                last = max((i for i, train in enumerate(example.train) if train), default=-1)
+                example = replace(
+                    example, train=tuple(i == last for i in range(len(example.train)))
+                )
+        return require_trainable(example)
+
+    def chat(
+        self,
+        record: Mapping[str, Any],
+        *parts: Sequence[Any],
+        names: TurnNames = OPENAI,
+        trained: int | None = None,
+    ) -> Chat:
+        """Return a conversation of one part or more; only turns of part `trained` have a loss."""
+        tools = self.tools(record)
+        read = [normal_turns(part, names, tools or (), filled=self.filled) for part in parts]
+        messages = [message for turns in read for message in turns.messages]
+        train = [
+            has_loss and trained in (None, at)
+            for at, turns in enumerate(read)
+            for has_loss in turns.train
+        ]
+        system = self._system_turn(record, messages)
+        remarks = tuple(dict.fromkeys(remark for turns in read for remark in turns.remarks))
+        return Chat((*system, *messages), (*[False] * len(system), *train), tools, remarks=remarks)
+
+    def turn_names(self, role: str = "role", content: str = "content") -> TurnNames:
+        """Return what turns call their fields, by the names given for the pool or else these."""
+        roles = OPENAI.roles if self.columns.roles is None else self.columns.roles
+        return TurnNames(self.columns.role_tag or role, self.columns.content_tag or content, roles)
+
+    def tools(self, record: Mapping[str, Any]) -> list[Any] | None:
+        """Return the tool schemas of a record."""
+        name = self.columns.tools
+        return None if name is None else normal_tools(record.get(name), name, filled=self.filled)
+
+    def _system_turn(
+        self, record: Mapping[str, Any], messages: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        # As LLaMA-Factory does: a system turn of its own is worth more than the field.
+        system = _optional_text(record, self.columns.system)
+        if not system or (messages and messages[0]["role"] in ("system", "developer")):
+            return []
+        return [{"role": "system", "content": system}]
+
+    def _template_kwargs(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        given = json_or_value(record.get("chat_template_kwargs"), "chat_template_kwargs")
+        if given is None or given == "":
+            return {}
+        if not isinstance(given, dict):
+            raise RowError(
+                "wrong_type", f"chat_template_kwargs is {type_name(given)}, expected an object"
+            )
+        if own := sorted(set(given) & set(NOT_OF_A_ROW)):
+            raise RowError("wrong_type", f"chat_template_kwargs may not hold {', '.join(own)}")
+        require_flat(given, "chat_template_kwargs")
+        return without_nulls(given) if self.filled else given
 
 
-def _prompt_completion(record: Mapping[str, Any], columns: Columns) -> Example:
-    prompt = _require(record, columns.prompt or "prompt")
-    completion = _require(record, columns.response or "completion")
+def _prompt_completion(record: Mapping[str, Any], reader: Reader) -> Example:
+    columns = reader.columns
+    prompt = _turns_or_text(require(record, columns.prompt or "prompt"))
+    completion = _turns_or_text(require(record, columns.response or "completion"))
+    if record.get("label") is False:
+        raise RowError("no_assistant_turn", "its label is false: an answer that is not wanted")
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return reader.chat(record, prompt, completion, trained=1)
     if isinstance(prompt, str) and isinstance(completion, str):
         return Plain(prompt, completion)
-    if not (isinstance(prompt, list) and isinstance(completion, list)):
-        raise RowError(
-            "wrong_type",
-            f"prompt is {_type_name(prompt)} and completion {_type_name(completion)}; both "
-            "must be text, or both lists of messages",
-        )
-    before, _ = _openai_turns(prompt)
-    after, train = _openai_turns(completion)
-    tools = _tool_schemas(record, columns.tools)
-    return Chat((*before, *after), (*[False] * len(before), *train), tools)
+    raise RowError(
+        "wrong_type",
+        f"prompt is {type_name(prompt)} and completion {type_name(completion)}; both "
+        "must be text, or both lists of messages",
+    )
 
 
-def _messages(record: Mapping[str, Any], columns: Columns) -> Example:
-    turns = _require_list(record, columns.messages or "messages")
-    messages, train = _openai_turns(turns, columns)
-    system = _system_turn(record, columns, messages)
-    messages, train = (*system, *messages), (*[False] * len(system), *train)
-    return Chat(messages, train, _tool_schemas(record, columns.tools))
+def _messages(record: Mapping[str, Any], reader: Reader) -> Example:
+    turns = _require_list(record, reader.columns.messages or "messages")
+    return reader.chat(record, turns, names=reader.turn_names())
 
 
-def _text(record: Mapping[str, Any], columns: Columns) -> Example:
-    return Plain("", _require_text(record, columns.prompt or "text"))
+def _preference(record: Mapping[str, Any], reader: Reader) -> Example:
+    # As trl's DPOTrainer takes them: with the prompt apart, or with it inside both answers.
+    chosen = _turns_or_text(require(record, reader.columns.response or "chosen"))
+    prompt = _turns_or_text(record.get(reader.columns.prompt or "prompt"))
+    if isinstance(chosen, dict):
+        chosen = [chosen]
+    if isinstance(chosen, str):
+        chosen = _transcript(chosen, prompt)
+    if not isinstance(chosen, list):
+        raise RowError("wrong_type", f"chosen is {type_name(chosen)}, expected text or messages")
+    if not any(isinstance(turn, dict) and turn.get("role") == "user" for turn in chosen):
+        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return reader.chat(record, before or [], chosen, trained=1)
+    # Of a conversation that both share, the last turn is what was chosen.
+    return reader.chat(record, chosen[:-1], chosen[-1:], trained=1)
 
 
-def _alpaca(record: Mapping[str, Any], columns: Columns) -> Example:
+def _turns_or_text(value: Any) -> Any:
+    # Turns may come as JSON text; text that only looks like JSON is text.
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        try:
+            turns = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        if all(isinstance(turn, dict) and "role" in turn for turn in turns):
+            return turns
+    return value
+
+
+def _transcript(text: str, prompt: object) -> list[dict[str, Any]]:
+    if prompt is not None or not TRANSCRIPT.match(text):
+        return [{"role": "assistant", "content": text}]
+    _, *pieces = TRANSCRIPT.split(text)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": roles[word], "content": content}
+        for word, content in zip(pieces[::2], pieces[1::2], strict=True)
+    ]
+
+
+def _text(record: Mapping[str, Any], reader: Reader) -> Example:
+    return Plain("", require_text(record, reader.columns.prompt or "text"))
+
+
+def _alpaca(record: Mapping[str, Any], reader: Reader) -> Example:
     # As LLaMA-Factory reads it: instruction and input joined by a line break, history before them.
-    prompt = _require_text(record, columns.prompt or "instruction")
-    query = _optional_text(record, columns.query)
-    messages = _system_turn(record, columns)
-    history = record.get(columns.history) if columns.history else None
+    columns = reader.columns
+    history = json_or_value(record.get(columns.history), "history") if columns.history else None
+    turns: list[dict[str, Any]] = []
     for pair in history if isinstance(history, list) else [history] if history else []:
         texts = isinstance(pair, list) and all(isinstance(text, str) for text in pair)
         if not texts or len(pair) != 2:
             raise RowError("wrong_type", "history must hold [question, answer] pairs of text")
-        messages += _turn_pair(*pair)
-    content = "\n".join(part for part in (prompt, query) if part)
-    messages += _turn_pair(content, _require_text(record, columns.response or "output"))
-    return _chat(messages, None)
+        turns += _turn_pair(*pair)
+    return reader.chat(record, [*turns, *_question_and_answer(record, columns, "instruction")])
 
 
-def _sharegpt(record: Mapping[str, Any], columns: Columns) -> Example:
+def _qa(record: Mapping[str, Any], reader: Reader) -> Example:
+    return reader.chat(record, _question_and_answer(record, reader.columns, "question"))
+
+
+def _question_and_answer(
+    record: Mapping[str, Any], columns: Columns, prompt: str
+) -> list[dict[str, Any]]:
+    question = require_text(record, columns.prompt or prompt)
+    query = _optional_text(record, columns.query)
+    content = "\n".join(part for part in (question, query) if part)
+    return _turn_pair(content, require_text(record, columns.response or "output"))
+
+
+def _sharegpt(record: Mapping[str, Any], reader: Reader) -> Example:
+    columns = reader.columns
     name = columns.messages or next(
         (n for n in ("conversations", "conversation") if n in record), "conversations"
     )
+    turns = _require_list(record, name)
+    if all(isinstance(turn, str) for turn in turns):
+        # LIMA and the first UltraChat: whose turn it is goes without saying.
+        roles = ("user", "assistant")
+        turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
+        return reader.chat(record, turns)
     roles = SHAREGPT_ROLES if columns.roles is None else columns.roles
-    messages: list[dict[str, Any]] = []
-    for i, turn in enumerate(_require_list(record, name)):
-        _require_object(turn, i)
+    renamed = []
+    for i, turn in enumerate(turns):
+        require_object(turn, i)
         role_tag = columns.role_tag or ("from" if "from" in turn else "role")
         content_tag = columns.content_tag or ("value" if "value" in turn else "content")
-        word, content = _require_text(turn, role_tag), _require_text(turn, content_tag)
-        if word not in roles:
-            raise RowError(
-                "unknown_role", f"turn {i} is from {word!r}; known are {', '.join(roles)}"
-            )
-        messages.append(_sharegpt_turn(roles[word], content))
-    messages = [*_system_turn(record, columns, messages), *messages]
-    return _chat(messages, _tool_schemas(record, columns.tools))
-
-
-def _qa(record: Mapping[str, Any], columns: Columns) -> Example:
-    question = _require_text(record, columns.prompt)
-    answer = _require_text(record, columns.response)
-    return _chat([*_system_turn(record, columns), *_turn_pair(question, answer)], None)
+        role = require_text(turn, role_tag)
+        content = turn.get(content_tag) if turn.get("tool_calls") else require(turn, content_tag)
+        rest = {k: v for k, v in turn.items() if k in OF_A_TURN or LIKE_A_FLAG.search(k.lower())}
+        renamed.append({**rest, "role": role, "content": content})
+    return reader.chat(record, renamed, names=TurnNames("role", "content", roles))
 
 
 # One function for each format, from a record to an example.
-ROW_FORMATS: dict[str, Callable[[Mapping[str, Any], Columns], Example]] = {
+ROW_FORMATS: dict[str, Callable[[Mapping[str, Any], Reader], Example]] = {
     "prompt_completion": _prompt_completion,
     "messages": _messages,
+    "preference": _preference,
     "text": _text,
     "alpaca": _alpaca,
     "sharegpt": _sharegpt,
@@ -152,122 +297,16 @@ ROW_FORMATS: dict[str, Callable[[Mapping[str, Any], Columns], Example]] = {
 }
 
 
-def _openai_turns(
-    turns: list[Any], columns: Columns = Columns()
-) -> tuple[tuple[dict[str, Any], ...], tuple[bool, ...]]:
-    role_tag, content_tag = columns.role_tag or "role", columns.content_tag or "content"
-    messages, train = [], []
-    for i, turn in enumerate(turns):
-        _require_object(turn, i)
-        word = _require_text(turn, role_tag)
-        role = word if columns.roles is None else columns.roles.get(word)
-        if role == "function_call":
-            messages.append(_sharegpt_turn(role, _require_text(turn, content_tag)))
-            train.append(True)
-            continue
-        if role not in ROLES:
-            known = ", ".join(ROLES if columns.roles is None else columns.roles)
-            raise RowError("unknown_role", f"turn {i} has role {word!r}; known are {known}")
-        content = _content_text(turn.get(content_tag), i)
-        if content is None and not turn.get("tool_calls"):
-            raise RowError("missing_field", f"turn {i} has neither {content_tag} nor tool_calls")
-        # Parquet fills absent fields of a turn with nulls; templates must not see them.
-        rest = {k: v for k, v in turn.items() if v is not None and k not in (role_tag, "weight")}
-        rest.pop(content_tag, None)
-        messages.append({"role": role, "content": "" if content is None else content, **rest})
-        train.append(role == "assistant" and turn.get("weight") != 0)
-    return tuple(messages), tuple(train)
-
-
-def _content_text(content: object, i: int) -> str | None:
-    if content is None or isinstance(content, str):
-        return content
-    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        texts = [part.get("text") for part in content if part.get("type") == "text"]
-        if len(texts) == len(content) and all(isinstance(text, str) for text in texts):
-            return "".join(texts)
-        kinds = sorted({str(part.get("type")) for part in content})
-        raise RowError("wrong_type", f"turn {i} holds {kinds}; only text is supported")
-    raise RowError("wrong_type", f"turn {i}: content is {_type_name(content)}, expected text")
-
-
-def _sharegpt_turn(role: str, content: str) -> dict[str, Any]:
-    if role != "function_call":
-        return {"role": role, "content": content}
-    try:
-        call = json.loads(content)
-    except (ValueError, RecursionError):
-        raise RowError("wrong_type", "a function_call turn does not hold JSON") from None
-    calls = call if isinstance(call, list) else [call]
-    if not calls or not all(isinstance(call, dict) for call in calls):
-        raise RowError("wrong_type", "a function_call turn holds no object with name and arguments")
-    tool_calls = [{"type": "function", "function": call} for call in calls]
-    return {"role": "assistant", "content": "", "tool_calls": tool_calls}
-
-
-def _system_turn(
-    record: Mapping[str, Any], columns: Columns, messages: Sequence[dict[str, Any]] = ()
-) -> list[dict[str, Any]]:
-    # As LLaMA-Factory does: a system turn of its own is worth more than the field.
-    system = _optional_text(record, columns.system)
-    if not system or (messages and messages[0]["role"] in ("system", "developer")):
-        return []
-    return [{"role": "system", "content": system}]
-
-
-def _chat(messages: list[dict[str, Any]], tools: list[Any] | None) -> Chat:
-    return Chat(tuple(messages), tuple(m["role"] == "assistant" for m in messages), tools)
-
-
 def _turn_pair(question: str, answer: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def _type_name(value: object) -> str:
-    # What a user calls the type of a value.
-    return {str: "text", list: "a list", dict: "an object"}.get(type(value), type(value).__name__)
-
-
-def _require(record: Mapping[str, Any], name: str) -> Any:
-    # A field that must be there and not null.
-    if record.get(name) is None:
-        raise RowError("missing_field", f"no field {name!r}; found {sorted(record)}")
-    return record[name]
-
-
-def _require_object(turn: object, i: int) -> None:
-    if not isinstance(turn, dict):
-        raise RowError("wrong_type", f"turn {i} is {_type_name(turn)}, expected an object")
-
-
-def _require_text(record: Mapping[str, Any], name: str) -> str:
-    value = _require(record, name)
-    if not isinstance(value, str):
-        raise RowError("wrong_type", f"{name} is {_type_name(value)}, expected text")
-    return value
-
-
 def _require_list(record: Mapping[str, Any], name: str) -> list[Any]:
-    value = _require(record, name)
+    value = json_or_value(require(record, name), name)
     if not isinstance(value, list):
-        raise RowError("wrong_type", f"{name} is {_type_name(value)}, expected a list")
+        raise RowError("wrong_type", f"{name} is {type_name(value)}, expected a list")
     return value
 
 
 def _optional_text(record: Mapping[str, Any], name: str | None) -> str | None:
-    return None if name is None or record.get(name) is None else _require_text(record, name)
-
-
-def _tool_schemas(record: Mapping[str, Any], name: str | None) -> list[Any] | None:
-    # A list, or JSON text of one.
-    schemas = None if name is None else record.get(name)
-    if isinstance(schemas, str) and schemas.strip():
-        try:
-            schemas = json.loads(schemas)
-        except (ValueError, RecursionError):
-            raise RowError("wrong_type", f"{name} is text but not JSON") from None
-    if not schemas:
-        return None
-    if not isinstance(schemas, list):
-        raise RowError("wrong_type", f"{name} is {_type_name(schemas)}, expected a list")
-    return schemas
+    return None if name is None or record.get(name) is None else require_text(record, name)

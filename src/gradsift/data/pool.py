@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gradsift.config import ReadingConfig
 from gradsift.data.containers import fingerprint, read_rows
 from gradsift.data.dataset_configs import read_dataset_info
-from gradsift.data.detection import settle_format
-from gradsift.data.example import Example, RowError
-from gradsift.data.formats import ROW_FORMATS, Columns, parse_record
+from gradsift.data.detection import left_out, settle_format
+from gradsift.data.example import Example, RowError, what_it_says
+from gradsift.data.formats import FORMAT_NOTES, ROW_FORMATS, Columns, Reader
+from gradsift.data.lines import READERS as LINES
 from gradsift.data.sources import RawRow, Source, absolute, find_source
 from gradsift.errors import GradsiftError
 from gradsift.schema import takes, validated
+from gradsift.utils import few
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Pool:
     sha256: str
     rows: tuple[PoolRow, ...]
     read_as: Mapping[str, str | None] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def dropped_by_reason(self) -> Counter[str]:
@@ -87,6 +90,14 @@ class Pool:
         """Return lines worth telling: format, duplicates, and what was dropped with examples."""
         how = "detected" if self.detected else "given"
         lines = [f"{self.source.name}: {len(self.rows)} rows, format {self.row_format} ({how})"]
+        if self.row_format in FORMAT_NOTES:
+            lines.append(FORMAT_NOTES[self.row_format])
+        if self.left_out:
+            lines.append(
+                f"fields of text that are not read: {few(self.left_out)} (`context_column` puts "
+                "one after the question, `system_column` before it)"
+            )
+        lines += remarks_on(self.rows)
         if self.n_duplicate_texts:
             lines.append(f"{self.n_duplicate_texts} rows repeat the text of an earlier row; kept")
         for reason, n in self.dropped_by_reason.items():
@@ -94,6 +105,15 @@ class Pool:
             where = place(first.row, first.line)
             lines.append(f"{n} rows dropped, {reason}; the first, {where}: {first.detail}")
         return lines
+
+
+def remarks_on(rows: Iterable[PoolRow]) -> list[str]:
+    """Return what is to be said of how rows were read, with counts and the first of them."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        for remark in row.example.remarks if row.example is not None else ():
+            places[remark].append(place(row.row, row.line))
+    return [f"{len(at)} rows: {remark}; the first is {at[0]}" for remark, at in places.items()]
 
 
 def place(row: int, line: int | None) -> str:
@@ -125,6 +145,7 @@ def read_pool(data: str | Path, reading: ReadingConfig, *, labels_needed: bool =
     """Do what `load_pool` does; `reading` may be a RunConfig."""
     named = Columns(
         prompt=reading.prompt_column,
+        query=reading.context_column,
         response=reading.response_column,
         system=reading.system_column,
     )
@@ -147,10 +168,14 @@ def read_pool(data: str | Path, reading: ReadingConfig, *, labels_needed: bool =
     if labels_needed:
         _require_field(source, records, "id", reading.id_column)
         _require_field(source, records, "source", reading.source_column)
-    reader = _RowReader(row_format, columns, reading, labels_needed=labels_needed)
-    rows = reader.read(raw_rows)
+    filled = source.container not in LINES
+    reader = Reader(row_format, columns, reading.train_on, filled)
+    rows = _RowReader(reader, reading, labels_needed=labels_needed).read(raw_rows)
     detected = reading.format is None and reading.dataset_info is None
-    pool = Pool(source, row_format, detected, columns, fingerprint(source), rows, read_as)
+    labels = (reading.id_column or "id", reading.source_column or "source")
+    unread = () if reading.dataset_info else left_out(records, row_format, columns, labels)
+    sha256 = fingerprint(source)
+    pool = Pool(source, row_format, detected, columns, sha256, rows, read_as, tuple(unread))
     _require_usable(pool)
     return pool
 
@@ -158,12 +183,8 @@ def read_pool(data: str | Path, reading: ReadingConfig, *, labels_needed: bool =
 class _RowReader:
     """Turns raw rows into pool rows, knowing the ids of the file and those given so far."""
 
-    def __init__(
-        self, row_format: str, columns: Columns, reading: ReadingConfig, *, labels_needed: bool
-    ):
-        self._row_format = row_format
-        self._columns = columns
-        self._train_on = reading.train_on
+    def __init__(self, reader: Reader, reading: ReadingConfig, *, labels_needed: bool):
+        self._reader = reader
         self._id_column = reading.id_column or "id"
         self._id_required = reading.id_column is not None and labels_needed
         self._source_column = reading.source_column or "source"
@@ -200,7 +221,7 @@ class _RowReader:
     def _example(self, raw: RawRow, own_id: str | None) -> tuple[Example, str]:
         if raw.error is not None:
             raise RowError(*raw.error)
-        example = parse_record(raw.record, self._row_format, self._columns, self._train_on)
+        example = self._reader.parse(raw.record)
         content_hash = _content_hash(example)
         if own_id is None and self._id_required:
             raise RowError(
@@ -238,7 +259,7 @@ def _text_of(record: Mapping[str, Any], column: str) -> str | None:
 
 
 def _content_hash(example: Example) -> str:
-    text = json.dumps(asdict(example), sort_keys=True, ensure_ascii=False, default=str)
+    text = json.dumps(what_it_says(example), sort_keys=True, ensure_ascii=False, default=str)
     try:
         content = text.encode()
     except UnicodeEncodeError as error:
@@ -280,7 +301,7 @@ def _require_field(
     if column is not None and not any(column in record for record in records):
         raise GradsiftError(
             f"{source.name}: no row has the {kind} field {column!r}; found "
-            f"{sorted(records[0])}. Name another with `{kind}_column`, or leave it out."
+            f"{few(records[0])}. Name another with `{kind}_column`, or leave it out."
         )
 
 

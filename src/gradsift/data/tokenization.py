@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from gradsift.config import CaptureConfig
-from gradsift.data.example import Chat, Example, Plain
+from gradsift.data.example import Chat, Example, Plain, RowError
+from gradsift.data.rendering import Template, missing
 from gradsift.errors import GradsiftError
 from gradsift.schema import choices_of
 from gradsift.terms import IGNORED_LABEL
@@ -21,11 +23,12 @@ from gradsift.terms import IGNORED_LABEL
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-GENERATION_MARK = re.compile(r"{%-?\s*generation\s*-?%}")
 ROLE_TITLES = {"user": "User", "assistant": "Assistant"}
 TRUNCATIONS = choices_of(CaptureConfig, "truncation")
 DEFAULTS = CaptureConfig()
 EXAMPLES_AT_A_TIME = 500
+# Of a text that is cut anyway so many tokens more are made: near where it ends they may be others.
+TOKENS_BEYOND = 64
 
 # Things worth a line, with how many rows they concern.
 NOTES = {
@@ -37,6 +40,12 @@ NOTES = {
     "conversation goes on (old thinking left out); its response is what is still there",
     "turn_not_found": "rows with a trained turn of which the whole conversation shows nothing; "
     "that turn is not trained on",
+    "thinking_not_rendered": "rows with thinking in a trained turn that the chat template leaves "
+    "out",
+    "answer_rewritten": "rows with an answer that the chat template writes otherwise in places",
+    "tools_not_rendered": "rows with tool definitions that the chat template leaves out",
+    "system_not_rendered": "rows with a system prompt that the chat template leaves out",
+    "prompt_not_rendered": "rows with a turn before the answer that the chat template leaves out",
     "double_bos": "rows that begin with two begin-of-sequence tokens",
     "control_tokens_in_text": "rows with control tokens of the tokenizer inside their own text",
     "truncated": "rows cut to the maximum length",
@@ -69,11 +78,24 @@ class Instances:
     Attributes:
         dropped: instance_id → (reason, detail) of those that are none.
         notes: Key of NOTES → number of rows.
+        first: Key of NOTES → the first of these rows.
     """
 
     items: tuple[Instance, ...]
     dropped: dict[str, tuple[str, str]]
     notes: Counter[str]
+    first: dict[str, str]
+
+    def lines(self) -> list[str]:
+        """Return lines worth telling: notes, and what was dropped, each with an example."""
+        lines = [
+            f"{n} {NOTES[key]}; the first is {self.first[key]}" for key, n in self.notes.items()
+        ]
+        reasons = Counter(reason for reason, _ in self.dropped.values())
+        for reason, n in reasons.items():
+            at, detail = next((i, d) for i, (r, d) in self.dropped.items() if r == reason)
+            lines.append(f"{n} rows dropped, {reason}; the first, {at}: {detail}")
+        return lines
 
 
 def build_instances(
@@ -83,58 +105,91 @@ def build_instances(
     max_length: int = DEFAULTS.max_length,
     truncation: str = DEFAULTS.truncation,
     vocab_size: int | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    template_date: date | None = None,
 ) -> Instances:
     """Tokenize examples as trl's SFTTrainer does, and mark the response.
 
-    Conversations go through the tokenizer's chat template. The response is what the template's
-    generation marks say, where it has them; else what a trained turn adds to the tokens of the
-    turns before it. Plain text is prompt, response and end-of-sequence token.
+    Conversations go through the tokenizer's chat template, in the form that it wants. The response
+    is what the template's generation marks say, where it has them; else what a trained turn adds to
+    the tokens of the turns before it. Plain text is prompt, response and end-of-sequence token.
+    A row of which the template does not show what is trained on is dropped.
 
-    `truncation` is keep_start, keep_end or drop; with the model's `vocab_size`, a tokenizer that
-    does not belong to it is refused.
+    Args:
+        examples: Ids and what the rows say.
+        tokenizer: The model's.
+        max_length: Tokens after which an instance is truncated.
+        truncation: keep_start, keep_end or drop.
+        vocab_size: Of the model: a tokenizer that does not belong to it is refused.
+        template_kwargs: What the chat template is given; a row's own go before.
+        template_date: The day that a chat template writes; today if None.
     """
     if truncation not in TRUNCATIONS:
         raise GradsiftError(f"`truncation` is {truncation!r}; known are {', '.join(TRUNCATIONS)}.")
-    renderer = _Renderer(tokenizer)
+    template = Template(tokenizer, kwargs=template_kwargs, day=template_date)
+    renderer = _Renderer(tokenizer, template, max_length, truncation)
     control = _control_tokens(tokenizer)
     items: list[Instance] = []
     dropped: dict[str, tuple[str, str]] = {}
     notes: Counter[str] = Counter()
+    first: dict[str, str] = {}
     remaining = iter(examples)
     while chunk := list(islice(remaining, EXAMPLES_AT_A_TIME)):
         for (instance_id, example), outcome in zip(chunk, renderer.tokens_of(chunk), strict=True):
             if isinstance(outcome, Exception):
-                dropped[instance_id] = ("template_error", f"chat template: {outcome}")
+                dropped[instance_id] = _reason(outcome)
                 continue
-            instance = _truncate(instance_id, *outcome, max_length, truncation)
+            instance = _truncate(instance_id, outcome, max_length, truncation)
             if not isinstance(instance, Instance):
                 dropped[instance_id] = instance
                 continue
             items.append(instance)
-            notes["truncated"] += instance.truncated
-            notes["double_bos"] += instance.input_ids[:2] == [tokenizer.bos_token_id] * 2
-            notes["control_tokens_in_text"] += bool(control and control.search(_text(example)))
+            found = [*outcome.notes, *(["truncated"] if instance.truncated else [])]
+            if instance.input_ids[:2] == [tokenizer.bos_token_id] * 2:
+                found.append("double_bos")
+            if control and control.search(_text(example)):
+                found.append("control_tokens_in_text")
+            notes.update(found)
+            for key in found:
+                first.setdefault(key, instance_id)
     largest = max((max(item.input_ids) for item in items), default=0)
     if vocab_size is not None and largest >= vocab_size:
         raise GradsiftError(
             f"the tokenizer gives token {largest}, but the model has a vocabulary of {vocab_size}: "
             "they do not belong together."
         )
-    return Instances(tuple(items), dropped, notes + renderer.notes)
+    return Instances(tuple(items), dropped, notes, first)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Tokens and labels of an example, or of a part of one that is cut anyway."""
+
+    ids: list[int]
+    labels: list[int]
+    notes: tuple[str, ...] = ()
+    is_part: bool = False
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    if isinstance(error, RowError):
+        return error.reason, error.detail
+    return "template_error", f"chat template: {str(error)[:500]}"
 
 
 def _truncate(
-    instance_id: str, ids: list[int], labels: list[int], max_length: int, truncation: str
+    instance_id: str, tokens: _Tokens, max_length: int, truncation: str
 ) -> Instance | tuple[str, str]:
-    n = len(ids)
+    ids, labels, n = tokens.ids, tokens.labels, len(tokens.ids)
+    in_all = f"more than {n}" if tokens.is_part else str(n)
     if n > max_length and truncation == "drop":
-        return "too_long", f"{n} tokens, at most {max_length} are allowed"
+        return "too_long", f"{in_all} tokens, at most {max_length} are allowed"
     cut = slice(-max_length, None) if truncation == "keep_end" else slice(max_length)
     instance = Instance(instance_id, ids[cut], labels[cut], n > max_length)
     if instance.n_response_tokens:
         return instance
     where = (
-        f"the response is beyond the first {max_length} of {n} tokens"
+        f"the response is beyond the first {max_length} of {in_all} tokens"
         if n > max_length
         else ("the rendered text holds no token of the response")
     )
@@ -151,164 +206,239 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | Non
 def _text(example: Example) -> str:
     if isinstance(example, Plain):
         return example.prompt + "\n" + example.response
-    contents: list[Any] = [message.get("content") for message in example.messages]
-    return "\n".join(content for content in contents if isinstance(content, str))
+    return "\n".join(message["content"] for message in example.messages)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Texts whose tokens decide an instance: the whole, then before and through each response."""
+    """Texts whose tokens decide an instance.
 
-    texts: tuple[str, ...] = ()
-    plain: tuple[str, ...] = ()
-    spans: int = 0
+    Attributes:
+        whole: The text of the example.
+        turns: Before and through each response.
+        spans: Which characters of the whole are the response, where they are known.
+        special: Whether the tokenizer adds its special tokens.
+        everything: Whether each token is of the response.
+    """
+
+    whole: str
+    turns: tuple[tuple[str, str], ...] = ()
+    spans: tuple[tuple[int, int], ...] | None = None
+    special: bool = False
     everything: bool = False
-    ready: tuple[list[int], list[int]] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts, the whole first."""
+        return [self.whole, *(text for pair in self.turns for text in pair)]
+
+    def characters(self) -> Sequence[tuple[int, int]]:
+        """Return which characters are the response, as near as it can be told without tokens."""
+        if self.spans is not None:
+            return self.spans
+        if self.everything:
+            return [(0, len(self.whole))]
+        return [
+            (_common_length(before, self.whole), _common_length(through, self.whole))
+            for before, through in self.turns
+        ]
 
 
 class _Renderer:
-    """Turns examples into tokens and labels, counting in `notes` what is worth a line."""
+    """Turns examples into tokens and labels."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self._tokenizer = tokenizer
-        template = tokenizer.chat_template
-        self._has_template = bool(template)
-        self._has_marks = isinstance(template, str) and bool(GENERATION_MARK.search(template))
-        self.notes: Counter[str] = Counter()
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Template,
+        max_length: int,
+        truncation: str,
+    ):
+        self._tokenizer, self._template = tokenizer, template
+        self._has_template = bool(tokenizer.chat_template)
+        self._n_enough = max_length + TOKENS_BEYOND
+        self._keeps_end = truncation == "keep_end"
+        longest = max(map(len, tokenizer.get_vocab()), default=1)
+        # Enough tokens for sure, unless the tokenizer leaves characters out.
+        self._most_characters = self._n_enough * longest
 
-    def tokens_of(
-        self, chunk: Iterable[tuple[str, Example]]
-    ) -> Iterator[tuple[list[int], list[int]] | Exception]:
-        """Yield (input_ids, labels) of each example, or the error with which a template refused it.
+    def tokens_of(self, chunk: Iterable[tuple[str, Example]]) -> Iterator[_Tokens | Exception]:
+        """Yield tokens and labels of each example, or why there are none.
 
         All texts of a chunk are tokenized together.
         """
         plans = [self._plan(example) for _, example in chunk]
-        texts = [text for plan in plans if not isinstance(plan, Exception) for text in plan.texts]
-        tokens = iter(self._tokenize(texts, special=False))
-        plain = [text for plan in plans if not isinstance(plan, Exception) for text in plan.plain]
-        plain_tokens = iter(self._tokenize(plain, special=True))
-        for plan in plans:
-            if isinstance(plan, Exception):
+        parts = [self._part(plan) if isinstance(plan, _Plan) else None for plan in plans]
+        whole = [
+            plan
+            for plan, part in zip(plans, parts, strict=True)
+            if isinstance(plan, _Plan) and part is None
+        ]
+        by_kind = {
+            special: iter(self._tokenize([p for p in whole if p.special is special], special))
+            for special in (False, True)
+        }
+        for plan, part in zip(plans, parts, strict=True):
+            if not isinstance(plan, _Plan):
                 yield plan
-                continue
-            ids = [next(tokens) for _ in plan.texts] + [next(plain_tokens) for _ in plan.plain]
-            yield self._label(plan, ids)
+            else:
+                yield part or next(by_kind[plan.special])
 
     def _plan(self, example: Example) -> _Plan | Exception:
         if isinstance(example, Plain):
             return self._plan_plain(example.prompt, example.response)
         if not self._has_template:
-            self.notes["no_chat_template"] += 1
-            return self._plan_without_template(example)
+            return self._checked(self._plan_without_template(example), example)
         try:
-            if self._has_marks:
-                marked = self._marked(example)
-                if marked is not None:
-                    return marked
-            return self._plan_chat(example)
+            plan = self._plan_marked(example) if self._template.has_marks else None
+            return self._checked(plan or self._plan_chat(example), example)
         except Exception as error:  # A template is a program: it may raise anything.
             return error
 
     def _plan_plain(self, prompt: str, response: str) -> _Plan:
         eos = self._tokenizer.eos_token or ""
-        end = "" if response.endswith(eos) else eos
-        whole = prompt + response + end
+        whole = prompt + response + ("" if response.endswith(eos) else eos)
         if not prompt:
-            return _Plan(plain=(whole,), spans=1, everything=True)
-        return _Plan(plain=(whole, prompt, whole), spans=1)
+            return _Plan(whole, special=True, everything=True)
+        return _Plan(whole, ((prompt, whole),), special=True)
 
     def _plan_chat(self, example: Chat) -> _Plan:
-        texts = [self._render(example, len(example.messages), False)]
-        spans = 0
+        whole = self._template.render(example)
+        turns = []
         for i, train in enumerate(example.train):
             if train:
-                spans += 1
-                before = self._render(example, i, True) if i else self._header(example, texts[0])
-                texts.append(before)
+                before = (
+                    self._template.render(example, i, generate=True)
+                    if i
+                    else self._header(example, whole)
+                )
                 last = i + 1 == len(example.messages)
-                texts.append(texts[0] if last else self._render(example, i + 1, False))
-        return _Plan(texts=tuple(texts), spans=spans)
+                turns.append((before, whole if last else self._template.render(example, i + 1)))
+        return _Plan(whole, tuple(turns))
 
     def _plan_without_template(self, example: Chat) -> _Plan:
         eos = self._tokenizer.eos_token or ""
-        so_far, pieces = "", []
+        so_far, turns = "", []
         for message, train in zip(example.messages, example.train, strict=True):
             title = ROLE_TITLES.get(message["role"])
             before = so_far + (f"{title}: " if title else "")
             content = message["content"] if train else f"{message['content']}\n\n"
             so_far = before + content + (eos if train else "")
             if train:
-                pieces += [before, so_far]
-        return _Plan(plain=(so_far, *pieces), spans=len(pieces) // 2)
+                turns.append((before, so_far))
+        return _Plan(so_far, tuple(turns), special=True, notes=("no_chat_template",))
 
-    def _marked(self, example: Chat) -> _Plan | None:
+    def _plan_marked(self, example: Chat) -> _Plan | None:
         # None where the marks do not give one span for each assistant turn.
-        result = self._tokenizer.apply_chat_template(
-            list(example.messages),
-            tools=example.tools,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
-        ids, mask = result["input_ids"], result["assistant_masks"]
-        starts = [i for i, m in enumerate(mask) if m and (i == 0 or not mask[i - 1])]
+        whole, spans = self._template.render_marked(example)
         turns = [i for i, m in enumerate(example.messages) if m["role"] == "assistant"]
-        if len(starts) != len(turns):
+        if len(spans) != len(turns):
             return None
-        labels = [IGNORED_LABEL] * len(ids)
-        for start, turn in zip(starts, turns, strict=True):
-            stop = next((i for i in range(start, len(mask)) if not mask[i]), len(mask))
-            if example.train[turn]:
-                labels[start:stop] = ids[start:stop]
-        return _Plan(ready=(ids, labels))
+        pairs = zip(turns, spans, strict=True)
+        return _Plan(whole, spans=tuple(span for i, span in pairs if example.train[i]))
+
+    def _checked(self, plan: _Plan, example: Chat) -> _Plan | Exception:
+        trained = [i for i, train in enumerate(example.train) if train]
+        texts = (
+            [plan.whole[start:stop] for start, stop in plan.spans]
+            if plan.spans is not None
+            else [through[_common_length(before, through) :] for before, through in plan.turns]
+        )
+        found = missing(example, plan.whole, dict(zip(trained, texts, strict=True)))
+        if found.target is not None:
+            return RowError("target_not_rendered", found.target)
+        return replace(plan, notes=plan.notes + found.notes)
 
     def _header(self, example: Chat, whole: str) -> str:
         # Templates cannot render no messages: what stands before the first turn's own text is what
         # does not change with that text.
         first = example.messages[0]
         other = "b" if first["content"].strip().startswith("a") else "a"
-        changed = Chat(({"role": first["role"], "content": other},), (True,), example.tools)
-        return whole[: _common_prefix(self._render(changed, 1, False), whole)]
-
-    def _render(self, example: Chat, n_messages: int, generate: bool) -> str:
-        return self._tokenizer.apply_chat_template(
-            list(example.messages[:n_messages]),
-            tools=example.tools,
-            tokenize=False,
-            add_generation_prompt=generate,
+        changed = replace(
+            example, messages=({"role": first["role"], "content": other},), train=(True,)
         )
+        return whole[: _common_length(self._template.render(changed), whole)]
 
-    def _tokenize(self, texts: list[str], *, special: bool) -> list[list[int]]:
+    def _tokenize(self, plans: Sequence[_Plan], special: bool) -> Iterator[_Tokens]:
+        texts = [text for plan in plans for text in plan.texts]
         if not texts:
-            return []
-        return self._tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+            return
+        encoded = self._tokenizer(texts, add_special_tokens=special, verbose=False)
+        ids, at = encoded["input_ids"], 0
+        for plan in plans:
+            if plan.spans is None:
+                yield _labelled(plan, ids[at : at + len(plan.texts)])
+            else:
+                labels = [IGNORED_LABEL] * len(ids[at])
+                for start, stop in plan.spans:
+                    # As apply_chat_template makes its assistant_masks.
+                    first = encoded.char_to_token(at, start)
+                    last = encoded.char_to_token(at, stop - 1)
+                    if first is not None:
+                        span = slice(first, None if last is None else last + 1)
+                        labels[span] = ids[at][span]
+                yield _Tokens(ids[at], labels, plan.notes)
+            at += len(plan.texts)
 
-    def _label(self, plan: _Plan, ids: list[list[int]]) -> tuple[list[int], list[int]]:
-        if plan.ready is not None:
-            return plan.ready
-        whole = ids[0]
-        if plan.everything:
-            return whole, list(whole)
-        labels = [IGNORED_LABEL] * len(whole)
-        clean, rewritten, lost = True, False, False
-        for span in range(plan.spans):
-            before, through = ids[1 + 2 * span], ids[2 + 2 * span]
-            start, stop = _common_prefix(before, whole), _turn_end(through, whole)
-            clean &= start == len(before)
-            rewritten |= whole[: len(through)] != through
-            lost |= stop <= start
-            labels[start:stop] = whole[start:stop]
-        self.notes["prompt_not_prefix"] += not clean
-        self.notes["turn_rewritten"] += rewritten
-        self.notes["turn_not_found"] += lost
-        return whole, labels
+    def _part(self, plan: _Plan) -> _Tokens | None:
+        # Of a text far beyond the maximum length only the part that stays is tokenized.
+        n = self._most_characters
+        if len(plan.whole) <= n or not self._tokenizer.is_fast:
+            return None
+        begin = len(plan.whole) - n if self._keeps_end else 0
+        encoded = self._tokenizer(
+            plan.whole[begin : begin + n],
+            add_special_tokens=plan.special,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        ids = encoded["input_ids"]
+        if len(ids) < self._n_enough:
+            return None
+        labels = list(ids) if plan.everything else [IGNORED_LABEL] * len(ids)
+        for start, stop in plan.characters():
+            for at, (first, last) in enumerate(encoded["offset_mapping"]):
+                if first < last and first + begin < stop and start < last + begin <= stop:
+                    labels[at] = ids[at]
+        return _Tokens(ids, labels, plan.notes, is_part=True)
 
 
-def _common_prefix(ids: Sequence[int | str], others: Sequence[int | str]) -> int:
+def _labelled(plan: _Plan, ids: list[list[int]]) -> _Tokens:
+    whole, *others = ids
+    if plan.everything:
+        return _Tokens(whole, list(whole), plan.notes)
+    labels = [IGNORED_LABEL] * len(whole)
+    notes = dict.fromkeys(plan.notes)
+    for before, through in zip(others[::2], others[1::2], strict=True):
+        start, stop = _common_prefix(before, whole), _turn_end(through, whole)
+        found = {
+            "prompt_not_prefix": start != len(before),
+            "turn_rewritten": whole[: len(through)] != through,
+            "turn_not_found": stop <= start,
+        }
+        notes |= {key: None for key, is_so in found.items() if is_so}
+        labels[start:stop] = whole[start:stop]
+    return _Tokens(whole, labels, tuple(notes))
+
+
+def _common_prefix(ids: Sequence[int], others: Sequence[int]) -> int:
     if others[: len(ids)] == ids:
         return len(ids)
     pairs = zip([*ids, None], [*others, None], strict=False)
     return next(i for i, (a, b) in enumerate(pairs) if a != b)
+
+
+def _common_length(text: str, other: str) -> int:
+    # By halves: texts may be long.
+    low, high = 0, min(len(text), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if text[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _turn_end(through: list[int], whole: list[int]) -> int:

@@ -1,0 +1,116 @@
+"""Kinds of rows × the chat templates that trl ships: right, noted, or dropped with a reason."""
+
+import re
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+import trl
+
+from gradsift.data.formats import Columns, Reader
+from gradsift.data.tokenization import build_instances
+from gradsift.terms import IGNORED_LABEL
+from tiny import tiny_tokenizer
+
+TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+USER = {"role": "user", "content": "xuser"}
+ANSWER = {"role": "assistant", "content": "xanswer"}
+RESULT = {"role": "tool", "content": "xresult"}
+ARGUMENTS = {"xkey": "xvalue"}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "xname",
+        "description": "xdescribed",
+        "parameters": {
+            "type": "object",
+            "properties": {"xkey": {"type": "string", "description": "xwhat"}},
+            "required": ["xkey"],
+        },
+    },
+}
+
+
+def calling(arguments, *, content="", **others):
+    call = {"type": "function", "function": {"name": "xname", "arguments": arguments}, **others}
+    return {"role": "assistant", "content": content, "tool_calls": [call]}
+
+
+# Turns and tools; what has to be among the tokens that are trained on, and what before them.
+KINDS = {
+    "an answer": ([USER, ANSWER], None, ["xanswer"], []),
+    "a system prompt": (
+        [{"role": "system", "content": "xsystem"}, USER, ANSWER], None, ["xanswer"], ["xsystem"],
+    ),
+    "two answers": (
+        [USER, {**ANSWER, "content": "xearlier"}, USER, ANSWER], None, ["xearlier", "xanswer"], [],
+    ),
+    "thinking in the text": (
+        [USER, {**ANSWER, "content": "<think>\nxthought\n</think>\n\nxanswer"}], None,
+        ["xthought", "xanswer"], [],
+    ),
+    "reasoning_content": (
+        [USER, {**ANSWER, "reasoning_content": "xthought"}], None, ["xthought", "xanswer"], [],
+    ),
+    "thinking": ([USER, {**ANSWER, "thinking": "xthought"}], None, ["xthought", "xanswer"], []),
+    "reasoning": ([USER, {**ANSWER, "reasoning": "xthought"}], None, ["xthought", "xanswer"], []),
+    "a call": ([USER, calling(ARGUMENTS)], [TOOL], ["xname", "xkey", "xvalue"], ["xdescribed"]),
+    "a call, arguments as text": (
+        [USER, calling('{"xkey": "xvalue"}')], [TOOL], ["xname", "xkey", "xvalue"], ["xdescribed"],
+    ),
+    "a call beside an answer": (
+        [USER, calling(ARGUMENTS, content="xanswer")], [TOOL], ["xanswer", "xname", "xvalue"], [],
+    ),
+    "a call and its result": (
+        [USER, calling(ARGUMENTS, id="a23456789"), {**RESULT, "tool_call_id": "a23456789"}, ANSWER],
+        [TOOL], ["xname", "xvalue", "xanswer"], ["xresult"],
+    ),
+    "a legacy call": (
+        [USER, {"role": "assistant", "content": None,
+                "function_call": {"name": "xname", "arguments": '{"xkey": "xvalue"}'}},
+         {"role": "function", "name": "xname", "content": "xresult"}, ANSWER],
+        [TOOL], ["xname", "xvalue", "xanswer"], ["xresult"],
+    ),
+}  # fmt: skip
+
+
+@cache
+def tokenizer_of(path):
+    return tiny_tokenizer(path.read_text())
+
+
+def outcome(path, kind):
+    """What became of a row: right, noted, or the reason why it was dropped; or what was lost."""
+    turns, tools, trained, before = KINDS[kind]
+    tokenizer = tokenizer_of(path)
+    example = Reader("messages", Columns(tools="tools")).parse({"messages": turns, "tools": tools})
+    result = build_instances([("x", example)], tokenizer, max_length=100_000)
+    if result.dropped:
+        return result.dropped["x"][0]
+    (item,) = result.items
+    response = tokenizer.decode([label for label in item.labels if label != IGNORED_LABEL])
+    whole = tokenizer.decode(item.input_ids)
+    python_style = "'xkey'" in whole and '"xkey"' not in whole
+    if python_style or re.search(r'\\+"xkey', whole):
+        return "garbled"
+    lost = [word for word in trained if word not in response]
+    lost += [word for word in before if word not in whole]
+    notes = {key for key, n in result.notes.items() if n} - {"control_tokens_in_text"}
+    if not lost:
+        return "right"
+    return "noted" if notes - {"prompt_not_prefix"} else f"lost {', '.join(lost)}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_lost_in_silence(kind):
+    found = {path.stem: outcome(path, kind) for path in TEMPLATES}
+    silent = {name: what for name, what in found.items() if what.startswith(("lost", "garbled"))}
+    assert not silent
+    # The check does not drop or note what is right.
+    assert Counter(found.values())["right"] >= len(TEMPLATES) // 4, Counter(found.values())
+
+
+if __name__ == "__main__":
+    for kind in KINDS:
+        print(kind, dict(Counter(outcome(path, kind) for path in TEMPLATES)))
