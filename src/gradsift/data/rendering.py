@@ -25,8 +25,7 @@ GENERATION_MARK = re.compile(r"{%-?\s*generation\s*-?%}")
 CLOCK, CODES = "strftime_now", "aAbBcdFHIjmMpSUwWxXyYZ"
 # What stands in an answer before its last </think> is thinking.
 THINKING_IN_TEXT = re.compile(r"^\s*(?:<think>)?(.*)</think>", re.DOTALL)
-# Of a long text so many lines, the longest, and so many characters of each.
-LINES_LOOKED_FOR, CHARACTERS_LOOKED_FOR = 3, 200
+CHARACTERS_LOOKED_FOR = 200
 
 
 @dataclass(frozen=True)
@@ -316,14 +315,16 @@ def words_of(arguments: Any) -> Iterator[str]:
 
 
 def shows(text: str, said: str, *, all_of_it: bool = False) -> bool:
-    """Return whether a text holds what is said, or some of its longest lines, as it is or in JSON.
+    """Return whether a text holds what is said: its first, its longest or its last line.
 
-    Blanks at the ends of lines do not count.
+    As it is or in JSON; blanks at the ends of lines do not count, nor what follows in long ones.
+    `all_of_it` asks for the three of them.
     """
-    lines = sorted({line.strip() for line in said.splitlines()} - {""}, key=len)
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     if not lines:
         return True
-    looked_for = [line[:CHARACTERS_LOOKED_FOR] for line in lines[-LINES_LOOKED_FOR:]]
+    lines = dict.fromkeys((lines[0], max(lines, key=len), lines[-1]))
+    looked_for = [line[:CHARACTERS_LOOKED_FOR] for line in lines]
     found = (
         any(form in text for form in (line, _json(line)[1:-1], json.dumps(line)[1:-1]))
         for line in looked_for

@@ -27,6 +27,7 @@ ROLE_TITLES = {"user": "User", "assistant": "Assistant"}
 TRUNCATIONS = choices_of(CaptureConfig, "truncation")
 DEFAULTS = CaptureConfig()
 EXAMPLES_AT_A_TIME = 500
+BETWEEN_WORDS = re.compile(r"(?<=\w) (?=\w)")
 # Of a text that is cut anyway so many tokens more are made: near where it ends they may be others.
 TOKENS_BEYOND = 64
 
@@ -384,11 +385,17 @@ class _Renderer:
     def _part(self, plan: _Plan) -> _Tokens | None:
         # Of a text far beyond the maximum length only the part that stays is tokenized.
         n = self._most_characters
-        if len(plan.whole) <= n or not self._tokenizer.is_fast:
+        if len(plan.whole) <= 2 * n or not self._tokenizer.is_fast:
             return None
-        begin = len(plan.whole) - n if self._keeps_end else 0
+        begin = 0
+        if self._keeps_end:
+            # Tokens begin anew there, wherever the text before it began.
+            between = BETWEEN_WORDS.search(plan.whole, len(plan.whole) - 2 * n)
+            if between is None or between.start() > len(plan.whole) - n:
+                return None
+            begin = between.start()
         encoded = self._tokenizer(
-            plan.whole[begin : begin + n],
+            plan.whole[begin:] if self._keeps_end else plan.whole[:n],
             add_special_tokens=plan.special,
             return_offsets_mapping=True,
             verbose=False,
