@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from comparing import ARMS, QUICK, Killed, compared, logged
 from gradsift import compare
 
@@ -127,3 +129,67 @@ def test_scores_that_were_damaged_are_made_again(world, fresh_run, log):
     again = compare(fresh_run, **options)
     assert any("scores.json: not JSON" in line for line in log)
     assert again.summary()["arms"] == first.summary()["arms"]
+
+
+@pytest.fixture
+def chinese(world, fresh_run, tmp_path):
+    """A comparison of base on Chinese rows, as a gradsift saved it that knew only spaces."""
+    rows = [
+        {"id": "a", "prompt": "天气?", "response": "今天天气很好,适合出门散步。\u2028好。"},
+        {"id": "b", "prompt": "一年?", "response": "一年通常有三百六十五天。"},
+    ]
+    test = tmp_path / "chinese.jsonl"
+    test.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"arms": ("base",), "general": (), "max_new_tokens": 4, "test": str(test)}
+    now = compare(fresh_run, **options)
+    (path,) = (fresh_run / "arms").glob("base-0-*/scores.json")
+    whole = path.read_text()
+    scores = json.loads(whole)
+    answers = scores["scores"]["answers"]
+    assert answers["meteor"] == [None, None]
+    del answers["language"]
+    answers["bleu"], answers["meteor"] = [[1, 1, *[0] * 8]] * 2, [0.0, 0.0]
+    answers["signatures"]["bleu"] = answers["signatures"]["bleu"].replace("tok:zh", "tok:13a")
+    answers["signatures"]["meteor"] = "nltk"
+    path.write_text(json.dumps(scores))
+    return fresh_run, options, path, whole, now
+
+
+def test_answers_that_were_scored_otherwise_are_scored_again_without_the_model(
+    chinese, log, monkeypatch
+):
+    run, options, path, whole, now = chinese
+    monkeypatch.setattr("gradsift.comparison.experiment.load_model", lambda *_: pytest.fail("made"))
+    before = path.read_text()
+    log.clear()
+    assert compare(run, dry_run=True, **options).n_done == 1
+    assert path.read_text() == before
+    again = compare(run, **options)
+    assert any("its answers are scored again" in line for line in log)
+    assert path.read_text() == whole
+    assert "tok:zh" in again.text()
+    assert again.summary()["signatures"] == now.summary()["signatures"]
+    assert again.summary()["arms"] == now.summary()["arms"]
+    log.clear()
+    compare(run, **options)
+    assert not any("again" in line for line in log)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_text(path.read_text()[:-20]),
+        lambda path: path.write_text(path.read_text().split("\n")[0]),
+        lambda path: path.write_text('[1]\n{"reference": 1}\n'),
+        lambda path: path.write_text(""),
+    ],
+    ids=["removed", "cut", "a line", "not ours", "empty"],
+)
+def test_without_its_answers_a_model_is_made_again(chinese, log, damage):
+    run, options, path, _, now = chinese
+    damage(path.with_name("answers.jsonl"))
+    log.clear()
+    again = compare(run, **options)
+    assert any("this model is made again" in line for line in log)
+    assert again.summary()["arms"] == now.summary()["arms"]

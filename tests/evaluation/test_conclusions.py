@@ -39,6 +39,7 @@ def learning(arm="a", **metrics):
         ({"bleu": (2, 0.3), "meteor": (1, 0.06)}, "cannot tell"),
         # 0.04 alone would do, but not as the better of two.
         ({"bleu": (2, 0.04), "meteor": (1, 0.5)}, "cannot tell"),
+        ({"loss": (0, 0.9), "bleu": (0, 1.0), "chrf": (3, 1e-6)}, "yes"),
         # ROUGE-L is shown, and decides nothing.
         ({"bleu": (2, 0.4), "rouge_l": (9, 1e-9)}, "cannot tell"),
     ],

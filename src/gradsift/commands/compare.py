@@ -200,7 +200,7 @@ def _equal_arms(training_runs: Sequence[TrainingRun]) -> list[str]:
 
 def _forecast(experiment: Experiment) -> Forecast:
     runs = {training_run.key: training_run for training_run in experiment.training_runs}
-    to_do = [run for run in runs.values() if experiment.result_of(run) is None]
+    to_do = [run for run in runs.values() if not experiment.is_done(run)]
     n_tokens, speed = sum(map(tokens_to_train, to_do)), experiment.tokens_per_second()
     training = None if speed is None else n_tokens / speed
     asked = len(to_do) * experiment.suite.n_tokens

@@ -78,17 +78,58 @@ class Experiment:
             for at, training_run in enumerate(self.training_runs)
         ]
 
+    def is_done(self, training_run: TrainingRun) -> bool:
+        """Return whether this or an earlier session found its result."""
+        return self._saved(training_run) is not None
+
     def result_of(self, training_run: TrainingRun) -> dict[str, Any] | None:
-        """Return what was found in this session or an earlier one."""
+        """Return what was found in this session or an earlier one.
+
+        Answers that were scored in another way than they would be now are scored again, and saved:
+        scores under two tokenizers say nothing beside each other.
+        """
+        saved = self._saved(training_run)
+        if saved is None:
+            return None
+        path, result = saved
+        if not self.suite.would_score_alike(result["scores"]):
+            answers = self._answers_beside(path)
+            assert answers is not None
+            logger.info(f"{path}: its answers are scored again, as they are scored now")
+            scores = {**result["scores"], "answers": self.suite.scores_of(answers)}
+            result = {**result, "scores": scores}
+            write_json(path, result)
+        return {**result, "scores": self.suite.with_names_of_today(result["scores"])}
+
+    def _saved(self, training_run: TrainingRun) -> tuple[Path, dict[str, Any]] | None:
         wants_model = self.training.keep_models and training_run.settings is not None
         if wants_model and find_saved(training_run) is None:
             return None
         identity = json.loads(json.dumps(training_run.identity))
         for path in sorted(training_run.arms_folder.glob(f"*-{training_run.key}/{SCORES}")):
             result = _read_result(path)
-            if result is not None and result["identity"] == identity:
-                return {**result, "scores": self.suite.with_names_of_today(result["scores"])}
+            if result is None or result["identity"] != identity:
+                continue
+            alike = self.suite.would_score_alike(result["scores"])
+            if alike or self._answers_beside(path) is not None:
+                return path, result
+            logger.warning(
+                f"{path}: its answers were scored in another way than now, and {ANSWERS} beside it "
+                "is not there or not whole; this model is made again"
+            )
         return None
+
+    def _answers_beside(self, path: Path) -> list[str] | None:
+        """Read the answers to the held-out prompts, in their order, if all of them are there."""
+        try:
+            # Not splitlines: an answer may have other signs that end a line.
+            text = path.with_name(ANSWERS).read_text(encoding="utf-8")
+            lines = [json.loads(line) for line in text.split("\n") if line]
+            found = [(line["reference"], str(line["answer"])) for line in lines]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        references, answers = [list(column) for column in zip(*found, strict=True)] or [[], []]
+        return answers if references == list(self.suite.references) else None
 
     def tokens_per_second(self) -> float | None:
         """Return the speed of training that the capture's estimate found, if it found one."""

@@ -12,7 +12,7 @@ from gradsift.evaluation.metrics import METRICS
 
 PLOTS = ("learning-forgetting", "budget")
 # Of several metrics of one kind, the first that was measured is drawn.
-LEARNT = ("meteor", "loss")
+LEARNT = ("meteor", "chrf", "loss")
 FORGOTTEN = ("accuracy", "text_loss")
 
 

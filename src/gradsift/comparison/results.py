@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,8 @@ from gradsift.evaluation.metrics import (
 N_RESAMPLINGS = 1000
 # Items of a set from which on a bootstrap's interval is worth its name.
 ENOUGH_ITEMS = 20
+# METEOR's items, where other references are in other languages.
+ENGLISH_ANSWERS = "answers in English"
 
 ItemSetsByMetric = dict[str, dict[str, np.ndarray]]
 
@@ -61,6 +64,7 @@ class Scoreboard:
         models: By the label of their arm, in the order of the comparison.
         arms: By label.
         sizes: Number of items by set.
+        signatures: How each metric of answers was computed.
     """
 
     def __init__(self, models: Sequence[EvaluatedModel]):
@@ -69,7 +73,9 @@ class Scoreboard:
         for model in models:
             self.models.setdefault(model.arm.label, []).append(model)
         self.arms = {label: trained[0].arm for label, trained in self.models.items()}
-        self._item_sets = {id(model): _item_sets_of(model.scores) for model in models}
+        self.signatures = _same_signatures(models)
+        self._items = {id(model): _items_of(model.scores) for model in models}
+        self._item_sets = {key: _measured(items) for key, items in self._items.items()}
         self.sizes = _same_sizes(list(self._item_sets.values()))
         self._weights = resampling_weights(self.sizes, N_RESAMPLINGS, seed=0)
         self._replicated: dict[tuple[int, str], Replicated] = {}
@@ -143,20 +149,35 @@ class Scoreboard:
 
     def by_source(self, label: str) -> dict[str, dict[str, Any]]:
         """Return the domain metrics of each source of held-out rows, as means over models."""
+        return self._by(label, "source")
+
+    def by_language(self, label: str) -> dict[str, dict[str, Any]]:
+        """Return the metrics of answers by the language of the reference, as means over models."""
+        return self._by(label, "language")
+
+    def _by(self, label: str, column: str) -> dict[str, dict[str, Any]]:
         table: dict[str, dict[str, Any]] = {}
         for metric in self.measured(LEARNING):
             item_set = "rows" if metric == "loss" else "answers"
             values: dict[str, list[float]] = {}
             for model in self.models[label]:
-                sources = np.array(model.scores[item_set]["source"])
-                items = self._item_sets[id(model)][metric][item_set]
-                for source in sorted(set(sources.tolist())):
-                    from_source = items[sources == source]
-                    values.setdefault(source, []).append(_value(metric, item_set, from_source))
-                    table.setdefault(source, {"n": len(from_source)})
-            for source, of_models in values.items():
-                table[source][metric] = float(np.mean(of_models))
+                groups = np.array(model.scores[item_set].get(column, []))
+                items = self._items[id(model)][metric][item_set]
+                for group in sorted(set(groups.tolist())):
+                    of_group = items[groups == group]
+                    table.setdefault(group, {"n": len(of_group)})
+                    measured = _without_nan(of_group)
+                    if len(measured):
+                        values.setdefault(group, []).append(_value(metric, item_set, measured))
+            for group, of_models in values.items():
+                table[group][metric] = float(np.mean(of_models))
         return table
+
+    @cached_property
+    def languages(self) -> dict[str, int]:
+        """Number of answers by the language of their reference, the most frequent first."""
+        (scores, *_) = (model.scores for trained in self.models.values() for model in trained)
+        return dict(Counter(scores.get("answers", {}).get("language", [])).most_common())
 
     def is_as_large(self, label: str, rival: str) -> bool:
         """Return whether a rival has as many rows, or steps for full-equal-steps."""
@@ -206,6 +227,7 @@ def caveats_of(board: Scoreboard) -> list[str]:
     few = [f"{size} of {name}" for name, size in board.sizes.items() if size < ENOUGH_ITEMS]
     if few:
         caveats.append(f"few items ({', '.join(few)}): intervals from so few are rough")
+    caveats += _language_caveats(board)
     for name, size in ((RANDOM, "is as large"), (FULL_STEPS, "has as many steps")):
         rivals = board.named(name)
         for label in board.subsets():
@@ -214,7 +236,28 @@ def caveats_of(board: Scoreboard) -> list[str]:
     return caveats
 
 
-def _item_sets_of(scores: Mapping[str, Any]) -> ItemSetsByMetric:
+def _language_caveats(board: Scoreboard) -> list[str]:
+    n_answers, caveats = board.sizes.get("answers", 0), []
+    n_english = board.sizes.get(ENGLISH_ANSWERS, n_answers)
+    said = ", ".join(f"{n} {language}" for language, n in board.languages.items())
+    if n_answers and "meteor" not in board.metrics:
+        caveats.append(
+            f"no METEOR: it is made for English, and the references are in others ({said})"
+        )
+    elif n_english < n_answers:
+        caveats.append(
+            f"METEOR is of the {n_english} answers of {n_answers} whose reference is in English, "
+            f"for which it is made ({said})"
+        )
+    if "(" in board.signatures.get("bleu", ""):
+        caveats.append(
+            f"references in several languages ({said}): BLEU's and ROUGE-L's words are cut as each "
+            "one's language needs it and counted together; by_language in the JSON has them apart"
+        )
+    return caveats
+
+
+def _items_of(scores: Mapping[str, Any]) -> ItemSetsByMetric:
     answers = scores.get("answers")
     item_sets: ItemSetsByMetric = {"loss": {"rows": _column(scores["rows"]["loss"])}}
     for name in ("meteor", "rouge_l"):
@@ -230,6 +273,25 @@ def _item_sets_of(scores: Mapping[str, Any]) -> ItemSetsByMetric:
     return item_sets
 
 
+def _measured(items: ItemSetsByMetric) -> ItemSetsByMetric:
+    """Leave out what METEOR does not measure; what it does is then a set of its own.
+
+    Of less than half of the answers it says too little to decide, and is left out whole.
+    """
+    answers = items["meteor"].get("answers")
+    if answers is None or not np.isnan(answers).any():
+        return items
+    english = _without_nan(answers)
+    return {
+        **items,
+        "meteor": {ENGLISH_ANSWERS: english} if 2 * len(english) >= len(answers) else {},
+    }
+
+
+def _without_nan(items_NK: np.ndarray) -> np.ndarray:
+    return items_NK[~np.isnan(items_NK).any(1)]
+
+
 def _column(values: Sequence[float]) -> np.ndarray:
     return np.array(values, float)[:, None]
 
@@ -243,6 +305,16 @@ def _same_sizes(by_model: Sequence[ItemSetsByMetric]) -> dict[str, int]:
         if other != sizes[0]:
             raise GradsiftError(f"arms were asked different things: {sizes[0]} and {other} items.")
     return sizes[0]
+
+
+def _same_signatures(models: Sequence[EvaluatedModel]) -> dict[str, str]:
+    found = [model.scores.get("answers", {}).get("signatures", {}) for model in models]
+    for other in found[1:]:
+        if other != found[0]:
+            raise GradsiftError(
+                f"arms' answers were scored in different ways: {found[0]} and {other}."
+            )
+    return dict(found[0])
 
 
 def _value(metric: str, name: str, items_NK: np.ndarray) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
@@ -15,20 +16,28 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.config import EvaluationConfig
+from gradsift.data.language import languages_of
 from gradsift.data.pool import Pool
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.benchmarks import SANITY, load_tasks, questions, score_tasks
 from gradsift.evaluation.generation import generate
 from gradsift.evaluation.losses import response_losses, window_losses, windows_of
-from gradsift.evaluation.text_metrics import Synonyms, find_synonyms, score_texts
+from gradsift.evaluation.text_metrics import (
+    Synonyms,
+    find_synonyms,
+    is_english,
+    score_texts,
+    signatures_of,
+)
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
 from gradsift.terms import IGNORED_LABEL
 from gradsift.utils import short_sha256
 
 MOST_NEW_TOKENS = 256
-# Raised when the same model would be given other scores by a newer gradsift.
+# Raised when the same model would be given other scores by a newer gradsift; but not for how its
+# answers are scored, which their signatures say: these are scored again, without the model.
 SUITE_VERSION = 1
 DIGITS = 6
 TASK_FILES = (".yaml", ".yml")
@@ -115,15 +124,7 @@ class EvaluationSuite:
                 progress=progress,
             )
         if answers:
-            texts = score_texts(answers, self.references, self.synonyms)
-            scores["answers"] = {
-                "source": [self.sources[i] for i in self.answered],
-                "bleu": texts.bleu,
-                "chrf": texts.chrf,
-                "meteor": _rounded(texts.meteor),
-                "rouge_l": _rounded(texts.rouge_l),
-                "signatures": texts.signatures,
-            }
+            scores["answers"] = self.scores_of(answers)
         tasks = {}
         if self.tasks is not None:
             tasks = score_tasks(model, self.tokenizer, self.tasks, limit=self.limit)
@@ -137,8 +138,41 @@ class EvaluationSuite:
         scores["seconds"] = time.perf_counter() - started
         return scores, answers
 
+    def scores_of(self, answers: Sequence[str]) -> dict[str, Any]:
+        """Score answers to the held-out prompts, item by item; null is not measured."""
+        texts = score_texts(answers, self.references, self.synonyms)
+        return {
+            "source": [self.sources[i] for i in self.answered],
+            "language": texts.languages,
+            "bleu": texts.bleu,
+            "chrf": texts.chrf,
+            "meteor": [None if math.isnan(value) else value for value in _rounded(texts.meteor)],
+            "rouge_l": _rounded(texts.rouge_l),
+            "signatures": texts.signatures,
+        }
+
+    @cached_property
+    def languages(self) -> list[str]:
+        """Of each reference."""
+        return languages_of(self.references)
+
+    @cached_property
+    def signatures(self) -> dict[str, str]:
+        """How answers are scored here and now, by metric."""
+        return signatures_of(self.references, self.synonyms)
+
+    def would_score_alike(self, scores: Mapping[str, Any]) -> bool:
+        """Return whether saved scores of answers are what scoring them again would give."""
+        answers = scores.get("answers")
+        if answers is None:
+            return True
+        same_languages = answers.get("language", self.languages) == self.languages
+        return same_languages and answers["signatures"] == self.signatures
+
     def with_names_of_today(self, scores: dict[str, Any]) -> dict[str, Any]:
         """Return scores that an earlier gradsift may have saved, as they are saved now."""
+        if "answers" in scores:
+            scores = {**scores, "answers": {**scores["answers"], "language": self.languages}}
         tasks = scores["tasks"]
         if self.tasks is None or SANITY not in self.tasks["tasks"] or SANITY in tasks:
             return scores
@@ -178,7 +212,7 @@ def make_suite(test: Pool, run: Run, config: EvaluationConfig) -> EvaluationSuit
         task_texts=_task_texts(tasks, config),
         limit=config.limit,
         windows={path.stem: _windows(path, tokenizer) for path in text_files},
-        synonyms=find_synonyms(),
+        synonyms=find_synonyms(needed=any(map(is_english, languages_of(references)))),
     )
 
 

@@ -58,6 +58,7 @@ class Comparison:
             "run": str(self.run),
             "made_with": self.made_with,
             "n_items": dict(self.board.sizes),
+            "signatures": self.board.signatures,
             "arms": {label: self._arm(label) for label in self.board.arms},
             "verdicts": [_verdict(verdict) for verdict in self.verdicts],
             "notes": list(self.notes),
@@ -111,6 +112,7 @@ class Comparison:
                 for name in board.metrics
             },
             "by_source": board.by_source(label),
+            "by_language": board.by_language(label),
             "parts": {name: board.parts(label, name) for name in board.measured(GENERAL)},
             "forgotten": {
                 name: _estimate(estimate) for name, estimate in board.forgetting(label).items()
@@ -178,7 +180,11 @@ class Comparison:
         if tasks:
             asked += f", {sum(tasks)} items of {len(tasks)} general tasks"
         first, *others = _SMALL_PRINT
-        return [asked + first, *others]
+        signatures = self.board.signatures
+        how = [
+            f"{METRICS[name].label} {signatures[name]}" for name in METRICS if name in signatures
+        ]
+        return [asked + first, *others, *(["signatures: " + "; ".join(how) + "."] if how else [])]
 
 
 def relative_to_full(board: Scoreboard, label: str) -> float | None:

@@ -91,7 +91,7 @@ METRICS = {
     )
 }
 # What the verdicts rest on; the others are shown.
-DECIDING = {LEARNING: ("loss", "bleu", "meteor"), GENERAL: ("accuracy", "text_loss")}
+DECIDING = {LEARNING: ("loss", "bleu", "meteor", "chrf"), GENERAL: ("accuracy", "text_loss")}
 
 
 def replicate(metric: Metric, item_sets: ItemSets, weights: Mapping[str, np.ndarray]) -> Replicated:

@@ -1,6 +1,7 @@
 """Answers beside references: BLEU, METEOR, ROUGE-L and chrF, item by item.
 
-METEOR takes its synonyms from WordNet: what is installed, else what nltk downloads, else none.
+What counts as a word depends on the language of the reference. METEOR is for English, and takes its
+synonyms from WordNet: what is installed, else what nltk downloads, else none.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,7 +26,27 @@ from nltk.tokenize import wordpunct_tokenize
 from nltk.translate.meteor_score import single_meteor_score
 from platformdirs import user_cache_dir
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
+from sacrebleu.utils import SACREBLEU_DIR
+
+from gradsift.data.language import (
+    ENGLISH,
+    TOO_SHORT,
+    WITHOUT_SPACES,
+    is_without_spaces,
+    languages_of,
+)
+
+# sacrebleu's tokenizers for languages that its usual one is not for: the first that is installed.
+_PIECES = "flores200"
+_TOKENIZERS = {
+    **dict.fromkeys(WITHOUT_SPACES, (_PIECES, "char")),
+    "zh": ("zh",),
+    "ja": ("ja-mecab", _PIECES, "char"),
+    "ko": ("ko-mecab", _PIECES, "char"),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -50,17 +74,18 @@ class Synonyms:
 WITHOUT = Synonyms("none", _NoWordNet())
 
 
-def find_synonyms() -> Synonyms:
-    """Find WordNet where nltk looks for it; else download it, if there is a network."""
+def find_synonyms(*, needed: bool = True) -> Synonyms:
+    """Find WordNet where nltk looks for it; else, if needed, download it if there is a network."""
     cache = str(Path(user_cache_dir("gradsift")) / "nltk_data")
     if cache not in nltk.data.path:
         nltk.data.path.append(cache)
-    if _installed() or (_may_download() and _download(cache)):
+    if _installed() or (needed and _may_download() and _download(cache)):
         return Synonyms(f"WordNet-{wordnet.get_version()}", wordnet)
-    logger.warning(
-        "METEOR without synonyms: WordNet is neither installed nor can it be downloaded "
-        "(python -m nltk.downloader wordnet, or NLTK_DATA=FOLDER with corpora/wordnet)"
-    )
+    if needed:
+        logger.warning(
+            "METEOR without synonyms: WordNet is neither installed nor can it be downloaded "
+            "(python -m nltk.downloader wordnet, or NLTK_DATA=FOLDER with corpora/wordnet)"
+        )
     return WITHOUT
 
 
@@ -93,15 +118,17 @@ class TextScores:
     Attributes:
         bleu: sacrebleu's counts: length of answer and reference, n-grams found, n-grams in all.
         chrf: sacrebleu's counts of character n-grams.
-        meteor: METEOR of each item, 0 to 1.
+        meteor: METEOR of each item, 0 to 1; NaN where the reference is not in English.
         rouge_l: ROUGE-L F-measure of each item, 0 to 1.
-        signatures: How each metric was computed.
+        languages: Of each reference.
+        signatures: How each metric was computed; without METEOR if no reference is in English.
     """
 
     bleu: list[list[int]]
     chrf: list[list[int]]
     meteor: list[float]
     rouge_l: list[float]
+    languages: list[str]
     signatures: dict[str, str]
 
 
@@ -109,21 +136,122 @@ def score_texts(
     answers: Sequence[str], references: Sequence[str], synonyms: Synonyms
 ) -> TextScores:
     """Compare answers with references, one of each for an item."""
-    bleu, chrf = BLEU(), CHRF()
-    rouge = RougeScorer(["rougeL"], use_stemmer=True)
-    pairs = list(zip(answers, references, strict=True))
+    languages = languages_of(references)
+    bleu_of, rouge_of = _metrics_of(languages)
+    bleu: list[list[int]] = [[]] * len(languages)
+    for language, metric in bleu_of.items():
+        positions = [at for at, other in enumerate(languages) if other == language]
+        counts = _counts(
+            metric, [answers[at] for at in positions], [references[at] for at in positions]
+        )
+        for at, item in zip(positions, counts, strict=True):
+            bleu[at] = item
+    items = list(zip(answers, references, languages, strict=True))
     return TextScores(
-        bleu=_counts(bleu, answers, references),
-        chrf=_counts(chrf, answers, references),
-        meteor=[meteor(answer, reference, synonyms) for answer, reference in pairs],
-        rouge_l=[rouge.score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs],
-        signatures={
-            "bleu": _signature(bleu, answers, references),
-            "chrf": _signature(chrf, answers, references),
-            "meteor": f"nltk:{version('nltk')}|tok:wordpunct|synonyms:{synonyms.name}",
-            "rouge_l": f"rouge-score:{version('rouge-score')}|stemmer:porter",
-        },
+        bleu=bleu,
+        chrf=_counts(CHRF(), answers, references),
+        meteor=[
+            meteor(answer, reference, synonyms) if is_english(language) else math.nan
+            for answer, reference, language in items
+        ],
+        rouge_l=[
+            rouge_of[language].score(reference, answer)["rougeL"].fmeasure
+            for answer, reference, language in items
+        ],
+        languages=languages,
+        signatures=_signatures(languages, bleu_of, synonyms),
     )
+
+
+def signatures_of(references: Sequence[str], synonyms: Synonyms) -> dict[str, str]:
+    """Say how answers to these references would be scored here and now, as `score_texts` does."""
+    languages = languages_of(references)
+    return _signatures(languages, _metrics_of(languages)[0], synonyms)
+
+
+def is_english(language: str) -> bool:
+    """Return whether METEOR and the usual ROUGE-L are for a language of `languages_of`."""
+    # A handful of short words in Latin letters may be English, and was always scored as that.
+    return language in (ENGLISH, TOO_SHORT)
+
+
+def _metrics_of(languages: Sequence[str]) -> tuple[dict[str, BLEU], dict[str, RougeScorer]]:
+    distinct = sorted(set(languages))
+    return {one: _bleu_for(one) for one in distinct}, {one: _rouge_for(one) for one in distinct}
+
+
+def _bleu_for(language: str) -> BLEU:
+    for name in _TOKENIZERS.get(language, ()):
+        # sacrebleu would download it.
+        if name == _PIECES and not _has_pieces():
+            continue
+        # What it raises without MeCab, with another dictionary, and without sentencepiece.
+        with contextlib.suppress(RuntimeError, AssertionError, ImportError, OSError):
+            return BLEU(tokenize=name)
+    return BLEU()
+
+
+def _has_pieces() -> bool:
+    return Path(SACREBLEU_DIR, "models", Path(SPM_MODELS[_PIECES]["url"]).name).is_file()
+
+
+def _rouge_for(language: str) -> RougeScorer:
+    if is_english(language):
+        return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], tokenizer=_Words(by_character=language in WITHOUT_SPACES))
+
+
+class _Words(Tokenizer):
+    """Words of any script, where rouge-score's own tokenizer knows a to z and 0 to 9 alone.
+
+    `by_character` makes each character a word whose script has no spaces.
+    """
+
+    def __init__(self, *, by_character: bool):
+        self.by_character = by_character
+
+    def tokenize(self, text: str) -> list[str]:
+        return "".join(map(self._spaced, text.lower())).split()
+
+    def _spaced(self, character: str) -> str:
+        # Letters, their marks (vowels of many scripts), and numbers.
+        if unicodedata.category(character)[0] not in "LMN":
+            return " "
+        return f" {character} " if self.by_character and is_without_spaces(character) else character
+
+
+def _signatures(
+    languages: Sequence[str], bleu_of: dict[str, BLEU], synonyms: Synonyms
+) -> dict[str, str]:
+    stemmed, package = "stemmer:porter", f"rouge-score:{version('rouge-score')}"
+    rouge = {
+        language: f"{package}|"
+        + (
+            stemmed
+            if is_english(language)
+            else f"tok:{'character' if language in WITHOUT_SPACES else 'word'}"
+        )
+        for language in bleu_of
+    }
+    bleu = {language: _signature(metric) for language, metric in bleu_of.items()}
+    found = {
+        "bleu": _each([bleu[language] for language in languages]),
+        "chrf": _signature(CHRF()),
+        "rouge_l": _each([rouge[language] for language in languages]),
+    }
+    n_english = sum(map(is_english, languages))
+    if n_english:
+        made = f"nltk:{version('nltk')}|tok:wordpunct|synonyms:{synonyms.name}"
+        part = "" if n_english == len(languages) else f" ({n_english} of {len(languages)} answers)"
+        found["meteor"] = made + part
+    return found
+
+
+def _each(signatures: Sequence[str]) -> str:
+    counts = Counter(signatures).most_common()
+    if len(counts) == 1:
+        return counts[0][0]
+    return " + ".join(f"{signature} ({n} of {len(signatures)} answers)" for signature, n in counts)
 
 
 def meteor(answer: str, reference: str, synonyms: Synonyms) -> float:
@@ -141,6 +269,7 @@ def _counts(
     return metric._extract_corpus_statistics(list(answers), [list(references)])
 
 
-def _signature(metric: BLEU | CHRF, answers: Sequence[str], references: Sequence[str]) -> str:
-    metric.corpus_score(list(answers), [list(references)])
+def _signature(metric: BLEU | CHRF) -> str:
+    # Only known after something was scored, one reference for each answer.
+    metric.corpus_score(["a"], [["a"]])
     return str(metric.get_signature())
