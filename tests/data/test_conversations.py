@@ -157,3 +157,27 @@ def test_thinking_alone_is_something_to_say():
     assert normal_turns([turn], filled=False).messages == (
         {"role": "assistant", "content": "", "reasoning": "hm"},
     )
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], {"content": "ab"}),
+        ([{"type": "output_text", "text": "a"}], {"content": "a"}),
+        (
+            [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}],
+            {"content": "a", "reasoning_content": "hm"},
+        ),
+        ([{"type": "thinking", "thinking": "hm"}], {"content": "", "reasoning_content": "hm"}),
+        ([], {"content": ""}),
+    ],
+)
+def test_parts_are_text_and_thinking(parts, said):
+    (message,) = normal_turns([{"role": "assistant", "content": parts}], filled=False).messages
+    assert message == {"role": "assistant", **said}
+
+
+def test_parts_of_other_kinds_have_a_reason():
+    parts = [{"type": "image_url", "image_url": "x"}, {"type": "text", "text": "a"}]
+    with pytest.raises(RowError, match="only text is supported"):
+        normal_turns([{"role": "user", "content": parts}], filled=False)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import trl
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
 
 from gradsift.data.formats import Columns, Reader
 from gradsift.data.tokenization import build_instances
 from gradsift.terms import IGNORED_LABEL
-from tiny import tiny_tokenizer
+from tiny import tiny_llama, tiny_tokenizer
 
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
 USER = {"role": "user", "content": "xuser"}
@@ -109,6 +111,24 @@ def test_nothing_is_lost_in_silence(kind):
     assert not silent
     # The check does not drop or note what is right.
     assert Counter(found.values())["right"] >= len(TEMPLATES) // 4, Counter(found.values())
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3_1", "gptoss", "glm4moe", "gemma4"])
+def test_tools_and_template_arguments_reach_the_tokens_as_in_trl(tmp_path, name):
+    """Of rows in a shape that trl reads, too."""
+    kwargs = {"enable_thinking": False, "reasoning_effort": "high"}
+    ask, call = [USER], [calling(ARGUMENTS)]
+    row = {"prompt": ask, "completion": call, "tools": [TOOL], "chat_template_kwargs": kwargs}
+    tokenizer = tiny_tokenizer(Path(TEMPLATES[0]).with_name(f"{name}.jinja").read_text())
+    args = SFTConfig(output_dir=str(tmp_path), bf16=False, report_to="none", max_length=None)
+    trl_rows = SFTTrainer(
+        model=tiny_llama(), args=args, train_dataset=Dataset.from_list([row]),
+        processing_class=tokenizer,
+    ).train_dataset  # fmt: skip
+    example = Reader("prompt_completion", Columns(tools="tools")).parse(row)
+    (ours,) = build_instances([("x", example)], tokenizer, max_length=100_000).items
+    assert ours.input_ids == next(iter(trl_rows["input_ids"]))
+    assert ours.labels == next(iter(trl_rows["labels"]))
 
 
 if __name__ == "__main__":

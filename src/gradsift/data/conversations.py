@@ -24,6 +24,8 @@ LIKE_A_FLAG = re.compile(r"train|loss|weight|mask|learn|supervis")
 YES_OR_NO = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
 # What a call's name and arguments are called.
 ARGUMENTS = ("arguments", "parameters", "args", "input")
+# Types of the parts of a content.
+TEXT, THINKING = ("text", "input_text", "output_text"), ("thinking", "reasoning")
 MOST_LEVELS, MOST_ENCODINGS = 100, 3
 
 
@@ -92,7 +94,7 @@ def _message(
     i: int,
     required: Mapping[str, set[str]] | None,
 ) -> dict[str, Any]:
-    content = _content_text(turn.get(names.content), i)
+    content, thinking = _content(turn.get(names.content), i)
     if role in CALL_ROLES:
         calls = normal_calls(content, f"turn {i}: {role}", required)
         if not calls:
@@ -107,8 +109,11 @@ def _message(
     # Parquet fills absent fields of a turn with nulls; templates must not see them.
     rest = {k: v for k, v in turn.items() if v is not None and k not in left_out}
     rest = rest if required is None else without_nulls(rest)
-    if content is None and not calls and not any(rest.get(name) for name in THINKING_FIELDS):
+    says = calls or thinking or any(rest.get(name) for name in THINKING_FIELDS)
+    if content is None and not says:
         raise RowError("missing_field", f"turn {i} has neither {names.content} nor tool_calls")
+    if thinking:
+        rest.setdefault(THINKING_FIELDS[0], thinking)
     message = {"role": role, "content": content or "", **rest}
     return {**message, "tool_calls": calls} if calls else message
 
@@ -139,16 +144,25 @@ def _flag(turn: Mapping[str, Any], names: TurnNames, i: int) -> tuple[bool | Non
     return next(iter(said.values()), None), others
 
 
-def _content_text(content: object, i: int) -> str | None:
+def _content(content: object, i: int) -> tuple[str | None, str]:
+    # Text, and thinking where it is a part of its own.
     if content is None or isinstance(content, str):
-        return content
+        return content, ""
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        texts = [part.get("text") for part in content if part.get("type") == "text"]
-        if len(texts) == len(content) and all(isinstance(text, str) for text in texts):
-            return "".join(texts)
+        texts = [(part.get("type"), _text_of(part)) for part in content]
+        if all(kind in (*TEXT, *THINKING) and text is not None for kind, text in texts):
+            said, thought = (
+                "".join(str(text) for kind, text in texts if kind in kinds)
+                for kinds in (TEXT, THINKING)
+            )
+            return said if said or not thought else None, thought
         kinds = sorted({str(part.get("type"))[:50] for part in content})[:10]
         raise RowError("wrong_type", f"turn {i} holds {kinds}; only text is supported")
     raise RowError("wrong_type", f"turn {i}: content is {type_name(content)}, expected text")
+
+
+def _text_of(part: Mapping[str, Any]) -> str | None:
+    return next((part[k] for k in ("text", "thinking") if isinstance(part.get(k), str)), None)
 
 
 def normal_calls(
