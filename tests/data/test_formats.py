@@ -226,7 +226,7 @@ def test_each_format_is_detected_and_read(name):
     record, row_format, expected = GOOD[name]
     found, columns = settle_format([record], None, Columns())
     assert found == row_format
-    assert Reader(found, columns).parse(record) == expected
+    assert Reader(found, columns, "all").parse(record) == expected
 
 
 def test_only_the_last_turn():
@@ -237,7 +237,7 @@ def test_only_the_last_turn():
 def test_columns_named_by_the_user_win():
     record = {"messages": [U, A], "q": "hi", "a": "yo", "s": "be"}
     found, columns = settle_format([record], None, Columns("q", None, "a", "s"))
-    example = Reader(found, columns).parse(record)
+    example = Reader(found, columns, "all").parse(record)
     assert example.messages == ({"role": "system", "content": "be"}, U, A)
 
 
@@ -309,7 +309,7 @@ def test_what_cannot_be_read_has_a_reason(name):
     record, row_format, reason, detail = BAD[name]
     _, columns = settle_format([record], row_format, Columns())
     with pytest.raises(RowError) as error:
-        Reader(row_format, columns).parse(record)
+        Reader(row_format, columns, "all").parse(record)
     assert error.value.reason == reason
     assert detail in error.value.detail
 
@@ -328,13 +328,13 @@ def test_rows_of_either_kind_of_turn_in_one_file():
     records = [{"conversations": SHAREGPT}, {"conversations": [U, A]}]
     found, columns = settle_format(records, None, Columns())
     for record in records:
-        assert Reader(found, columns).parse(record).messages == (U, A)
+        assert Reader(found, columns, "all").parse(record).messages == (U, A)
 
 
 def test_a_system_column_named_by_the_user_reaches_messages():
     record = {"messages": [U, A], "s": "be"}
     found, columns = settle_format([record], None, Columns(system="s"))
-    example = Reader(found, columns).parse(record)
+    example = Reader(found, columns, "all").parse(record)
     assert example.messages[0] == {"role": "system", "content": "be"}
     assert example.train == (False, False, True)
 

@@ -86,7 +86,7 @@ def outcome(path, kind):
     """What became of a row: right, noted, or the reason why it was dropped; or what was lost."""
     turns, tools, trained, before = KINDS[kind]
     tokenizer = tokenizer_of(path)
-    example = Reader("messages", Columns(tools="tools")).parse({"messages": turns, "tools": tools})
+    example = Reader("messages", Columns(tools="tools"), "all").parse({"messages": turns, "tools": tools})
     result = build_instances([("x", example)], tokenizer, max_length=100_000)
     if result.dropped:
         return result.dropped["x"][0]
@@ -125,7 +125,7 @@ def test_tools_and_template_arguments_reach_the_tokens_as_in_trl(tmp_path, name)
         model=tiny_llama(), args=args, train_dataset=Dataset.from_list([row]),
         processing_class=tokenizer,
     ).train_dataset  # fmt: skip
-    example = Reader("prompt_completion", Columns(tools="tools")).parse(row)
+    example = Reader("prompt_completion", Columns(tools="tools"), "all").parse(row)
     (ours,) = build_instances([("x", example)], tokenizer, max_length=100_000).items
     assert ours.input_ids == next(iter(trl_rows["input_ids"]))
     assert ours.labels == next(iter(trl_rows["labels"]))

@@ -101,7 +101,7 @@ class Reader:
 
     row_format: str
     columns: Columns
-    train_on: str = "all"
+    train_on: str
     filled: bool = False
 
     def parse(self, record: Mapping[str, Any]) -> Example:
