@@ -24,6 +24,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Batching = Literal["packed", "by_length", "random"]
 Layer = Literal["embedding", "lm_head"]
 Covariate = Literal["response_length", "prompt_length", "step"]
+Trainer = Literal["trl", "llamafactory", "axolotl", "openai"]
 COVARIATES: tuple[Covariate, ...] = ("response_length", "prompt_length", "step")
 BUDGET_HELP = "How much to keep of the usable rows: 50%, 500 (rows), 20000tok (tokens) or auto."
 
@@ -335,6 +336,13 @@ class SubsetConfig(SelectionConfig):
 
     weights: bool = setting(
         False, "Add a weight for each kept row to decisions.parquet.", SELECTION
+    )
+    export: Annotated[tuple[Trainer, ...], Several] = setting(
+        (),
+        "Write the rows in a trainer's own form too, with a configuration that runs: trl, "
+        "llamafactory, axolotl or openai.",
+        SELECTION,
+        option=True,
     )
     name: str | None = setting(None, "Name of the selection's folder.", SELECTION, option=True)
 

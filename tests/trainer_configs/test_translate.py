@@ -8,8 +8,6 @@ import pytest
 import yaml
 
 from gradsift.config_files import resolve
-from gradsift.data.dataset_configs import axolotl_dataset
-from gradsift.data.formats import Columns
 from gradsift.trainer_configs.keys import Decided, Joint, OneOf, Refused, Setting
 from gradsift.trainer_configs.translate import TOOLS, tool_of, translate
 
@@ -674,20 +672,39 @@ def test_quantised_weights():
     assert "load_in" not in translate(TRL | {"load_in_4bit": False}, "x").settings
 
 
-def test_what_gradsift_writes_for_axolotl_is_read_again():
-    shapes = {
-        "messages": Columns(),
-        "sharegpt": Columns(roles={"human": "user", "gpt": "assistant"}),
-        "text": Columns(),
-        "alpaca": Columns(query="input"),
-        "qa": Columns(prompt="question", response="answer", system="hint"),
-    }
-    for row_format, columns in shapes.items():
-        entry = axolotl_dataset("rows.jsonl", row_format, columns)
-        done = translate(AXOLOTL | {"datasets": [entry]}, "x").settings
-        assert (done["data"], done["format"]) == ("rows.jsonl", row_format)
-    assert (done["prompt_column"], done["response_column"]) == ("question", "answer")
-    assert done["system_column"] == "hint"
+TURNS = {"type": "chat_template", "message_field_training": "weight", "field_tools": "tools"}
+SHAREGPT = {
+    "type": "chat_template",
+    "field_messages": "conversations",
+    "message_property_mappings": {"role": "from", "content": "value"},
+    "roles": {"user": ["human"], "assistant": ["gpt"]},
+}
+FIELDS = {
+    "field_instruction": "question",
+    "field_output": "answer",
+    "field_system": "hint",
+    "format": "{instruction}",
+    "no_input_format": "{instruction}",
+}
+
+
+@pytest.mark.parametrize(
+    ("entry", "row_format"),
+    [
+        (TURNS, "messages"),
+        (SHAREGPT, "sharegpt"),
+        ({"type": "completion", "field": "text"}, "text"),
+        ({"type": "alpaca"}, "alpaca"),
+        ({"type": FIELDS}, "qa"),
+    ],
+)
+def test_row_formats_of_axolotl(entry, row_format):
+    entry = {"path": "rows.jsonl", "ds_type": "json", **entry}
+    done = translate(AXOLOTL | {"datasets": [entry]}, "x").settings
+    assert (done["data"], done["format"]) == ("rows.jsonl", row_format)
+    if row_format == "qa":
+        assert (done["prompt_column"], done["response_column"]) == ("question", "answer")
+        assert done["system_column"] == "hint"
 
 
 def test_batch_size_in_all():

@@ -17,6 +17,7 @@ from gradsift import config as groups
 from gradsift.errors import GradsiftError
 from gradsift.schema import (
     Group,
+    Several,
     default_of,
     extra_of,
     fields_of,
@@ -113,6 +114,9 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         kind, flag = bool | None, "--lora/--full"
     elif field.annotation is bool:
         kind, flag = bool | None, f"{flag}/--no-{name.replace('_', '-')}"
+    elif Several in field.metadata:
+        # May be repeated, and each may hold several.
+        kind, more = list[str] | None, {"metavar": "TEXT"}
     elif isinstance(default, dict):
         kind, more = list[str] | None, {"metavar": "KEY=VALUE"}
         help_text = f"{help_text} May be repeated."
@@ -123,7 +127,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         more["autocompletion"] = choices
     if field.is_required():
         help_text = f"{help_text} \\[required, here or in a file]"
-    elif default is not None and default is not False and default != {}:
+    elif default is not None and default is not False and default not in ({}, ()):
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         help_text = f"{help_text} \\[default: {shown}]"
     option = typer.Option(flag, help=help_text, rich_help_panel=extra_of(field, "group"), **more)
@@ -185,6 +189,7 @@ def _given(fields: Mapping[str, FieldInfo], said: Mapping[str, Any]) -> dict[str
                 key, one = _quota(text) if name == "quota" else parse_pair(text, f"`{name}`")
                 _say(given, name, key, one)
             continue
+        value = ",".join(value) if isinstance(value, list) else value
         if isinstance(value, str) and str not in _kinds(field):
             value = _number(value)
         _say(given, name, None, value)

@@ -97,6 +97,13 @@ def run_stages(
     if Need.REFERENCE_LOSSES in needs:
         logger.info("this selection needs reference losses: two forward passes over all rows")
         reference_losses(run, progress=progress)
-    result = select_run(run, budget, config, name=config.name, weights=config.weights)
+    result = select_run(
+        run,
+        budget,
+        config,
+        name=config.name,
+        weights=config.weights,
+        export=config.export,
+    )
     run.save_config()
     return result

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from gradsift.config import SelectionConfig, SubsetConfig
-from gradsift.data.containers import write_rows
-from gradsift.data.dataset_configs import write_dataset_configs
-from gradsift.data.formats import Columns
+from gradsift.data.containers import read_rows, write_rows
+from gradsift.data.exports.rows import ExportRow, Setup
+from gradsift.data.exports.write import write_export
+from gradsift.data.sources import find_source
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.schema import migrated, takes, validated
@@ -25,10 +29,17 @@ from gradsift.selection.strategies.catalogue import needs_of, uses_score
 from gradsift.store.reader import GradientStore
 from gradsift.utils import read_json, write_json, write_parquet
 
+if TYPE_CHECKING:
+    import datasets
+    import pandas
+
 SELECTIONS = "selections"
 DECISIONS = "decisions.parquet"
 SUMMARY = "selection.json"
 CURVE = "curve.parquet"
+EXPORT = "export"
+NO_DATASETS = "to_dataset() needs the package datasets: pip install 'gradsift[train]'"
+NO_PANDAS = "to_pandas() needs the package pandas: pip install pandas"
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,9 @@ class SelectResult:
         selection: The decisions.
         counts: selected + rejected + dropped = input, and dropped by reason.
         warnings: What ought to worry the user.
-        written: Further files, such as dataset configs for trainers.
+        written: Further files, such as those that were exported for trainers.
+        ids: Of the selected rows, in the input's order.
+        notes: What an export says otherwise than the rows, or not at all.
     """
 
     folder: Path
@@ -50,6 +63,52 @@ class SelectResult:
     counts: dict[str, object]
     warnings: tuple[str, ...]
     written: tuple[Path, ...]
+    ids: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of selected rows."""
+        return len(self.ids)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the selected rows with their own fields, in the input's order."""
+        rows = read_rows(find_source(str(self.selected_file), None))
+        return [row.record for row in rows if row.record is not None]
+
+    def to_dataset(self) -> datasets.Dataset:
+        """Return the selected rows as a dataset of Hugging Face, with their own fields.
+
+        Parquet keeps its types; of other files a field whose values are of several types is read as
+        `datasets.Json`.
+
+        Raises:
+            GradsiftError: If the package datasets is missing.
+        """
+        try:
+            from datasets import Dataset
+        except ImportError:
+            raise GradsiftError(NO_DATASETS) from None
+        if self.selected_file.suffix == ".parquet":
+            return Dataset(pq.read_table(self.selected_file))
+        records = self.records()
+        # Not `from_list`, which has the fields of the first row only.
+        names = dict.fromkeys(name for record in records for name in record)
+        columns = {name: [record.get(name) for record in records] for name in names}
+        return Dataset.from_dict(columns, on_mixed_types="use_json")
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the selected rows as a DataFrame, with their own fields.
+
+        Raises:
+            GradsiftError: If the package pandas is missing.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise GradsiftError(NO_PANDAS) from None
+        if self.selected_file.suffix == ".parquet":
+            return pq.read_table(self.selected_file).to_pandas()
+        return pandas.DataFrame(self.records())
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
@@ -74,6 +133,7 @@ class SelectResult:
             "audit": audit_summary(selection.audit),
             "warnings": list(self.warnings),
             "also_written": [str(path) for path in self.written],
+            "export_notes": list(self.notes),
         }
 
     def text(self) -> str:
@@ -95,8 +155,14 @@ class SelectResult:
             lines.append(f"{name:28}" + "".join(f"{value:10.4f}" for value in values))
         lines += ["", *audit_lines(selection.audit)]
         lines += [f"warning: {line}" for line in self.warnings]
-        names = "".join(f", {path.name}" for path in self.written)
+        lines += [f"note: {line}" for line in self.notes]
+        written = (path.relative_to(self.folder) for path in self.written)
+        names = "".join(f", {path}" for path in written)
         lines += ["", f"beside it: {DECISIONS} (why each row), {SUMMARY}{names}"]
+        if not any(EXPORT in path.parts for path in self.written):
+            lines.append(
+                "for a trainer: the same again with --export trl (or llamafactory, axolotl, openai)"
+            )
         return "\n".join(lines)
 
 
@@ -122,11 +188,24 @@ def select(
     """
     config, parsed = validated(SubsetConfig, settings), parse_budget(budget)
     needs_of(config)  # What is no strategy or score is found out before anything is read.
-    return select_run(Run.of(run), parsed, config, name=config.name, weights=config.weights)
+    return select_run(
+        Run.of(run),
+        parsed,
+        config,
+        name=config.name,
+        weights=config.weights,
+        export=config.export,
+    )
 
 
 def select_run(
-    run: Run, budget: Budget, config: SelectionConfig, *, name: str | None, weights: bool
+    run: Run,
+    budget: Budget,
+    config: SelectionConfig,
+    *,
+    name: str | None,
+    weights: bool,
+    export: Sequence[str] = (),
 ) -> SelectResult:
     """Select rows of a captured run and write them.
 
@@ -137,6 +216,7 @@ def select_run(
         name: Of the selection's folder; made from strategy and budget if None.
         weights: Whether decisions.parquet gets a `weight` for each selected row: its gradient
             score divided by the mean over the subset.
+        export: Trainers in whose own form the rows are written too.
 
     Returns:
         What was written.
@@ -144,8 +224,10 @@ def select_run(
     Raises:
         GradsiftError: As for `select`, or if a selection of that name was made with other settings.
     """
-    source, row_format, columns = run.source
+    source, _, _ = run.source
     run.require_unchanged_rows()
+    # What an export needs is missed before anything is written.
+    setup = Setup(run.config, lambda: run.tokenizer, lambda: run.template_date) if export else None
     settings = _plain(budget, config)
     folder = _folder(run.folder / SELECTIONS, settings, name)
     context, table, about = run.context(config), run.pool_table, run.store.manifest.about
@@ -161,9 +243,10 @@ def select_run(
         uses_score=uses_score(config),
         detrend=config.detrend,
     )
-    places = table.filter(
+    kept = table.filter(
         pc.is_in(table["instance_id"], value_set=pa.array(selection.ids, pa.string()))
-    ).select(["row", "start", "end"])
+    )
+    places = kept.select(["row", "start", "end"])
     places = list(zip(*(column.to_pylist() for column in places.columns), strict=True))
     selected_file = write_rows(source, places, folder)
     if weights:
@@ -174,14 +257,54 @@ def select_run(
         gains = pa.array(selection.curve_S, pa.float64())
         write_parquet(folder / CURVE, pa.table({"marginal_gain": gains}))
         written.append(folder / CURVE)
-    if about["text_pairs"] and row_format == "prompt_completion":
-        # Pairs of text; trainers know them as columns of a question and an answer.
-        row_format, columns = "qa", Columns(prompt="prompt", response="completion")
-    written += write_dataset_configs(selected_file, row_format, columns)
-    result = SelectResult(folder, selected_file, selection, counts, tuple(warnings), tuple(written))
+    notes = []
+    shutil.rmtree(folder / EXPORT, ignore_errors=True)
+    if export:
+        if weights:
+            weighted = decisions["weight"].filter(decisions["selected"])
+            kept = kept.append_column("weight", weighted)
+        rows = _export_rows(run, kept)
+        for trainer in dict.fromkeys(export):
+            exported = write_export(trainer, rows, folder / EXPORT, setup)
+            written += exported.files
+            notes += [f"export {trainer}: {line}" for line in exported.notes]
+    result = SelectResult(
+        folder,
+        selected_file,
+        selection,
+        counts,
+        tuple(warnings),
+        tuple(written),
+        tuple(kept["instance_id"].to_pylist()),
+        tuple(notes),
+    )
     made_with = {"settings": settings, "capture": run.store.manifest.identity}
     write_json(folder / SUMMARY, {**result.summary(), **made_with})
     return result
+
+
+def _export_rows(run: Run, kept: pa.Table) -> list[ExportRow]:
+    """Return what the selected rows say, in the input's order; `kept` are theirs of the pool table.
+
+    There is a `weight` in it if that is asked for.
+    """
+    ids = kept["instance_id"].to_pylist()
+    weights = kept["weight"].to_pylist() if "weight" in kept.column_names else [None] * len(ids)
+    weight_of = dict(zip(ids, weights, strict=True))
+    hash_of = dict(zip(ids, kept["content_hash"].to_pylist(), strict=True))
+    rows = [
+        ExportRow(row.instance_id, row.example, row.source, weight_of[row.instance_id])
+        for row in run.pool.rows
+        if row.example is not None and hash_of.get(row.instance_id) == row.content_hash
+    ]
+    if len(rows) != len(ids):  # Read by another gradsift, or by other settings in config.yaml.
+        missing = sorted(weight_of.keys() - {row.instance_id for row in rows})
+        raise GradsiftError(
+            f"{run.folder}: {len(missing)} of the selected rows are not read any more as they were "
+            f"when they were captured (the first: {missing[0]!r}). Capture again into a new folder "
+            "to export them."
+        )
+    return rows
 
 
 def _folder(selections: Path, settings: dict[str, object], name: str | None) -> Path:

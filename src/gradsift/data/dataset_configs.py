@@ -1,12 +1,10 @@
-"""How LLaMA-Factory and axolotl are told what a file holds: read, and written for selected rows."""
+"""How LLaMA-Factory is told what a file holds: an entry of its dataset_info.json."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
 
 from gradsift.data.formats import Columns
 from gradsift.errors import GradsiftError
@@ -39,23 +37,6 @@ ENTRY_KEYS = (
     "tags",
     "split",
 )
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
-# Usual names of the turns, and of role and text inside a turn.
-TURNS = {
-    "messages": ("messages", "role", "content"),
-    "sharegpt": ("conversations", "from", "value"),
-}
-
-# axolotl's name for what a file is.
-DS_TYPES = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    "": "",
-}
 
 
 class DatasetEntry(NamedTuple):
@@ -95,91 +76,6 @@ def read_dataset_info(path: str, name: str) -> DatasetEntry:
         row_format = "text"
     data, split = _data(Path(path), name, entry)
     return DatasetEntry(data, row_format, _columns(formatting, names, tags), split)
-
-
-def write_dataset_configs(selected: Path, row_format: str, columns: Columns) -> list[Path]:
-    """Write dataset configs for LLaMA-Factory and axolotl beside a file of selected rows.
-
-    Returns the files written; a trainer that cannot read the format gets none.
-    """
-    written = []
-    entry = dataset_info_entry(selected.name, row_format, columns)
-    if entry is not None:
-        path = selected.parent / "dataset_info.json"
-        path.write_text(json.dumps({"selected": entry}, indent=2) + "\n", encoding="utf-8")
-        written.append(path)
-    dataset = axolotl_dataset(str(selected), row_format, columns)
-    if dataset is not None:
-        path = selected.parent / "axolotl.yaml"
-        text = yaml.safe_dump({"datasets": [dataset]}, sort_keys=False, allow_unicode=True)
-        path.write_text(text, encoding="utf-8")
-        written.append(path)
-    return written
-
-
-def dataset_info_entry(file_name: str, row_format: str, columns: Columns) -> dict[str, Any] | None:
-    """Return an entry of dataset_info.json, or None where LLaMA-Factory cannot read such a file.
-
-    `text` is for its stage `pt`; the columns are those of `settle_format`.
-    """
-    if Path(file_name).suffix not in SUFFIXES:
-        return None
-    usual = USUAL_COLUMNS if row_format == "alpaca" else {}
-    named = {key: getattr(columns, key) for key in ("prompt", "query", "response")}
-    named |= {"prompt": columns.prompt or usual.get("prompt")}
-    named |= {"response": columns.response or usual.get("response")}
-    named |= {"system": columns.system, "history": columns.history}
-    if row_format in ("alpaca", "qa"):
-        return {"file_name": file_name, "columns": {k: v for k, v in named.items() if v}}
-    if row_format == "text":
-        return {"file_name": file_name, "columns": {"prompt": columns.prompt or "text"}}
-    if row_format in ("messages", "sharegpt"):
-        return {"file_name": file_name, **_turns_entry(row_format, columns)}
-    return None
-
-
-def axolotl_dataset(path: str, row_format: str, columns: Columns) -> dict[str, Any] | None:
-    """Return an entry for axolotl's `datasets:`, or None where it cannot read such rows."""
-    suffix = Path(path).suffix
-    if suffix not in DS_TYPES:
-        return None
-    # A folder of save_to_disk is recognised as one when no type is given.
-    file = {"path": path} if suffix == "" else {"path": path, "ds_type": DS_TYPES[suffix]}
-    if row_format in TURNS:
-        return {**file, **_chat_template(row_format, columns)}
-    if row_format == "text":
-        return {**file, "type": "completion", "field": columns.prompt or "text"}
-    if row_format == "qa":
-        return {**file, "type": _instruction(columns.prompt, columns.response, columns)}
-    if row_format == "alpaca" and not columns.history:
-        named = (columns.prompt, columns.response, columns.system)
-        if not any(named) and columns.query in (None, "input"):
-            return {**file, "type": "alpaca"}
-        prompt, response = columns.prompt or "instruction", columns.response or "output"
-        return {**file, "type": _instruction(prompt, response, columns)}
-    return None
-
-
-def _turns_entry(row_format: str, columns: Columns) -> dict[str, Any]:
-    openai = row_format == "messages"
-    messages = columns.messages or ("messages" if openai else "conversations")
-    named = {"messages": messages, "system": columns.system, "tools": columns.tools}
-    # Only `openai` reads tool_calls inside a turn.
-    formatting = "openai" if openai and columns.tools else "sharegpt"
-    # A tag that is left out is none at all, once there are tags.
-    tags = {
-        "role_tag": columns.role_tag or ("role" if openai else "from"),
-        "content_tag": columns.content_tag or ("content" if openai else "value"),
-    }
-    for tag, (tag_role, role) in TAG_ROLES.items():
-        usual = role if openai else tag_role
-        words = [word for word, meant in (columns.roles or {}).items() if meant == role]
-        tags[tag] = words[0] if words else usual
-    return {
-        "formatting": formatting,
-        "columns": {key: value for key, value in named.items() if value},
-        "tags": tags,
-    }
 
 
 def _columns(formatting: str, names: dict[str, str], tags: dict[str, str]) -> Columns:
@@ -226,41 +122,3 @@ def _entry(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(content[name], dict):
         raise GradsiftError(f"{path}: {name!r} is no object with file_name, formatting, columns.")
     return content[name]
-
-
-def _chat_template(row_format: str, columns: Columns) -> dict[str, Any]:
-    messages, role, content = TURNS[row_format]
-    dataset: dict[str, Any] = {
-        "type": "chat_template",
-        "field_messages": columns.messages or messages,
-        "message_property_mappings": {
-            "role": columns.role_tag or role,
-            "content": columns.content_tag or content,
-        },
-    }
-    if columns.system:
-        dataset["field_system"] = columns.system
-    if columns.tools:
-        dataset["field_tools"] = columns.tools
-    if row_format == "messages":
-        # Turns of weight 0 are not trained on there either.
-        dataset["message_field_training"] = "weight"
-    if columns.roles:
-        targets = dict.fromkeys(columns.roles.values())
-        dataset["roles"] = {
-            target: [word for word, role in columns.roles.items() if role == target]
-            for target in targets
-            if target != "function_call"
-        }
-    return dataset
-
-
-def _instruction(prompt: str | None, response: str | None, columns: Columns) -> dict[str, Any]:
-    formats = {"format": "{instruction}", "no_input_format": "{instruction}"}
-    fields = {"field_instruction": prompt, "field_output": response}
-    if columns.query:
-        fields["field_input"] = columns.query
-        formats["format"] = "{instruction}\n{input}"
-    if columns.system:
-        fields["field_system"] = columns.system
-    return {**fields, **formats}

@@ -1,0 +1,1 @@
+"""Selected rows in the own form of a trainer, each with a configuration that runs."""

@@ -1,0 +1,183 @@
+"""Rows for axolotl: conversations under the tokenizer's chat template, and its configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gradsift.config import RunConfig
+from gradsift.data.example import Plain
+from gradsift.data.exports.rows import (
+    Exported,
+    ExportRow,
+    Notes,
+    Setup,
+    as_text,
+    kind_of,
+    note_template_kwargs,
+    plain_record,
+    require_texts,
+    said,
+    write_lines,
+)
+from gradsift.data.rendering import thinking_of
+from gradsift.utils import write_text
+
+# What each kind of rows is for axolotl.
+CHAT = {"type": "chat_template", "roles_to_train": ["assistant"], "train_on_eos": "turn"}
+FLAGGED = {"message_field_training": "weight"}
+TEXT = {"type": "completion", "field": "text"}
+PAIR = {
+    "type": {
+        "field_instruction": "prompt",
+        "field_output": "completion",
+        "format": "{instruction}",
+        "no_input_format": "{instruction}",
+    }
+}
+HEAD = "# axolotl train {file}\n"
+WEIGHTS = """\
+# `weight` is the share of a file that is drawn (axolotl's pull request 3690). A version without it
+# ignores the key and takes all rows: look at how many it says that it trains on.
+"""
+
+
+def write_axolotl(rows: Sequence[ExportRow], folder: Path, setup: Setup) -> Exported:
+    """Write rows and a configuration.
+
+    Rows that are weighted and come from several sources are a file for each source, with a `weight`
+    that gives the sources the shares that their rows' weights have.
+    """
+    kind = kind_of(rows)
+    done, notes = said(rows, lambda row, notes: _record(row, notes, kind), "axolotl")
+    groups = {None: done}
+    weights = _weights([row for row, _ in done])
+    if weights:
+        groups = {name: [pair for pair in done if pair[0].source == name] for name in weights}
+    entries, files = [], []
+    for number, (name, group) in enumerate(groups.items()):
+        part = f"-{number}-{_slug(name)}" if weights else ""
+        records = [record for _, record in group]
+        file = write_lines(folder / f"axolotl{part}.jsonl", records)
+        files.append(file)
+        if kind != "chat":
+            require_texts(file, "axolotl")
+        share = {"weight": weights[name]} if weights else {}
+        place = {"path": str(file), "ds_type": "json"}
+        entries.append(place | _entry(kind, records) | share)
+    config = folder / "axolotl.yaml"
+    settings = {**_settings(setup.config), "datasets": entries}
+    head = HEAD.format(file=config) + (WEIGHTS if weights else "")
+    write_text(config, head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    shares = ", ".join(f"{name} {weight}" for name, weight in weights.items())
+    told = []
+    if weights:
+        told.append(
+            f"{len(done)} rows: axolotl is to draw a share of each source: {shares}; a version "
+            "that does not know `weight` takes all"
+        )
+    if setup.config.truncation == "keep_end":
+        told.append("axolotl has no `truncation: keep_end`: of a longer row it keeps the start")
+    return Exported((*files, config), len(done), (*notes.lines(), *told))
+
+
+def _record(row: ExportRow, notes: Notes, kind: str) -> dict[str, Any]:
+    example = row.example
+    if isinstance(example, Plain):
+        return plain_record(example, kind, "prompt", "completion")
+    note_template_kwargs(row, notes)
+    answers = [message["role"] == "assistant" for message in example.messages]
+    flagged = list(example.train) != answers
+    messages = []
+    for message, answer, train in zip(example.messages, answers, example.train, strict=True):
+        turn = dict(message)
+        thinking = thinking_of(message)
+        if thinking is not None:  # What its `field_thinking` is called if nothing is said.
+            turn.setdefault("reasoning_content", thinking)
+        if turn.get("tool_calls"):
+            turn["tool_calls"] = [_call(call) for call in turn["tool_calls"]]
+        if flagged and answer:
+            turn["weight"] = int(train)
+        messages.append(turn)
+    return {"messages": messages, **({"tools": example.tools} if example.tools else {})}
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    # As text, which axolotl reads: arguments of other rows put no nulls into it.
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": as_text(function.get("arguments") or {})}}
+
+
+def _entry(kind: str, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    if kind != "chat":
+        return TEXT if kind == "text" else PAIR
+    flagged = any("weight" in turn for record in records for turn in record["messages"])
+    return {
+        **CHAT,
+        "field_messages": "messages",
+        "message_property_mappings": {"role": "role", "content": "content"},
+        **({"field_tools": "tools"} if any("tools" in record for record in records) else {}),
+        **(FLAGGED if flagged else {}),
+    }
+
+
+def _weights(rows: Sequence[ExportRow]) -> dict[str | None, float]:
+    """Return the mean weight of each source's rows over the largest such mean, in (0, 1].
+
+    Empty where rows have no weights or there is one source.
+    """
+    by_source: dict[str | None, list[float]] = {}
+    for row in rows:
+        if row.weight is not None:
+            by_source.setdefault(row.source, []).append(row.weight)
+    if len(by_source) < 2:
+        return {}
+    means = {name: sum(weights) / len(weights) for name, weights in by_source.items()}
+    largest = max(means.values())
+    return {name: round(max(mean / largest, 1e-4), 4) for name, mean in means.items()}
+
+
+def _slug(name: str | None) -> str:
+    return re.sub(r"[^\w.-]+", "_", name or "unknown")[:40]
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    lora, sft = config.lora_settings(), config.sft
+    settings: dict[str, Any] = {
+        "base_model": config.model,
+        **({"revision_of_model": config.revision} if config.revision else {}),
+        "chat_template": "tokenizer_default",
+        "sequence_len": config.max_length,
+        "excess_length_strategy": "drop" if config.truncation == "drop" else "truncate",
+        "micro_batch_size": sft.get("per_device_train_batch_size", 8),
+        "gradient_accumulation_steps": sft.get("gradient_accumulation_steps", 1),
+        "num_epochs": 3,
+        "learning_rate": sft.get("learning_rate", 2e-5),
+        "optimizer": "adamw_torch",
+        "bf16": sft.get("bf16", "auto"),
+        "train_on_inputs": False,
+        "val_set_size": 0,
+        "output_dir": "trained",
+    }
+    if config.chat_template_kwargs:
+        settings["chat_template_kwargs"] = config.chat_template_kwargs
+    if config.load_in:
+        settings[f"load_in_{config.load_in}"] = True
+    if lora is not None:
+        targets = lora.get("target_modules", "all-linear")
+        settings |= {
+            "adapter": "qlora" if config.load_in == "4bit" else "lora",
+            "lora_r": lora.get("r", 8),
+            "lora_alpha": lora.get("lora_alpha", 8),
+            "lora_dropout": lora.get("lora_dropout", 0.0),
+            **(
+                {"lora_target_linear": True}
+                if targets == "all-linear"
+                else {"lora_target_modules": targets}
+            ),
+        }
+    return settings
