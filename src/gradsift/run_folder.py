@@ -188,15 +188,22 @@ class Run:
 
         source = source_of(self.config)
         if self.config.chat_template is not None:
-            require_template(load_tokenizer(source), self.config.chat_template)
+            tokenizer = load_tokenizer(source, self.config.sft)
+            require_template(tokenizer, self.config.chat_template)
         return source
 
-    @cached_property
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
-        from gradsift.training.model import load_tokenizer
+        return self._tokenizer_as_loaded[0]
 
-        return load_tokenizer(self.model)
+    @cached_property
+    def _tokenizer_as_loaded(self) -> tuple[PreTrainedTokenizerBase, str]:
+        from gradsift.training.model import load_tokenizer, tokenizer_fingerprint
+
+        tokenizer = load_tokenizer(self.model, self.config.sft)
+        # Now: a trainer may set its padding token.
+        return tokenizer, tokenizer_fingerprint(tokenizer)
 
     @cached_property
     def model_config(self) -> PretrainedConfig:
@@ -265,6 +272,11 @@ class Run:
             raise GradsiftError(
                 f"{self.folder}: was captured with model {identity['model']}, {source.name} is "
                 f"{fingerprint}. Put the old one back, or capture again."
+            )
+        if self._tokenizer_as_loaded[1] != identity["tokenizer"]:
+            raise GradsiftError(
+                f"{self.folder}: was captured with another tokenizer or chat template than "
+                f"{source.name} has now. Put the old one back, or capture again."
             )
         for name in ("dtype", "load_in"):
             captured, now = identity.get(name), getattr(source, name)

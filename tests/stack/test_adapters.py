@@ -455,7 +455,7 @@ WRONG = [
     ({"modules_to_save": [1]}, r"modules_to_save is \[1\], expected a valid string"),
     ({"use_dora": "yes"}, "use_dora is 'yes', expected a valid boolean"),
     ({"layers_pattern": ["h"]}, "peft refuses: `layers_pattern` cannot"),
-    ({"eva_config": 3}, "peft refuses"),
+    ({"eva_config": 3}, "eva_config: such adapters are started from data"),
 ]
 
 

@@ -27,8 +27,10 @@ from gradsift.training.model import (
     require_adapters,
     without_progress_bars,
 )
+from gradsift.training.positions import require_positions
 from gradsift.training.preliminary import NO_ESTIMATE, check_and_estimate, prepare, train_and_record
 from gradsift.training.quantized import BITSANDBYTES
+from gradsift.training.tokenizer_settings import require_eos_in_rows
 from gradsift.training.trainer_settings import TrainerSettings, require_settings
 
 CHECKPOINTS = "checkpoints"
@@ -119,6 +121,7 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
     Raises:
         GradsiftError: As for `capture`.
     """
+    _require_settings(run)
     out, config, pool = run.folder, run.config, run.pool
     if (out / CONFIG_NAME).exists() and not (out / MANIFEST_NAME).exists():
         raise GradsiftError(
@@ -162,6 +165,7 @@ def estimate_run(run: Run) -> DryRunResult:
     Raises:
         GradsiftError: If a step cannot be timed before training begins (FSDP, DeepSpeed).
     """
+    _require_settings(run)
     with without_progress_bars(), tempfile.TemporaryDirectory() as nowhere:
         items = _usable_instances(run).items
         epoch = prepare(run.model, run.tokenizer, items, run.config, Path(nowhere))
@@ -171,10 +175,15 @@ def estimate_run(run: Run) -> DryRunResult:
     return DryRunResult(estimate)
 
 
-def _usable_instances(run: Run) -> Instances:
+def _require_settings(run: Run) -> None:
+    """Refuse what cannot be before the rows are read."""
     lora = run.config.lora_settings()
-    require_adapters(run.model, run.model_config, has_adapters=lora is not None)
     require_settings(TrainerSettings(run.config.sft, lora, run.config.seed))
+    with without_progress_bars():
+        require_adapters(run.model, run.model_config, has_adapters=lora is not None)
+
+
+def _usable_instances(run: Run) -> Instances:
     instances, pool = run.tokenized(), run.pool
     if not instances.items:
         reason, detail = next(iter(instances.dropped.values()))
@@ -182,6 +191,8 @@ def _usable_instances(run: Run) -> Instances:
             f"{pool.source.name}: none of the {len(pool.rows)} rows can be trained on; "
             f"the first one: {reason}: {detail}"
         )
+    require_eos_in_rows(run.tokenizer, run.config.sft, instances.items)
+    require_positions(run.model.name, run.model_config, instances.items, run.config.max_length)
     for line in instances.lines():
         logger.info(line)
     return instances

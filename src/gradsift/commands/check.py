@@ -121,7 +121,7 @@ def _check(source: ModelSource, settings: TrainerSettings, recording: str) -> Mo
     config = load_config(source)
     require_adapters(source, config, has_adapters=settings.lora is not None)
     require_settings(settings)
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, settings.sft)
     instances = []
     for i, (prompt, response) in enumerate(TEXTS):
         start = tokenizer(prompt + "\n", add_special_tokens=False)["input_ids"]

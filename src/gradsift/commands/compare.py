@@ -28,7 +28,7 @@ from gradsift.schema import takes
 from gradsift.store.reader import GradientStore
 from gradsift.training.cost import duration
 from gradsift.training.model import without_progress_bars
-from gradsift.training.trainer_settings import TrainerSettings
+from gradsift.training.trainer_settings import TrainerSettings, require_settings
 from gradsift.utils import write_json, write_text
 
 COMPARISON = "comparison"
@@ -116,6 +116,7 @@ def compare(
     _require_free(run.folder, name)
     with without_progress_bars():
         trainer, pool = settings_of_arm(training, run.config, selection.seed), run.pool
+        require_settings(trainer)
         test_pool = test if isinstance(test, Pool) else _held_out(run, test, test_split)
         suite = make_suite(test_pool, run, evaluation)
         compute_missing_losses(run, arms, selection, progress)

@@ -41,6 +41,7 @@ from gradsift.selection.candidates import Need
 from gradsift.store.reader import GradientStore
 from gradsift.training.finetune import TrainingSummary
 from gradsift.training.model import without_progress_bars
+from gradsift.training.trainer_settings import require_settings
 from gradsift.utils import short_sha256, whole_folder
 
 # Settings of `compare` that training one arm does not have.
@@ -153,6 +154,7 @@ def _train_into(
             return training_in(folder)
         n_rows, n_tokens = len(training_run.instances), training_run.n_tokens
         logger.info(f"{training_run.arm.label}: {n_rows} rows, {n_tokens} tokens to train on")
+        require_settings(training_run.settings)
         tuned = train_run(
             training_run, run, save_to=folder, save_steps=save_steps, progress=progress
         )

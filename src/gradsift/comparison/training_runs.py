@@ -16,6 +16,7 @@ from filelock import FileLock
 from gradsift.comparison.arms import FULL_STEPS, Arm
 from gradsift.config import ArmTrainingConfig, RunConfig
 from gradsift.data.tokenization import Instance
+from gradsift.errors import GradsiftError
 from gradsift.progress import Progress
 from gradsift.run_folder import Run
 from gradsift.training.finetune import (
@@ -26,8 +27,10 @@ from gradsift.training.finetune import (
     passes_of,
     steps_of,
 )
+from gradsift.training.known_settings import TOKENIZER_SETTINGS
 from gradsift.training.lora_settings import lora_config
 from gradsift.training.model import load_model, require_adapters
+from gradsift.training.sft_checks import require_values
 from gradsift.training.trainer_settings import TrainerSettings
 from gradsift.utils import short_sha256, whole_folder, write_json
 
@@ -114,17 +117,25 @@ def settings_of_arm(training: ArmTrainingConfig, capture: RunConfig, seed: int) 
     """Say how every arm is trained: what is not said is as in the capture.
 
     Raises:
-        GradsiftError: For settings that LoraConfig does not take.
+        GradsiftError: For settings that SFTConfig or LoraConfig do not take, or with which the rows
+            would be other ones.
     """
     captured, lora = capture.lora_settings(), training.lora
     if lora is None:
         lora = captured
     elif isinstance(lora, bool):
         lora = (captured or {}) if lora else None
+    for key in TOKENIZER_SETTINGS:
+        if key in training.sft and training.sft[key] != capture.sft.get(key):
+            raise GradsiftError(
+                f"sft setting {key} is {training.sft[key]!r}, but the rows were captured with "
+                f"{capture.sft.get(key)!r}: leave it out, or capture again."
+            )
+    sft = {**capture.sft, **training.sft}
+    # No configuration is made yet: that would reset what accelerate knows.
+    require_values(sft)
     lora_config(lora)
-    return TrainerSettings(
-        {**capture.sft, **training.sft}, lora, seed, training.epochs, batching=capture.batching
-    )
+    return TrainerSettings(sft, lora, seed, training.epochs, batching=capture.batching)
 
 
 def training_runs_for(

@@ -153,12 +153,8 @@ def build_instances(
             notes.update(found)
             for key in found:
                 first.setdefault(key, instance_id)
-    largest = max((max(item.input_ids) for item in items), default=0)
-    if vocab_size is not None and largest >= vocab_size:
-        raise GradsiftError(
-            f"the tokenizer gives token {largest}, but the model has a vocabulary of {vocab_size}: "
-            "they do not belong together."
-        )
+    if vocab_size is not None:
+        _require_in_table(items, tokenizer, vocab_size)
     return Instances(tuple(items), dropped, notes, first)
 
 
@@ -176,6 +172,23 @@ def _reason(error: Exception) -> tuple[str, str]:
     if isinstance(error, RowError):
         return error.reason, error.detail
     return "template_error", f"chat template: {str(error)[:500]}"
+
+
+def _require_in_table(
+    items: Sequence[Instance], tokenizer: PreTrainedTokenizerBase, n_rows: int
+) -> None:
+    outside = [
+        item for item in items if not 0 <= min(item.input_ids) <= max(item.input_ids) < n_rows
+    ]
+    if not outside:
+        return
+    token = next(i for i in outside[0].input_ids if not 0 <= i < n_rows)
+    raise GradsiftError(
+        f"the tokenizer gives token {token} ({tokenizer.convert_ids_to_tokens(token)!r}), but the "
+        f"model's embedding has {n_rows} rows: {len(outside)} of {len(items)} rows have such "
+        f"tokens, the first is {outside[0].instance_id}. Use the tokenizer that belongs to the "
+        "model, or save the model after model.resize_token_embeddings(len(tokenizer))."
+    )
 
 
 def _truncate(

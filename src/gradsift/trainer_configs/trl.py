@@ -58,9 +58,9 @@ TRL_KEYS = table(
         "datasets": Joint("data, split"),
         "dataset_train_split": Joint("split", text),
         # SFTConfig
-        "pad_token": Setting("sft.pad_token", text),
+        **same("chat_template_path eos_token pad_token", "sft.", text),
         "dataset_text_field": OneOf(
-            {"text": {}}, "rows of plain text are read from the field text"
+            {"text": {}}, "say `format: text` and `prompt_column` with its name"
         ),
         "max_length": _length,
         "max_seq_length": _length,

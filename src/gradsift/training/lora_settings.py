@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -19,20 +19,16 @@ from torch import nn
 from gradsift.errors import GradsiftError
 from gradsift.schema import misspelt
 from gradsift.terms import LM_HEAD
+from gradsift.training.known_settings import (
+    HEAD_IS_NOT_ADAPTED,
+    INIT_FROM_DATA,
+    LORA_PASSED,
+    RESERVED_LORA,
+    unknown_fields,
+)
 from gradsift.training.quantized import weights_of
 
 ALL_LINEAR = "all-linear"
-# What gradsift decides itself: the values that say so, and why another is refused.
-RESERVED_LORA: dict[str, tuple[tuple[Any, ...], str]] = {
-    "peft_type": (("LORA",), "adapters are LoRA's"),
-    "task_type": (("CAUSAL_LM",), "causal language models only"),
-    "inference_mode": ((False,), "the adapters are trained"),
-    "base_model_name_or_path": ((), "use `model`"),
-    "revision": ((), "use `revision`"),
-    "auto_mapping": ((), "the model's class is the one that transformers chooses"),
-    "peft_version": ((), "it is the one that is installed"),
-    "runtime_config": ((), "adapters are kept where the model is"),
-}
 DEFAULTS = {"task_type": "CAUSAL_LM", "target_modules": ALL_LINEAR}
 # peft takes what its annotation does not say, and says itself what it takes.
 CHECKED_BY_PEFT = ("init_lora_weights", "layer_replication")
@@ -45,11 +41,17 @@ def lora_config(lora: Mapping[str, object] | None) -> LoraConfig | None:
     """Build peft's configuration, or None for full-parameter training."""
     if lora is None:
         return None
-    unknown = sorted(lora.keys() - LoraConfig.__dataclass_fields__.keys())
+    unknown = unknown_fields(lora, LoraConfig.__dataclass_fields__, RESERVED_LORA)
     if unknown:
         raise GradsiftError(
             "lora settings that peft's LoraConfig does not know: "
             f"{misspelt(unknown, LoraConfig.__dataclass_fields__)}."
+        )
+    untried = unknown_fields(lora, LORA_PASSED, RESERVED_LORA)
+    if untried:
+        raise GradsiftError(
+            "lora settings of a newer peft, which gradsift does not know yet: "
+            f"{', '.join(untried)}. Take them out: what they do to a recording was not tried."
         )
     reasons = [
         f"{key}: {reason}"
@@ -59,13 +61,19 @@ def lora_config(lora: Mapping[str, object] | None) -> LoraConfig | None:
     if reasons:
         raise GradsiftError(f"lora settings that gradsift decides itself: {'; '.join(reasons)}.")
     values = {key: _read(key, value) for key, value in lora.items() if key not in RESERVED_LORA}
-    targets = values.get("target_modules")
+    targets, start = values.get("target_modules"), values.get("init_lora_weights")
     if targets == [ALL_LINEAR]:
         values["target_modules"] = ALL_LINEAR
-    elif isinstance(targets, list) and LM_HEAD in targets:
+    elif targets == LM_HEAD or (isinstance(targets, list) and LM_HEAD in targets):
+        raise GradsiftError(f"lora setting target_modules has {LM_HEAD!r}: {HEAD_IS_NOT_ADAPTED}")
+    if isinstance(start, str) and start.lower().startswith(INIT_FROM_DATA):
         raise GradsiftError(
-            f"lora setting target_modules has {LM_HEAD!r}: trl trains no adapter of the head. "
-            f"Leave it out, or train the head itself: modules_to_save: [{LM_HEAD}]."
+            f"lora setting init_lora_weights is {start!r}: such adapters are started from data, by "
+            "code before the training. Take it out, or pissa, olora, orthogonal, gaussian."
+        )
+    if values.get("loftq_config") and start != "loftq":
+        raise GradsiftError(
+            "lora setting loftq_config has no effect without init_lora_weights: loftq; take it out."
         )
     with _errors_of_peft(lora):
         return LoraConfig(**{**DEFAULTS, **values})

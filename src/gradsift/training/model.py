@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from gradsift.training.quantized import (
     require_bitsandbytes,
     require_readable,
 )
+from gradsift.training.tokenizer_settings import set_up_tokenizer
 from gradsift.utils import sha256_of, short_sha256
 
 DEMO_MODEL = "demo"
@@ -88,12 +89,16 @@ def source_of(config: ModelConfig) -> ModelSource:
     )
 
 
-def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model."""
+def load_tokenizer(
+    source: ModelSource, sft: Mapping[str, object] | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model, changed as the settings for trl's SFTConfig say."""
     with _loading("tokenizer", source):
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
+    set_up_tokenizer(tokenizer, sft or {})
+    return tokenizer
 
 
 def load_config(source: ModelSource) -> PretrainedConfig:

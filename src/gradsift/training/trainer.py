@@ -40,6 +40,7 @@ from gradsift.training.isolation import isolates_packed_rows
 from gradsift.training.layers import add_fused_head, base_model, can_be_fused, track
 from gradsift.training.lora_settings import adapting, lora_config
 from gradsift.training.quantized import is_quantized
+from gradsift.training.tokenizer_settings import changes_eos
 from gradsift.training.trainer_settings import TrainerSettings, sft_config
 
 
@@ -90,6 +91,8 @@ class RecordingSFTTrainer(SFTTrainer):
         self.data_collator.packs = self.batching == "packed"
         if self.args.device.type == "cuda":
             self.data_collator.multiple = PACKED_MULTIPLE
+        if self.args.pad_to_multiple_of is not None:
+            self.data_collator.multiple = self.args.pad_to_multiple_of
         # Standard output is for results; progress is reported by whoever runs the trainer.
         self.remove_callback(PrinterCallback)
 
@@ -102,6 +105,9 @@ class RecordingSFTTrainer(SFTTrainer):
         output_dir: Path,
     ) -> None:
         config, dataset = sft_config(settings, output_dir), as_dataset(instances)
+        if changes_eos(settings.sft):
+            # trl tells the model, too.
+            config.eos_token = tokenizer.eos_token
         try:
             with warnings.catch_warnings(), adapting(model, settings.lora):
                 # peft asks for it under the old name; the user can do nothing.
@@ -277,7 +283,8 @@ class RecordingSFTTrainer(SFTTrainer):
             return super()._get_train_sampler(train_dataset)
         args = self.args
         size = args.per_device_train_batch_size * args.world_size
-        return LengthGroupedSampler(self.lengths, size, args.seed)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return LengthGroupedSampler(self.lengths, size, seed)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
