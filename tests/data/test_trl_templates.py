@@ -86,7 +86,8 @@ def outcome(path, kind):
     """What became of a row: right, noted, or the reason why it was dropped; or what was lost."""
     turns, tools, trained, before = KINDS[kind]
     tokenizer = tokenizer_of(path)
-    example = Reader("messages", Columns(tools="tools"), "all").parse({"messages": turns, "tools": tools})
+    reader = Reader("messages", Columns(tools="tools"), "all")
+    example = reader.parse({"messages": turns, "tools": tools})
     result = build_instances([("x", example)], tokenizer, max_length=100_000)
     if result.dropped:
         return result.dropped["x"][0]
