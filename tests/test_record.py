@@ -285,6 +285,15 @@ def test_with_a_pool_the_run_can_be_selected_from(tmp_path):
     assert result.counts["dropped_by_reason"] == {"not_recorded": 1}
 
 
+def test_a_pool_from_memory_is_kept_in_the_run_folder(tmp_path):
+    pool = gs.load_pool([{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(N)])
+    model = tiny_llama()
+    with gs.record(model, out=tmp_path / "run", ids="row", pool=pool):
+        train(model)
+    result = gs.select((tmp_path / "run").rename(tmp_path / "moved"), budget=4)
+    assert len(result.records()) == 4
+
+
 def test_evaluation_in_between_is_let_through_and_epochs_repeat(tmp_path):
     model = tiny_llama()
     with gs.record(model, out=tmp_path, ids="row") as seen:

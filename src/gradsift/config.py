@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from gradsift.schema import BudgetValue, Group, PathText, Several, Words, setting
+from gradsift.schema import BudgetValue, DataNames, Group, PathText, Several, Words, setting
 from gradsift.terms import LAYERS, LM_HEAD, SKETCH_SIZE, STATISTICS, CaptureMethod, LoopMethod
 
 DATA, MODEL, CAPTURE, SELECTION = "Data", "Model", "Capture", "Selection"
@@ -52,6 +52,18 @@ class ReadingConfig(Group):
         None, "LLaMA-Factory's dataset_info.json; DATA is a name in it.", DATA
     )
     split: str | None = setting(None, "Split of a hub dataset or of a folder.", DATA)
+    data_config: str | None = setting(
+        None,
+        "Configuration of a hub dataset that has several (gsm8k: main, socratic).",
+        DATA,
+        option=True,
+    )
+    duplicate_ids: Literal["rename", "drop"] = setting(
+        "rename",
+        "What becomes of a row with the id of another that says something else: called id#2, or "
+        "dropped.",
+        DATA,
+    )
     train_on: Literal["all", "last"] = setting("all", "Assistant turns trained on.", DATA)
 
 
@@ -350,7 +362,9 @@ class SubsetConfig(SelectionConfig):
 class RunConfig(ReadingConfig, AdaptedModelConfig, CaptureConfig, SubsetConfig):
     """Everything that `gradsift run` can be told."""
 
-    data: PathText = setting(..., "SFT file, `save_to_disk` folder or hub id.", DATA)
+    data: DataNames = setting(
+        ..., "SFT file, folder, pattern (data/*.jsonl) or hub id; or several of them.", DATA
+    )
     out: PathText = setting(..., "Run folder; run again to resume.", DATA, option=True)
     budget: BudgetValue | None = setting(
         None,

@@ -28,13 +28,14 @@ def run_config(values: Mapping[str, Any], where: str = "settings") -> RunConfig:
     What does not exist as a path (a hub id, a name in dataset_info) stays as it is.
     """
     config = validated(RunConfig, values, where)
-    paths = {"out": str(Path(config.out).resolve())}
+    paths: dict[str, Any] = {"out": str(Path(config.out).resolve())}
     for key in PATHS:
         value = getattr(config, key)
         is_name = key == "data" and config.dataset_info is not None
         # The embedded model keeps its name beside a folder that is called so too.
         if value is not None and not is_name and (key, value) != ("model", "demo"):
-            paths[key] = absolute(value)
+            several = isinstance(value, tuple)
+            paths[key] = tuple(map(absolute, value)) if several else absolute(value)
     return config.model_copy(update=paths)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -15,7 +16,7 @@ from gradsift.data.example import Plain
 from gradsift.data.language import language_of
 from gradsift.data.pool import Pool, PoolRow
 from gradsift.data.tokenization import Instances
-from gradsift.store.tables import DROPPED, INSTANCE
+from gradsift.store.tables import DROPPED, INSTANCE, write_pool_table
 from gradsift.training.model import ModelSource, model_fingerprint, tokenizer_fingerprint
 from gradsift.utils import short_sha256
 from gradsift.version import __version__
@@ -31,10 +32,14 @@ def about_stack(packages: Iterable[str]) -> dict[str, object]:
     }
 
 
-def about_pool(pool: Pool) -> dict[str, object]:
-    """Return where the rows came from, for the manifest: `select` copies them from there."""
+def about_pool(pool: Pool, folder: Path) -> dict[str, object]:
+    """Return where the rows came from, for the manifest: `select` copies them from there.
+
+    Rows from memory are in the run folder, once `save_pool` put them there.
+    """
+    source = pool.source if pool.held is None else pool.held.source(folder.resolve())
     return {
-        "data": asdict(pool.source),
+        "data": asdict(source),
         "data_sha256": pool.sha256,
         "row_format": pool.row_format,
         "text_pairs": any(isinstance(row.example, Plain) for row in pool.rows),
@@ -67,8 +72,15 @@ def dropped_row(row: PoolRow, reason: str, detail: str) -> dict[str, object]:
 
 
 def _place(row: PoolRow) -> dict[str, object]:
-    names = ("row", "line", "instance_id", "start", "end", "content_hash")
+    names = ("row", "line", "file", "index_in_file", "instance_id", "start", "end", "content_hash")
     return {name: getattr(row, name) for name in names}
+
+
+def save_pool(folder: Path, pool: Pool, rows: Sequence[dict[str, object]]) -> None:
+    """Write what became of each row, and the rows themselves where they came from memory."""
+    if pool.held is not None:
+        pool.held.save(folder)
+    write_pool_table(folder, rows)
 
 
 def pool_rows(pool: Pool, instances: Instances) -> list[dict[str, object]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from gradsift.data.containers import fingerprint
 from gradsift.data.formats import Columns
 from gradsift.data.lines import read_ids
 from gradsift.data.pool import Pool, read_pool
-from gradsift.data.sources import Source
+from gradsift.data.sources import KEPT_LINES, KEPT_TABLE, Source, is_pattern, require_same_files
 from gradsift.errors import GradsiftError
 from gradsift.schema import migrated
 from gradsift.selection import neighbours as graph
@@ -98,7 +99,9 @@ class Run:
         """
         if not isinstance(pool, Pool):
             raise GradsiftError(f"the pool is {pool!r:.80}, expected what load_pool returns.")
-        values = {**pool.read_as, "data": pool.source.name, "model": model, **settings}
+        values = {"data": pool.source.name, **pool.read_as, "model": model, **settings}
+        if pool.held is not None and settings.get("out") is not None:
+            values["data"] = str(Path(str(settings["out"])).resolve() / pool.held.file_name)
         config = run_config(values)
         return cls(config.out, config=config, pool=pool)
 
@@ -116,7 +119,16 @@ class Run:
                 f"{self.folder}: there is no {CONFIG_NAME} that says how its rows and its model "
                 "are loaded; only runs of gradsift capture can be passed over again."
             )
-        return run_config(migrated(read_yaml(path)), str(path))
+        values = migrated(read_yaml(path))
+        # Before there was this setting, rows with the id of another were dropped.
+        values.setdefault("duplicate_ids", "drop")
+        config = run_config(values, str(path))
+        return config.model_copy(update={"data": self._here(config.data)})
+
+    def _here(self, data: Any) -> Any:
+        """Return where rows are that are kept in this folder, wherever it was when it was made."""
+        kept = isinstance(data, str) and Path(data).name in (KEPT_TABLE, KEPT_LINES)
+        return str(self.folder / Path(data).name) if kept and not Path(data).exists() else data
 
     def save_config(self) -> None:
         """Write the settings into the folder; `gradsift run --config` takes them."""
@@ -148,6 +160,8 @@ class Run:
             "dataset_info": config.dataset_info if is_name else None,
             "split": config.split if data is None else split,
         }
+        if data is not None and (Path(data).exists() or is_pattern(data)):
+            reading["data_config"] = None
         return read_pool(
             config.data if data is None else data,
             config.model_copy(update=reading),
@@ -158,7 +172,9 @@ class Run:
     def source(self) -> tuple[Source, str, Columns]:
         """Where the rows came from, in which format, and what their fields are called."""
         about = self.store.manifest.about
-        return Source(**about["data"]), about["row_format"], Columns(**about["columns"])
+        source = Source.of(about["data"])
+        source = replace(source, name=self._here(source.name))
+        return source, about["row_format"], Columns(**about["columns"])
 
     def require_unchanged_rows(self) -> None:
         """Refuse a source that changed since the capture: rows are copied from it.
@@ -167,9 +183,12 @@ class Run:
             GradsiftError: If it changed, or is not there any more.
         """
         source, _, _ = self.source
-        if source.container != "hub" and not source.path.exists():
+        require_same_files(source)
+        for part in source.parts or (source,):
+            if part.container == "hub" or part.path.exists():
+                continue
             raise GradsiftError(
-                f"{source.name}: the input of this run is not there any more. Put it back; the "
+                f"{part.name}: the input of this run is not there any more. Put it back; the "
                 "selected rows are copied from it."
             )
         found, expected = fingerprint(source), self.store.manifest.about["data_sha256"]
@@ -379,8 +398,17 @@ class Run:
         references = {
             need: self._reference(folder, need) for need, folder in folders.items() if need in needs
         }
-        keep, drop = read_ids(config.keep, "keep"), read_ids(config.drop, "drop")
+        keep, drop = (
+            read_ids(path, name, self._id_column) if path is not None else []
+            for name, path in (("keep", config.keep), ("drop", config.drop))
+        )
         return Context(*self.content, references, keep, drop)
+
+    @property
+    def _id_column(self) -> str:
+        """The field that its rows' ids were read from; what a loop recorded has no settings."""
+        known = "config" in vars(self) or (self.folder / CONFIG_NAME).exists()
+        return (self.config.id_column if known else None) or "id"
 
     def _reference(self, folder: str | None, need: Need) -> Reference:
         if folder is None:

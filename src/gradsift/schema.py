@@ -87,9 +87,18 @@ def _several(value: object) -> object:
     return (value,) if isinstance(value, Path | int | float) else value
 
 
+def _data(value: object) -> object:
+    """Several names may be given; one in a list is that one."""
+    if isinstance(value, list | tuple):
+        names = tuple(_path(one) for one in value)
+        return names[0] if len(names) == 1 else names
+    return _path(value)
+
+
 # How much: rows, a share, tokens.
 BudgetValue = Annotated[str | int | float, BeforeValidator(_number)]
 PathText = Annotated[str, BeforeValidator(_path)]
+DataNames = Annotated[str | tuple[str, ...], BeforeValidator(_data)]
 Words = BeforeValidator(_words)
 Several = BeforeValidator(_several)
 
@@ -164,6 +173,8 @@ def _type_text(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     before = {getattr(note, "func", None) for note in metadata}
     if _path in before:
         return "str | Path"
+    if _data in before:
+        return "str | Path | Sequence[str | Path]"
     if before & {_several, _words}:
         element = _type_text(inner[0])
         return f"Sequence[{element}] | {element if _several in before else 'str'}"

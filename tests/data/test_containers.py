@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradsift.data.containers import write_rows
+from gradsift.data.lines import Place
 from gradsift.data.pool import load_pool
 from gradsift.data.sources import find_source
 
@@ -15,7 +16,11 @@ ROWS = [{"prompt": f"q{i}", "response": f"a{i} é\u2028\nx"} for i in range(5)]
 
 
 def places(pool, keep):
-    return [(row.row, row.start, row.end) for row in pool.rows if keep(row)]
+    return [
+        Place(row.row if row.file is None else row.index_in_file, row.start, row.end, row.file)
+        for row in pool.rows
+        if keep(row)
+    ]
 
 
 def write_jsonl(path):
@@ -283,3 +288,54 @@ def test_a_split_has_to_be_named(tmp_path):
     Dataset.from_list(ROWS).save_to_disk(str(single))
     with pytest.raises(ValueError, match="has no splits"):
         load_pool(str(single), split="train")
+
+
+@pytest.mark.parametrize(
+    ("content", "rows", "said"),
+    [
+        (
+            b'question,answer\nq0,a\nq1,"open\nq2,b\nq3,c\n',
+            [(2, None), (3, "unreadable_line")],
+            "a quote opened in line 3 is never closed: up to the end, line 5, 2 lines are taken",
+        ),
+        (
+            b'question,answer\nq0,"open\nq1,b\nq2,"c"\nq3,d\n',
+            [(2, "unreadable_line"), (5, None)],
+            "a quote opened in line 2 is closed in line 4: 2 lines are taken for its text",
+        ),
+        (
+            b'question,answer\nq0,"open\nq1,b,"\nq3,"d",e\nq4,f\n',
+            [(2, None), (4, "unreadable_line"), (5, None)],
+            "3 fields, the header has 2",
+        ),
+        (
+            b'question,answer\n"q0\nq1",b,c\nq4,f\n',
+            [(2, "unreadable_line"), (4, None)],
+            "the header has 2; a quote opened in line 2 is closed in line 3: 1 line is taken",
+        ),
+        (b"question,answer\nq0,a\0b\nq1,b\n", [(2, "unreadable_line"), (3, None)], "a NUL byte"),
+    ],
+)
+def test_a_quote_left_open_says_how_much_it_took(tmp_path, content, rows, said):
+    (tmp_path / "d.csv").write_bytes(content)
+    pool = load_pool(tmp_path / "d.csv")
+    assert [(row.line, row.reason) for row in pool.rows] == rows
+    (dropped,) = (row for row in pool.rows if row.reason)
+    assert said in dropped.detail
+
+
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        ([{"text": "x"} | dict.fromkeys(map(str, range(3000)))], {"id_column": "uid"}),
+        ([{"text": "x"} | dict.fromkeys(map(str, range(3000)))], {"source_column": "uid"}),
+        ([{"messages": [{"role": "x" * 10**6, "content": "y"}]}], {}),
+        (["x" * 10**6], {}),
+    ],
+)
+def test_no_message_is_as_long_as_the_data(tmp_path, content, options):
+    (tmp_path / "d.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        load_pool(tmp_path / "d.json", **options)
+    assert len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)

@@ -15,7 +15,7 @@ def test_ids(tmp_path):
         {"text": "4"},
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
-    pool = load_pool(str(path))
+    pool = load_pool(str(path), duplicate_ids="drop")
     assert [row.reason for row in pool.rows] == [None, "duplicate_id", None, None, None]
     assert "line 1" in pool.rows[1].detail
     ids = [row.instance_id for row in pool.rows]
@@ -32,7 +32,7 @@ def test_every_id_is_unique_and_a_usable_row_keeps_its_own(tmp_path):
     empty = (4, 6)
     rows = [{"id": own, "text": "" if i in empty else f"{i}"} for i, own in enumerate(ids)]
     path.write_text("\n".join(map(json.dumps, rows)))
-    pool = load_pool(str(path))
+    pool = load_pool(str(path), duplicate_ids="drop")
     assert [row.reason for row in pool.rows] == [
         None,
         "duplicate_id",
@@ -91,3 +91,62 @@ def test_a_row_says_where_it_comes_from(tmp_path):
     assert [row.source for row in named.rows] == ["7", None, "\\ud800"]
     with pytest.raises(ValueError, match="no row has the source field 'orgin'"):
         load_pool(str(path), source_column="orgin")
+
+
+def test_rows_of_one_id_that_say_different_things_are_told_apart(tmp_path):
+    path = tmp_path / "d.jsonl"
+    rows = [
+        ("0", "a"),
+        ("0", "b"),
+        ("0#3", "c"),
+        ("0", "d"),
+        ("0", "a"),
+        ("0", "b"),
+        (0, "e"),
+        ("0#2", "f"),
+    ]
+    path.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in rows))
+    pool = load_pool(str(path))
+    ids = [row.instance_id for row in pool.rows if row.example is not None]
+    assert ids == ["0", "0#4", "0#3", "0#5", "0#6", "0#2"]
+    assert [row.reason for row in pool.rows] == [*[None] * 4, *["duplicate_id"] * 2, None, None]
+    assert "line 2 and says the same" in pool.rows[5].detail
+    assert len({row.instance_id for row in pool.rows}) == len(rows)
+    (note,) = (note for note in pool.notes() if "id of an earlier row" in note)
+    assert note.startswith("3 rows have")
+    assert "line 2: '0' is called '0#4'" in note
+    strict = load_pool(str(path), duplicate_ids="drop")
+    assert strict.dropped_by_reason == {"duplicate_id": 5}
+
+
+@pytest.mark.parametrize("path", ["d.jsonl", "d.json"])
+def test_what_no_template_could_render_is_dropped_and_the_others_are_read(tmp_path, path):
+    def row(arguments):
+        call = {"type": "function", "function": {"name": "f", "arguments": {"a": arguments}}}
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call]}]
+        return json.dumps({"messages": turns})
+
+    deep = '{"a": ' * 500 + "1" + "}" * 500
+    cases = [
+        (row(1), None),
+        (row(1).replace('"a": 1', f'"a": {deep}'), "nested"),
+        (row(1).replace('"a": 1', '"a": ' + "[" * 10**5 + "]" * 10**5), "nested"),
+        (row(float("nan")), "not finite"),
+        (row(1).replace('"a": 1', '"a": 1e999'), "not finite"),
+        (row(1).replace('"a": 1', f'"a": {"9" * 5000}'), "not finite"),
+        (row(1)[:-1] + ', "n": ' + "9" * 5000 + "}", None),
+        (row(1)[:-1] + ', "score": NaN}', None),
+        (row("\ud83d"), "surrogate"),
+        (row(1).replace('"q"', '"q\0"'), "control character"),
+        (row(1).replace('"q"', '"q\udcff"'), "not UTF-8"),
+        (row(2), None),
+    ]
+    lines = [line for line, _ in cases]
+    text = "\n".join(lines) if path == "d.jsonl" else f"[{','.join(lines)}]"
+    (tmp_path / path).write_bytes(text.encode("utf-8", "surrogateescape"))
+    pool = load_pool(tmp_path / path)
+    for found, (_, said) in zip(pool.rows, cases, strict=True):
+        assert (found.reason is None) == (said is None), found
+        if said is not None:
+            assert found.reason in ("unreadable_line", "wrong_type")
+            assert said in found.detail

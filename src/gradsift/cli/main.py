@@ -17,7 +17,12 @@ from gradsift.cli.options import ADVANCED, app, command, load, one_file, strateg
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress
 
-Data = Annotated[str | None, typer.Argument(help="SFT file, `save_to_disk` folder or hub id.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="SFT file, folder, pattern or hub id; may be repeated: several files are one pool."
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
 ConfigFiles = Annotated[
     list[Path] | None,
@@ -128,7 +133,7 @@ def capture(
 
 def _run(
     settings: dict[str, Any],
-    data: str | None,
+    data: list[str] | None,
     config: list[Path] | None,
     trainer_config: list[Path] | None,
     dry_run: bool,
@@ -137,7 +142,7 @@ def _run(
     selecting: bool,
 ) -> None:
     progress = _progress()
-    if data is not None:
+    if data:
         settings["data"] = data
     resolved = _resolved(settings, config, trainer_config)
     run_stages = load("commands.run").run_stages

@@ -13,15 +13,15 @@ from typing import Any
 from gradsift.config import CaptureConfig, ModelConfig
 from gradsift.config_files import CONFIG_NAME
 from gradsift.data.pool import Pool
+from gradsift.data.sources import Source, require_same_files
 from gradsift.data.tokenization import Instances
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
-from gradsift.provenance import about_pool, about_stack, identity_of, pool_rows
+from gradsift.provenance import about_pool, about_stack, identity_of, pool_rows, save_pool
 from gradsift.run_folder import Run
 from gradsift.schema import takes
 from gradsift.store.manifest import MANIFEST_NAME, Manifest, load_manifest, require_same_identity
 from gradsift.store.reader import GradientStore
-from gradsift.store.tables import write_pool_table
 from gradsift.training.cost import CostEstimate
 from gradsift.training.model import (
     require_adapters,
@@ -132,6 +132,8 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
         identity = identity_of(run.model, run.model_config, run.tokenizer, pool, instances, config)
         existing = load_manifest(out)
         if existing is not None:
+            if existing.identity.get("data") != identity["data"] and "data" in existing.about:
+                require_same_files(Source.of(existing.about["data"]))
             require_same_identity(out, existing.identity, identity)
             if existing.complete:
                 logger.info(f"{out}: the capture is complete; nothing to do")
@@ -141,14 +143,14 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
         epoch = prepare(run.model, run.tokenizer, instances.items, config, out / CHECKPOINTS)
         _, about = check_and_estimate(epoch, instances.items, config)
         packages = (*STACK, BITSANDBYTES) if BITSANDBYTES in about["weights"] else STACK
-        about |= {**about_stack(packages), **about_pool(pool)}
+        about |= {**about_stack(packages), **about_pool(pool, out)}
         about |= {"model": run.model.name, "notes": dict(instances.notes)}
         manifest = Manifest(identity, about, len(instances.items), config.layers_recorded)
         with epoch.writer(out, manifest, config.sketch_size) as writer:
             if writer.rank == 0:
                 # The settings are saved once it is sure that this folder is theirs.
                 run.save_config()
-                write_pool_table(out, pool_rows(pool, instances))
+                save_pool(out, pool, pool_rows(pool, instances))
             train_and_record(epoch, instances.items, config, writer, progress)
     return run.store
 

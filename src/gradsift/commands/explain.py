@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from gradsift.commands.select import DECISIONS, SELECTIONS, SUMMARY
+from gradsift.data.pool import place
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.schema import migrated
@@ -41,8 +42,8 @@ class Explanation:
     def text(self) -> str:
         """Return what a person wants to know."""
         row = self.row
-        place = f"row {row['row']}" if row["line"] is None else f"line {row['line']}"
-        lines = [f"{row['instance_id']} ({place})"]
+        where = place(row["row"], row["line"], row["file"], row["index_in_file"])
+        lines = [f"{row['instance_id']} ({where})"]
         if row["status"] == DROPPED:
             return "\n".join([*lines, f"dropped: {row['reason']}: {row['detail']}"])
         cut = ", truncated" if row["truncated"] else ""
@@ -61,7 +62,8 @@ def explain(
 
     Args:
         run: A run folder, or its store.
-        row_id: An instance id, "line:N" for a line of the input file (from 1), or "row:N" (from 0).
+        row_id: An instance id; if no row has it, "line:N" for a line of the input file (from 1), or
+            "row:N" (from 0).
         name: Of one selection; None takes all.
 
     Returns:
@@ -72,8 +74,10 @@ def explain(
     """
     run = Run.of(run)
     folder, table = run.folder, run.pool_table
-    column, value = _where(row_id)
-    rows = table.filter(pc.equal(table[column], value)).to_pylist()
+    # A row that is called so is meant before the one that stands there.
+    rows = table.filter(pc.equal(table["instance_id"], row_id)).to_pylist()
+    if not rows and (where := _where(row_id)) is not None:
+        rows = table.filter(pc.equal(table[where[0]], where[1])).to_pylist()
     if not rows:
         ids = ", ".join(map(repr, table["instance_id"].slice(0, 3).to_pylist()))
         raise GradsiftError(
@@ -81,7 +85,10 @@ def explain(
             "of lines, row:12 the thirteenth row."
         )
     if len(rows) > 1:
-        ids = ", ".join(repr(row["instance_id"]) for row in rows[:3])
+        ids = ", ".join(
+            f"{row['instance_id']!r}" + f" ({row['file']})" * (row["file"] is not None)
+            for row in rows[:3]
+        )
         raise GradsiftError(
             f"{folder}: {len(rows)} rows stand on {row_id}: give an id, such as {ids}."
         )
@@ -96,11 +103,11 @@ def explain(
     return Explanation(row, decisions)
 
 
-def _where(row_id: str) -> tuple[str, str | int]:
+def _where(row_id: str) -> tuple[str, int] | None:
     kind, _, number = row_id.partition(":")
-    if kind in ("line", "row") and number.isdigit():
-        return kind, int(number)
-    return "instance_id", row_id
+    # Numbers of more digits than Arrow's are no place.
+    place_is_said = kind in ("line", "row") and number.isdecimal() and len(number) < 19
+    return (kind, int(number)) if place_is_said else None
 
 
 def _decision(run: Run, selection: str, instance_id: str) -> dict[str, object]:

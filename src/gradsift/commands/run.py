@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gradsift.commands.select import SelectResult, select_run
 from gradsift.config import RunConfig
 from gradsift.config_files import run_config
+from gradsift.data.memory import is_name
+from gradsift.data.pool import Pool, read_pool
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @takes(RunConfig)
 def run(
-    data: str | Path,
+    data: Any,
     *,
     model: str | Path,
     budget: str | int | float,
@@ -36,7 +38,8 @@ def run(
     """Capture and select: from an SFT file to a smaller one. Called again it resumes.
 
     Args:
-        data: SFT file, `save_to_disk` folder or hub id.
+        data: SFT file, folder, pattern or hub id; several of them; or rows in memory: all that
+            `load_pool` takes.
         model: A hub id, a folder with safetensors, or "demo".
         budget: Of the usable rows: "50%" or 0.5, 500 (rows), "20000tok" (tokens), "auto".
         out: The run folder.
@@ -49,14 +52,21 @@ def run(
     Raises:
         GradsiftError: For whatever is wrong with the data, the settings or the run folder.
     """
-    config = run_config({"data": data, "model": model, "budget": budget, "out": out, **settings})
-    return run_stages(config, progress)
+    values = {"budget": budget, "out": out, **settings}
+    if is_name(data):
+        return run_stages(run_config({"data": data, "model": model, **values}), progress)
+    # What is wrong with the settings is found out before the rows are read.
+    reading = run_config({"data": "rows", "model": model, **values})
+    pool = read_pool(data, reading)
+    run = Run.new(str(model), pool, **{**values, "split": None})
+    return run_stages(run.config, progress, pool=pool)
 
 
 def run_stages(
     config: RunConfig,
     progress: Progress = no_progress,
     *,
+    pool: Pool | None = None,
     selecting: bool = True,
     dry_run: bool = False,
 ) -> CaptureResult | DryRunResult | SelectResult:
@@ -65,6 +75,7 @@ def run_stages(
     Args:
         config: The settings.
         progress: As for `run`.
+        pool: The rows, if they are in memory already.
         selecting: Whether to select after capturing.
         dry_run: Stop after the cost estimate.
 
@@ -79,7 +90,7 @@ def run_stages(
         budget = parse_budget(config.budget)
     elif selecting and not dry_run:
         raise GradsiftError("`budget` is missing: give 50%, 500 (rows), 20000tok (tokens) or auto.")
-    run = Run(config.out, config=config)
+    run = Run(config.out, config=config, pool=pool)
     for line in run.pool.notes():
         logger.info(line)
     if budget is not None and budget.kind != "tokens":

@@ -17,7 +17,8 @@ from gradsift.config import SelectionConfig, SubsetConfig
 from gradsift.data.containers import read_rows, write_rows
 from gradsift.data.exports.rows import ExportRow, Setup
 from gradsift.data.exports.write import write_export
-from gradsift.data.sources import find_source
+from gradsift.data.lines import Place
+from gradsift.data.sources import find_written
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.schema import migrated, takes, validated
@@ -72,8 +73,8 @@ class SelectResult:
 
     def records(self) -> list[dict[str, Any]]:
         """Return the selected rows with their own fields, in the input's order."""
-        rows = read_rows(find_source(str(self.selected_file), None))
-        return [row.record for row in rows if row.record is not None]
+        rows = read_rows(find_written(self.selected_file))
+        return [dict(row.record) for row in rows if row.record is not None]
 
     def to_dataset(self) -> datasets.Dataset:
         """Return the selected rows as a dataset of Hugging Face, with their own fields.
@@ -246,8 +247,9 @@ def select_run(
     kept = table.filter(
         pc.is_in(table["instance_id"], value_set=pa.array(selection.ids, pa.string()))
     )
-    places = kept.select(["row", "start", "end"])
-    places = list(zip(*(column.to_pylist() for column in places.columns), strict=True))
+    in_file = pc.coalesce(kept["index_in_file"], kept["row"]).to_pylist()
+    other = (kept[name].to_pylist() for name in ("start", "end", "file"))
+    places = list(map(Place, in_file, *other))
     selected_file = write_rows(source, places, folder)
     if weights:
         decisions = decisions.append_column("weight", weight_column(decisions))

@@ -18,7 +18,8 @@ DROP_REASONS = {
     "unknown_role": "a turn's role is none that is known",
     "no_assistant_turn": "no assistant turn is trained on",
     "empty_response": "the response is empty",
-    "duplicate_id": "an earlier row has the same id",
+    "duplicate_id": "an earlier row has the same id and says the same, or with "
+    "`duplicate_ids: drop` something else",
     "template_error": "the chat template refuses the conversation",
     "target_not_rendered": "the chat template leaves out what is to be trained on",
     "too_long": "longer than `max_length`, with `truncation: drop`",

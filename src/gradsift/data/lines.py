@@ -4,75 +4,121 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from gradsift.data.sources import RawRow
+from gradsift.data.sources import LINES, RawRow
+from gradsift.data.streams import BOM, open_utf8, read_range
 from gradsift.errors import GradsiftError
-from gradsift.utils import write_atomically
+from gradsift.utils import few, short, write_atomically
 
-BOM = b"\xef\xbb\xbf"
+# What the structure of an array survives: the element is dropped, and the others are read.
+_ELSE_SOUND = "Invalid control character"
+_BRACKETS = re.compile(r'["\[\]{}]')
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+
+
+class Place(NamedTuple):
+    """Where a row stands: its position among the rows of its file, its bytes, and which file."""
+
+    row: int
+    start: int | None = None
+    end: int | None = None
+    file: str | None = None
 
 
 def read_rows(path: Path, container: str) -> Iterator[RawRow]:
     """Read a jsonl, json or csv file row by row; blank lines are none."""
-    return READERS[container](path)
+    with open_utf8(path) as file:
+        yield from READERS[container](file, path)
 
 
 def write_rows(
-    path: Path, container: str, rows: list[tuple[int, int | None, int | None]], destination: Path
+    files: Sequence[tuple[Path, Sequence[Place]]], container: str, destination: Path
 ) -> Path:
-    """Write (index, start, end) rows of a file byte for byte, each with a line break after it."""
-    write_atomically(destination, lambda file: _write(path, container, rows, file))
+    """Write rows of files of one kind byte for byte, each with a line break after it.
+
+    The rows of a file are in its order; those of CSV files stand under the first one's header.
+    """
+    write_atomically(destination, lambda target: _write(files, container, target))
     return destination
 
 
 def _write(
-    path: Path, container: str, rows: list[tuple[int, int | None, int | None]], destination: Path
+    files: Sequence[tuple[Path, Sequence[Place]]], container: str, destination: Path
 ) -> None:
-    with path.open("rb") as source, destination.open("wb") as target:
+    written = 0
+    with destination.open("wb") as target:
         if container == "csv":
-            target.write(_csv_header(source, _delimiter(path)))
+            target.write(csv_header(files[0][0]).content)
         if container == "json":
             target.write(b"[")
-        for position, (_, start, end) in enumerate(rows):
-            source.seek(start)
-            content = source.read(end - start)
-            if container == "json":
-                content = (b",\n" if position else b"\n") + content
-            elif not content.endswith(b"\n"):
-                content += b"\n"
-            target.write(content)
+        for path, rows in files:
+            with open_utf8(path) as source:
+                for row in rows:
+                    content = read_range(source, row.start, row.end)
+                    if container == "json":
+                        content = (b",\n" if written else b"\n") + content
+                    elif not content.endswith(b"\n"):
+                        content += b"\n"
+                    target.write(content)
+                    written += 1
         if container == "json":
             target.write(b"\n]\n")
 
 
-def _jsonl(path: Path) -> Iterator[RawRow]:
-    index, start = 0, 0
-    with path.open("rb") as file:
-        for line_number, content in enumerate(file, start=1):
-            end = start + len(content)
-            if line_number == 1 and content.startswith(BOM):
-                content, start = content.removeprefix(BOM), len(BOM)
-            if content.strip():
-                record, error = _parse_object(content)
-                yield RawRow(index, line_number, start, end, record, error)
-                index += 1
-            start = end
+def jsonl_rows(file: BinaryIO, path: Path) -> Iterator[RawRow]:
+    """Read JSON lines."""
+    index, start, line_number = 0, 0, 0
+    while content := file.readline():
+        line_number += 1
+        end = start + len(content)
+        if line_number == 1 and content.startswith(BOM):
+            content, start = content.removeprefix(BOM), len(BOM)
+        if content and not content.isspace():
+            text, error = _decoded(content)
+            # A line may be as long as a file: one copy less while it is parsed.
+            content = b""
+            record, error = (None, error) if text is None else _parsed(text)
+            text = None
+            yield RawRow(index, line_number, start, end, record, error)
+            index += 1
+        start = end
 
 
-def _parse_object(content: bytes) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
+def _decoded(content: bytes) -> tuple[str | None, tuple[str, str] | None]:
     try:
         # Given bytes, json would guess UTF-16 and let half surrogate pairs pass.
-        value = json.loads(content.decode("utf-8"))
+        return content.decode("utf-8"), None
     except UnicodeDecodeError as error:
         return None, ("unreadable_line", f"not UTF-8: {error.reason} at byte {error.start}")
+
+
+def _parsed(
+    text: str, decoder: json.JSONDecoder | None = None
+) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
+    try:
+        return _object((decoder or _DECODER).decode(text))
     except RecursionError:
         return None, ("unreadable_line", "not JSON: nested too deeply")
     except ValueError as error:
+        if decoder is None and "Exceeds the limit" in str(error):
+            # Where nobody reads that number, the row is as good as any.
+            return _parsed(text, _OF_ANY_SIZE)
         return None, ("unreadable_line", f"not JSON: {error}")
-    return _object(value)
+
+
+def _integer(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:  # Of more digits than Python reads: no number that can be used.
+        return float("nan")
+
+
+_DECODER = json.JSONDecoder()
+_OF_ANY_SIZE = json.JSONDecoder(parse_int=_integer)
 
 
 def _object(value: Any) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
@@ -81,32 +127,27 @@ def _object(value: Any) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
     return None, ("not_an_object", f"found {type(value).__name__}, expected an object")
 
 
-def _json(path: Path) -> Iterator[RawRow]:
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise GradsiftError(f"{path}: not UTF-8: {error.reason} at byte {error.start}.") from None
-    decoder = json.JSONDecoder()
+def json_rows(file: BinaryIO, path: Path) -> Iterator[RawRow]:
+    """Read the elements of a JSON array."""
+    content = file.read()
+    byte = len(BOM) if content.startswith(BOM) else 0
+    # Bytes that are no UTF-8 are found again in the element that has them.
+    text = content[byte:].decode("utf-8", "surrogateescape")
+    del content
     at = _skip_space(text, 0)
     if text[at : at + 1] != "[":
         raise GradsiftError(
-            f"{path}: expected a JSON array of objects, found {text[at : at + 20]!r}."
+            f"{path}: expected a JSON array of objects, found "
+            f"{ascii(text[at : at + 20]) if at < len(text) else 'nothing'}."
         )
     at = _skip_space(text, at + 1)
-    index, byte, counted, line = 0, len(BOM) if content.startswith(BOM) else 0, 0, 1
+    index, counted, line = 0, 0, 1
     while text[at : at + 1] != "]":
-        try:
-            value, stop = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise GradsiftError(
-                f"{path}: not JSON: {error}. A JSON array is read whole or not at all; JSON lines "
-                "(.jsonl) survive a broken row."
-            ) from None
-        start = byte + len(text[counted:at].encode())
         line += text.count("\n", counted, at)
-        end = start + len(text[at:stop].encode())
-        yield RawRow(index, line, start, end, *_object(value))
+        value, error, stop = _element(text, at, path, line)
+        start = byte + _n_bytes(text, counted, at)
+        end = start + _n_bytes(text, at, stop)
+        yield RawRow(index, line, start, end, value, error)
         line += text.count("\n", at, stop)
         byte, counted = end, stop
         index += 1
@@ -118,12 +159,65 @@ def _json(path: Path) -> Iterator[RawRow]:
                     f"{path}: line {line}: a comma after the last element; remove it."
                 )
         elif text[at : at + 1] != "]":
+            what = "the file ends" if at == len(text) else f"found {text[at : at + 20]!a}"
             raise GradsiftError(
-                f"{path}: line {line}: expected a comma or ] after element {index}."
+                f"{path}: line {line}: expected a comma or ] after element {index}, {what}."
             )
     rest = text[at + 1 :].strip(" \t\r\n")
     if rest:
-        raise GradsiftError(f"{path}: expected nothing after the array's ], found {rest[:20]!r}.")
+        raise GradsiftError(f"{path}: expected nothing after the array's ], found {rest[:20]!a}.")
+
+
+def _element(
+    text: str, at: int, path: Path, line: int
+) -> tuple[dict[str, Any] | None, tuple[str, str] | None, int]:
+    """Return an element of an array, or what is wrong with it, and where it ends."""
+    decoder = _DECODER
+    while True:
+        try:
+            value, stop = decoder.raw_decode(text, at)
+            break
+        except (ValueError, RecursionError) as error:
+            if "Exceeds the limit" in str(error) and decoder is _DECODER:
+                decoder = _OF_ANY_SIZE
+                continue
+            deep = isinstance(error, RecursionError)
+            stop = _end_of(text, at) if deep or str(error).startswith(_ELSE_SOUND) else None
+            if stop is not None:
+                detail = "nested too deeply" if deep else str(error)
+                return None, ("unreadable_line", f"not JSON: {detail}"), stop
+            raise GradsiftError(
+                f"{path}: not JSON, in the element that begins in line {line}: "
+                f"{'nested too deeply' if deep else error}. A JSON array is read whole or not at "
+                "all: mend or remove that element; JSON lines (.jsonl) survive a broken row."
+            ) from None
+    if not text.isascii():
+        try:
+            text[at:stop].encode()
+        except UnicodeEncodeError:
+            return None, ("unreadable_line", "not UTF-8"), stop
+    return *_object(value), stop
+
+
+def _end_of(text: str, at: int) -> int | None:
+    """Return where an element ends by its brackets alone, or None if they do not match."""
+    depth = 0
+    while match := _BRACKETS.search(text, at):
+        at = match.end()
+        if match[0] == '"':
+            if (string := _STRING.match(text, match.start())) is None:
+                return None
+            at = string.end()
+        else:
+            depth += 1 if match[0] in "[{" else -1
+        if depth <= 0:
+            return at if depth == 0 else None
+    return None
+
+
+def _n_bytes(text: str, start: int, end: int) -> int:
+    part = text[start:end]
+    return len(part) if part.isascii() else len(part.encode("utf-8", "surrogateescape"))
 
 
 def _skip_space(text: str, at: int) -> int:
@@ -132,54 +226,90 @@ def _skip_space(text: str, at: int) -> int:
     return at
 
 
-def _csv(path: Path) -> Iterator[RawRow]:
+def csv_rows(file: BinaryIO, path: Path) -> Iterator[RawRow]:
+    """Read the records of a CSV file, under its line of column names."""
     # A field may be as long as an answer is.
     csv.field_size_limit(2**31 - 1)
-    with path.open("rb") as file:
-        lines = _CountingLines(file)
-        reader = csv.reader(lines, delimiter=_delimiter(path), strict=True)
-        header = _column_names(path, reader)
-        index = 0
-        while True:
-            start, line = lines.byte, lines.count + 1
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as problem:
-                fields, error = None, ("unreadable_line", f"not CSV: {problem}")
-                lines.take_bad()
-            else:
-                error = _csv_error(fields, header, lines)
-            if fields == []:
-                continue
-            record = None if error else dict(zip(header, fields, strict=True))
-            yield RawRow(index, line, start, lines.byte, record, error)
-            index += 1
+    lines = _CountingLines(iter(file.readline, b""))
+    names, reader = _header(path, lines)
+    index = 0
+    while True:
+        start, line = lines.byte, lines.count + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as problem:
+            never = "unexpected end of data" in str(problem)
+            detail = f"not CSV: {problem}{_swallowed(line, lines.count, never=never)}"
+            fields, error = None, ("unreadable_line", detail)
+            lines.take_bad()
+        else:
+            error = _csv_error(fields, names, lines, line)
+        if fields == []:
+            continue
+        record = None if error else dict(zip(names, fields, strict=True))
+        yield RawRow(index, line, start, lines.byte, record, error)
+        index += 1
 
 
-READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
-    "jsonl": _jsonl,
-    "json": _json,
-    "csv": _csv,
+READERS: dict[str, Callable[[BinaryIO, Path], Iterator[RawRow]]] = {
+    "jsonl": jsonl_rows,
+    "json": json_rows,
+    "csv": csv_rows,
 }
+assert tuple(READERS) == LINES
 
 
 def _csv_error(
-    fields: list[str], header: list[str], lines: _CountingLines
+    fields: list[str], names: list[str], lines: _CountingLines, line: int
 ) -> tuple[str, str] | None:
-    if lines.take_bad():
-        return "unreadable_line", "not UTF-8"
-    if fields and len(fields) != len(header):
-        return "unreadable_line", f"{len(fields)} fields, the header has {len(header)}"
+    if bad := lines.take_bad():
+        return "unreadable_line", bad
+    if fields and len(fields) != len(names):
+        swallowed = _swallowed(line, lines.count, never=False)
+        n = f"{len(fields)} fields, the header has {len(names)}"
+        return "unreadable_line", f"{n}{swallowed}"
     return None
 
 
-def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
+def _swallowed(first: int, last: int, *, never: bool) -> str:
+    """Say how much a quote took with it that stands in another line than its end."""
+    if last == first and not never:
+        return ""
+    end = f"never closed: up to the end, line {last}," if never else f"closed in line {last}:"
+    n = last - first
+    lines = "no further line is" if n == 0 else "1 line is" if n == 1 else f"{n} lines are"
+    return f"; a quote opened in line {first} is {end} {lines} taken for its text"
 
 
-def _column_names(path: Path, reader: Iterator[list[str]]) -> list[str]:
+class CsvHeader(NamedTuple):
+    """The line of column names: its bytes, with a line break at the end, and what it says."""
+
+    content: bytes
+    names: tuple[str, ...]
+    delimiter: str
+
+
+def csv_header(path: Path) -> CsvHeader:
+    """Read the line of column names, which may span lines where a name is quoted."""
+    with open_utf8(path) as file:
+        lines = _CountingLines(iter(file.readline, b""))
+        names, reader = _header(path, lines)
+        end = lines.byte
+    with open_utf8(path) as file:
+        content = file.read(end)
+    content = content if content.endswith(b"\n") else content + b"\n"
+    return CsvHeader(content, tuple(names), reader.dialect.delimiter)
+
+
+def _header(path: Path, lines: _CountingLines) -> tuple[list[str], Any]:
+    """Return the column names, and what reads the records after them."""
+    first = lines.peek()
+    # Excel's "Unicode text" has tabs, whatever it is called.
+    tabs = path.name.lower().removesuffix(".gz").removesuffix(".zst").endswith(".tsv")
+    tabs |= "\t" in first and "," not in first
+    reader = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
     try:
         names = next(reader, None)
     except csv.Error as problem:
@@ -192,17 +322,8 @@ def _column_names(path: Path, reader: Iterator[list[str]]) -> list[str]:
         raise GradsiftError(f"{path}: {what}; expected a line with column names.")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise GradsiftError(f"{path}: line 1: column names must differ, found twice: {twice}.")
-    return names
-
-
-def _csv_header(file: BinaryIO, delimiter: str) -> bytes:
-    # The header may span lines, where a name is quoted.
-    lines = _CountingLines(iter(file.readline, b""))
-    next(csv.reader(lines, delimiter=delimiter, strict=True), None)
-    file.seek(0)
-    content = file.read(lines.byte)
-    return content if content.endswith(b"\n") else content + b"\n"
+        raise GradsiftError(f"{path}: line 1: column names must differ, found twice: {few(twice)}.")
+    return names, reader
 
 
 class _CountingLines:
@@ -210,55 +331,70 @@ class _CountingLines:
 
     def __init__(self, lines: Iterator[bytes]):
         self._lines = iter(lines)
-        self._bad = False
+        self._bad: str | None = None
+        self._peeked: list[bytes] = []
         self.byte = 0
         self.count = 0
 
     def __iter__(self) -> _CountingLines:
         return self
 
+    def peek(self) -> str:
+        """Return the first line, which is still to come."""
+        self._peeked = [line for line in (next(self._lines, None),) if line is not None]
+        return "".join(line.decode(errors="replace") for line in self._peeked)
+
     def __next__(self) -> str:
-        content = next(self._lines)
+        content = self._peeked.pop() if self._peeked else next(self._lines)
         self.byte += len(content)
         self.count += 1
         if self.count == 1:
             # Else the csv module takes a quote after the mark for a part of the name.
             content = content.removeprefix(BOM)
+        if b"\0" in content:
+            self._bad = "a NUL byte, which stands for no character"
         try:
             return content.decode()
         except UnicodeDecodeError:
-            self._bad = True
+            self._bad = "not UTF-8"
             return content.decode(errors="replace")
 
-    def take_bad(self) -> bool:
-        """Return whether a line since the last call was not UTF-8."""
-        bad, self._bad = self._bad, False
+    def take_bad(self) -> str | None:
+        """Return what was wrong with a line since the last call."""
+        bad, self._bad = self._bad, None
         return bad
 
 
-def read_ids(path: str | None, setting: str) -> list[str]:
+def read_ids(path: str | None, setting: str, id_column: str) -> list[str]:
     """Read ids, one a line, or those of rows; of no file none. `setting` names it in errors."""
     if path is None:
         return []
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        # Not splitlines: text may hold other line breaks than a file of lines has.
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise GradsiftError(
             f"`{setting}` {path}: cannot be read ({error}). Expected ids, one a line."
         ) from None
     where = f"`{setting}` {path}"
-    return [_id_in(line.strip(), f"{where}, line {at}")
+    return [_id_in(line.strip(), id_column, f"{where}, line {at}")
             for at, line in enumerate(lines, start=1) if line.strip()]  # fmt: skip
 
 
-def _id_in(line: str, where: str) -> str:
+def _id_in(line: str, id_column: str, where: str) -> str:
     if not line.startswith("{"):
         return line
     # Of a file of rows, the ids are what is meant.
     try:
-        return str(json.loads(line)["id"])
-    except (ValueError, KeyError):
+        row = json.loads(line)
+    except (ValueError, RecursionError):
         raise GradsiftError(
-            f"{where}: looks like a row but has no id. Expected ids, one a line, or rows with an "
-            "id."
+            f"{where}: begins with {{ but is no row: {short(line, 60)!r}. Expected ids, one a "
+            "line, or rows with an id."
         ) from None
+    if row.get(id_column) is None:
+        raise GradsiftError(
+            f"{where}: looks like a row but has no id: no field {id_column!r}, found {few(row)}. "
+            "Expected ids, one a line, or rows with the id field of this run."
+        )
+    return str(row[id_column])

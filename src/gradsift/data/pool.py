@@ -13,14 +13,15 @@ from typing import Any
 from gradsift.config import ReadingConfig
 from gradsift.data.containers import fingerprint, read_rows
 from gradsift.data.dataset_configs import read_dataset_info
-from gradsift.data.detection import left_out, settle_format
+from gradsift.data.detection import ROWS_TO_DETECT_FROM, left_out, settle_format
 from gradsift.data.example import Example, RowError, what_it_says
 from gradsift.data.formats import FORMAT_NOTES, ROW_FORMATS, Columns, Reader
-from gradsift.data.lines import READERS as LINES
+from gradsift.data.memory import EXPECTED, Held, held_rows, is_name
 from gradsift.data.sources import RawRow, Source, absolute, find_source
+from gradsift.data.tables import TableRecord
 from gradsift.errors import GradsiftError
 from gradsift.schema import takes, validated
-from gradsift.utils import few
+from gradsift.utils import few, short
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class PoolRow:
         reason: Why it is dropped, a key of DROP_REASONS, or None.
         detail: What exactly was found.
         content_hash: Equal for rows that say the same; None where a row cannot be read.
-        source: What the row says of where it comes from, if it does.
+        source: What the row says of where it comes from; else its file, if there are several.
+        file: Label of its file, if there are several.
+        index_in_file: 0-based position in that file.
+        own_id: What the row itself is called, where another one has that id.
     """
 
     row: int
@@ -50,6 +54,14 @@ class PoolRow:
     detail: str | None
     content_hash: str | None
     source: str | None = None
+    file: str | None = None
+    index_in_file: int | None = None
+    own_id: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the row stands, as messages say it."""
+        return place(self.row, self.line, self.file, self.index_in_file)
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,7 @@ class Pool:
         sha256: Of the source's content.
         rows: In the source's order.
         read_as: `data` and the fields of ReadingConfig, to read the same rows again.
+        held: The rows themselves, where they came from memory.
     """
 
     source: Source
@@ -72,8 +85,9 @@ class Pool:
     columns: Columns
     sha256: str
     rows: tuple[PoolRow, ...]
-    read_as: Mapping[str, str | None] = field(default_factory=dict)
+    read_as: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    held: Held | None = field(default=None, repr=False, compare=False)
 
     @property
     def dropped_by_reason(self) -> Counter[str]:
@@ -90,6 +104,7 @@ class Pool:
         """Return lines worth telling: format, duplicates, and what was dropped with examples."""
         how = "detected" if self.detected else "given"
         lines = [f"{self.source.name}: {len(self.rows)} rows, format {self.row_format} ({how})"]
+        lines += self._notes_on_files()
         if self.row_format in FORMAT_NOTES:
             lines.append(FORMAT_NOTES[self.row_format])
         if self.left_out:
@@ -100,10 +115,34 @@ class Pool:
         lines += remarks_on(self.rows)
         if self.n_duplicate_texts:
             lines.append(f"{self.n_duplicate_texts} rows repeat the text of an earlier row; kept")
+        renamed = [row for row in self.rows if row.own_id is not None]
+        if renamed:
+            first = renamed[0]
+            lines.append(
+                f"{len(renamed)} rows have the id of an earlier row that says something else; the "
+                f"first, {first.place}: {first.own_id!r} is called {first.instance_id!r}. "
+                "`duplicate_ids: drop` drops them; `id_column` names another field"
+            )
         for reason, n in self.dropped_by_reason.items():
             first = next(row for row in self.rows if row.reason == reason)
-            where = place(first.row, first.line)
-            lines.append(f"{n} rows dropped, {reason}; the first, {where}: {first.detail}")
+            lines.append(f"{n} rows dropped, {reason}; the first, {first.place}: {first.detail}")
+        return lines
+
+    def _notes_on_files(self) -> list[str]:
+        lines, files = [], self.source.parts or (self.source,)
+        if self.source.parts:
+            counts = Counter(row.file for row in self.rows)
+            shown = [f"{part.label} ({counts[part.label]})" for part in files[:5]]
+            more = f" and {len(files) - 5} more" if len(files) > 5 else ""
+            lines.append(f"{len(files)} files: {', '.join(shown)}{more}")
+        recoded = [part for part in files if part.encoding is not None]
+        if recoded:
+            names = ", ".join(part.label or part.path.name for part in recoded[:3])
+            more = f" and {len(recoded) - 3} more" if len(recoded) > 3 else ""
+            lines.append(
+                f"{names}{more}: {recoded[0].encoding.upper()}, not UTF-8; read, and selected rows "
+                "are written as UTF-8"
+            )
         return lines
 
 
@@ -112,21 +151,26 @@ def remarks_on(rows: Iterable[PoolRow]) -> list[str]:
     places: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         for remark in row.example.remarks if row.example is not None else ():
-            places[remark].append(place(row.row, row.line))
+            places[remark].append(row.place)
     return [f"{len(at)} rows: {remark}; the first is {at[0]}" for remark, at in places.items()]
 
 
-def place(row: int, line: int | None) -> str:
+def place(row: int, line: int | None, file: str | None = None, in_file: int | None = None) -> str:
     """Return where a row stands, as messages say it."""
-    return f"row {row}" if line is None else f"line {line}"
+    if file is None:
+        return f"row {row}" if line is None else f"line {line}"
+    return f"{file}, " + (f"row {in_file}" if line is None else f"line {line}")
 
 
 @takes(ReadingConfig)
-def load_pool(data: str | Path, *, labels_needed: bool = True, **settings: Any) -> Pool:
+def load_pool(data: Any, *, labels_needed: bool = True, **settings: Any) -> Pool:
     """Read an SFT source of any known container and row format.
 
     Args:
-        data: A file, a `save_to_disk` folder, a hub id; with `dataset_info` a name in it.
+        data: A file, a folder of files or of `save_to_disk`, a pattern (data/*.jsonl), a hub id, or
+            a list of these; with `dataset_info` a name in it. Or rows in memory: a
+            datasets.Dataset, a DatasetDict with `split`, an IterableDataset, a pandas DataFrame, a
+            pyarrow Table, a list of dicts.
         labels_needed: Whether fields that are named for id and source have to be there.
         **settings: How rows are read; see Settings.
 
@@ -141,7 +185,7 @@ def load_pool(data: str | Path, *, labels_needed: bool = True, **settings: Any) 
     return read_pool(data, reading, labels_needed=labels_needed)
 
 
-def read_pool(data: str | Path, reading: ReadingConfig, *, labels_needed: bool = True) -> Pool:
+def read_pool(data: Any, reading: ReadingConfig, *, labels_needed: bool = True) -> Pool:
     """Do what `load_pool` does; `reading` may be a RunConfig."""
     named = Columns(
         prompt=reading.prompt_column,
@@ -151,31 +195,48 @@ def read_pool(data: str | Path, reading: ReadingConfig, *, labels_needed: bool =
     )
     _require_consistent(reading, named)
     read_as = reading.model_dump(include=set(ReadingConfig.model_fields))
-    row_format, columns = reading.format, named
-    if reading.dataset_info is None:
-        read_as["data"] = absolute(data)
-        source = find_source(str(data), reading.split)
+    row_format, columns, held = reading.format, named, None
+    if not is_name(data):
+        if reading.dataset_info is not None or reading.data_config is not None:
+            unfit = "dataset_info" if reading.dataset_info is not None else "data_config"
+            raise GradsiftError(f"`data` is no name, so leave out `{unfit}`; or {EXPECTED}.")
+        held = held_rows(data, reading.split)
+        source, read_as["split"] = held.source(), None
+    elif reading.dataset_info is None:
+        names = str(data) if isinstance(data, str | Path) else [str(name) for name in data]
+        read_as["data"] = absolute(names) if isinstance(names, str) else [*map(absolute, names)]
+        source = find_source(names, reading.split, reading.data_config)
     else:
+        if not isinstance(data, str | Path):
+            raise GradsiftError("with `dataset_info`, `data` is one name in it; found several.")
         read_as |= {"data": str(data), "dataset_info": absolute(reading.dataset_info)}
         entry = read_dataset_info(reading.dataset_info, str(data))
         row_format, columns = entry.row_format, entry.columns
-        source = find_source(entry.data, reading.split or entry.split)
-    raw_rows = list(read_rows(source))
+        source = find_source(entry.data, reading.split or entry.split, reading.data_config)
+    raw_rows = list(read_rows(source) if held is None else held.rows())
     _require_readable(source, raw_rows)
     records = [raw.record for raw in raw_rows if raw.record is not None]
     if reading.dataset_info is None:
         row_format, columns = settle_format(records, row_format, named)
+    for record in records:
+        # What was looked at to find out the format is not what is read of every row.
+        if isinstance(record, TableRecord):
+            record.forget()
     if labels_needed:
         _require_field(source, records, "id", reading.id_column)
         _require_field(source, records, "source", reading.source_column)
-    filled = source.container not in LINES
-    reader = Reader(row_format, columns, reading.train_on, filled)
-    rows = _RowReader(reader, reading, labels_needed=labels_needed).read(raw_rows)
+    reader = Reader(row_format, columns, reading.train_on)
+    names = source.source_names()
+    rows = _RowReader(reader, reading, names, labels_needed=labels_needed).read(raw_rows)
     detected = reading.format is None and reading.dataset_info is None
     labels = (reading.id_column or "id", reading.source_column or "source")
-    unread = () if reading.dataset_info else left_out(records, row_format, columns, labels)
-    sha256 = fingerprint(source)
-    pool = Pool(source, row_format, detected, columns, sha256, rows, read_as, tuple(unread))
+    first = [
+        record.texts() if isinstance(record, TableRecord) else record
+        for record in records[:ROWS_TO_DETECT_FROM]
+    ]
+    unread = () if reading.dataset_info else left_out(first, row_format, columns, labels)
+    sha256 = fingerprint(source) if held is None else held.fingerprint()
+    pool = Pool(source, row_format, detected, columns, sha256, rows, read_as, tuple(unread), held)
     _require_usable(pool)
     return pool
 
@@ -183,14 +244,25 @@ def read_pool(data: str | Path, reading: ReadingConfig, *, labels_needed: bool =
 class _RowReader:
     """Turns raw rows into pool rows, knowing the ids of the file and those given so far."""
 
-    def __init__(self, reader: Reader, reading: ReadingConfig, *, labels_needed: bool):
-        self._reader = reader
+    def __init__(
+        self,
+        reader: Reader,
+        reading: ReadingConfig,
+        source_names: Mapping[str | None, str],
+        *,
+        labels_needed: bool,
+    ):
+        # Of tables and of lines: a table fills absent fields with null.
+        self._readers = {filled: replace(reader, filled=filled) for filled in (True, False)}
         self._id_column = reading.id_column or "id"
         self._id_required = reading.id_column is not None and labels_needed
         self._source_column = reading.source_column or "source"
+        self._source_names = source_names
+        self._rename = reading.duplicate_ids == "rename"
         self._ids_in_file: Counter[str] = Counter()
         self._given: set[str] = set()
-        self._place_of: dict[str, str] = {}
+        # Id of a row's own → what rows of that id say, and where.
+        self._places_of: dict[str, dict[str, str]] = {}
         self._copies: Counter[str] = Counter()
 
     def read(self, raw_rows: Sequence[RawRow]) -> tuple[PoolRow, ...]:
@@ -199,43 +271,58 @@ class _RowReader:
         return tuple(map(self._read, raw_rows))
 
     def _read(self, raw: RawRow) -> PoolRow:
-        where = place(raw.index, raw.line)
-        row = PoolRow(raw.index, raw.line, "", raw.start, raw.end, None, None, None, None)
+        row = PoolRow(raw.index, raw.line, "", raw.start, raw.end, None, None, None, None,
+                      file=raw.file, index_in_file=raw.index_in_file)  # fmt: skip
         own_id = self._own_id(raw)
         try:
-            example, content_hash = self._example(raw, own_id)
+            example, content_hash, source = self._example(raw, own_id)
         except RowError as error:
-            instance_id = self._id_of_dropped(own_id, raw.index, where)
-            row = replace(row, reason=error.reason, detail=error.detail)
+            instance_id = self._id_of_dropped(own_id, raw.index, row.place)
+            row = replace(row, reason=error.reason, detail=short(error.detail, 400))
         else:
-            instance_id = self._hash_id(content_hash) if own_id is None else own_id
-            self._place_of[instance_id] = where
-            source = _text_of(raw.record, self._source_column)
             row = replace(row, example=example, content_hash=content_hash, source=source)
+            if own_id is None:
+                instance_id = self._hash_id(content_hash)
+            elif own_id in self._places_of:
+                instance_id = self._numbered(own_id)
+                row = replace(row, own_id=own_id)
+            else:
+                instance_id = own_id
+            if own_id is not None:
+                self._places_of.setdefault(own_id, {})[content_hash] = row.place
         self._given.add(instance_id)
         return replace(row, instance_id=instance_id)
 
     def _own_id(self, raw: RawRow) -> str | None:
         return None if raw.record is None else _text_of(raw.record, self._id_column)
 
-    def _example(self, raw: RawRow, own_id: str | None) -> tuple[Example, str]:
+    def _example(self, raw: RawRow, own_id: str | None) -> tuple[Example, str, str | None]:
         if raw.error is not None:
             raise RowError(*raw.error)
-        example = self._reader.parse(raw.record)
+        try:
+            example = self._readers[isinstance(raw.record, TableRecord)].parse(raw.record)
+        except RowError:
+            _require_converted(raw.record)
+            raise
+        except RecursionError:
+            raise RowError("unreadable_line", "nested too deeply") from None
+        source = _text_of(raw.record, self._source_column) or self._source_names.get(raw.file)
+        _require_converted(raw.record)
         content_hash = _content_hash(example)
         if own_id is None and self._id_required:
             raise RowError(
                 "missing_field", f"no text or whole number in id field {self._id_column!r}"
             )
-        if own_id is not None and own_id in self._place_of:
-            raise RowError(
-                "duplicate_id", f"id {own_id!r} is also that of {self._place_of[own_id]}"
-            )
-        return example, content_hash
+        earlier = self._places_of.get(own_id, {}) if own_id is not None else {}
+        if earlier and (not self._rename or content_hash in earlier):
+            same = " and says the same" if content_hash in earlier else ""
+            of = earlier.get(content_hash) or next(iter(earlier.values()))
+            raise RowError("duplicate_id", f"id {short(own_id, 60)!r} is also that of {of}{same}")
+        return example, content_hash, source
 
     def _id_of_dropped(self, own_id: str | None, index: int, where: str) -> str:
         if own_id is None:
-            return self._free(f"dropped-{where.replace(' ', '-')}")
+            return self._free(f"dropped-{where.replace(', ', '-').replace(' ', '-')}")
         # A dropped row must not take an id away from a row that can be used.
         return own_id if self._ids_in_file[own_id] == 1 else self._free(f"{own_id}#row{index}")
 
@@ -243,6 +330,13 @@ class _RowReader:
         self._copies[content_hash] += 1
         n = self._copies[content_hash]
         return self._free(content_hash if n == 1 else f"{content_hash}-{n}")
+
+    def _numbered(self, own_id: str) -> str:
+        # Ids of the file's own may look like this, too.
+        n = len(self._places_of[own_id]) + 1
+        while (name := f"{own_id}#{n}") in self._given or name in self._ids_in_file:
+            n += 1
+        return name
 
     def _free(self, wished: str) -> str:
         while wished in self._given or wished in self._ids_in_file:
@@ -259,15 +353,29 @@ def _text_of(record: Mapping[str, Any], column: str) -> str | None:
 
 
 def _content_hash(example: Example) -> str:
-    text = json.dumps(what_it_says(example), sort_keys=True, ensure_ascii=False, default=str)
     try:
+        text = json.dumps(
+            what_it_says(example), sort_keys=True, ensure_ascii=False, default=str, allow_nan=False
+        )
         content = text.encode()
     except UnicodeEncodeError as error:
         half = ascii(text[error.start])
         raise RowError(
             "unreadable_line", f"half a surrogate pair ({half}), which stands for no character"
         ) from None
+    except TypeError as error:  # Keys of different types cannot be sorted.
+        raise RowError("wrong_type", f"a field holds what no JSON does: {error}") from None
+    except ValueError:
+        raise RowError(
+            "unreadable_line", "a number that is not finite, or beyond what a float holds"
+        ) from None
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _require_converted(record: Mapping[str, Any] | None) -> None:
+    """Refuse a row of a table of which a cell that is read cannot be converted."""
+    if isinstance(record, TableRecord) and record.unreadable is not None:
+        raise RowError("unreadable_line", record.unreadable)
 
 
 def _require_consistent(reading: ReadingConfig, named: Columns) -> None:
@@ -291,7 +399,8 @@ def _require_readable(source: Source, raw_rows: Sequence[RawRow]) -> None:
         first = raw_rows[0]
         raise GradsiftError(
             f"{source.name}: none of the {len(raw_rows)} rows can be read; "
-            f"{place(first.index, first.line)}: {first.error[1]}."
+            f"{place(first.index, first.line, first.file, first.index_in_file)}: "
+            f"{short(first.error[1], 400)}."
         )
 
 
@@ -312,6 +421,6 @@ def _require_usable(pool: Pool) -> None:
     first = pool.rows[0]
     raise GradsiftError(
         f"{pool.source.name}: none of the {len(pool.rows)} rows is usable as {pool.row_format} "
-        f"({counts}); {place(first.row, first.line)}: {first.detail}. Force another format with "
+        f"({counts}); {first.place}: {first.detail}. Force another format with "
         "`format`, or name two columns with `prompt_column` and `response_column`."
     )

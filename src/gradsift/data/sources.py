@@ -1,13 +1,20 @@
-"""Where rows come from: what kind of file or folder it is, and its rows with their places."""
+"""Where rows come from: which files, folders or hub datasets, and of what kind each is."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import glob
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from gradsift.data.folders import SHARD, data_files
+from gradsift.data.streams import COMPRESSED, encoding_of, open_utf8, uncompressed_name
+from gradsift.data.whole_objects import refuse_one_object
 from gradsift.errors import GradsiftError
+from gradsift.utils import few
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -19,8 +26,10 @@ SUFFIXES = {
     ".arrow": "arrow",
     ".feather": "arrow",
 }
-# Fields of one row that hold objects themselves.
-TURNS = ("messages", "conversations", "conversation", "tools")
+# Containers of lines, which may be compressed.
+LINES = ("jsonl", "json", "csv")
+# What rows that came from memory are called in their run folder.
+KEPT_TABLE, KEPT_LINES = "pool-data.arrow", "pool-data.jsonl"
 
 
 @dataclass(frozen=True)
@@ -30,18 +39,22 @@ class RawRow:
     Attributes:
         index: 0-based, over the rows.
         line: 1-based line of the file where the row begins, if it has lines.
-        start: First byte of the row in the file, if it has lines.
+        start: First byte of the row in the file (unpacked, as UTF-8), if it has lines.
         end: One past the last byte, the line break included.
         record: Its fields, or None where it cannot be read.
         error: What is wrong with it: (reason, detail), or None.
+        file: Label of the file, where rows come from several.
+        index_in_file: 0-based, over the rows of that file.
     """
 
     index: int
     line: int | None
     start: int | None
     end: int | None
-    record: dict[str, Any] | None
+    record: Mapping[str, Any] | None
     error: tuple[str, str] | None = None
+    file: str | None = None
+    index_in_file: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,93 +62,188 @@ class Source:
     """A place with rows.
 
     Attributes:
-        name: A path or a hub id.
-        container: jsonl, json, csv, parquet, arrow, disk or hub.
+        name: A path or a hub id; of several files, what messages call them.
+        container: jsonl, json, csv, parquet, arrow, disk, hub, memory (an Arrow table that came
+            from memory) or files (several of these).
         split: Of a folder or a hub dataset that has several.
+        data_config: Of a hub dataset that has several configurations.
+        encoding: Of a file of lines that is not UTF-8.
+        given: Of files of a folder, of a pattern or of several names: as the user named them.
+        parts: Of several files: each of them.
+        label: Of one of several files: its name among them.
     """
 
     name: str
     container: str
     split: str | None = None
+    data_config: str | None = None
+    encoding: str | None = None
+    given: tuple[str, ...] = ()
+    parts: tuple[Source, ...] = ()
+    label: str | None = None
 
     @property
     def path(self) -> Path:
         """The file or folder."""
         return Path(self.name)
 
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> Source:
+        """Return what a manifest says of a source."""
+        known = {field.name for field in fields(cls)}
+        values = {key: value for key, value in saved.items() if key in known}
+        parts = tuple(map(cls.of, saved.get("parts") or ()))
+        return cls(**{**values, "parts": parts, "given": tuple(saved.get("given") or ())})
+
+    def source_names(self) -> dict[str | None, str]:
+        """Return what the rows of each of several files are said to come from, by label.
+
+        That is the file's name without suffix; shards of one set are one source.
+        """
+        return {part.label: SHARD.sub("", _stem(part.label)) for part in self.parts}
+
 
 def absolute(name: str | Path) -> str:
     """Return a name that is found from any working directory; hub ids stay as they are."""
-    return str(Path(name).resolve()) if Path(name).exists() else str(name)
+    # Links stay: in a copy of a hub dataset they have the names, and what they lead to has none.
+    name = str(name)
+    return os.path.abspath(name) if Path(name).exists() or is_pattern(name) else name
 
 
-def find_source(name: str, split: str | None) -> Source:
-    """Tell what kind of source a file, a `save_to_disk` folder or a hub id is."""
+def is_pattern(name: str) -> bool:
+    """Return whether a name stands for the files that match it."""
+    return glob.has_magic(name) and not Path(name).exists()
+
+
+def find_source(
+    data: str | Sequence[str], split: str | None, data_config: str | None = None
+) -> Source:
+    """Tell where rows are to be found.
+
+    Args:
+        data: A file, a folder, a pattern (data/*.jsonl), a hub id; or several of these.
+        split: Of a folder or a hub dataset that has several.
+        data_config: Of a hub dataset, or of a copy of one in a folder.
+    """
+    names = [data] if isinstance(data, str) else list(data)
+    if not names:
+        raise GradsiftError("`data` is empty; expected a file, a folder, a pattern or a hub id.")
+    found = [part for name in names for part in _find(name, split, data_config)]
+    given = tuple(map(absolute, names))
+    if len(found) == 1:
+        one = found[0]
+        return one if given == (one.name,) or not one.path.is_file() else replace(one, given=given)
+    twice = [name for name, n in Counter(part.name for part in found).items() if n > 1]
+    if twice:
+        raise GradsiftError(f"{twice[0]} is given twice; its rows would be, too.")
+    labels = _labels([part.name for part in found])
+    parts = tuple(replace(part, label=label) for part, label in zip(found, labels, strict=True))
+    name = given[0] if len(given) == 1 else f"{given[0]} and {len(given) - 1} more"
+    return Source(name, "files", split, data_config, given=given, parts=parts)
+
+
+def find_written(path: Path) -> Source:
+    """Return where selected rows are: a file, or a folder with one file for each of the input."""
+    if path.is_file() or (path / "state.json").exists():
+        return find_source(str(path), None)
+    return find_source([str(file) for file in sorted(path.rglob("*")) if file.is_file()], None)
+
+
+def _find(name: str, split: str | None, data_config: str | None) -> list[Source]:
     path = Path(name)
-    if path.is_file():
+    if path.is_file() or is_pattern(name):
         if split is not None:
-            raise GradsiftError(f"{name} is a file and has no splits; leave out `split: {split}`.")
-        return Source(str(path.resolve()), _file_container(path), None)
+            what = "is a file and has no" if path.is_file() else "is a pattern of files without"
+            raise GradsiftError(f"{name} {what} splits; leave out `split: {split}`.")
+        if data_config is not None:
+            raise GradsiftError(
+                f"{name} is no hub dataset; leave out `data_config: {data_config}`."
+            )
+        return [_file(found) for found in ([path] if path.is_file() else _matching(name))]
     if path.is_dir():
         if any((path / marker).exists() for marker in ("state.json", "dataset_dict.json")):
-            return Source(str(path.resolve()), "disk", split)
-        raise GradsiftError(
-            f"{name} is a folder, but not one written by `save_to_disk` (no state.json or "
-            "dataset_dict.json). Name a file in it."
-        )
+            if data_config is not None:
+                raise GradsiftError(
+                    f"{name} was written by `save_to_disk` and has no configurations; leave out "
+                    f"`data_config: {data_config}`."
+                )
+            return [Source(os.path.abspath(path), "disk", split)]
+        return [_file(file) for file in data_files(path, _is_data, split, data_config)]
     # A hub id may hold dots: teknium/OpenHermes-2.5.
-    like_a_file = path.suffix.lower() in SUFFIXES or name.startswith((".", "/", "~"))
+    like_a_file = uncompressed_name(path).suffix.lower() in SUFFIXES
+    like_a_file |= name.startswith((".", "/", "~"))
     if name.count("/") == 1 and name[-1] != "/" and not like_a_file:
-        return Source(name, "hub", split)
+        return [Source(name, "hub", split, data_config)]
     raise GradsiftError(f"{name}: there is no such file.")
 
 
-def _file_container(path: Path) -> str:
-    container = SUFFIXES.get(path.suffix.lower())
-    if container is None:
+def _matching(pattern: str) -> list[Path]:
+    found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+    files = [path for path in found if path.is_file()]
+    if not files:
+        raise GradsiftError(f"{pattern}: no file matches this pattern.")
+    return files
+
+
+def _is_data(path: Path) -> bool:
+    container = SUFFIXES.get(uncompressed_name(path).suffix.lower())
+    return container is not None and (container in LINES or path.suffix.lower() not in COMPRESSED)
+
+
+def _file(path: Path) -> Source:
+    container = SUFFIXES.get(uncompressed_name(path).suffix.lower())
+    if container is None or not _is_data(path):
+        excel = uncompressed_name(path).suffix.lower() == ".txt"
         raise GradsiftError(
-            f"{path}: files ending in {path.suffix or '(nothing)'} are not read; known are "
-            f"{', '.join(SUFFIXES)}. Compressed files must be unpacked first."
+            f"{path}: files ending in {''.join(path.suffixes[-2:]) or '(nothing)'} are not read; "
+            f"known are {', '.join(SUFFIXES)}; those of lines also with {' or '.join(COMPRESSED)}."
+            + ' Excel\'s "Unicode text" has tabs: call it .tsv.'
+            * excel
         )
+    if path.name == KEPT_TABLE:
+        container = "memory"
+    encoding = encoding_of(path) if container in LINES else None
     if container == "json":
-        with path.open("rb") as file:
+        with open_utf8(path) as file:
             head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
         if head.startswith(b"{"):
-            _refuse_one_object(path)
-            return "jsonl"
-    return container
+            refuse_one_object(path)
+            container = "jsonl"
+    return Source(os.path.abspath(path), container, encoding=encoding)
 
 
-def _refuse_one_object(path: Path) -> None:
-    # A .json file of lines begins with { too.
-    with path.open("rb") as file:
-        first = file.readline()
-        more = any(line.strip() for line in file)
-    if more and _json_or_none(first) is not None:
+def _labels(names: Sequence[str]) -> list[str]:
+    """Return the shortest ends of paths that tell them apart, of all the same length at least."""
+    paths = [Path(name).parts for name in names]
+    depth = 1
+    while depth < max(map(len, paths)) and len({p[-depth:] for p in paths}) < len(paths):
+        depth += 1
+    return ["/".join(parts[-depth:]) for parts in paths]
+
+
+def _stem(label: str | None) -> str:
+    path = uncompressed_name(Path(label or ""))
+    known = path.suffix.lower() in SUFFIXES
+    return str(path.with_suffix("") if known else path)
+
+
+def require_same_files(source: Source) -> None:
+    """Refuse a folder or a pattern that stands for other files than it did.
+
+    Raises:
+        GradsiftError: Naming the files that came or went.
+    """
+    if not source.given:
         return
-    value = _json_or_none(path.read_bytes())
-    if not isinstance(value, dict):
-        return
-    holders = [key for key, rows in value.items() if key not in TURNS and _are_objects(rows)]
-    if len(holders) == 1 and (more or len(value) == 1):
-        raise GradsiftError(
-            f"{path}: the rows lie inside an object, under {holders[0]!r}; expected an array of "
-            f"objects, or one object a line. Take them out: jq '.[\"{holders[0]}\"]' "
-            f"{path.name} > rows.json"
-        )
-    if more:
-        raise GradsiftError(
-            f"{path}: one object over several lines; expected an array of objects, or one object "
-            f"a line: jq -c . {path.name} > rows.jsonl"
-        )
-
-
-def _json_or_none(content: bytes) -> Any:
-    try:
-        return json.loads(content.removeprefix(b"\xef\xbb\xbf"))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _are_objects(rows: object) -> bool:
-    return isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows)
+    now = find_source(source.given, source.split, source.data_config)
+    names_now, names_then = ({part.name for part in (one.parts or (one,))} for one in (now, source))
+    for verb, names in (
+        ("came in", names_now - names_then),
+        ("are gone from", names_then - names_now),
+    ):
+        if names:
+            files = few(sorted(Path(name).name for name in names), 5)
+            raise GradsiftError(
+                f"{source.name}: files {verb} it since the capture ({files}). Put back what was "
+                "there, or capture again into a new folder."
+            )

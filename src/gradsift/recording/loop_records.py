@@ -17,11 +17,10 @@ from gradsift.gradients.check import CheckResult
 from gradsift.gradients.records import Records
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tracking import TrackedModel, shape_of
-from gradsift.provenance import about_pool, about_stack, dropped_row, instance_row
+from gradsift.provenance import about_pool, about_stack, dropped_row, instance_row, save_pool
 from gradsift.recording.loop_batch import LoopBatch
 from gradsift.recording.row_names import ByColumn, ByContent, RowNames
 from gradsift.store.manifest import Manifest
-from gradsift.store.tables import write_pool_table
 from gradsift.store.writer import StoreWriter
 from gradsift.training.layers import base_model
 from gradsift.training.record_writer import store_rows
@@ -120,7 +119,8 @@ class LoopRecordWriter:
             gathered = self._store.gather(self._n_tokens)
             n_tokens = {key: n for counts in gathered for key, n in counts.items()}
             if self._store.rank == 0:
-                write_pool_table(self._out, [_pool_row(row, n_tokens) for row in self._pool.rows])
+                rows = [_pool_row(row, n_tokens) for row in self._pool.rows]
+                save_pool(self._out, self._pool, rows)
         self._flush(step, complete=True)
 
     def _read(self) -> None:
@@ -164,7 +164,7 @@ class LoopRecordWriter:
             **about_stack(("torch", "transformers")),
             "model": type(base_model(model)).__name__,
         }
-        return about if self._pool is None else about | about_pool(self._pool)
+        return about if self._pool is None else about | about_pool(self._pool, self._out)
 
 
 def _identity(model: nn.Module, sketch: SketchSpec) -> dict[str, object]:

@@ -31,6 +31,7 @@ def decision_table(table: pa.Table, selection: Selection) -> pa.Table:
     columns = {
         "row": table["row"],
         "line": table["line"],
+        "file": table["file"],
         "instance_id": ids,
         "decision": pc.if_else(dropped, "dropped", pc.if_else(selected, "selected", "rejected")),
         "selected": selected,

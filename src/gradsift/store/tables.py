@@ -30,6 +30,8 @@ POOL_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
         pa.field("line", pa.int64()),
+        pa.field("file", pa.string()),
+        pa.field("index_in_file", pa.int64()),
         pa.field("instance_id", pa.string(), nullable=False),
         pa.field("start", pa.int64()),
         pa.field("end", pa.int64()),
@@ -50,7 +52,7 @@ def write_pool_table(folder: Path, rows: Sequence[dict[str, object]]) -> None:
     """Write `pool.parquet`, atomically: values by column of POOL_SCHEMA.
 
     `start` and `end` are the row's bytes in the input file, where it has lines; token counts are
-    null for dropped rows.
+    null for dropped rows. `file` and `index_in_file` are null where all rows are of one file.
     """
     write_parquet(folder / POOL_NAME, pa.Table.from_pylist(list(rows), schema=POOL_SCHEMA))
 
