@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from gradsift.data import tokenization
+from gradsift.data import responses
 from gradsift.data.example import Chat, Plain
 from gradsift.data.tokenization import build_instances
 from gradsift.terms import IGNORED_LABEL
@@ -226,7 +226,7 @@ def test_of_a_long_text_the_part_that_stays_has_the_tokens_of_the_whole(
     options = {"max_length": 40, "truncation": truncation}
     part, _ = build(LONG_EXAMPLES[kind], template, **options)
     tokenized = []
-    monkeypatch.setattr(tokenization._Renderer, "_part", lambda self, plan: tokenized.append(plan))
+    monkeypatch.setattr(responses.Labeller, "_part", lambda self, plan: tokenized.append(plan))
     whole, _ = build(LONG_EXAMPLES[kind], template, **options)
     assert tokenized
     assert part.items == whole.items

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from gradsift.config import CaptureConfig
-from gradsift.data.example import Chat, Example, Plain, RowError
-from gradsift.data.rendering import Template, missing
+from gradsift.data.example import Example, Plain, RowError
+from gradsift.data.rendering import Template
+from gradsift.data.responses import Labeller, Tokens
 from gradsift.errors import GradsiftError
 from gradsift.schema import choices_of
 from gradsift.terms import IGNORED_LABEL
@@ -23,13 +24,9 @@ from gradsift.terms import IGNORED_LABEL
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROLE_TITLES = {"user": "User", "assistant": "Assistant"}
 TRUNCATIONS = choices_of(CaptureConfig, "truncation")
 DEFAULTS = CaptureConfig()
 EXAMPLES_AT_A_TIME = 500
-BETWEEN_WORDS = re.compile(r"(?<=\w) (?=\w)")
-# Of a text that is cut anyway so many tokens more are made: near where it ends they may be others.
-TOKENS_BEYOND = 64
 
 # Things worth a line, with how many rows they concern.
 NOTES = {
@@ -128,7 +125,7 @@ def build_instances(
     if truncation not in TRUNCATIONS:
         raise GradsiftError(f"`truncation` is {truncation!r}; known are {', '.join(TRUNCATIONS)}.")
     template = Template(tokenizer, kwargs=template_kwargs, day=template_date)
-    renderer = _Renderer(tokenizer, template, max_length, truncation)
+    renderer = Labeller(tokenizer, template, max_length, truncation)
     control = _control_tokens(tokenizer)
     items: list[Instance] = []
     dropped: dict[str, tuple[str, str]] = {}
@@ -158,16 +155,6 @@ def build_instances(
     return Instances(tuple(items), dropped, notes, first)
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """Tokens and labels of an example, or of a part of one that is cut anyway."""
-
-    ids: list[int]
-    labels: list[int]
-    notes: tuple[str, ...] = ()
-    is_part: bool = False
-
-
 def _reason(error: Exception) -> tuple[str, str]:
     if isinstance(error, RowError):
         return error.reason, error.detail
@@ -192,7 +179,7 @@ def _require_in_table(
 
 
 def _truncate(
-    instance_id: str, tokens: _Tokens, max_length: int, truncation: str
+    instance_id: str, tokens: Tokens, max_length: int, truncation: str
 ) -> Instance | tuple[str, str]:
     ids, labels, n = tokens.ids, tokens.labels, len(tokens.ids)
     in_all = f"more than {n}" if tokens.is_part else str(n)
@@ -221,250 +208,3 @@ def _text(example: Example) -> str:
     if isinstance(example, Plain):
         return example.prompt + "\n" + example.response
     return "\n".join(message["content"] for message in example.messages)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Texts whose tokens decide an instance.
-
-    Attributes:
-        whole: The text of the example.
-        turns: Before and through each response.
-        spans: Which characters of the whole are the response, where they are known.
-        special: Whether the tokenizer adds its special tokens.
-        everything: Whether each token is of the response.
-    """
-
-    whole: str
-    turns: tuple[tuple[str, str], ...] = ()
-    spans: tuple[tuple[int, int], ...] | None = None
-    special: bool = False
-    everything: bool = False
-    notes: tuple[str, ...] = ()
-
-    @property
-    def texts(self) -> list[str]:
-        """All texts, the whole first."""
-        return [self.whole, *(text for pair in self.turns for text in pair)]
-
-    def characters(self) -> Sequence[tuple[int, int]]:
-        """Return which characters are the response, as near as it can be told without tokens."""
-        if self.spans is not None:
-            return self.spans
-        if self.everything:
-            return [(0, len(self.whole))]
-        return [
-            (_common_length(before, self.whole), _common_length(through, self.whole))
-            for before, through in self.turns
-        ]
-
-
-class _Renderer:
-    """Turns examples into tokens and labels."""
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        template: Template,
-        max_length: int,
-        truncation: str,
-    ):
-        self._tokenizer, self._template = tokenizer, template
-        self._has_template = bool(tokenizer.chat_template)
-        self._n_enough = max_length + TOKENS_BEYOND
-        self._keeps_end = truncation == "keep_end"
-        longest = max(map(len, tokenizer.get_vocab()), default=1)
-        # Enough tokens for sure, unless the tokenizer leaves characters out.
-        self._most_characters = self._n_enough * longest
-
-    def tokens_of(self, chunk: Iterable[tuple[str, Example]]) -> Iterator[_Tokens | Exception]:
-        """Yield tokens and labels of each example, or why there are none.
-
-        All texts of a chunk are tokenized together.
-        """
-        plans = [self._plan(example) for _, example in chunk]
-        parts = [self._part(plan) if isinstance(plan, _Plan) else None for plan in plans]
-        whole = [
-            plan
-            for plan, part in zip(plans, parts, strict=True)
-            if isinstance(plan, _Plan) and part is None
-        ]
-        by_kind = {
-            special: iter(self._tokenize([p for p in whole if p.special is special], special))
-            for special in (False, True)
-        }
-        for plan, part in zip(plans, parts, strict=True):
-            if not isinstance(plan, _Plan):
-                yield plan
-            else:
-                yield part or next(by_kind[plan.special])
-
-    def _plan(self, example: Example) -> _Plan | Exception:
-        if isinstance(example, Plain):
-            return self._plan_plain(example.prompt, example.response)
-        if not self._has_template:
-            return self._checked(self._plan_without_template(example), example)
-        try:
-            plan = self._plan_marked(example) if self._template.has_marks else None
-            return self._checked(plan or self._plan_chat(example), example)
-        except Exception as error:  # A template is a program: it may raise anything.
-            return error
-
-    def _plan_plain(self, prompt: str, response: str) -> _Plan:
-        eos = self._tokenizer.eos_token or ""
-        whole = prompt + response + ("" if response.endswith(eos) else eos)
-        if not prompt:
-            return _Plan(whole, special=True, everything=True)
-        return _Plan(whole, ((prompt, whole),), special=True)
-
-    def _plan_chat(self, example: Chat) -> _Plan:
-        whole = self._template.render(example)
-        turns = []
-        for i, train in enumerate(example.train):
-            if train:
-                before = (
-                    self._template.render(example, i, generate=True)
-                    if i
-                    else self._header(example, whole)
-                )
-                last = i + 1 == len(example.messages)
-                turns.append((before, whole if last else self._template.render(example, i + 1)))
-        return _Plan(whole, tuple(turns))
-
-    def _plan_without_template(self, example: Chat) -> _Plan:
-        eos = self._tokenizer.eos_token or ""
-        so_far, turns = "", []
-        for message, train in zip(example.messages, example.train, strict=True):
-            title = ROLE_TITLES.get(message["role"])
-            before = so_far + (f"{title}: " if title else "")
-            content = message["content"] if train else f"{message['content']}\n\n"
-            so_far = before + content + (eos if train else "")
-            if train:
-                turns.append((before, so_far))
-        return _Plan(so_far, tuple(turns), special=True, notes=("no_chat_template",))
-
-    def _plan_marked(self, example: Chat) -> _Plan | None:
-        # None where the marks do not give one span for each assistant turn.
-        whole, spans = self._template.render_marked(example)
-        turns = [i for i, m in enumerate(example.messages) if m["role"] == "assistant"]
-        if len(spans) != len(turns):
-            return None
-        pairs = zip(turns, spans, strict=True)
-        return _Plan(whole, spans=tuple(span for i, span in pairs if example.train[i]))
-
-    def _checked(self, plan: _Plan, example: Chat) -> _Plan | Exception:
-        trained = [i for i, train in enumerate(example.train) if train]
-        texts = (
-            [plan.whole[start:stop] for start, stop in plan.spans]
-            if plan.spans is not None
-            else [through[_common_length(before, through) :] for before, through in plan.turns]
-        )
-        found = missing(example, plan.whole, dict(zip(trained, texts, strict=True)))
-        if found.target is not None:
-            return RowError("target_not_rendered", found.target)
-        return replace(plan, notes=plan.notes + found.notes)
-
-    def _header(self, example: Chat, whole: str) -> str:
-        # Templates cannot render no messages: what stands before the first turn's own text is what
-        # does not change with that text.
-        first = example.messages[0]
-        other = "b" if first["content"].strip().startswith("a") else "a"
-        changed = replace(
-            example, messages=({"role": first["role"], "content": other},), train=(True,)
-        )
-        return whole[: _common_length(self._template.render(changed), whole)]
-
-    def _tokenize(self, plans: Sequence[_Plan], special: bool) -> Iterator[_Tokens]:
-        texts = [text for plan in plans for text in plan.texts]
-        if not texts:
-            return
-        encoded = self._tokenizer(texts, add_special_tokens=special, verbose=False)
-        ids, at = encoded["input_ids"], 0
-        for plan in plans:
-            if plan.spans is None:
-                yield _labelled(plan, ids[at : at + len(plan.texts)])
-            else:
-                labels = [IGNORED_LABEL] * len(ids[at])
-                for start, stop in plan.spans:
-                    # As apply_chat_template makes its assistant_masks.
-                    first = encoded.char_to_token(at, start)
-                    last = encoded.char_to_token(at, stop - 1)
-                    if first is not None:
-                        span = slice(first, None if last is None else last + 1)
-                        labels[span] = ids[at][span]
-                yield _Tokens(ids[at], labels, plan.notes)
-            at += len(plan.texts)
-
-    def _part(self, plan: _Plan) -> _Tokens | None:
-        # Of a text far beyond the maximum length only the part that stays is tokenized.
-        n = self._most_characters
-        if len(plan.whole) <= 2 * n or not self._tokenizer.is_fast:
-            return None
-        begin = 0
-        if self._keeps_end:
-            # Tokens begin anew there, wherever the text before it began.
-            between = BETWEEN_WORDS.search(plan.whole, len(plan.whole) - 2 * n)
-            if between is None or between.start() > len(plan.whole) - n:
-                return None
-            begin = between.start()
-        encoded = self._tokenizer(
-            plan.whole[begin:] if self._keeps_end else plan.whole[:n],
-            add_special_tokens=plan.special,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        ids = encoded["input_ids"]
-        if len(ids) < self._n_enough:
-            return None
-        labels = list(ids) if plan.everything else [IGNORED_LABEL] * len(ids)
-        for start, stop in plan.characters():
-            for at, (first, last) in enumerate(encoded["offset_mapping"]):
-                if first < last and first + begin < stop and start < last + begin <= stop:
-                    labels[at] = ids[at]
-        return _Tokens(ids, labels, plan.notes, is_part=True)
-
-
-def _labelled(plan: _Plan, ids: list[list[int]]) -> _Tokens:
-    whole, *others = ids
-    if plan.everything:
-        return _Tokens(whole, list(whole), plan.notes)
-    labels = [IGNORED_LABEL] * len(whole)
-    notes = dict.fromkeys(plan.notes)
-    for before, through in zip(others[::2], others[1::2], strict=True):
-        start, stop = _common_prefix(before, whole), _turn_end(through, whole)
-        found = {
-            "prompt_not_prefix": start != len(before),
-            "turn_rewritten": whole[: len(through)] != through,
-            "turn_not_found": stop <= start,
-        }
-        notes |= {key: None for key, is_so in found.items() if is_so}
-        labels[start:stop] = whole[start:stop]
-    return _Tokens(whole, labels, tuple(notes))
-
-
-def _common_prefix(ids: Sequence[int], others: Sequence[int]) -> int:
-    if others[: len(ids)] == ids:
-        return len(ids)
-    pairs = zip([*ids, None], [*others, None], strict=False)
-    return next(i for i, (a, b) in enumerate(pairs) if a != b)
-
-
-def _common_length(text: str, other: str) -> int:
-    # By halves: texts may be long.
-    low, high = 0, min(len(text), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if text[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _turn_end(through: list[int], whole: list[int]) -> int:
-    # Some templates show more of a turn while it is the last one (Qwen3 its thinking). Then the
-    # turn's remainder follows in the whole where the two diverge.
-    end = _common_prefix(through, whole)
-    starts = (i for i in range(end, len(through)) if through[i : i + 1] == whole[end : end + 1])
-    rests = (through[i:] for i in starts)
-    return end + next((len(rest) for rest in rests if whole[end : end + len(rest)] == rest), 0)
