@@ -74,6 +74,24 @@ KINDS = {
          {"role": "function", "name": "xname", "content": "xresult"}, ANSWER],
         [TOOL], ["xname", "xvalue", "xanswer"], ["xresult"],
     ),
+    "thinking in earlier turns": (
+        [USER, {**ANSWER, "content": "xearlier", "reasoning_content": "xthought"},
+         {"role": "user", "content": "xagain"}, {**ANSWER, "reasoning_content": "xthought"}],
+        None, ["xearlier", "xanswer"], ["xagain"],
+    ),
+    "thinking, a call and its result in earlier turns": (
+        [USER, {**calling(ARGUMENTS, id="a23456789"), "reasoning_content": "xthought"},
+         {**RESULT, "tool_call_id": "a23456789"},
+         {**ANSWER, "content": "xearlier", "reasoning_content": "xthought"},
+         {"role": "user", "content": "xagain"}, {**ANSWER, "reasoning_content": "xthought"}],
+        [TOOL], ["xname", "xvalue", "xearlier", "xanswer"], ["xresult", "xagain"],
+    ),
+    "two calls in a row, then another question": (
+        [USER, calling(ARGUMENTS, id="a23456789"), {**RESULT, "tool_call_id": "a23456789"},
+         calling({"xkey": "xsecond"}, id="b23456789"), {**RESULT, "tool_call_id": "b23456789"},
+         {**ANSWER, "content": "xearlier"}, {"role": "user", "content": "xagain"}, ANSWER],
+        [TOOL], ["xname", "xvalue", "xsecond", "xearlier", "xanswer"], ["xresult", "xagain"],
+    ),
 }  # fmt: skip
 
 
@@ -99,6 +117,9 @@ def outcome(path, kind):
         return "garbled"
     lost = [word for word in trained if word not in response]
     lost += [word for word in before if word not in whole]
+    # What somebody else says is never trained on.
+    if wrong := [word for word in ("xuser", "xagain", *before) if word in response]:
+        return f"lost, for trained on are {', '.join(wrong)}"
     notes = {key for key, n in result.notes.items() if n} - {"control_tokens_in_text"}
     if not lost:
         return "right"

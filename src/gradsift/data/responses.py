@@ -7,12 +7,12 @@ adds to the tokens of the turns before it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from gradsift.data.example import Chat, Example, Plain, RowError
-from gradsift.data.rendering import Template, missing
+from gradsift.data.rendering import Template, missing, parts_of
 from gradsift.terms import IGNORED_LABEL
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ ROLE_TITLES = {"user": "User", "assistant": "Assistant"}
 BETWEEN_WORDS = re.compile(r"(?<=\w) (?=\w)")
 # Of a text that is cut anyway so many tokens more are made: near where it ends they may be others.
 TOKENS_BEYOND = 64
+# No conversation has it.
+WORD = "zqturnzq"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class _Plan:
         spans: Which characters of the whole are the response, where they are known.
         special: Whether the tokenizer adds its special tokens.
         everything: Whether each token is of the response.
+        regions: The text of each turn that is trained on, by its place.
     """
 
     whole: str
@@ -52,6 +55,7 @@ class _Plan:
     special: bool = False
     everything: bool = False
     notes: tuple[str, ...] = ()
+    regions: dict[int, str] = field(default_factory=dict)
 
     @property
     def texts(self) -> list[str]:
@@ -130,17 +134,89 @@ class Labeller:
 
     def _plan_chat(self, example: Chat) -> _Plan:
         whole = self._template.render(example)
-        turns = []
+        turns, spans, regions, notes = [], [], {}, {}
         for i, train in enumerate(example.train):
-            if train:
-                before = (
-                    self._template.render(example, i, generate=True)
-                    if i
-                    else self._header(example, whole)
-                )
-                last = i + 1 == len(example.messages)
-                turns.append((before, whole if last else self._template.render(example, i + 1)))
-        return _Plan(whole, tuple(turns))
+            if not train:
+                continue
+            last = i + 1 == len(example.messages)
+            before = self._before(example, i, whole)
+            through = whole if last else self._template.render(example, i + 1)
+            turns.append((before, through))
+            start = len(before)
+            if not whole.startswith(before):
+                # What asks for an answer may be no part of one.
+                plain = self._template.render(example, i) if i else ""
+                start = _common_length(before if whole.startswith(plain) else plain, whole)
+                if not whole.startswith(plain):
+                    through = plain
+            if whole.startswith(through) and start <= len(through):
+                spans.append((start, len(through)))
+            else:
+                notes["turn_rewritten"] = None
+                span = self._span_among(example, i, whole)
+                if span is None:
+                    notes["turn_not_found"] = None
+                    continue
+                spans.append(span)
+            regions[i] = whole[slice(*spans[-1])]
+        if notes:
+            return _Plan(whole, spans=tuple(spans), notes=tuple(notes), regions=regions)
+        return _Plan(whole, tuple(turns), regions=regions)
+
+    def _before(self, example: Chat, i: int, whole: str) -> str:
+        if i:
+            return self._template.render(example, i, generate=True)
+        # Templates cannot render no messages: what stands before the first turn's own text is what
+        # does not change with that text.
+        first = example.messages[0]
+        other = "b" if first["content"].strip().startswith("a") else "a"
+        changed = replace(
+            example, messages=({"role": first["role"], "content": other},), train=(True,)
+        )
+        return whole[: _common_length(self._template.render(changed), whole)]
+
+    def _span_among(self, example: Chat, i: int, whole: str) -> tuple[int, int] | None:
+        # Templates may render a turn otherwise once the conversation goes on (Qwen3 without its
+        # thinking). With a word of ours in its place, all before and all after it stay as they are.
+        message, others = example.messages[i], example.messages
+        calls = [
+            {**call, "function": {**call["function"], "arguments": {WORD: WORD}}}
+            for call in message.get("tool_calls", ())
+        ]
+        content = WORD if parts_of(message)[1].strip() or not calls else ""
+        marked = {"role": message["role"], "content": content}
+        marked |= {"tool_calls": calls} if calls else {}
+        try:
+            alone, among = (
+                self._template.render(replace(example, messages=messages))
+                for messages in ((*others[:i], marked), (*others[:i], marked, *others[i + 1 :]))
+            )
+        except Exception:  # Without its own words the template may refuse it.
+            return None
+        if WORD not in alone:
+            raise RowError("target_not_rendered", f"turn {i} is not in the rendered text")
+        if WORD not in among:
+            return None
+        before = self._before(example, i, alone)
+        if i and not alone.startswith(before):
+            before = self._template.render(example, i)
+        # What the template writes before the turn's own words, if that can be told.
+        lead = alone[len(before) : alone.index(WORD)] if alone.startswith(before) else ""
+        start = among.index(WORD)
+        if among[:start].endswith(lead):
+            start -= len(lead)
+        elif not content:
+            ends_alike = _common_length(lead[::-1], among[:start][::-1])
+            start -= len(lead[len(lead) - ends_alike :].lstrip())
+        end, rest = (text[text.rindex(WORD) + len(WORD) :] for text in (alone, among))
+        rest = rest[_common_length(end, rest) :]
+        stop = len(whole) - len(rest)
+        if start >= stop or not (whole.startswith(among[:start]) and whole.endswith(rest)):
+            return None
+        region = whole[start:stop]
+        if any(_is_inside(region, other, message) for other in others if other is not message):
+            raise RowError("target_not_rendered", f"turn {i}: another turn is rendered inside it")
+        return start, stop
 
     def _plan_without_template(self, example: Chat) -> _Plan:
         eos = self._tokenizer.eos_token or ""
@@ -152,7 +228,13 @@ class Labeller:
             so_far = before + content + (eos if train else "")
             if train:
                 turns.append((before, so_far))
-        return _Plan(so_far, tuple(turns), special=True, notes=("no_chat_template",))
+        trained = (i for i, train in enumerate(example.train) if train)
+        regions = {
+            i: through[len(before) :] for i, (before, through) in zip(trained, turns, strict=True)
+        }
+        return _Plan(
+            so_far, tuple(turns), special=True, notes=("no_chat_template",), regions=regions
+        )
 
     def _plan_marked(self, example: Chat) -> _Plan | None:
         # None where the marks do not give one span for each assistant turn.
@@ -160,30 +242,15 @@ class Labeller:
         turns = [i for i, m in enumerate(example.messages) if m["role"] == "assistant"]
         if len(spans) != len(turns):
             return None
-        pairs = zip(turns, spans, strict=True)
-        return _Plan(whole, spans=tuple(span for i, span in pairs if example.train[i]))
+        trained = {i: span for i, span in zip(turns, spans, strict=True) if example.train[i]}
+        regions = {i: whole[slice(*span)] for i, span in trained.items()}
+        return _Plan(whole, spans=tuple(trained.values()), regions=regions)
 
     def _checked(self, plan: _Plan, example: Chat) -> _Plan | Exception:
-        trained = [i for i, train in enumerate(example.train) if train]
-        texts = (
-            [plan.whole[start:stop] for start, stop in plan.spans]
-            if plan.spans is not None
-            else [through[_common_length(before, through) :] for before, through in plan.turns]
-        )
-        found = missing(example, plan.whole, dict(zip(trained, texts, strict=True)))
+        found = missing(example, plan.whole, plan.regions)
         if found.target is not None:
             return RowError("target_not_rendered", found.target)
         return replace(plan, notes=plan.notes + found.notes)
-
-    def _header(self, example: Chat, whole: str) -> str:
-        # Templates cannot render no messages: what stands before the first turn's own text is what
-        # does not change with that text.
-        first = example.messages[0]
-        other = "b" if first["content"].strip().startswith("a") else "a"
-        changed = replace(
-            example, messages=({"role": first["role"], "content": other},), train=(True,)
-        )
-        return whole[: _common_length(self._template.render(changed), whole)]
 
     def _tokenize(self, plans: Sequence[_Plan], special: bool) -> Iterator[Tokens]:
         texts = [text for plan in plans for text in plan.texts]
@@ -242,13 +309,8 @@ def _labelled(plan: _Plan, ids: list[list[int]]) -> Tokens:
     labels = [IGNORED_LABEL] * len(whole)
     notes = dict.fromkeys(plan.notes)
     for before, through in zip(others[::2], others[1::2], strict=True):
-        start, stop = _common_prefix(before, whole), _turn_end(through, whole)
-        found = {
-            "prompt_not_prefix": start != len(before),
-            "turn_rewritten": whole[: len(through)] != through,
-            "turn_not_found": stop <= start,
-        }
-        notes |= {key: None for key, is_so in found.items() if is_so}
+        start, stop = _common_prefix(before, whole), _common_prefix(through, whole)
+        notes |= {"prompt_not_prefix": None} if start != len(before) else {}
         labels[start:stop] = whole[start:stop]
     return Tokens(whole, labels, tuple(notes))
 
@@ -272,10 +334,6 @@ def _common_length(text: str, other: str) -> int:
     return low
 
 
-def _turn_end(through: list[int], whole: list[int]) -> int:
-    # Some templates show more of a turn while it is the last one (Qwen3 its thinking). Then the
-    # turn's remainder follows in the whole where the two diverge.
-    end = _common_prefix(through, whole)
-    starts = (i for i in range(end, len(through)) if through[i : i + 1] == whole[end : end + 1])
-    rests = (through[i:] for i in starts)
-    return end + next((len(rest) for rest in rests if whole[end : end + len(rest)] == rest), 0)
+def _is_inside(region: str, other: Mapping[str, Any], message: Mapping[str, Any]) -> bool:
+    said = other["content"].strip()
+    return bool(said) and said in region and said not in str(message)
