@@ -126,7 +126,7 @@ def test_flags_say_which_turns_are_trained_on(name, value, trains):
 @pytest.mark.parametrize(
     ("flags", "detail"),
     [
-        ({"weight": 0.5}, "weight is '0.5'"),
+        ({"weight": 0.5}, "weight is 0.5"),
         ({"loss": "maybe"}, "loss is 'maybe'"),
         ({"train": [1, 2]}, "only whole turns"),
         ({"weight": 1, "loss": False}, "weight and loss contradict each other"),
@@ -181,3 +181,43 @@ def test_parts_of_other_kinds_have_a_reason():
     parts = [{"type": "image_url", "image_url": "x"}, {"type": "text", "text": "a"}]
     with pytest.raises(RowError, match="only text is supported"):
         normal_turns([{"role": "user", "content": parts}], filled=False)
+
+
+def test_nulls_out_of_json_text_are_the_rows_own_in_a_table_too():
+    arguments = {"x": None, "y": {"z": None}}
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    as_text = {"function": {"name": "f", "arguments": json.dumps(arguments)}}
+    for calls in ([as_text], json.dumps([call]), [json.dumps(call)]):
+        assert normal_calls(calls, "x", required={}) == [call]
+    tool = {"name": "f", "parameters": {"default": None}}
+    for tools in (json.dumps([tool]), [json.dumps(tool)]):
+        assert normal_tools(tools, "tools", filled=True)[0]["function"] == tool
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [[{"id": None, "function": {"name": None, "arguments": None}}], {"name": None}, [{}], {}],
+)
+def test_structs_of_nulls_are_no_calls(nothing):
+    for field in ("tool_calls", "function_call"):
+        turn = {"role": "assistant", "content": "yo", field: nothing}
+        assert normal_turns([turn], filled=True).messages == (
+            {"role": "assistant", "content": "yo"},
+        )
+
+
+def test_the_same_call_in_both_fields_is_one_call():
+    turn = {"role": "assistant", "content": None, "tool_calls": [CALL],
+            "function_call": CALL["function"]}  # fmt: skip
+    (message,) = normal_turns([turn], filled=False).messages
+    assert message["tool_calls"] == [CALL]
+
+
+def test_python_notation_is_called_by_its_name():
+    with pytest.raises(RowError, match=r"write it with json\.dumps"):
+        normal_calls("[{'name': 'f', 'arguments': {}}]", "x")
+
+
+def test_steps_of_thinking_are_one_text():
+    turn = {"role": "assistant", "content": "yo", "reasoning": ["a", "b"]}
+    assert normal_turns([turn], filled=False).messages[0]["reasoning"] == "a\nb"

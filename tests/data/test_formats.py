@@ -1,6 +1,6 @@
 import pytest
 
-from gradsift.data.detection import settle_format
+from gradsift.data.detection import left_out, settle_format
 from gradsift.data.example import Chat, Plain, RowError
 from gradsift.data.formats import Columns, Reader
 
@@ -78,12 +78,12 @@ GOOD = {
     ),
     "Dolly": (
         {"instruction": "do", "context": "this", "response": "yo", "category": "qa"},
-        "qa",
+        "alpaca",
         Chat(({"role": "user", "content": "do\nthis"}, A), (False, True)),
     ),
     "Dolly without context": (
         {"instruction": "hi", "context": "", "response": "yo"},
-        "qa",
+        "alpaca",
         Chat((U, A), (False, True)),
     ),
     "OpenOrca": (
@@ -132,10 +132,64 @@ GOOD = {
         "preference",
         Chat((U, A), (False, True)),
     ),
+    "preference of Intel's": (
+        {"system": "be", "question": "hi", "chosen": "yo", "rejected": "no"},
+        "preference",
+        Chat(({"role": "system", "content": "be"}, U, A), (False, False, True)),
+    ),
+    "preference of Alpaca's": (
+        {"instruction": "do", "input": "this", "chosen": "yo", "rejected": "no"},
+        "preference",
+        Chat(({"role": "user", "content": "do\nthis"}, A), (False, True)),
+    ),
+    "preference of LLaMA-Factory's": (
+        {
+            "conversations": [*SHAREGPT, SHAREGPT[0]],
+            "chosen": SHAREGPT[1],
+            "rejected": {"from": "gpt", "value": "no"},
+        },
+        "preference",
+        Chat((U, A, U, A), (False, False, False, True)),
+    ),
+    "HH-RLHF, stripped": (
+        {"chosen": "Human: hi\n\nAssistant: yo", "rejected": "Human: hi\n\nAssistant: no"},
+        "preference",
+        Chat((U, A), (False, True)),
+    ),
     "HH-RLHF": (
         {"chosen": "\n\nHuman: hi\n\nAssistant: yo", "rejected": "\n\nHuman: hi\n\nAssistant: no"},
         "preference",
         Chat((U, A), (False, True)),
+    ),
+    "alpaca with a response": (
+        {"instruction": "do", "input": "this", "response": "yo"},
+        "alpaca",
+        Chat(({"role": "user", "content": "do\nthis"}, A), (False, True)),
+    ),
+    "query with history": (
+        {"query": "hi", "response": "yo", "history": [["hi", "yo"]]},
+        "qa",
+        Chat((U, A, U, A), (False, True) * 2),
+    ),
+    "qa with a system prompt": (
+        {"system": "be", "prompt": "hi", "response": "yo"},
+        "qa",
+        Chat(({"role": "system", "content": "be"}, U, A), (False, False, True)),
+    ),
+    "messages with a system prompt beside": (
+        {"system": "be", "messages": [U, A]},
+        "messages",
+        Chat(({"role": "system", "content": "be"}, U, A), (False, False, True)),
+    ),
+    "OpenAI's functions of old": (
+        {"messages": [U, A], "functions": [TOOLS[0]["function"]]},
+        "messages",
+        Chat((U, A), (False, True), TOOLS),
+    ),
+    "a wanted answer": (
+        {"prompt": "a", "completion": "b", "label": True},
+        "prompt_completion",
+        Plain("a", "b"),
     ),
     "ShareGPT weight": (
         {"conversations": [SHAREGPT[0], {**SHAREGPT[1], "weight": 0}, *SHAREGPT]},
@@ -356,3 +410,49 @@ def test_a_system_column_named_by_the_user_reaches_messages():
 def test_columns_that_would_be_ignored_are_refused(record, row_format, columns, message):
     with pytest.raises(ValueError, match=message):
         settle_format([record], row_format, columns)
+
+
+@pytest.mark.parametrize("label", [False, "False", " false"])
+@pytest.mark.parametrize(
+    "row",
+    [{"prompt": "a", "completion": "b"}, {"messages": [U, A]}, {"question": "a", "answer": "b"}],
+)
+def test_answers_not_to_give_are_dropped(row, label):
+    row = {**row, "label": label}
+    found, columns = settle_format([row], None, Columns())
+    with pytest.raises(RowError) as error:
+        Reader(found, columns, "all").parse(row)
+    assert error.value.reason == "unwanted_answer"
+
+
+@pytest.mark.parametrize(
+    ("beside", "remark"),
+    [
+        ({"label": 0}, "label is 0"),
+        ({"weight": 0}, "weight beside the turns"),
+        ({"label": 1}, None),
+    ],
+)
+def test_what_stands_beside_the_turns_and_is_not_followed_is_told(beside, remark):
+    remarks = Reader("messages", Columns(), "all").parse({"messages": [U, A], **beside}).remarks
+    assert remark in remarks[0] if remark else not remarks
+
+
+def test_a_preference_without_a_prompt_is_dropped():
+    with pytest.raises(RowError, match="no prompt beside chosen"):
+        Reader("preference", Columns(), "all").parse({"chosen": "yo", "rejected": "no"})
+
+
+@pytest.mark.parametrize(
+    ("row", "unread"),
+    [
+        ({"messages": [U, A], "category": "x", "tools_used": ["a"]}, ["tools_used"]),
+        ({"question": "a", "answer": "b", "hint": "c", "n": 3}, ["hint"]),
+        ({"question": "a", "answer": "b", "history": []}, []),
+        ({"conversations": SHAREGPT, "instruction": "do", "id": "x"}, ["instruction"]),
+        ({"prompt": "a", "completion": "b", "system": "be"}, ["system"]),
+    ],
+)
+def test_fields_that_are_not_read_are_named(row, unread):
+    found, columns = settle_format([row], None, Columns())
+    assert left_out([row], found, columns, ("id", "source")) == unread

@@ -8,6 +8,7 @@ from trl import SFTConfig, SFTTrainer
 from gradsift.data import responses
 from gradsift.data.example import Chat, Plain
 from gradsift.data.tokenization import build_instances
+from gradsift.errors import GradsiftError
 from gradsift.terms import IGNORED_LABEL
 from tiny import CHAT_TEMPLATE, CHAT_TEMPLATE_MARKED, tiny_llama, tiny_tokenizer
 
@@ -304,3 +305,38 @@ def test_templates_that_take_parts_or_text_get_them():
     for template in (as_text, as_json):
         result, tokenizer = build(example, template)
         assert response(result, tokenizer) == 'f</s>{"a": "b"}'
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["m['content'] | upper", "' '.join(m['content'].split())", "m['content'] | trim",
+     "m['content'] | tojson", "m['content'] | replace(\"'\", \"\\\\'\")"],
+)  # fmt: skip
+def test_a_template_that_writes_an_answer_in_its_own_way_still_shows_it(change):
+    template = CHAT_TEMPLATE.replace("m['content']", f"({change})")
+    result, _ = build(chat("hi", ' it\'s  a "word" '), template)
+    assert not result.dropped
+
+
+def test_thinking_alone_that_is_not_rendered_leaves_nothing_to_train_on():
+    example = chat("hi", "")
+    example.messages[1]["reasoning_content"] = "deep"
+    assert build(example)[0].dropped["x"][0] == "target_not_rendered"
+
+
+def test_an_answer_that_begins_as_the_prompt_for_it_does_is_there():
+    template = CHAT_TEMPLATE.replace(
+        "'<|assistant|>' }}{% endif", "'<|assistant|><think>' }}{% endif"
+    )
+    result, tokenizer = build(chat("hi", "<b>yo</b>"), template)
+    assert not result.dropped
+    assert "b>yo</b>" in response(result, tokenizer)
+
+
+def test_template_arguments_that_nobody_reads():
+    with pytest.raises(GradsiftError, match="does not read 'moode'"):
+        build(chat("hi", "yo"), KWARGS_TEMPLATE, template_kwargs={"moode": 1})
+    with pytest.raises(GradsiftError, match="is not for the template"):
+        build(chat("hi", "yo"), KWARGS_TEMPLATE, template_kwargs={"tokenize": False})
+    of_the_row = replace(chat("hi", "yo"), template_kwargs={"moode": 1})
+    assert build(of_the_row, KWARGS_TEMPLATE)[0].notes["template_kwargs_not_read"] == 1

@@ -20,12 +20,18 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 CALL_ROLES = ("function_call", "tool_call")
 # Whether a turn is trained on: OpenAI's and ShareGPT's, ms-swift's, axolotl's (two).
 FLAGS = ("weight", "loss", "training", "train_on_turn", "train")
-LIKE_A_FLAG = re.compile(r"train|loss|weight|mask|learn|supervis")
-YES_OR_NO = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
+LIKE_A_FLAG = re.compile(r"(^|_)(train|loss|weight|mask|learn|supervis|ignore|skip)|^include")
+YES_OR_NO: dict[object, bool] = {
+    **dict.fromkeys((True, "true", "yes", "1", "1.0"), True),
+    **dict.fromkeys((False, "false", "no", "0", "0.0"), False),
+}
 # What a call's name and arguments are called.
 ARGUMENTS = ("arguments", "parameters", "args", "input")
 # Types of the parts of a content.
 TEXT, THINKING = ("text", "input_text", "output_text"), ("thinking", "reasoning")
+LIKE_PYTHON = re.compile(r"\s*\[?\s*\{\s*'")
+# Fields of a turn with text that nobody reads here.
+UNREAD = ("reasoning_details", "refusal", "audio")
 MOST_LEVELS, MOST_ENCODINGS = 100, 3
 
 
@@ -100,11 +106,11 @@ def _message(
         if not calls:
             raise RowError("missing_field", f"turn {i}: a {role} turn holds no call")
         return {"role": "assistant", "content": "", "tool_calls": calls}
-    calls = [
-        call
+    by_field = [
+        normal_calls(turn.get(field), f"turn {i}: {field}", required)
         for field in ("tool_calls", "function_call")
-        for call in normal_calls(turn.get(field), f"turn {i}: {field}", required)
     ]
+    calls = by_field[0] or by_field[1]  # Where there are both, they are the same call.
     left_out = {names.role, names.content, *FLAGS, "tool_calls", "function_call"}
     # Parquet fills absent fields of a turn with nulls; templates must not see them.
     rest = {k: v for k, v in turn.items() if v is not None and k not in left_out}
@@ -114,6 +120,9 @@ def _message(
         raise RowError("missing_field", f"turn {i} has neither {names.content} nor tool_calls")
     if thinking:
         rest.setdefault(THINKING_FIELDS[0], thinking)
+    for name in THINKING_FIELDS:
+        if isinstance(rest.get(name), list) and all(isinstance(t, str) for t in rest[name]):
+            rest[name] = "\n".join(rest[name])
     message = {"role": role, "content": content or "", **rest}
     return {**message, "tool_calls": calls} if calls else message
 
@@ -123,13 +132,13 @@ def _flag(turn: Mapping[str, Any], names: TurnNames, i: int) -> tuple[bool | Non
     said: dict[str, bool] = {}
     for name in FLAGS:
         value = turn.get(name)
-        if value is None or name in (names.role, names.content):
-            continue
-        known = value.lower() if isinstance(value, str) else value
+        if value is None or value != value or name in (names.role, names.content):
+            continue  # NaN is how pandas says that there is none.
+        known = value.strip().lower() if isinstance(value, str) else value
         if isinstance(known, list | dict) or known not in YES_OR_NO:
             raise RowError(
                 "wrong_type",
-                f"turn {i}: {name} is {str(value)[:50]!r}; only whole turns are trained on or not: "
+                f"turn {i}: {name} is {value!r:.50}; only whole turns are trained on or not: "
                 "expected 0 or 1, false or true",
             )
         said[name] = YES_OR_NO[known]
@@ -139,7 +148,7 @@ def _flag(turn: Mapping[str, Any], names: TurnNames, i: int) -> tuple[bool | Non
         f"turns have a field {name!r}, which is not followed"
         for name, value in turn.items()
         if value is not None and name not in (*FLAGS, names.role, names.content)
-        and LIKE_A_FLAG.search(name.lower())
+        and (LIKE_A_FLAG.search(name.lower()) or (name in UNREAD and value))
     ]  # fmt: skip
     return next(iter(said.values()), None), others
 
@@ -172,13 +181,20 @@ def normal_calls(
 
     `required` says of each tool which arguments it must have, where nulls may be filled in.
     """
+    filled = None if isinstance(value, str) else required
     value = _parsed(value, where)
-    calls = value if isinstance(value, list) else [] if value is None else [value]
-    return [_call(_parsed(call, where), where, required) for call in calls if call is not None]
+    calls = value if isinstance(value, list) else [value]
+    if filled is not None:
+        calls = [call for call in calls if without_nulls(call) not in (None, {}, {"function": {}})]
+    return [_call(call, where, filled) for call in calls if call not in (None, {})]
 
 
 def _call(call: object, where: str, required: Mapping[str, set[str]] | None) -> dict[str, Any]:
-    function = call.get("function", call) if isinstance(call, dict) else call
+    # Nothing was filled into what is JSON text.
+    required = None if isinstance(call, str) else required
+    call = _parsed(call, where)
+    function = call.get("function") or call if isinstance(call, dict) else call
+    required = None if isinstance(function, str) else required
     if isinstance(function, str) and not function.lstrip().startswith("{"):
         function = {**call, "name": function}  # Arguments beside the name.
     function = _parsed(function, where)
@@ -186,6 +202,7 @@ def _call(call: object, where: str, required: Mapping[str, set[str]] | None) -> 
     if not isinstance(name, str):
         raise RowError("wrong_type", f"{where}: a call holds no object with name and arguments")
     given = next((function[f] for f in ARGUMENTS if function.get(f) is not None), None)
+    required = None if isinstance(given, str) else required
     arguments = _parsed(given, f"{where}: the arguments of {name[:50]}")
     if arguments is None:
         arguments = {}
@@ -206,14 +223,17 @@ def _call(call: object, where: str, required: Mapping[str, set[str]] | None) -> 
 
 def normal_tools(value: object, name: str, *, filled: bool) -> list[dict[str, Any]] | None:
     """Bring tool definitions in any shape into OpenAI's function schemas; None of none."""
+    filled = filled and not isinstance(value, str)
     value = _parsed(value, name)
     if not value:
         return None
-    tools = [_parsed(tool, name) for tool in (value if isinstance(value, list) else [value])]
+    tools = [
+        without_nulls(tool) if filled and not isinstance(tool, str) else _parsed(tool, name)
+        for tool in (value if isinstance(value, list) else [value])
+    ]
     if not all(isinstance(tool, dict) for tool in tools):
         raise RowError("wrong_type", f"{name} holds something else than objects with a name")
-    tools = [without_nulls(tool) for tool in tools] if filled else tools
-    return [_tool(tool, name) for tool in tools]
+    return [_tool(tool, name) for tool in tools if tool]
 
 
 def _tool(tool: dict[str, Any], name: str) -> dict[str, Any]:
@@ -260,7 +280,11 @@ def _parsed(value: object, where: str) -> Any:
         try:
             value = json.loads(value) if value.strip() else None
         except (ValueError, RecursionError):
-            raise RowError("wrong_type", f"{where}: {value[:50]!r} is text but not JSON") from None
+            python = LIKE_PYTHON.match(value)
+            advice = "; it is Python's notation: write it with json.dumps" if python else ""
+            raise RowError(
+                "wrong_type", f"{where}: {value[:50]!r} is text but not JSON{advice}"
+            ) from None
     require_flat(value, where)
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,35 +15,50 @@ from gradsift.errors import GradsiftError
 from gradsift.utils import few
 
 ROWS_TO_DETECT_FROM = 100
-# Dolly has a context beside instruction and response, OpenOrca a system_prompt.
 QA_PAIRS = (
     ("question", "answer"),
     ("question", "response"),
     ("prompt", "response"),
-    ("instruction", "response"),
     ("query", "response"),
     ("query", "answer"),
     ("problem", "solution"),
     ("input", "output"),
 )
-# Usual names of what rows of a format may have and need not.
-OPTIONAL_FIELDS = {
-    "alpaca": {"query": "input", "system": "system", "history": "history"},
-    "sharegpt": {"system": "system", "tools": "tools"},
-    "messages": {"tools": "tools"},
-    "prompt_completion": {"tools": "tools"},
-    "preference": {"tools": "tools", "system": "system"},
-    "qa": {"system": "system_prompt", "query": "context"},
-}
 # Fields with turns; the last is the first UltraChat's, and holds text alone.
 TURNS = ("conversations", "conversation", "data")
+# Usual names of what rows of a format may have and need not, the likeliest first.
+SYSTEM, TOOLS = ("system", "system_prompt"), ("tools", "functions")
+OPTIONAL_FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
+    # Dolly has a context beside instruction and response.
+    "alpaca": {
+        "query": ("input", "context"),
+        "response": ("output", "response"),
+        "system": SYSTEM,
+        "history": ("history",),
+    },
+    "sharegpt": {"system": SYSTEM, "tools": TOOLS},
+    "messages": {"system": SYSTEM, "tools": TOOLS},
+    "prompt_completion": {"tools": TOOLS},
+    "preference": {
+        "prompt": ("prompt", "question", "instruction", "query", "input"),
+        "messages": TURNS[:2],
+        "tools": TOOLS,
+        "system": SYSTEM,
+    },
+    "qa": {"system": SYSTEM, "query": ("context",), "history": ("history",)},
+}
+# What such a field holds is for the model, whatever it is.
+FOR_THE_MODEL = re.compile(r"system|function|tool|histor|instruction|context|knowledge|document")
 # Fields of what a format cannot do without.
 USUAL = {
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
     "alpaca": ("instruction", "output"),
+    "messages": ("messages",),
     "preference": ("prompt", "chosen", "rejected"),
 }
+# Columns that hold text.
+TEXTS = ("query", "response", "system")
 # Formats that have no question and answer, or no system prompt, to be named by the user.
 WITHOUT_PAIR = ("messages", "sharegpt", "text")
 WITHOUT_SYSTEM = ("prompt_completion", "text")
@@ -65,28 +81,41 @@ def settle_format(
         columns = replace(columns, prompt=prompt, response=response)
     if row_format == "sharegpt":
         columns = _sharegpt_names(first, columns)
-    optional = OPTIONAL_FIELDS.get(row_format, {})
-    names = {key: name for key, name in optional.items() if name in fields}
-    if row_format == "qa":  # Else a context may be anything.
-        names = {k: v for k, v in names.items() if all(_is_text(r.get(v)) for r in first)}
-    return row_format, replace(columns, **{k: getattr(columns, k) or v for k, v in names.items()})
+    for key, names in OPTIONAL_FIELDS.get(row_format, {}).items():
+        if getattr(columns, key) is None:
+            taken = set(vars(columns).values()) if columns.roles is None else set()
+            free = (name for name in names if name in fields and name not in taken)
+            name = next((n for n in free if key not in TEXTS or _are_texts(first, n)), None)
+            columns = replace(columns, **{key: name})
+    if row_format == "preference" and columns.prompt == "instruction" and "input" in fields:
+        columns = replace(columns, query="input")
+    return row_format, columns
 
 
 def left_out(
     records: Sequence[Mapping[str, Any]], row_format: str, columns: Columns, others: Sequence[str]
 ) -> list[str]:
-    """Return the fields of text that no instance will show, `others` than which are labels."""
-    if row_format in ("messages", "sharegpt"):
-        return []
+    """Return the fields that no instance will show though they look like it.
+
+    Text, except beside turns, and what is called as if it were for the model; `others` are labels.
+    """
     read = {name for name in vars(columns).values() if isinstance(name, str)}
-    read |= {*USUAL.get(row_format, ()), *others}
-    fields = {
-        name
-        for record in records[:ROWS_TO_DETECT_FROM]
-        for name, value in record.items()
-        if isinstance(value, str) and value.strip()
-    }
-    return sorted(fields - read)
+    read |= {*USUAL.get(row_format, ()), *others, "chat_template_kwargs"}
+    has_turns = row_format in ("messages", "sharegpt", "preference")
+
+    def looks_like_it(name: str, value: object) -> bool:
+        is_text = isinstance(value, str) and bool(value.strip())
+        is_meant = value not in (None, "", [], {}) and FOR_THE_MODEL.search(name.lower())
+        return bool(is_meant) or (is_text and not has_turns)
+
+    return sorted(
+        {
+            name
+            for record in records[:ROWS_TO_DETECT_FROM]
+            for name, value in record.items()
+            if name not in read and looks_like_it(name, value)
+        }
+    )
 
 
 def _qa_pair(fields: Iterable[str]) -> tuple[str, str] | None:
@@ -120,15 +149,15 @@ def _format_of(record: Mapping[str, Any]) -> str | None:
             "the rows have messages and conversations; choose one with `format`: messages or "
             "sharegpt."
         )
+    if {"chosen", "rejected"} <= fields:
+        return "preference"
     if "messages" in fields:
         return "sharegpt" if "from" in next(iter(_turns(record, "messages")), {}) else "messages"
     if "conversations" in fields or "conversation" in fields or _all_text(record.get("data")):
         return "sharegpt"
-    if {"chosen", "rejected"} <= fields:
-        return "preference"
     if {"prompt", "completion"} <= fields:
         return "prompt_completion"
-    if {"instruction", "output"} <= fields:
+    if "instruction" in fields and fields & {"output", "response"}:
         return "alpaca"
     if _qa_pair(fields):
         return "qa"
@@ -176,8 +205,8 @@ def _turns(record: Mapping[str, Any], name: str | None) -> list[Mapping[str, Any
     return [t for t in turns if isinstance(t, dict)] if isinstance(turns, list) else []
 
 
-def _is_text(value: object) -> bool:
-    return value is None or isinstance(value, str)
+def _are_texts(records: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return all(isinstance(record.get(name), str | None) for record in records)
 
 
 def _all_text(turns: object) -> bool:

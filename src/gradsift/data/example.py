@@ -16,6 +16,7 @@ DROP_REASONS = {
     "missing_field": "a field that the format needs is not there",
     "wrong_type": "a field holds another type than the format says",
     "unknown_role": "a turn's role is none that is known",
+    "unwanted_answer": "its `label` says that it is an answer not to give",
     "no_assistant_turn": "no assistant turn is trained on",
     "empty_response": "the response is empty",
     "duplicate_id": "an earlier row has the same id and says the same, or with "

@@ -24,6 +24,7 @@ from gradsift.data.conversations import (
     without_nulls,
 )
 from gradsift.data.example import THINKING_FIELDS, Chat, Example, Plain, RowError, require_trainable
+from gradsift.data.rendering import NOT_OF_A_TEMPLATE
 
 # Names of turns in ShareGPT files, as found in the wild, and what templates call them.
 SHAREGPT_ROLES = {
@@ -43,15 +44,8 @@ SHAREGPT_ROLES = {
 }
 # Fields of a ShareGPT turn that say something, beside those that have other names.
 OF_A_TURN = (*FLAGS, *THINKING_FIELDS, "tool_calls", "function_call", "tool_call_id", "name")
-# Arguments of apply_chat_template that a row must not change.
-NOT_OF_A_ROW = (
-    "chat_template", "tools", "tokenize", "add_generation_prompt", "continue_final_message",
-    "conversation", "messages", "return_dict", "return_tensors", "return_assistant_tokens_mask",
-    "tokenizer_kwargs", "padding", "truncation", "max_length", "documents",
-    "sanitize_control_tokens",
-)  # fmt: skip
 # How HH-RLHF writes a conversation into one text.
-TRANSCRIPT = re.compile(r"\n\n(Human|Assistant): ?")
+TRANSCRIPT = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant): ?")
 # What is said once of all rows of a format.
 FORMAT_NOTES = {
     "preference": "of the preference rows the chosen answer is trained on, the rejected one is "
@@ -106,7 +100,9 @@ class Reader:
 
     def parse(self, record: Mapping[str, Any]) -> Example:
         """Read a record as an example with something to train on, or raise a RowError."""
+        _require_wanted(record)
         example = ROW_FORMATS[self.row_format](record, self)
+        example = replace(example, remarks=(*example.remarks, *_beside_the_turns(record)))
         if isinstance(example, Chat):
             example = replace(example, template_kwargs=self._template_kwargs(record))
             if self.train_on == "last":
@@ -163,18 +159,32 @@ class Reader:
             raise RowError(
                 "wrong_type", f"chat_template_kwargs is {type_name(given)}, expected an object"
             )
-        if own := sorted(set(given) & set(NOT_OF_A_ROW)):
+        if own := sorted(set(given) & set(NOT_OF_A_TEMPLATE)):
             raise RowError("wrong_type", f"chat_template_kwargs may not hold {', '.join(own)}")
         require_flat(given, "chat_template_kwargs")
         return without_nulls(given) if self.filled else given
+
+
+def _require_wanted(record: Mapping[str, Any]) -> None:
+    # As KTO writes it; a number may be the label of a class.
+    label = record.get("label")
+    if label is False or (isinstance(label, str) and label.strip().lower() == "false"):
+        raise RowError("unwanted_answer", f"its label is {label!r}: an answer not to give")
+
+
+def _beside_the_turns(record: Mapping[str, Any]) -> list[str]:
+    remarks = []
+    if record.get("label") in (0, "0") and record["label"] is not False:
+        remarks.append("their label is 0, which is not taken for an answer not to give")
+    if record.get("weight") is not None:
+        remarks.append("they have a weight beside the turns, which is not followed")
+    return remarks
 
 
 def _prompt_completion(record: Mapping[str, Any], reader: Reader) -> Example:
     columns = reader.columns
     prompt = _turns_or_text(require(record, columns.prompt or "prompt"))
     completion = _turns_or_text(require(record, columns.response or "completion"))
-    if record.get("label") is False:
-        raise RowError("no_assistant_turn", "its label is false: an answer that is not wanted")
     if isinstance(prompt, list) and isinstance(completion, list):
         return reader.chat(record, prompt, completion, trained=1)
     if isinstance(prompt, str) and isinstance(completion, str):
@@ -192,20 +202,28 @@ def _messages(record: Mapping[str, Any], reader: Reader) -> Example:
 
 
 def _preference(record: Mapping[str, Any], reader: Reader) -> Example:
-    # As trl's DPOTrainer takes them: with the prompt apart, or with it inside both answers.
-    chosen = _turns_or_text(require(record, reader.columns.response or "chosen"))
-    prompt = _turns_or_text(record.get(reader.columns.prompt or "prompt"))
-    if isinstance(chosen, dict):
-        chosen = [chosen]
+    # As trl's DPOTrainer takes them, with the prompt apart or inside both answers; as
+    # LLaMA-Factory does, with the turns before the answer in conversations.
+    columns = reader.columns
+    chosen = _turns_or_text(require(record, columns.response or "chosen"))
+    before = _turns_or_text(record.get(columns.messages or columns.prompt or "prompt"))
+    if isinstance(before, str):
+        before = [{"role": "user", "content": _question(record, columns, "prompt")}]
     if isinstance(chosen, str):
-        chosen = _transcript(chosen, prompt)
-    if not isinstance(chosen, list):
-        raise RowError("wrong_type", f"chosen is {type_name(chosen)}, expected text or messages")
-    if not any(isinstance(turn, dict) and turn.get("role") == "user" for turn in chosen):
-        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return reader.chat(record, before or [], chosen, trained=1)
+        chosen = _transcript(chosen, before)
+    chosen = [chosen] if isinstance(chosen, dict) else chosen
+    for name, turns in (("chosen", chosen), ("prompt", before or [])):
+        if not isinstance(turns, list):
+            raise RowError("wrong_type", f"{name} is {type_name(turns)}, expected text or messages")
+    names = TurnNames("role", "content", {**OPENAI.roles, **SHAREGPT_ROLES})
+    chosen, before = (_in_openai_words(turns, columns) for turns in (chosen, before or []))
+    if any(turn["role"] in ("user", "human") for turn in chosen):
+        before = []
+    elif not before:
+        raise RowError("missing_field", "there is no prompt beside chosen, nor inside it")
     # Of a conversation that both share, the last turn is what was chosen.
-    return reader.chat(record, chosen[:-1], chosen[-1:], trained=1)
+    *before, answer = [*before, *chosen]
+    return reader.chat(record, before, [answer], names=names, trained=1)
 
 
 def _turns_or_text(value: Any) -> Any:
@@ -245,20 +263,14 @@ def _alpaca(record: Mapping[str, Any], reader: Reader) -> Example:
         if not texts or len(pair) != 2:
             raise RowError("wrong_type", "history must hold [question, answer] pairs of text")
         turns += _turn_pair(*pair)
-    return reader.chat(record, [*turns, *_question_and_answer(record, columns, "instruction")])
+    question = _question(record, columns, "instruction")
+    answer = require_text(record, columns.response or "output")
+    return reader.chat(record, [*turns, *_turn_pair(question, answer)])
 
 
-def _qa(record: Mapping[str, Any], reader: Reader) -> Example:
-    return reader.chat(record, _question_and_answer(record, reader.columns, "question"))
-
-
-def _question_and_answer(
-    record: Mapping[str, Any], columns: Columns, prompt: str
-) -> list[dict[str, Any]]:
-    question = require_text(record, columns.prompt or prompt)
-    query = _optional_text(record, columns.query)
-    content = "\n".join(part for part in (question, query) if part)
-    return _turn_pair(content, require_text(record, columns.response or "output"))
+def _question(record: Mapping[str, Any], columns: Columns, name: str) -> str:
+    parts = require_text(record, columns.prompt or name), _optional_text(record, columns.query)
+    return "\n".join(part for part in parts if part)
 
 
 def _sharegpt(record: Mapping[str, Any], reader: Reader) -> Example:
@@ -273,6 +285,12 @@ def _sharegpt(record: Mapping[str, Any], reader: Reader) -> Example:
         turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
         return reader.chat(record, turns)
     roles = SHAREGPT_ROLES if columns.roles is None else columns.roles
+    names = TurnNames("role", "content", roles)
+    return reader.chat(record, _in_openai_words(turns, columns), names=names)
+
+
+def _in_openai_words(turns: Sequence[Any], columns: Columns) -> list[dict[str, Any]]:
+    # The fields of each turn by the names that it has.
     renamed = []
     for i, turn in enumerate(turns):
         require_object(turn, i)
@@ -282,7 +300,7 @@ def _sharegpt(record: Mapping[str, Any], reader: Reader) -> Example:
         content = turn.get(content_tag) if turn.get("tool_calls") else require(turn, content_tag)
         rest = {k: v for k, v in turn.items() if k in OF_A_TURN or LIKE_A_FLAG.search(k.lower())}
         renamed.append({**rest, "role": role, "content": content})
-    return reader.chat(record, renamed, names=TurnNames("role", "content", roles))
+    return renamed
 
 
 # One function for each format, from a record to an example.
@@ -293,7 +311,7 @@ ROW_FORMATS: dict[str, Callable[[Mapping[str, Any], Reader], Example]] = {
     "text": _text,
     "alpaca": _alpaca,
     "sharegpt": _sharegpt,
-    "qa": _qa,
+    "qa": _alpaca,
 }
 
 

@@ -108,9 +108,10 @@ class Pool:
         if self.row_format in FORMAT_NOTES:
             lines.append(FORMAT_NOTES[self.row_format])
         if self.left_out:
+            advice = " (`context_column` puts one after the question)"
             lines.append(
-                f"fields of text that are not read: {few(self.left_out)} (`context_column` puts "
-                "one after the question, `system_column` before it)"
+                f"fields that are not read: {few(self.left_out)}"
+                + advice * (self.row_format in ("qa", "alpaca") and self.columns.query is None)
             )
         lines += remarks_on(self.rows)
         if self.n_duplicate_texts:

@@ -17,10 +17,18 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from gradsift.data.example import THINKING_FIELDS, Chat
+from gradsift.errors import GradsiftError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Arguments of apply_chat_template that are not for the template.
+NOT_OF_A_TEMPLATE = (
+    "chat_template", "tools", "tokenize", "add_generation_prompt", "continue_final_message",
+    "conversation", "messages", "return_dict", "return_tensors", "return_assistant_tokens_mask",
+    "tokenizer_kwargs", "padding", "truncation", "max_length", "documents",
+    "sanitize_control_tokens",
+)  # fmt: skip
 GENERATION_MARK = re.compile(r"{%-?\s*generation\s*-?%}")
 CLOCK, CODES = "strftime_now", "aAbBcdFHIjmMpSUwWxXyYZ"
 # What stands in an answer before its last </think> is thinking.
@@ -117,6 +125,8 @@ class Template:
     ):
         """Take the chat template's own arguments for all rows, and the day it is to write."""
         self._tokenizer, self._kwargs = tokenizer, dict(kwargs or {})
+        if tokenizer.chat_template:
+            require_read(tokenizer, self._kwargs)
         self._day = day or date.today()
         self._sources: dict[bool, str] = {}
         marked = tokenizer.chat_template
@@ -217,6 +227,22 @@ PROBES = (
 )
 
 
+def require_read(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments that a chat template does not read."""
+    for name in kwargs:
+        if name in NOT_OF_A_TEMPLATE:
+            raise GradsiftError(f"`chat_template_kwargs`: {name} is not for the template to know.")
+        if not reads(tokenizer, name):
+            raise GradsiftError(
+                f"`chat_template_kwargs`: the model's chat template does not read {name!r}."
+            )
+
+
+def reads(tokenizer: PreTrainedTokenizerBase, name: str) -> bool:
+    """Return whether a name is in a chat template at all."""
+    return bool(re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)))
+
+
 def asks_for_the_day(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether a chat template writes the day of rendering."""
     return CLOCK in str(tokenizer.chat_template)
@@ -268,14 +294,20 @@ def missing(example: Chat, whole: str, regions: Mapping[int, str]) -> Missing:
 
 
 def _missing_of_target(message: Mapping[str, Any], region: str) -> str | None:
-    _, answer = parts_of(message)
+    thinking, answer = parts_of(message)
     if answer.strip() and not shows(region, answer):
         return f"the answer {answer.strip()[:50]!r}"
     for call in message.get("tool_calls", ()):
-        name, arguments = call["function"]["name"], call["function"]["arguments"]
-        if not all(shows(region, word) for word in (name, *words_of(arguments))):
-            return f"the call of {name[:50]}"
+        if not _shows_call(region, call):
+            return f"the call of {call['function']['name'][:50]}"
+    if not answer.strip() and not message.get("tool_calls") and not shows(region, thinking):
+        return "the thinking, which is all there is,"
     return None
+
+
+def _shows_call(text: str, call: Mapping[str, Any]) -> bool:
+    function = call["function"]
+    return all(shows(text, word) for word in (function["name"], *words_of(function["arguments"])))
 
 
 def _missing_before(message: Mapping[str, Any], whole: str) -> Iterator[str]:
@@ -286,8 +318,7 @@ def _missing_before(message: Mapping[str, Any], whole: str) -> Iterator[str]:
             if message["role"] in ("system", "developer")
             else ("prompt_not_rendered")
         )
-    calls = [call["function"] for call in message.get("tool_calls", ())]
-    if not all(shows(whole, call["name"]) for call in calls):
+    if not all(_shows_call(whole, call) for call in message.get("tool_calls", ())):
         yield "prompt_not_rendered"
 
 
@@ -325,11 +356,22 @@ def shows(text: str, said: str, *, all_of_it: bool = False) -> bool:
         return True
     lines = dict.fromkeys((lines[0], max(lines, key=len), lines[-1]))
     looked_for = [line[:CHARACTERS_LOOKED_FOR] for line in lines]
-    found = (
-        any(form in text for form in (line, _json(line)[1:-1], json.dumps(line)[1:-1]))
-        for line in looked_for
-    )
-    return all(found) if all_of_it else any(found)
+    found = [any(form in text for form in _written(line)) for line in looked_for]
+    if all_of_it or any(found):
+        return all(found) if all_of_it else True
+    # Some templates collapse blanks, or write in capitals.
+    plain = _collapsed(text)
+    return any(form in plain for line in looked_for for form in map(_collapsed, _written(line)))
+
+
+def _written(line: str) -> tuple[str, ...]:
+    # As it is, in JSON, and as Python writes it in a call.
+    in_python = line.replace("\\", "\\\\").replace("'", "\\'")
+    return line, _json(line)[1:-1], json.dumps(line)[1:-1], in_python
+
+
+def _collapsed(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _told_by(tool: object) -> str | None:

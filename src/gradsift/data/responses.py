@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gradsift.data.example import Chat, Example, Plain, RowError
-from gradsift.data.rendering import Template, missing, parts_of
+from gradsift.data.rendering import Template, missing, parts_of, reads
 from gradsift.terms import IGNORED_LABEL
 
 if TYPE_CHECKING:
@@ -142,15 +142,13 @@ class Labeller:
             before = self._before(example, i, whole)
             through = whole if last else self._template.render(example, i + 1)
             turns.append((before, through))
-            start = len(before)
+            sure = before
             if not whole.startswith(before):
                 # What asks for an answer may be no part of one.
-                plain = self._template.render(example, i) if i else ""
-                start = _common_length(before if whole.startswith(plain) else plain, whole)
-                if not whole.startswith(plain):
-                    through = plain
-            if whole.startswith(through) and start <= len(through):
-                spans.append((start, len(through)))
+                sure = self._template.render(example, i) if i else ""
+            if whole.startswith(sure) and whole.startswith(through):
+                spans.append((_common_length(before, whole), len(through)))
+                regions[i] = whole[len(sure) : len(through)]
             else:
                 notes["turn_rewritten"] = None
                 span = self._span_among(example, i, whole)
@@ -158,7 +156,7 @@ class Labeller:
                     notes["turn_not_found"] = None
                     continue
                 spans.append(span)
-            regions[i] = whole[slice(*spans[-1])]
+                regions[i] = whole[slice(*span)]
         if notes:
             return _Plan(whole, spans=tuple(spans), notes=tuple(notes), regions=regions)
         return _Plan(whole, tuple(turns), regions=regions)
@@ -250,7 +248,9 @@ class Labeller:
         found = missing(example, plan.whole, plan.regions)
         if found.target is not None:
             return RowError("target_not_rendered", found.target)
-        return replace(plan, notes=plan.notes + found.notes)
+        unread = not all(reads(self._tokenizer, name) for name in example.template_kwargs)
+        notes = (*plan.notes, *found.notes, *(["template_kwargs_not_read"] if unread else []))
+        return replace(plan, notes=notes)
 
     def _tokenize(self, plans: Sequence[_Plan], special: bool) -> Iterator[Tokens]:
         texts = [text for plan in plans for text in plan.texts]

@@ -41,6 +41,7 @@ NOTES = {
     "thinking_not_rendered": "rows with thinking in a trained turn that the chat template leaves "
     "out",
     "answer_rewritten": "rows with an answer that the chat template writes otherwise in places",
+    "template_kwargs_not_read": "rows with chat_template_kwargs that the template does not read",
     "tools_not_rendered": "rows with tool definitions that the chat template leaves out",
     "system_not_rendered": "rows with a system prompt that the chat template leaves out",
     "prompt_not_rendered": "rows with a turn before the answer that the chat template leaves out",
