@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from gradsift.data.detection import left_out, settle_format
@@ -456,3 +458,16 @@ def test_a_preference_without_a_prompt_is_dropped():
 def test_fields_that_are_not_read_are_named(row, unread):
     found, columns = settle_format([row], None, Columns())
     assert left_out([row], found, columns, ("id", "source")) == unread
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_nulls_of_messages_that_are_json_text_stay(filled):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": None}}}
+    turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+    kwargs = {"mode": None}
+    row = {"messages": json.dumps([U, turn]), "chat_template_kwargs": json.dumps(kwargs)}
+    example = Reader("messages", Columns(), "all", filled).parse(row)
+    assert example.messages[1] == turn
+    assert example.template_kwargs == kwargs
+    example = Reader("messages", Columns(), "all", filled).parse({"messages": [U, turn]})
+    assert (example.messages[1] == turn) is not filled

@@ -118,10 +118,15 @@ class Reader:
         *parts: Sequence[Any],
         names: TurnNames = OPENAI,
         trained: int | None = None,
+        source: object = None,
     ) -> Chat:
-        """Return a conversation of one part or more; only turns of part `trained` have a loss."""
+        """Return a conversation of one part or more; only turns of part `trained` have a loss.
+
+        `source` is the field that they come from: into JSON text a table fills no nulls.
+        """
         tools = self.tools(record)
-        read = [normal_turns(part, names, tools or (), filled=self.filled) for part in parts]
+        filled = self.filled and not isinstance(source, str)
+        read = [normal_turns(part, names, tools or (), filled=filled) for part in parts]
         messages = [message for turns in read for message in turns.messages]
         train = [
             has_loss and trained in (None, at)
@@ -162,7 +167,8 @@ class Reader:
         if own := sorted(set(given) & set(NOT_OF_A_TEMPLATE)):
             raise RowError("wrong_type", f"chat_template_kwargs may not hold {', '.join(own)}")
         require_flat(given, "chat_template_kwargs")
-        return without_nulls(given) if self.filled else given
+        is_filled = self.filled and not isinstance(record["chat_template_kwargs"], str)
+        return without_nulls(given) if is_filled else given
 
 
 def _require_wanted(record: Mapping[str, Any]) -> None:
@@ -186,7 +192,8 @@ def _prompt_completion(record: Mapping[str, Any], reader: Reader) -> Example:
     prompt = _turns_or_text(require(record, columns.prompt or "prompt"))
     completion = _turns_or_text(require(record, columns.response or "completion"))
     if isinstance(prompt, list) and isinstance(completion, list):
-        return reader.chat(record, prompt, completion, trained=1)
+        source = record[columns.response or "completion"]
+        return reader.chat(record, prompt, completion, trained=1, source=source)
     if isinstance(prompt, str) and isinstance(completion, str):
         return Plain(prompt, completion)
     raise RowError(
@@ -197,8 +204,9 @@ def _prompt_completion(record: Mapping[str, Any], reader: Reader) -> Example:
 
 
 def _messages(record: Mapping[str, Any], reader: Reader) -> Example:
-    turns = _require_list(record, reader.columns.messages or "messages")
-    return reader.chat(record, turns, names=reader.turn_names())
+    name = reader.columns.messages or "messages"
+    turns = _require_list(record, name)
+    return reader.chat(record, turns, names=reader.turn_names(), source=record[name])
 
 
 def _preference(record: Mapping[str, Any], reader: Reader) -> Example:
@@ -223,7 +231,8 @@ def _preference(record: Mapping[str, Any], reader: Reader) -> Example:
         raise RowError("missing_field", "there is no prompt beside chosen, nor inside it")
     # Of a conversation that both share, the last turn is what was chosen.
     *before, answer = [*before, *chosen]
-    return reader.chat(record, before, [answer], names=names, trained=1)
+    source = record[columns.response or "chosen"]
+    return reader.chat(record, before, [answer], names=names, trained=1, source=source)
 
 
 def _turns_or_text(value: Any) -> Any:
@@ -286,7 +295,8 @@ def _sharegpt(record: Mapping[str, Any], reader: Reader) -> Example:
         return reader.chat(record, turns)
     roles = SHAREGPT_ROLES if columns.roles is None else columns.roles
     names = TurnNames("role", "content", roles)
-    return reader.chat(record, _in_openai_words(turns, columns), names=names)
+    turns = _in_openai_words(turns, columns)
+    return reader.chat(record, turns, names=names, source=record[name])
 
 
 def _in_openai_words(turns: Sequence[Any], columns: Columns) -> list[dict[str, Any]]:
