@@ -36,7 +36,7 @@ from gradsift.store.tables import (
     read_pool_table,
     write_neighbours,
 )
-from gradsift.utils import write_text
+from gradsift.utils import few, write_text
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -274,13 +274,24 @@ class Run:
         table = self.pool_table.select(["instance_id", "content_hash"])
         captured = dict(zip(*table.to_pydict().values(), strict=True))
         # Ids of the user's own do not change with the text.
-        same = all(row.content_hash == captured.get(row.instance_id) for row in self.pool.rows)
-        if not same or {item.instance_id for item in instances} != set(self.store.instance_ids):
+        others = {
+            row.instance_id
+            for row in self.pool.rows
+            if row.content_hash != captured.get(row.instance_id)
+        }
+        others |= {item.instance_id for item in instances} ^ set(self.store.instance_ids)
+        if not others:
+            return instances
+        if self.pool.sha256 == self.store.manifest.about["data_sha256"]:
             raise GradsiftError(
-                f"{self.pool.source.name}: its rows are not those that {self.folder} was captured "
-                "from. Put the old file back, or capture again."
+                f"{self.folder}: {len(others)} of its rows are read or rendered otherwise by this "
+                f"version of gradsift than by the one that captured them: {few(others, 5)}. "
+                "Capture again into a new folder."
             )
-        return instances
+        raise GradsiftError(
+            f"{self.pool.source.name}: its rows are not those that {self.folder} was captured "
+            "from. Put the old file back, or capture again."
+        )
 
     def _require_same_model(self) -> None:
         from gradsift.training.model import model_fingerprint

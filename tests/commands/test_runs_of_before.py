@@ -8,6 +8,7 @@ import yaml
 
 import gradsift as gs
 from former import make_former_store
+from gradsift.data import pool
 from test_cli import invoke
 from tiny import save_tiny
 
@@ -103,3 +104,19 @@ def test_a_damaged_file_is_named(former, tmp_path, capsys, file, command):
     assert code == 2
     assert file in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("changed", ["gradsift", "rows"])
+def test_it_is_said_whether_the_file_or_its_reader_changed(former, monkeypatch, tmp_path, changed):
+    run = gs.Run(shutil.copytree(former, tmp_path / "run"))
+    if changed == "gradsift":
+        monkeypatch.setattr(pool, "_content_hash", lambda _: "other")
+        message = "20 of its rows are read or rendered otherwise by this version"
+    else:
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text((former.parent / "rows.jsonl").read_text().replace("red", "blue"))
+        config = yaml.safe_load((run.folder / "config.yaml").read_text())
+        (run.folder / "config.yaml").write_text(yaml.safe_dump(config | {"data": str(rows)}))
+        message = "Put the old file back"
+    with pytest.raises(gs.GradsiftError, match=message):
+        _ = run.instances
