@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import date
@@ -128,7 +129,8 @@ class Run:
     def _here(self, data: Any) -> Any:
         """Return where rows are that are kept in this folder, wherever it was when it was made."""
         kept = isinstance(data, str) and Path(data).name in (KEPT_TABLE, KEPT_LINES)
-        return str(self.folder / Path(data).name) if kept and not Path(data).exists() else data
+        here = self.folder / Path(data).name if kept else None
+        return str(here) if here is not None and here.exists() else data
 
     def save_config(self) -> None:
         """Write the settings into the folder; `gradsift run --config` takes them."""
@@ -147,21 +149,20 @@ class Run:
         """What became of each row: pool.parquet."""
         return read_pool_table(self.folder)
 
-    def read_rows(self, data: str | None = None, split: str | None = None) -> Pool:
+    def read_rows(self, data: Any = None, split: str | None = None) -> Pool:
         """Load the rows of the run, or others that are written like them.
 
         Args:
-            data: Other rows, perhaps without ids and sources; None for the run's own.
+            data: Other rows (or where they are), perhaps without ids and sources; None for the
+                run's own.
             split: Of the other rows, if they come in several.
         """
         config = self.config
-        is_name = config.dataset_info is not None and (data is None or not Path(data).exists())
-        reading = {
-            "dataset_info": config.dataset_info if is_name else None,
-            "split": config.split if data is None else split,
-        }
-        if data is not None and (Path(data).exists() or is_pattern(data)):
-            reading["data_config"] = None
+        reading: dict[str, Any] = {"split": config.split if data is None else split}
+        # A name that is no file may be one in `dataset_info`, or of the hub.
+        a_name = isinstance(data, str) and not (Path(data).exists() or is_pattern(data))
+        if data is not None and not a_name:
+            reading |= {"dataset_info": None, "data_config": None}
         return read_pool(
             config.data if data is None else data,
             config.model_copy(update=reading),
@@ -410,7 +411,7 @@ class Run:
             need: self._reference(folder, need) for need, folder in folders.items() if need in needs
         }
         keep, drop = (
-            read_ids(path, name, self._id_column) if path is not None else []
+            read_ids(path, name, self._id_column, self._shared_ids) if path is not None else []
             for name, path in (("keep", config.keep), ("drop", config.drop))
         )
         return Context(*self.content, references, keep, drop)
@@ -420,6 +421,14 @@ class Run:
         """The field that its rows' ids were read from; what a loop recorded has no settings."""
         known = "config" in vars(self) or (self.folder / CONFIG_NAME).exists()
         return (self.config.id_column if known else None) or "id"
+
+    @cached_property
+    def _shared_ids(self) -> set[str]:
+        """Ids that several rows have in the data."""
+        ids = self.pool_table["instance_id"].to_pylist()
+        if not any(re.search(r"#\d+$", one) for one in ids):
+            return set()
+        return {row.own_id for row in self.pool.rows if row.own_id is not None}
 
     def _reference(self, folder: str | None, need: Need) -> Reference:
         if folder is None:

@@ -234,7 +234,10 @@ def test_held_out_rows_need_no_ids_and_may_be_a_split_or_a_pool(world, tmp_path)
     options = {"arms": "base", "general": (), "max_new_tokens": 4}
     found = compare(run, test=data, test_split="test", **options)
     again = compare(run, test=gs.load_pool(data, split="test"), **options)
-    assert found.board.sizes == again.board.sizes == {"rows": 3, "answers": 3}
+    held = compare(run, test=rows[:3], **options)
+    assert found.board.sizes == again.board.sizes == held.board.sizes == {"rows": 3, "answers": 3}
+    with pytest.raises(gs.GradsiftError, match="`test`: `data` is a int; expected a file"):
+        compare(run, test=3, **options)
     with pytest.raises(gs.GradsiftError, match="has the splits"):
         compare(run, test=data, **options)
 

@@ -280,3 +280,17 @@ def test_a_rejected_row_would_be_kept_with_the_score_that_explain_says(capsys, w
         assert gain == pytest.approx(last["marginal_gain"], abs=1e-4)
         tried += 1
     assert tried > 3
+
+
+def test_a_moved_run_of_rows_from_memory_keeps_its_own(tmp_path):
+    model, run, moved = str(save_tiny(tmp_path / "model")), tmp_path / "run", tmp_path / "moved"
+    rows = [{"id": i, "prompt": f"{i}", "response": f"red {i}"} for i in range(4)]
+    rows[1]["id"] = 0
+    gs.capture(model, gs.load_pool(rows), out=run)
+    run.rename(moved)
+    gs.capture(model, gs.load_pool(rows[2:]), out=run)
+    assert len(gs.select(moved, budget=4, strategy="random").ids) == 4
+    keep = tmp_path / "keep.jsonl"
+    keep.write_text(json.dumps(rows[1]) + "\n")
+    with pytest.raises(gs.GradsiftError, match="several rows have the id '0'"):
+        gs.select(moved, budget=2, keep=keep)

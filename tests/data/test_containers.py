@@ -1,4 +1,5 @@
 import json
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from gradsift.data.containers import write_rows
 from gradsift.data.lines import Place
 from gradsift.data.pool import load_pool
 from gradsift.data.sources import find_source
+from gradsift.errors import GradsiftError
 
 ROWS = [{"prompt": f"q{i}", "response": f"a{i} é\u2028\nx"} for i in range(5)]
 
@@ -339,3 +341,88 @@ def test_no_message_is_as_long_as_the_data(tmp_path, content, options):
         load_pool(tmp_path / "d.json", **options)
     assert len(str(caught.value)) < 1000
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "noted"),
+    [
+        ('q0,"a0\nq1,a1\nq2,a2"\nq3,a3\n', True),
+        ('q0,"a0\nand more\nq2,a2"\nq3,a3\n', False),
+        ('q0,"a, b"\nq3,a3\n', False),
+    ],
+)
+def test_a_stray_quote_that_is_closed_later_is_noted(tmp_path, content, noted):
+    path = tmp_path / "d.csv"
+    path.write_text("prompt,response\n" + content)
+    pool = load_pool(path)
+    assert len(pool.rows) == 2
+    assert any("stray quote" in n and "the first is line 2" in n for n in pool.notes()) == noted
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_header_in_the_middle_is_no_row(tmp_path, mark):
+    path = tmp_path / "d.csv"
+    path.write_text(f"prompt, response\nq,a\n{mark}prompt,response\nr,b\n", encoding="utf-8-sig")
+    rows = load_pool(path).rows
+    assert [row.detail for row in rows] == [None, "the header again, as in files that were joined",
+                                            None]  # fmt: skip
+
+
+@pytest.mark.parametrize("mark", [";", "|"])
+@pytest.mark.parametrize("answer", ["a", "a, b"])
+def test_other_separators_are_named(tmp_path, mark, answer):
+    path = tmp_path / "d.csv"
+    path.write_text(f"prompt{mark}response\nq{mark}{answer}\n")
+    with pytest.raises(GradsiftError, match=rf"separated by '\{mark}': save them with commas"):
+        load_pool(path)
+
+
+def test_a_mark_in_the_middle_is_no_part_of_its_line(tmp_path):
+    line = json.dumps(ROWS[0]).encode() + b"\n"
+    (tmp_path / "d.jsonl").write_bytes(line + b"\xef\xbb\xbf" + line)
+    pool = load_pool(tmp_path / "d.jsonl")
+    out = write_rows(pool.source, places(pool, lambda row: row.row == 1), tmp_path)
+    assert not pool.dropped_by_reason
+    assert out.read_bytes() == line
+
+
+@pytest.mark.parametrize("name", ["empty.csv", "empty.json", "empty.jsonl"])
+def test_an_empty_shard_has_no_rows(tmp_path, name):
+    write_csv(tmp_path / "d.csv")
+    (tmp_path / name).write_bytes(b"")
+    assert len(load_pool(tmp_path).rows) == len(ROWS)
+    with pytest.raises(GradsiftError, match=r"is empty|found nothing|no rows"):
+        load_pool(tmp_path / name)
+
+
+def test_lines_that_end_as_on_old_macs_are_named(tmp_path):
+    (tmp_path / "d.jsonl").write_bytes(b"\r".join(json.dumps(row).encode() for row in ROWS))
+    with pytest.raises(GradsiftError, match=r"lines end in \\r alone"):
+        load_pool(tmp_path / "d.jsonl")
+
+
+@pytest.mark.parametrize("encoding", ["utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("d.jsonl", '{"prompt":"你好","response":"好"}\n'), ("d.csv", "提示,回答\n你好,一\n")],
+)
+def test_encodings_without_a_mark(tmp_path, encoding, name, text):
+    if name == "d.csv" and encoding.startswith("utf-32"):
+        pytest.skip("nothing tells it")
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    named = {"prompt_column": "提示", "response_column": "回答"} if name == "d.csv" else {}
+    pool = load_pool(tmp_path / name, **named)
+    assert pool.rows[0].example.messages[0]["content"] == "你好"
+
+
+def test_many_bad_elements_take_no_longer_than_good_ones(tmp_path):
+    good, bad = '{"text": "a b"}', '{"text": "a\tb"}'
+    seconds = []
+    for one in (good, bad):
+        (tmp_path / "d.json").write_text("[" + ",\n".join([*[one] * 20_000, good]) + "]")
+        start = time.perf_counter()
+        rows = load_pool(tmp_path / "d.json").rows
+        seconds.append(time.perf_counter() - start)
+        assert sum(row.reason is None for row in rows) in (1, 20_001)
+        assert rows[10].line == 11
+    assert seconds[1] < 5 * seconds[0] + 1

@@ -1,8 +1,10 @@
 """Rows in memory: what is taken, what stays as it is, and what is the same again."""
 
+import datetime
 import json
 import subprocess
 import sys
+from decimal import Decimal
 
 import datasets
 import numpy as np
@@ -132,3 +134,67 @@ def test_a_stream_says_how_far_it_is(caplog, monkeypatch):
 def test_what_is_not_taken_says_so(data, options, message):
     with pytest.raises(GradsiftError, match=message):
         load_pool(data, **options)
+
+
+def nested(levels):
+    value = "x"
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("as_frame", [False, True])
+@pytest.mark.parametrize("levels", [40, 90, 150, 400])
+def test_deep_fields_that_nobody_reads_are_of_no_consequence(levels, as_frame):
+    rows = [{**ROWS[0], "more": nested(levels)}]
+    held = held_rows(pd.DataFrame(rows) if as_frame else rows)
+    assert (held.file_name == "pool-data.jsonl") == (levels > 50)
+    assert load_pool(pd.DataFrame(rows) if as_frame else rows).rows[0].example is not None
+
+
+@pytest.mark.parametrize("as_frame", [False, True])
+def test_what_is_too_deep_for_json_is_refused(as_frame):
+    rows = [{**ROWS[0], "more": nested(3000)}]
+    with pytest.raises(GradsiftError, match=r"row 0 of the .* neither Arrow nor JSON"):
+        load_pool(pd.DataFrame(rows) if as_frame else rows)
+
+
+@pytest.mark.parametrize("form", ["arrow", "pandas", "numpy"])
+def test_the_format_of_a_stream_makes_no_difference(form):
+    assert load_pool(streamed().with_format(form)).rows == load_pool(ROWS).rows
+
+
+def test_a_transform_is_refused():
+    data = datasets.Dataset.from_list(ROWS).with_transform(lambda batch: batch)
+    with pytest.raises(GradsiftError, match=r"a Dataset with a transform .*apply it with `map`"):
+        load_pool(data)
+
+
+def test_numpy_in_a_list_is_python():
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"id": np.int64(7), "messages": np.array(turns)}]
+    assert load_pool(rows).rows == load_pool([{"id": 7, "messages": turns}]).rows
+
+
+@pytest.mark.parametrize("as_frame", [False, True])
+@pytest.mark.parametrize(
+    "value", [pd.Timestamp("2020-01-01"), datetime.date(2020, 1, 1), b"x", Decimal("1.5")]
+)
+def test_a_value_that_nobody_reads_is_of_no_consequence(value, as_frame):
+    rows = [{**row, "when": value} for row in calls({"city": "Oslo"}, {"n": 1})]
+    assert not load_pool(pd.DataFrame(rows) if as_frame else rows).dropped_by_reason
+    # It is no text.
+    pairs = [{"prompt": "q", "response": "a", "x": 1}, {"prompt": "q", "response": value, "x": "y"}]
+    assert load_pool(pairs).rows[1].reason == "wrong_type"
+
+
+@pytest.mark.parametrize("inputs", [["x", float("nan")], [float("nan")] * 2])
+def test_nan_in_a_list_is_null(inputs):
+    rows = [{"instruction": "q", "input": one, "output": "a"} for one in inputs]
+    assert not load_pool(rows).dropped_by_reason
+    assert load_pool(rows).rows == load_pool(pd.DataFrame(rows)).rows
+
+
+def test_an_index_with_a_name_is_a_column():
+    frame = pd.DataFrame(ROWS).set_index("id")
+    assert load_pool(frame).rows == load_pool(ROWS).rows

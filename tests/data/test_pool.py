@@ -2,7 +2,9 @@ import json
 
 import pytest
 
+from gradsift.data.lines import read_ids
 from gradsift.data.pool import load_pool
+from gradsift.errors import GradsiftError
 
 
 def test_ids(tmp_path):
@@ -150,3 +152,34 @@ def test_what_no_template_could_render_is_dropped_and_the_others_are_read(tmp_pa
         if said is not None:
             assert found.reason in ("unreadable_line", "wrong_type")
             assert said in found.detail
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([1.0, 2.0], ["1", "2"]),
+        ([1, None], ["1", None]),
+        ([True, 1.5], [None, None]),
+        ([["x"], "y"], [None, "y"]),
+    ],
+)
+def test_ids_that_are_none_are_said(tmp_path, ids, expected):
+    path = tmp_path / "d.jsonl"
+    rows = [{"id": one, "text": f"x{i}"} for i, one in enumerate(ids)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pool = load_pool(path)
+    for row, wanted in zip(pool.rows, expected, strict=True):
+        assert row.instance_id == (wanted or row.content_hash)
+    n_odd = sum(a is not None and b is None for a, b in zip(ids, expected, strict=True))
+    said = f"{n_odd} rows have an id that is neither text nor a whole number"
+    assert any(note.startswith(said) for note in pool.notes()) == bool(n_odd)
+
+
+def test_the_row_of_a_shared_id_has_to_be_named_by_its_own(tmp_path):
+    path = tmp_path / "keep.jsonl"
+    path.write_text('{"id": "b"}\n{"id": "a", "text": "x"}\n')
+    assert read_ids(str(path), "keep", "id") == ["b", "a"]
+    with pytest.raises(GradsiftError, match=r"line 2: several rows have the id 'a'.*a#2"):
+        read_ids(str(path), "keep", "id", {"a"})
+    path.write_text("a\na#2\n", encoding="utf-16")
+    assert read_ids(str(path), "keep", "id", {"a"}) == ["a", "a#2"]

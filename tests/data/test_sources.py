@@ -354,3 +354,174 @@ def test_what_pandas_writes_otherwise_is_named_and_turned_into_lines(tmp_path, o
         command = str(caught.value).partition("into lines: ")[2]
         subprocess.run(command, shell=True, check=True, cwd=tmp_path)
         assert load_pool(Path(tmp_path / "rows.jsonl")).rows[0].example is not None
+
+
+SPLITS = [
+    (["data.jsonl", "test.jsonl"], {"train": ["data"], "test": ["test"]}),
+    (["gsm8k_train.jsonl", "gsm8k_test.jsonl"], {"train": ["gsm8k_train"], "test": ["gsm8k_test"]}),
+    (["train_sft.jsonl", "train_gen.jsonl"], {"train_sft": ["train_sft"]}),
+    (["x.jsonl", "x.held-out.jsonl"], {"train": ["x"], "held-out": ["x.held-out"]}),
+    (["train_1.jsonl", "train_2.jsonl", "dev.jsonl"], {"train": ["train_1", "train_2"]}),
+]
+
+
+@pytest.mark.parametrize(("names", "by_split"), SPLITS)
+def test_held_out_rows_are_not_read_into_the_pool(tmp_path, names, by_split):
+    write(tmp_path, {name: as_lines([row(name.removesuffix(".jsonl"))]) for name in names})
+    with pytest.raises(GradsiftError, match="name one with `split`"):
+        load_pool(tmp_path)
+    for split, stems in by_split.items():
+        assert prompts(load_pool(tmp_path, split=split)) == [f"q{stem}" for stem in stems]
+
+
+@pytest.mark.parametrize(
+    "names", [["train_1.jsonl", "train-part2.jsonl"], ["a.jsonl", "train.jsonl"], ["latest.jsonl"]]
+)
+def test_files_of_one_split_are_one_pool(tmp_path, names):
+    write(tmp_path, {name: as_lines([row(0)]) for name in names})
+    assert len(load_pool(tmp_path).rows) == len(names)
+
+
+CONFIGS = """---
+configs:
+- config_name: en
+  data_files: en.jsonl
+- config_name: fr
+  data_files: [fr.jsonl, more/*.jsonl]
+- config_name: de
+  data_files:
+  - {split: train, path: de-a.jsonl}
+  - {split: test, path: [de-b.jsonl]}
+- config_name: part
+  data_files: [{split: train, path: en.*}, {split: test, path: gone.jsonl}]
+- config_name: nowhere
+  data_files: [{split: train, path: x/*.parquet}]
+---
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, r"has the configurations \['de', 'en', 'fr', 'nowhere', 'part'\]"),
+        ({"data_config": "en"}, ["qen"]),
+        ({"data_config": "fr"}, ["qfr", "qmore/0"]),
+        ({"data_config": "de"}, "has the splits test, train"),
+        ({"data_config": "de", "split": "train"}, ["qde-a"]),
+        ({"data_config": "part", "split": "train"}, ["qen"]),
+        ({"data_config": "nowhere", "split": "dev"}, "lists no files of split 'dev' that are here"),
+        ({"data_config": "part"}, r"README.md lists 'gone.jsonl' for the configuration 'part'"),
+        ({"data_config": "nowhere"}, r"README.md lists 'x/\*.parquet' for the configuration 'nowh"),
+    ],
+)
+def test_files_that_a_readme_lists(tmp_path, options, expected):
+    names = ("en", "fr", "more/0", "de-a", "de-b")
+    files = {f"{name}.jsonl": as_lines([row(name)]) for name in names}
+    write(tmp_path, {**files, "README.md": CONFIGS.encode(), "en.txt": b""})
+    if isinstance(expected, list):
+        assert prompts(load_pool(tmp_path, **options)) == expected
+    else:
+        with pytest.raises(GradsiftError, match=expected):
+            load_pool(tmp_path, **options)
+
+
+def test_one_file_of_a_split_is_found_again(tmp_path):
+    write(tmp_path, {"train.jsonl": as_lines([row(0)]), "test.jsonl": as_lines([row(1)])})
+    require_same_files(load_pool(tmp_path, split="train").source)
+
+
+def test_a_working_directory_may_be_called_like_a_pattern(tmp_path, monkeypatch):
+    monkeypatch.chdir(write(tmp_path / "[v1] rows", {"a.jsonl": as_lines([row(0)])}).resolve())
+    pool = load_pool("*.jsonl")
+    monkeypatch.chdir(tmp_path)
+    require_same_files(pool.source)
+    assert load_pool(pool.read_as["data"]).rows == pool.rows
+
+
+def test_links_are_followed_once(tmp_path):
+    write(tmp_path, {"a.jsonl": as_lines([row(0)]), "in/c.jsonl": as_lines([row(1)])})
+    (tmp_path / "in/up").symlink_to(tmp_path)
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "a.jsonl")
+    assert prompts(load_pool(tmp_path)) == ["q0", "q1"]
+    with pytest.raises(GradsiftError, match=r"a\.jsonl is given twice \(also as .*b\.jsonl\)"):
+        load_pool(str(tmp_path / "*.jsonl"))
+
+
+def test_a_file_beside_its_archive_is_said(tmp_path, caplog):
+    lines = as_lines([row(0)])
+    write(tmp_path, {"a.jsonl": lines, "a.jsonl.gz": gzip.compress(lines)})
+    assert len(load_pool(tmp_path).rows) == 2
+    assert "['a.jsonl.gz']: read, and so are" in caplog.text
+
+
+def test_a_pattern_leaves_out_what_a_run_wrote(tmp_path, monkeypatch):
+    files = {f"data/{name}.jsonl": as_lines([row(0)]) for name in ("a", "run/selected")}
+    write(tmp_path, {**files, "data/run/manifest.json": b"", "data/run/pool.parquet": b""})
+    monkeypatch.chdir(tmp_path)
+    assert len(load_pool("data/**/*.jsonl").rows) == 1
+    assert len(load_pool("data/run/*.jsonl").rows) == 1
+
+
+@pytest.mark.parametrize("name", [".", "a.jsonl"])
+def test_what_may_not_be_read_says_so(tmp_path, monkeypatch, name):
+    def refuse(self, *more):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    write(tmp_path, {"a.jsonl": as_lines([row(0)])})
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(Path, "is_file", refuse if name != "." else lambda self: False)
+    with pytest.raises(GradsiftError, match=r"cannot be read \(Permission denied\)"):
+        load_pool(tmp_path / name)
+
+
+def test_several_written_datasets_are_found_again(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for name in "ab":
+        datasets.Dataset.from_list([row(name), row(name * 2)]).save_to_disk(tmp_path / name)
+    pool = load_pool([tmp_path / "a", tmp_path / "b"])
+    out = write_rows(pool.source, chosen(pool, lambda one: one.row in (1, 2)), tmp_path / "out")
+    assert [raw.record["prompt"] for raw in read_rows(find_written(out))] == ["qaa", "qb"]
+
+
+def test_parquet_files_with_other_objects_are_not_joined(tmp_path):
+    for name, arguments in (("a", {"city": "Oslo"}), ("b", {"n": 1})):
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        table = pa.Table.from_pylist([{"messages": turns, "call": {"arguments": arguments}}])
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    pool = load_pool([tmp_path / "a.parquet", tmp_path / "b.parquet"])
+    out = write_rows(pool.source, chosen(pool, bool), tmp_path / "out")
+    assert [raw.record["call"] for raw in read_rows(find_written(out))] == [
+        {"arguments": {"city": "Oslo"}},
+        {"arguments": {"n": 1}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"{}"), "a gzip archive, not lines; call it d.jsonl.gz"),
+        (zstd(b"{}"), "a zstd archive, not lines; call it d.jsonl.zst"),
+        (b"PAR1\x15", "is Parquet, not lines; call it d.parquet"),
+        (b"ARROW1\0\0", "is Arrow, not lines; call it d.arrow"),
+    ],
+    ids=["gzip", "zstd", "parquet", "arrow"],
+)
+def test_a_file_that_is_called_something_else(tmp_path, content, message):
+    with pytest.raises(GradsiftError, match=message):
+        load_pool(write(tmp_path, {"d.jsonl": content}) / "d.jsonl")
+
+
+def test_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(write(tmp_path, {"d.jsonl": as_lines([row(0)])})))
+    pool = load_pool("~/d.jsonl")
+    assert pool.read_as["data"] == pool.source.name == str(tmp_path / "d.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"), [("", ["qa", "qb", "qc"]), (", data_dir: b", ["qb"])]
+)
+def test_one_configuration_is_the_whole_folder_unless_it_says_where(tmp_path, more, expected):
+    files = {f"{name}.jsonl": as_lines([row(name[-1])]) for name in ("main/a", "b/b", "c")}
+    readme = f"---\nconfigs: [{{config_name: main{more}}}]\n---\n"
+    write(tmp_path, {**files, "README.md": readme.encode()})
+    assert sorted(prompts(load_pool(tmp_path))) == expected

@@ -1,6 +1,7 @@
 """Of a table only what is read is converted, and a cell that cannot be costs its row at most."""
 
 import datetime
+import json
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -141,3 +142,70 @@ def test_a_column_that_is_shorter_than_the_file_says(tmp_path):
     assert record.unreadable == "column 'text' cannot be read: 1 values for 3 rows"
     record.forget()
     assert record.unreadable is None
+
+
+TURN = {"role": "user", "content": "q"}
+MIXED = [
+    [TURN, {"role": "assistant", "content": content}]
+    for content in ("x", [{"type": "text", "text": "y"}])
+]
+WITH_NULL = [
+    [TURN, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": one}}]}]
+    for one in ({"a": None, "b": 1}, {"a": [1]})
+]
+
+
+@pytest.mark.parametrize("kept_as", ["memory", "parquet", "disk"])
+@pytest.mark.parametrize("messages", [MIXED, WITH_NULL])
+def test_json_in_a_column_is_what_it_says(tmp_path, messages, kept_as):
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict({"messages": messages}, on_mixed_types="use_json")
+    if kept_as == "parquet":
+        data.to_parquet(tmp_path / "d.parquet")
+    if kept_as == "disk":
+        data.save_to_disk(tmp_path / "d")
+    where = {"memory": data, "parquet": tmp_path / "d.parquet", "disk": tmp_path / "d"}
+    rows = load_pool(where[kept_as]).rows
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in messages))
+    assert [row.example for row in rows] == [
+        row.example for row in load_pool(tmp_path / "d.jsonl").rows
+    ]
+
+
+def test_a_map_is_an_object(tmp_path):
+    kind = pa.list_(pa.map_(pa.string(), pa.string()))
+    turns = [[*TURN.items()], [("role", "assistant"), ("content", "a")]]
+    twice = [[*TURN.items()], [("role", "assistant"), ("content", "a"), ("content", "b")]]
+    path = write(tmp_path / "d.parquet", {"messages": pa.array([turns, twice], kind)})
+    first, second = load_pool(path).rows
+    assert first.example.messages == (TURN, {"role": "assistant", "content": "a"})
+    assert second.reason == "unreadable_line"
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view()])
+def test_views_are_copied(tmp_path, suffix, kind):
+    more = pa.array(["x", "y", "z"]).cast(kind)
+    table = pa.table({"prompt": ["a", "b", "c"], "response": ["a", "b", "c"], "more": more})
+    assert load_pool(table).sha256 == load_pool(pa.concat_tables([table[:1], table[1:]])).sha256
+    path = write(tmp_path / f"d.{suffix}", dict(zip(table.column_names, table, strict=True)))
+    out = write_rows(load_pool(path).source, [Place(0), Place(2)], tmp_path / "out")
+    assert [row.example.messages[0]["content"] for row in load_pool(out).rows] == ["a", "c"]
+
+
+def test_run_end_encoding_is_refused_at_the_start(tmp_path):
+    path = write(tmp_path / "d.arrow", columns(x=pc.run_end_encode(pa.array([1] * N))))
+    with pytest.raises(GradsiftError, match="'x' is run-end encoded"):
+        load_pool(path)
+
+
+@pytest.mark.parametrize("as_disk", [False, True])
+def test_a_stream_that_is_cut_is_refused(tmp_path, as_disk):
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    dataset.save_to_disk(tmp_path / "d")
+    path = next((tmp_path / "d").glob("*.arrow"))
+    assert len(load_pool(tmp_path / "d").rows) == len(load_pool(path).rows) == 2
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(GradsiftError, match="cut off or was never closed"):
+        load_pool(tmp_path / "d" if as_disk else path)

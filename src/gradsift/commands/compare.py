@@ -81,7 +81,7 @@ class Forecast:
 def compare(
     run: str | Path | GradientStore | Run,
     *,
-    test: str | Path | Pool,
+    test: Any,
     test_split: str | None = None,
     name: str | None = None,
     dry_run: bool = False,
@@ -95,7 +95,8 @@ def compare(
 
     Args:
         run: A run folder of `capture`, or its store.
-        test: Held-out rows, read as the run's own rows are; or a pool from `load_pool`.
+        test: Held-out rows (or where they are), read as the run's own rows are; or a pool from
+            `load_pool`.
         test_split: Of held-out rows that come in several splits.
         name: Of the comparison's files; None for "comparison".
         dry_run: Stop after the estimate, without training or writing.
@@ -163,15 +164,16 @@ def _require_free(folder: Path, name: str) -> None:
             raise GradsiftError(f"`name`: {path} is there and is no comparison; give another name.")
 
 
-def _held_out(run: Run, test: str | Path, split: str | None) -> Pool:
+def _held_out(run: Run, test: Any, split: str | None) -> Pool:
     try:
-        return run.read_rows(str(test), split)
+        return run.read_rows(str(test) if isinstance(test, Path) else test, split)
     except GradsiftError as error:
         config = run.config
         columns = [config.prompt_column, config.response_column, config.format]
         like = ", ".join(column for column in columns if column is not None)
         hint = f" Held-out rows are read as the run's rows are ({like})." if like else ""
-        raise GradsiftError(f"`test` {test}: {error}{hint}") from None
+        shown = f" {test}" if isinstance(test, str | Path) else ""
+        raise GradsiftError(f"`test`{shown}: {error}{hint}") from None
 
 
 def _overlap(pool: Pool, test: Pool) -> list[str]:

@@ -8,6 +8,7 @@ one after the other.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -21,19 +22,23 @@ import pyarrow.parquet as pq
 from gradsift.data import lines
 from gradsift.data.lines import Place
 from gradsift.data.sources import LINES, RawRow, Source
-from gradsift.data.streams import uncompressed_name
+from gradsift.data.streams import is_empty, uncompressed_name
 from gradsift.data.tables import (
     Block,
     TableRecord,
     is_arrow_file,
     parquet_blocks,
     read_arrow,
+    require_whole,
     table_blocks,
+    take,
     take_of_parquet,
     write_arrow,
 )
 from gradsift.errors import GradsiftError
 from gradsift.utils import few, sha256_of, short, whole_folder, write_atomically
+
+logger = logging.getLogger(__name__)
 
 
 def read_rows(source: Source) -> Iterator[RawRow]:
@@ -57,6 +62,9 @@ def rows_of_blocks(blocks: Iterator[Block]) -> Iterator[RawRow]:
 def _rows_of_files(source: Source) -> Iterator[RawRow]:
     index = 0
     for part in source.parts:
+        if part.container in LINES and is_empty(part.path):
+            logger.info(f"{part.label}: is empty, and has no rows")
+            continue
         for raw in read_rows(part):
             yield replace(raw, index=index, file=part.label, index_in_file=raw.index)
             index += 1
@@ -120,6 +128,14 @@ def _joined(parts: list[tuple[Source, list[Place]]], out: Path) -> Path | None:
         path = out / f"selected{_suffix_of_lines(first)}"
         return lines.write_rows([(part.path, rows) for part, rows in parts], first.container, path)
     tables = [_taken(part, [row.row for row in rows]) for part, rows in parts]
+    types: dict[str, pa.DataType] = {}
+    for field in (field for table in tables for field in table.schema):
+        if pa.types.is_null(field.type):
+            continue
+        # Objects of other fields would be filled with null.
+        same = types.setdefault(field.name, field.type) == field.type
+        if not same and pa.types.is_nested(field.type):
+            return None
     try:
         # A column that a file does not have is null there.
         table = pa.concat_tables(tables, promote_options="default")
@@ -159,7 +175,7 @@ def _taken(source: Source, indices: list[int]) -> pa.Table:
     if source.container == "parquet":
         return take_of_parquet(source.path, indices)
     try:
-        return _table(source).take(indices)
+        return take(_table(source), indices)
     except pa.ArrowException as error:
         raise GradsiftError(f"{source.name}: its rows cannot be copied: {short(error)}") from error
 
@@ -197,9 +213,13 @@ def _dataset(source: Source) -> Any:
         ) from None
     try:
         if source.container == "disk":
+            for path in sorted(source.path.rglob("*.arrow")):
+                require_whole(path)
             loaded = datasets.load_from_disk(source.name)
         else:
             loaded = datasets.load_dataset(source.name, source.data_config)
+    except GradsiftError:
+        raise
     except Exception as error:  # Its builders, its file systems and the hub raise what they like.
         raise GradsiftError(_why_not_loaded(source, str(error))) from error
     return _split_of(source, loaded)

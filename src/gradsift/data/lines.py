@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -75,13 +75,16 @@ def jsonl_rows(file: BinaryIO, path: Path) -> Iterator[RawRow]:
     while content := file.readline():
         line_number += 1
         end = start + len(content)
-        if line_number == 1 and content.startswith(BOM):
-            content, start = content.removeprefix(BOM), len(BOM)
+        if content.startswith(BOM):
+            # Files joined with cat have it in the middle.
+            content, start = content.removeprefix(BOM), start + len(BOM)
         if content and not content.isspace():
             text, error = _decoded(content)
             # A line may be as long as a file: one copy less while it is parsed.
             content = b""
             record, error = (None, error) if text is None else _parsed(text)
+            if error is not None and text is not None and "\r" in text.rstrip():
+                error = error[0], f"{error[1]}; if lines end in \\r alone, let them end in \\n"
             text = None
             yield RawRow(index, line_number, start, end, record, error)
             index += 1
@@ -141,10 +144,11 @@ def json_rows(file: BinaryIO, path: Path) -> Iterator[RawRow]:
             f"{ascii(text[at : at + 20]) if at < len(text) else 'nothing'}."
         )
     at = _skip_space(text, at + 1)
-    index, counted, line = 0, 0, 1
+    index, counted, line, seen_bad = 0, 0, 1, False
     while text[at : at + 1] != "]":
         line += text.count("\n", counted, at)
-        value, error, stop = _element(text, at, path, line)
+        value, error, stop = _element(text, at, path, line, seen_bad=seen_bad)
+        seen_bad |= error is not None and _ELSE_SOUND in error[1]
         start = byte + _n_bytes(text, counted, at)
         end = start + _n_bytes(text, at, stop)
         yield RawRow(index, line, start, end, value, error)
@@ -169,10 +173,15 @@ def json_rows(file: BinaryIO, path: Path) -> Iterator[RawRow]:
 
 
 def _element(
-    text: str, at: int, path: Path, line: int
+    text: str, at: int, path: Path, line: int, *, seen_bad: bool
 ) -> tuple[dict[str, Any] | None, tuple[str, str] | None, int]:
     """Return an element of an array, or what is wrong with it, and where it ends."""
     decoder = _DECODER
+    if seen_bad and (stop := _end_of(text, at)) is not None:
+        # An error counts the lines before it: those of the element are enough.
+        text, at, offset = text[at:stop], 0, at
+        value, error, stop = _element(text, at, path, line, seen_bad=False)
+        return value, error, offset + stop
     while True:
         try:
             value, stop = decoder.raw_decode(text, at)
@@ -232,9 +241,10 @@ def csv_rows(file: BinaryIO, path: Path) -> Iterator[RawRow]:
     csv.field_size_limit(2**31 - 1)
     lines = _CountingLines(iter(file.readline, b""))
     names, reader = _header(path, lines)
-    index = 0
+    delimiter, index = reader.dialect.delimiter, 0
     while True:
         start, line = lines.byte, lines.count + 1
+        lines.texts.clear()
         try:
             fields = next(reader)
         except StopIteration:
@@ -249,7 +259,8 @@ def csv_rows(file: BinaryIO, path: Path) -> Iterator[RawRow]:
         if fields == []:
             continue
         record = None if error else dict(zip(names, fields, strict=True))
-        yield RawRow(index, line, start, lines.byte, record, error)
+        remark = _look_like_rows(lines.texts[1:], len(names), delimiter)
+        yield RawRow(index, line, start, lines.byte, record, error, remark=remark)
         index += 1
 
 
@@ -266,11 +277,25 @@ def _csv_error(
 ) -> tuple[str, str] | None:
     if bad := lines.take_bad():
         return "unreadable_line", bad
+    if [field.removeprefix("\ufeff") for field in fields] == names:
+        return "unreadable_line", "the header again, as in files that were joined"
     if fields and len(fields) != len(names):
         swallowed = _swallowed(line, lines.count, never=False)
         n = f"{len(fields)} fields, the header has {len(names)}"
         return "unreadable_line", f"{n}{swallowed}"
     return None
+
+
+def _look_like_rows(inner: list[str], n_fields: int, delimiter: str) -> str | None:
+    """Return what is to be said of a record of several lines, if all but its first may be rows."""
+    if not inner or n_fields == 1 or any(line.count(delimiter) < n_fields - 1 for line in inner):
+        return None
+    if any(len(next(csv.reader([line], delimiter=delimiter), ())) != n_fields for line in inner):
+        return None
+    return (
+        "a quote takes further lines for its text, and each of them looks like a row of its own: "
+        "is it a stray quote?"
+    )
 
 
 def _swallowed(first: int, last: int, *, never: bool) -> str:
@@ -320,6 +345,13 @@ def _header(path: Path, lines: _CountingLines) -> tuple[list[str], Any]:
     if not names:
         what = "the file is empty" if names is None else "line 1 is blank"
         raise GradsiftError(f"{path}: {what}; expected a line with column names.")
+    others = [mark for mark in ";|" if len(names) == 1 and mark in names[0]]
+    if others:
+        raise GradsiftError(
+            f"{path}: line 1: the columns seem to be separated by {others[0]!r}: save them with "
+            "commas or tabs."
+        )
+    names = [name.strip() for name in names]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise GradsiftError(f"{path}: line 1: column names must differ, found twice: {few(twice)}.")
@@ -327,12 +359,16 @@ def _header(path: Path, lines: _CountingLines) -> tuple[list[str], Any]:
 
 
 class _CountingLines:
-    """Lines of a binary file as text for the csv module, with the place reached so far."""
+    """Lines of a binary file as text for the csv module, with the place reached so far.
+
+    `texts` are those since it was cleared.
+    """
 
     def __init__(self, lines: Iterator[bytes]):
         self._lines = iter(lines)
         self._bad: str | None = None
         self._peeked: list[bytes] = []
+        self.texts: list[str] = []
         self.byte = 0
         self.count = 0
 
@@ -354,10 +390,12 @@ class _CountingLines:
         if b"\0" in content:
             self._bad = "a NUL byte, which stands for no character"
         try:
-            return content.decode()
+            text = content.decode()
         except UnicodeDecodeError:
             self._bad = "not UTF-8"
-            return content.decode(errors="replace")
+            text = content.decode(errors="replace")
+        self.texts.append(text)
+        return text
 
     def take_bad(self) -> str | None:
         """Return what was wrong with a line since the last call."""
@@ -365,23 +403,36 @@ class _CountingLines:
         return bad
 
 
-def read_ids(path: str | None, setting: str, id_column: str) -> list[str]:
-    """Read ids, one a line, or those of rows; of no file none. `setting` names it in errors."""
+def read_ids(
+    path: str | None, setting: str, id_column: str, shared: Container[str] = ()
+) -> list[str]:
+    """Read ids, one a line, or those of rows; of no file none.
+
+    Args:
+        path: Of the file.
+        setting: Its name in errors.
+        id_column: Of rows.
+        shared: Ids that several rows have, of which all but one were given others.
+
+    Raises:
+        GradsiftError: If there is no id in a line, or if a row's is one of several.
+    """
     if path is None:
         return []
     try:
         # Not splitlines: text may hold other line breaks than a file of lines has.
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        with open_utf8(Path(path)) as file:
+            lines = file.read().decode("utf-8-sig").split("\n")
+    except (GradsiftError, OSError, UnicodeDecodeError) as error:
         raise GradsiftError(
             f"`{setting}` {path}: cannot be read ({error}). Expected ids, one a line."
         ) from None
     where = f"`{setting}` {path}"
-    return [_id_in(line.strip(), id_column, f"{where}, line {at}")
+    return [_id_in(line.strip(), id_column, f"{where}, line {at}", shared)
             for at, line in enumerate(lines, start=1) if line.strip()]  # fmt: skip
 
 
-def _id_in(line: str, id_column: str, where: str) -> str:
+def _id_in(line: str, id_column: str, where: str, shared: Container[str]) -> str:
     if not line.startswith("{"):
         return line
     # Of a file of rows, the ids are what is meant.
@@ -397,4 +448,9 @@ def _id_in(line: str, id_column: str, where: str) -> str:
             f"{where}: looks like a row but has no id: no field {id_column!r}, found {few(row)}. "
             "Expected ids, one a line, or rows with the id field of this run."
         )
-    return str(row[id_column])
+    if (own_id := str(row[id_column])) in shared:
+        raise GradsiftError(
+            f"{where}: several rows have the id {short(own_id, 60)!r}, and the others were called "
+            f"{short(own_id, 60)}#2 and so on. Give the ids of pool.parquet, one a line."
+        )
+    return own_id

@@ -12,18 +12,23 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 
 from gradsift.data.containers import rows_of_blocks
 from gradsift.data.lines import jsonl_rows
 from gradsift.data.sources import KEPT_LINES, KEPT_TABLE, RawRow, Source
-from gradsift.data.tables import ROWS_AT_A_TIME, table_blocks
+from gradsift.data.tables import ROWS_AT_A_TIME, table_blocks, take
 from gradsift.errors import GradsiftError
 from gradsift.utils import first_line, short, write_atomically
 
+# Of a row that becomes a part of an Arrow table.
+MOST_LEVELS = 50
 ROWS_BETWEEN_NOTES = 10_000
 EXPECTED = (
     "expected a file, a folder, a pattern or a hub id (or a list of these), a datasets.Dataset, a "
@@ -86,7 +91,7 @@ class Held:
         with pa.ipc.new_file(pa.PythonFile(sink, "w"), table.schema) as writer:
             for start in range(0, table.num_rows, ROWS_AT_A_TIME):
                 part = table.slice(start, ROWS_AT_A_TIME)
-                part = part.take(pa.array(range(part.num_rows), pa.int64())).combine_chunks()
+                part = take(part, pa.array(range(part.num_rows), pa.int64())).combine_chunks()
                 writer.write_table(part, max_chunksize=ROWS_AT_A_TIME)
 
 
@@ -135,9 +140,14 @@ def held_rows(data: Any, split: str | None = None) -> Held:
     if isinstance(data, pa.Table):
         content = _without_notes(data)
     elif library == "datasets" and hasattr(data, "with_format") and hasattr(data, "select"):
+        if data.format["type"] == "custom":
+            raise GradsiftError(
+                f"`data` is a {what} with a transform (set_transform), which changes rows as they "
+                "are read; apply it with `map`, or give the rows as a list."
+            )
         content = _without_notes(data.with_format("arrow")[:])
     elif library == "datasets" and hasattr(data, "__iter__"):
-        content = _of_rows(_counted(data), what)
+        content = _of_rows(_counted(data.with_format(None)), what)
     elif library == "pandas" and hasattr(data, "columns"):
         content = _of_frame(data, what)
     elif isinstance(data, list | tuple) and all(isinstance(row, Mapping) for row in data):
@@ -185,17 +195,43 @@ def _of_frame(frame: Any, what: str) -> pa.Table | bytes:
     twice = frame.columns[frame.columns.duplicated()].tolist()
     if twice:
         raise GradsiftError(f"the columns of the {what} must differ, found twice: {twice[0]!r}.")
+    if any(name is not None and name not in frame.columns for name in frame.index.names):
+        # An index that has a name is a column like the others.
+        frame = frame.reset_index([name for name in frame.index.names
+                                   if name is not None and name not in frame.columns])  # fmt: skip
     try:
+        if any(map(_is_deep, frame.to_dict("list").values())):
+            raise ValueError("too deep for Arrow")
         table = _without_notes(pa.Table.from_pandas(frame, preserve_index=False))
         nested = [name for name in table.column_names if pa.types.is_nested(table[name].type)]
         if all(table[n].to_pylist() == [_plain(v) for v in frame[n]] for n in nested):
             return table
     except (pa.ArrowException, TypeError, ValueError, OverflowError, KeyError):
         pass
+    records = frame.to_dict("records")
+    return _json_lines([{str(k): v for k, v in row.items()} for row in records], what)
+
+
+def _is_deep(value: Any) -> bool:
+    """Return whether a value is nested deeper than Arrow and recursion stand."""
+    at = [value]
+    for _ in range(MOST_LEVELS):
+        at = [inner for outer in at for inner in _inside(outer)]
+        if not at:
+            return False
+    return True
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    is_array = str(getattr(value, "dtype", "")) == "object" and hasattr(value, "__len__")
+    return value if isinstance(value, list | tuple) or is_array else ()
+
+
+def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
     # To pandas, what is not there is NaN.
-    rows = ({str(k): _plain(v) for k, v in row.items()} for row in frame.to_dict("records"))
-    return _json_lines([{k: None if _missing(v) else v for k, v in row.items()} for row in rows],
-                       what)  # fmt: skip
+    return {k: None if _missing(v) else _plain(v) for k, v in row.items()}
 
 
 def _missing(value: Any) -> bool:
@@ -215,6 +251,9 @@ def _plain(value: Any) -> Any:
 
 def _of_rows(rows: Sequence[Mapping[str, Any]], what: str) -> pa.Table | bytes:
     rows = [dict(row) for row in rows]
+    if any(map(_is_deep, rows)):
+        return _json_lines(rows, what)
+    rows = [_plain_row(row) for row in rows]
     try:
         table = pa.Table.from_pylist(rows)
         if _same(table.to_pylist(), rows):
@@ -239,15 +278,24 @@ def _json_lines(rows: Sequence[Mapping[str, Any]], what: str) -> bytes:
     written = []
     for at, row in enumerate(rows):
         try:
-            line = json.dumps(row, ensure_ascii=False)
+            row = _plain_row(row)
+            line = json.dumps(row, ensure_ascii=False, default=_as_object)
             # Half a surrogate pair is written as the escape that JSON has for it.
-            written.append((line if _is_text(line) else json.dumps(row)).encode())
+            escaped = line if _is_text(line) else json.dumps(row, default=_as_object)
+            written.append(escaped.encode())
         except (TypeError, ValueError, RecursionError) as error:
             raise GradsiftError(
                 f"row {at} of the {what} holds what neither Arrow nor JSON can: "
                 f"{short(first_line(error))}."
             ) from None
     return b"".join(line + b"\n" for line in written)
+
+
+def _as_object(value: Any) -> dict[str, str]:
+    """Write what JSON has no word for as an object, which nobody takes for text of the row's."""
+    if isinstance(value, date | time | timedelta | Decimal | bytes | bytearray | UUID):
+        return {type(value).__name__: str(value)}
+    raise TypeError(f"{type(value).__name__} is neither a value of Arrow's nor of JSON's")
 
 
 def _is_text(line: str) -> bool:

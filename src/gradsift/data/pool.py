@@ -23,6 +23,9 @@ from gradsift.errors import GradsiftError
 from gradsift.schema import takes, validated
 from gradsift.utils import few, short
 
+# Up to here a float has room for every whole number.
+MOST_EXACT = 2.0**53
+
 
 @dataclass(frozen=True)
 class PoolRow:
@@ -76,6 +79,8 @@ class Pool:
         sha256: Of the source's content.
         rows: In the source's order.
         read_as: `data` and the fields of ReadingConfig, to read the same rows again.
+        left_out: Fields of text that are not read.
+        odd_ids: Places of the rows whose id is neither text nor a whole number.
         held: The rows themselves, where they came from memory.
     """
 
@@ -87,6 +92,7 @@ class Pool:
     rows: tuple[PoolRow, ...]
     read_as: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    odd_ids: tuple[str, ...] = ()
     held: Held | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -116,12 +122,18 @@ class Pool:
         lines += remarks_on(self.rows)
         if self.n_duplicate_texts:
             lines.append(f"{self.n_duplicate_texts} rows repeat the text of an earlier row; kept")
+        if self.odd_ids:
+            lines.append(
+                f"{len(self.odd_ids)} rows have an id that is neither text nor a whole number, and "
+                f"are called after what they say; the first is {self.odd_ids[0]}"
+            )
         renamed = [row for row in self.rows if row.own_id is not None]
         if renamed:
             first = renamed[0]
             lines.append(
                 f"{len(renamed)} rows have the id of an earlier row that says something else; the "
-                f"first, {first.place}: {first.own_id!r} is called {first.instance_id!r}. "
+                f"first, {first.place}: {short(first.own_id, 60)!r} is called "
+                f"{short(first.instance_id, 60)!r}. "
                 "`duplicate_ids: drop` drops them; `id_column` names another field"
             )
         for reason, n in self.dropped_by_reason.items():
@@ -237,7 +249,15 @@ def read_pool(data: Any, reading: ReadingConfig, *, labels_needed: bool = True) 
     ]
     unread = () if reading.dataset_info else left_out(first, row_format, columns, labels)
     sha256 = fingerprint(source) if held is None else held.fingerprint()
-    pool = Pool(source, row_format, detected, columns, sha256, rows, read_as, tuple(unread), held)
+    id_column = reading.id_column or "id"
+    odd_ids = tuple(
+        row.place
+        for row, raw in zip(rows, raw_rows, strict=True)
+        if row.example is not None and _is_odd(raw.record.get(id_column))
+    )
+    pool = Pool(
+        source, row_format, detected, columns, sha256, rows, read_as, tuple(unread), odd_ids, held
+    )
     _require_usable(pool)
     return pool
 
@@ -295,13 +315,14 @@ class _RowReader:
         return replace(row, instance_id=instance_id)
 
     def _own_id(self, raw: RawRow) -> str | None:
-        return None if raw.record is None else _text_of(raw.record, self._id_column)
+        return None if raw.record is None else _id_of(raw.record.get(self._id_column))
 
     def _example(self, raw: RawRow, own_id: str | None) -> tuple[Example, str, str | None]:
         if raw.error is not None:
             raise RowError(*raw.error)
         try:
-            example = self._readers[isinstance(raw.record, TableRecord)].parse(raw.record)
+            filled = isinstance(raw.record, TableRecord) and raw.record.filled
+            example = self._readers[filled].parse(raw.record)
         except RowError:
             _require_converted(raw.record)
             raise
@@ -310,6 +331,8 @@ class _RowReader:
         source = _text_of(raw.record, self._source_column) or self._source_names.get(raw.file)
         _require_converted(raw.record)
         content_hash = _content_hash(example)
+        if raw.remark is not None:
+            example = replace(example, remarks=(*example.remarks, raw.remark))
         if own_id is None and self._id_required:
             raise RowError(
                 "missing_field", f"no text or whole number in id field {self._id_column!r}"
@@ -345,8 +368,22 @@ class _RowReader:
         return wished
 
 
+def _id_of(value: object) -> str | None:
+    # To pandas, whole numbers of which some are missing are floats.
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < MOST_EXACT
+    return _as_text(int(value) if whole else value)
+
+
+def _is_odd(value: object) -> bool:
+    absent = value is None or value == "" or (isinstance(value, float) and value != value)
+    return not absent and _id_of(value) is None
+
+
 def _text_of(record: Mapping[str, Any], column: str) -> str | None:
-    value = record.get(column)
+    return _as_text(record.get(column))
+
+
+def _as_text(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         return None
     # Half a surrogate pair cannot be stored.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from gradsift.data.folders import SHARD, data_files
+from gradsift.data.folders import SHARD, data_files, is_run
 from gradsift.data.streams import COMPRESSED, encoding_of, open_utf8, uncompressed_name
 from gradsift.data.whole_objects import refuse_one_object
 from gradsift.errors import GradsiftError
@@ -29,7 +31,17 @@ SUFFIXES = {
 # Containers of lines, which may be compressed.
 LINES = ("jsonl", "json", "csv")
 # What rows that came from memory are called in their run folder.
+# What files begin with that are no text.
+_MAGIC = (
+    (b"\x1f\x8b", "a gzip archive", ".gz"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", ".zst"),
+    (b"PAR1", "Parquet", ".parquet"),
+    (b"ARROW1", "Arrow", ".arrow"),
+)
 KEPT_TABLE, KEPT_LINES = "pool-data.arrow", "pool-data.jsonl"
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,7 @@ class RawRow:
         error: What is wrong with it: (reason, detail), or None.
         file: Label of the file, where rows come from several.
         index_in_file: 0-based, over the rows of that file.
+        remark: What a person should know of how it was read.
     """
 
     index: int
@@ -55,6 +68,7 @@ class RawRow:
     error: tuple[str, str] | None = None
     file: str | None = None
     index_in_file: int | None = None
+    remark: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,13 +120,16 @@ class Source:
 def absolute(name: str | Path) -> str:
     """Return a name that is found from any working directory; hub ids stay as they are."""
     # Links stay: in a copy of a hub dataset they have the names, and what they lead to has none.
-    name = str(name)
-    return os.path.abspath(name) if Path(name).exists() or is_pattern(name) else name
+    name = os.path.expanduser(name)
+    if is_pattern(name):
+        # What the working directory is called is no pattern.
+        return os.path.normpath(os.path.join(glob.escape(os.getcwd()), name))
+    return os.path.abspath(name) if os.path.exists(name) else name
 
 
 def is_pattern(name: str) -> bool:
     """Return whether a name stands for the files that match it."""
-    return glob.has_magic(name) and not Path(name).exists()
+    return glob.has_magic(name) and not os.path.exists(name)
 
 
 def find_source(
@@ -125,17 +142,25 @@ def find_source(
         split: Of a folder or a hub dataset that has several.
         data_config: Of a hub dataset, or of a copy of one in a folder.
     """
-    names = [data] if isinstance(data, str) else list(data)
+    names = [os.path.expanduser(one) for one in ([data] if isinstance(data, str) else data)]
     if not names:
         raise GradsiftError("`data` is empty; expected a file, a folder, a pattern or a hub id.")
-    found = [part for name in names for part in _find(name, split, data_config)]
+    try:
+        found = [part for name in names for part in _find(name, split, data_config)]
+    except OSError as error:
+        where = error.filename or names[0]
+        raise GradsiftError(f"{where}: cannot be read ({error.strerror or error}).") from None
     given = tuple(map(absolute, names))
     if len(found) == 1:
         one = found[0]
-        return one if given == (one.name,) or not one.path.is_file() else replace(one, given=given)
-    twice = [name for name, n in Counter(part.name for part in found).items() if n > 1]
+        if given == (one.name,) or not one.path.is_file():
+            return one
+        return replace(one, given=given, split=split, data_config=data_config)
+    where = Counter(os.path.realpath(part.name) for part in found)
+    twice = [part.name for part in found if where[os.path.realpath(part.name)] > 1]
     if twice:
-        raise GradsiftError(f"{twice[0]} is given twice; its rows would be, too.")
+        also = f" (also as {twice[1]})" if twice[0] != twice[1] else ""
+        raise GradsiftError(f"{twice[0]} is given twice{also}; its rows would be, too.")
     labels = _labels([part.name for part in found])
     parts = tuple(replace(part, label=label) for part, label in zip(found, labels, strict=True))
     name = given[0] if len(given) == 1 else f"{given[0]} and {len(given) - 1} more"
@@ -146,7 +171,13 @@ def find_written(path: Path) -> Source:
     """Return where selected rows are: a file, or a folder with one file for each of the input."""
     if path.is_file() or (path / "state.json").exists():
         return find_source(str(path), None)
-    return find_source([str(file) for file in sorted(path.rglob("*")) if file.is_file()], None)
+    whole = {marker.parent for marker in path.rglob("state.json")}
+    found = [
+        one
+        for one in sorted(path.rglob("*"))
+        if one in whole or (one.is_file() and not whole & {*one.parents})
+    ]
+    return find_source([str(one) for one in found], None)
 
 
 def _find(name: str, split: str | None, data_config: str | None) -> list[Source]:
@@ -180,6 +211,16 @@ def _find(name: str, split: str | None, data_config: str | None) -> list[Source]
 def _matching(pattern: str) -> list[Path]:
     found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
     files = [path for path in found if path.is_file()]
+    folders = [] if "**" in pattern else [path.name for path in found if path.is_dir()]
+    if folders:
+        logger.info(f"{pattern}: folders are passed over: {few(folders, 5)}")
+    # What a run wrote is none of its input, but where the pattern names its folder.
+    named = list(takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+    files = [
+        path
+        for path in files
+        if not any(map(is_run, [*path.parents][: len(path.parts) - len(named) - 1]))
+    ] or files
     if not files:
         raise GradsiftError(f"{pattern}: no file matches this pattern.")
     return files
@@ -200,6 +241,8 @@ def _file(path: Path) -> Source:
             + ' Excel\'s "Unicode text" has tabs: call it .tsv.'
             * excel
         )
+    if container in LINES and path.suffix.lower() not in COMPRESSED:
+        _require_text(path)
     if path.name == KEPT_TABLE:
         container = "memory"
     encoding = encoding_of(path) if container in LINES else None
@@ -210,6 +253,15 @@ def _file(path: Path) -> Source:
             refuse_one_object(path)
             container = "jsonl"
     return Source(os.path.abspath(path), container, encoding=encoding)
+
+
+def _require_text(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(8)
+    for magic, what, suffix in _MAGIC:
+        if head.startswith(magic):
+            called = path.name + suffix if suffix in COMPRESSED else path.stem + suffix
+            raise GradsiftError(f"{path}: is {what}, not lines; call it {called}.")
 
 
 def _labels(names: Sequence[str]) -> list[str]:

@@ -47,6 +47,12 @@ def encoding_of(path: Path) -> str | None:
         return _encoding(file.peek(_HEAD)[:_HEAD])
 
 
+def is_empty(path: Path) -> bool:
+    """Return whether nothing is in a file."""
+    with _unpacked(path) as file:
+        return not file.peek(1)
+
+
 def read_range(file: BinaryIO, start: int, end: int) -> bytes:
     """Read some bytes of a file that may only go forward."""
     if file.seekable():
@@ -109,11 +115,28 @@ def _encoding(head: bytes) -> str | None:
     ):
         if head.startswith(mark):
             return encoding
-    # Without a mark: every other byte of what a file of rows begins with is nought.
-    even, odd = head[0:32:2], head[1:32:2]
-    if len(odd) > 1 and not any(odd) and all(even):
-        return "utf-16-le"
-    return "utf-16-be" if len(odd) > 1 and not any(even) and all(odd) else None
+    # Without a mark: a file of rows begins with two characters of ASCII, as a rule.
+    zeros = "".join("0" if byte == 0 else "x" for byte in head[:8])
+    for begin, encoding in (
+        ("x000x000", "utf-32-le"),
+        ("000x000x", "utf-32-be"),
+        ("x0x0", "utf-16-le"),
+        ("0x0x", "utf-16-be"),
+    ):
+        if zeros.startswith(begin):
+            return encoding
+    if 0 in head and not _is_utf8(head):
+        # Else it has lines, and every character is one.
+        for encoding in ("utf-16-le", "utf-16-be"):
+            text = head[: len(head) // 2 * 2].decode(encoding, "replace")
+            if "\n" in text and "\ufffd" not in text[:-1]:
+                return encoding
+    return None
+
+
+def _is_utf8(head: bytes) -> bool:
+    # The last character may be cut.
+    return "\ufffd" not in head.decode(errors="replace")[:-3]
 
 
 def _as_utf8(content: bytes, encoding: str) -> bytes:

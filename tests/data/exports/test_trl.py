@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from types import SimpleNamespace
 
 import pytest
 from datasets import load_dataset
@@ -9,6 +10,7 @@ from datasets import load_dataset
 import gradsift as gs
 from gradsift.config import RunConfig
 from gradsift.data.example import Plain
+from gradsift.data.exports import trl as trl_export
 from gradsift.data.exports.rows import ExportRow, Setup
 from gradsift.data.exports.write import write_export
 from gradsift.data.tokenization import build_instances
@@ -232,3 +234,13 @@ def test_the_script_loads_a_quantised_model_as_the_capture_does(tmp_path):
     assert "\"revision\": 'v1'" in script
     assert "'r': 4" in script
     assert "bf16=True" in script
+
+
+def test_a_row_that_is_none_any_more_is_said(tmp_path, models, monkeypatch):
+    dropped = SimpleNamespace(dropped={"0": ("no_assistant_turn", "why")})
+    monkeypatch.setattr(trl_export, "build_instances", lambda *given, **settings: dropped)
+    rows = [{"prompt": "q", "response": "red"}]
+    with pytest.raises(
+        gs.GradsiftError, match=r"dropped by this version .*\(no_assistant_turn: why"
+    ):
+        exported(tmp_path, next(iter(models.values())), rows)

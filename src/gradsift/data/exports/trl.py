@@ -14,8 +14,9 @@ from gradsift.data.example import Chat, Example, Plain
 from gradsift.data.exports.rows import Exported, ExportRow, Setup, as_text, write_lines
 from gradsift.data.rendering import Template, asks_for_the_day
 from gradsift.data.tokenization import Instance, build_instances
+from gradsift.errors import GradsiftError
 from gradsift.terms import IGNORED_LABEL
-from gradsift.utils import write_text
+from gradsift.utils import short, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -148,7 +149,13 @@ def _instances(examples: Sequence[Example], setup: Setup, max_length: int) -> Se
         template_kwargs=config.chat_template_kwargs,
         template_date=setup.day(),
     )
-    assert not built.dropped, built.dropped  # They were instances when they were captured.
+    if built.dropped:
+        # They were instances when they were captured, perhaps by an earlier gradsift.
+        (_, (reason, detail)), *_ = built.dropped.items()
+        raise GradsiftError(
+            f"{len(built.dropped)} of the selected rows are dropped by this version of gradsift "
+            f"({reason}: {short(detail)}). Capture and select again."
+        )
     return built.items
 
 
