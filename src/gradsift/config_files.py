@@ -14,6 +14,7 @@ from gradsift.config import RunConfig
 from gradsift.data.sources import absolute
 from gradsift.errors import GradsiftError
 from gradsift.schema import RENAMED, fields_of, migrated, require_known, validated
+from gradsift.store.manifest import MANIFEST_NAME
 from gradsift.trainer_configs.translate import translate
 
 CONFIG_NAME = "config.yaml"
@@ -65,6 +66,9 @@ def resolve(
         logger.warning(f"{config_file}: names of an earlier gradsift are read as today's: {names}")
     values = migrated(values)
     require_known(values, RunConfig.model_fields, str(config_file))
+    if config_file is not None and (config_file.parent / MANIFEST_NAME).exists():
+        # A run of before this setting dropped them.
+        values.setdefault("duplicate_ids", "drop")
     values = _over(values, given)
     if trainer_config is not None:
         values = {key: value for key, value in values.items() if value is not None}

@@ -120,3 +120,17 @@ def test_it_is_said_whether_the_file_or_its_reader_changed(former, monkeypatch, 
         message = "Put the old file back"
     with pytest.raises(gs.GradsiftError, match=message):
         _ = run.instances
+
+
+def test_its_own_settings_resume_it_though_ids_repeat(former, tmp_path, capsys):
+    rows = (former.parent / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(rows + rows.splitlines()[0].replace("red", "blue") + "\n")
+    run = tmp_path / "run"
+    gs.run(tmp_path / "rows.jsonl", model=str(former.parent / "model"), budget=5, out=run,
+           duplicate_ids="drop")  # fmt: skip
+    make_former(run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["duplicate_ids"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    code, _, err = invoke(capsys, "run", "--config", run / "config.yaml", "--budget", "4")
+    assert (code, "nothing to do" in err) == (0, True), err

@@ -324,7 +324,8 @@ def require_object(turn: object, i: int) -> None:
 def require(record: Mapping[str, Any], name: str) -> Any:
     """Return a field that must be there and not null."""
     if record.get(name) is None:
-        raise RowError("missing_field", f"no field {name!r}; found {few(record)}")
+        what = f"{name!r} is null" if name in record else f"no field {name!r}; found {few(record)}"
+        raise RowError("missing_field", what)
     return record[name]
 
 
