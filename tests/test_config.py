@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from gradsift import config, schema
 from gradsift.config import SelectionConfig
+from gradsift.config_files import run_config
 
 
 @pytest.mark.parametrize(
@@ -91,3 +92,16 @@ def test_every_setting_says_what_it_is():
     for group in groups():
         for name, field in group.model_fields.items():
             assert (field.description or "").endswith("."), (group, name)
+
+
+def test_files_in_sft_are_found_from_any_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("t.jinja", "ds.json", "fsdp.json")
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    sft = {"chat_template_path": "t.jinja", "deepspeed": "ds.json", "fsdp_config": "fsdp.json"}
+    saved = run_config({"data": "x", "model": "a/b", "out": "y", "sft": sft | {"optim": "sgd"}}).sft
+    assert saved == {key: str(tmp_path / sft[key]) for key in sft} | {"optim": "sgd"}
+    assert run_config(
+        {"data": "x", "model": "a/b", "out": "y", "sft": {"chat_template_path": "a/hub-id"}}
+    ).sft == {"chat_template_path": "a/hub-id"}

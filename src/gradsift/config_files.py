@@ -20,6 +20,9 @@ from gradsift.trainer_configs.translate import translate
 CONFIG_NAME = "config.yaml"
 PATHS = ("data", "model", "dataset_info", "anchor", "target", "keep", "drop")
 
+# Settings of trl's SFTConfig that may name a file or folder.
+SFT_PATHS = ("chat_template_path", "deepspeed", "fsdp_config", "accelerator_config")
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,7 +40,16 @@ def run_config(values: Mapping[str, Any], where: str = "settings") -> RunConfig:
         if value is not None and not is_name and (key, value) != ("model", "demo"):
             several = isinstance(value, tuple)
             paths[key] = tuple(map(absolute, value)) if several else absolute(value)
+    paths["sft"] = with_absolute_files(config.sft)
     return config.model_copy(update=paths)
+
+
+def with_absolute_files(sft: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings for SFTConfig whose files are found from any working directory."""
+    return {
+        key: absolute(value) if key in SFT_PATHS and isinstance(value, str) else value
+        for key, value in sft.items()
+    }
 
 
 def resolve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from gradsift.config import RunConfig, SelectionConfig
+from gradsift.config import ReadingConfig, RunConfig, SelectionConfig
 from gradsift.config_files import CONFIG_NAME, read_yaml, run_config
 from gradsift.data.chat_templates import require_template
 from gradsift.data.containers import fingerprint
@@ -37,13 +38,16 @@ from gradsift.store.tables import (
     read_pool_table,
     write_neighbours,
 )
-from gradsift.utils import few, write_text
+from gradsift.training.known_settings import refused_of_lora, refused_of_sft
+from gradsift.utils import few, short, write_text
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from gradsift.data.tokenization import Instance, Instances
     from gradsift.training.model import ModelSource
+
+logger = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
 # Changes whenever the graph or the clusters are made otherwise.
@@ -83,23 +87,34 @@ class Run:
         self._candidates: dict[frozenset[Need], Candidates] = {}
 
     @classmethod
-    def of(cls, run: str | Path | GradientStore | Run) -> Run:
-        """Return a run, whatever it is given as: folder, store, or itself."""
+    def of(cls, run: Any) -> Run:
+        """Return a run, whatever it is given as: folder, store, a selection of it, or itself.
+
+        Raises:
+            GradsiftError: If it is nothing of these.
+        """
         if isinstance(run, Run):
             return run
         if isinstance(run, GradientStore):
             return cls(run.folder, store=run)
+        # What select and run return names the run that it is of.
+        run = getattr(run, "run", run)
+        if not isinstance(run, str | Path):
+            raise GradsiftError(
+                f"the run is {short(repr(run), 80)}, expected a run folder, its store, or what "
+                "select returns."
+            )
         return cls(run)
 
     @classmethod
-    def new(cls, model: str, pool: Pool, **settings: object) -> Run:
-        """Return a run that is to be captured from a pool.
+    def new(cls, model: str, pool: Any, **settings: object) -> Run:
+        """Return a run that is to be captured from a pool, or from what load_pool takes.
 
         Raises:
-            GradsiftError: For settings that cannot be.
+            GradsiftError: For settings or rows that cannot be.
         """
         if not isinstance(pool, Pool):
-            raise GradsiftError(f"the pool is {pool!r:.80}, expected what load_pool returns.")
+            pool = read_pool(pool, ReadingConfig())
         values = {"data": pool.source.name, **pool.read_as, "model": model, **settings}
         if pool.held is not None and settings.get("out") is not None:
             values["data"] = str(Path(str(settings["out"])).resolve() / pool.held.file_name)
@@ -123,6 +138,9 @@ class Run:
         values = migrated(read_yaml(path))
         # Before there was this setting, rows with the id of another were dropped.
         values.setdefault("duplicate_ids", "drop")
+        for key, refused in (("sft", refused_of_sft), ("lora", refused_of_lora)):
+            if isinstance(values.get(key), dict):
+                values[key] = _without_refused(values[key], key, refused(values[key]), path)
         config = run_config(values, str(path))
         return config.model_copy(update={"data": self._here(config.data)})
 
@@ -452,6 +470,19 @@ class Run:
             other.content_ND[other.finite],
             other.step[other.finite],
         )
+
+
+def _without_refused(
+    settings: dict[str, Any], of: str, refused: dict[str, str], path: Path
+) -> dict[str, Any]:
+    """Leave out what an earlier gradsift took, mostly without doing anything, and tell."""
+    if refused:
+        reasons = "; ".join(f"{key}: {reason}" for key, reason in refused.items())
+        logger.warning(
+            f"{path}: {of} settings that an earlier gradsift took, and that are left out now: "
+            f"{reasons}"
+        )
+    return {key: value for key, value in settings.items() if key not in refused}
 
 
 def _names(column: pa.ChunkedArray) -> list[str] | None:

@@ -13,10 +13,11 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from gradsift.errors import GradsiftError
+from gradsift.utils import short
 
 # Settings of before, and the values that were renamed with them.
 RENAMED: dict[str, tuple[str, dict[str, str]]] = {
@@ -322,6 +323,21 @@ def misspelt(names: Iterable[str], known: Iterable[str]) -> str:
     return ", ".join(shown)
 
 
+def of_type(hint: Any, value: object, what: str) -> Any:
+    """Return a value that is of an annotated type, strictly.
+
+    Raises:
+        GradsiftError: If it is not; `what` names the setting.
+    """
+    try:
+        return TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError as error:
+        messages = (item["msg"].removeprefix("Input should be ") for item in error.errors())
+        expected = " or ".join(dict.fromkeys(messages))
+        shown = short(repr(value), LONGEST_VALUE)
+        raise GradsiftError(f"{what} is {shown}, expected {expected}.") from None
+
+
 def migrated(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings that an earlier gradsift saved under the names they have now."""
     found = {}
@@ -352,7 +368,6 @@ def _one_line(error: ValidationError) -> str:
         elif not text:
             lines.append(f"`{name}` is missing")
         else:
-            value = repr(inputs[name])
-            cut = value if len(value) <= LONGEST_VALUE else value[:LONGEST_VALUE] + "…"
+            cut = short(repr(inputs[name]), LONGEST_VALUE)
             lines.append(f"`{name}` is {cut}: {text}")
     return "; ".join(lines) + "."

@@ -177,3 +177,33 @@ def test_a_run_of_a_loop_of_ones_own_has_nothing_to_export_with(world, tmp_path)
         gs.select(tmp_path / "run", budget=3, name="none", export="openai")
     assert not (tmp_path / "run/selections/none").exists()
     assert len(gs.select(tmp_path / "run", budget=3, name="none")) == 3
+
+
+def test_a_refused_export_leaves_a_whole_selection(world, monkeypatch):
+    def refuse(*_):
+        raise module.GradsiftError("no.")
+
+    monkeypatch.setattr(module, "write_export", refuse)
+    with pytest.raises(ValueError, match=r"no\. The selection itself, .* is in .*selections/half"):
+        gs.select(world / "run", budget=3, name="half", export="openai")
+    folder = world / "run/selections/half"
+    assert json.loads((folder / "selection.json").read_text())["selected"] == 3
+    with pytest.raises(ValueError, match="other settings"):
+        gs.select(world / "run", budget=4, name="half")
+
+
+def test_plain_text_for_openai_is_refused_before_the_epoch(tmp_path, model):
+    write(tmp_path / "rows.jsonl", [{"text": f"text {i}"} for i in range(6)])
+    with pytest.raises(ValueError, match="every row is plain text"):
+        gs.run(
+            tmp_path / "rows.jsonl", model=model, budget=3, out=tmp_path / "run", export="openai"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_selected_row_that_is_none_any_more_is_not_skipped(world):
+    result = gs.select(world / "run", budget=3, name="spoilt")
+    with result.selected_file.open("a") as file:
+        file.write("[1\n")
+    with pytest.raises(ValueError, match="row 4 is no row any more"):
+        result.records()

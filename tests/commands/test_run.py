@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+from datasets import Dataset
 
 import gradsift as gs
 from gradsift import run_folder
@@ -55,7 +56,18 @@ def test_what_was_opened_is_used_again(folder, tmp_path, monkeypatch):
 def test_a_run_that_is_asked_for_too_little_says_so(folder, tmp_path):
     with pytest.raises(gs.GradsiftError, match="unknown key 'buget'; did you mean budget"):
         gs.run(folder / "rows.jsonl", model="m", budget=5, out=tmp_path, buget=5)
-    with pytest.raises(gs.GradsiftError, match="expected what load_pool returns"):
-        gs.capture("model", "rows.jsonl", out=tmp_path)
+    with pytest.raises(gs.GradsiftError, match="no-rows"):
+        gs.capture("model", "no-rows.jsonl", out=tmp_path)
+    with pytest.raises(gs.GradsiftError, match="the run is 3, expected a run folder"):
+        gs.select(3, budget=5)
     with pytest.raises(gs.GradsiftError, match="unknown key 'strategy'"):
         gs.capture("model", gs.load_pool(folder / "rows.jsonl"), out=tmp_path, strategy="random")
+
+
+def test_a_selection_names_its_run_and_rows_in_memory_are_captured(folder, tmp_path):
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    dataset = Dataset.from_list(rows)
+    gs.capture(folder / "model", dataset, out=tmp_path / "run")
+    first = gs.select(tmp_path / "run", budget=5)
+    assert first.run == tmp_path / "run"
+    assert len(gs.select(first, budget=0.15)) == 3

@@ -8,7 +8,10 @@ import yaml
 
 import gradsift as gs
 from former import make_former_store
+from gradsift.comparison.training_runs import settings_of_arm
+from gradsift.config import ArmTrainingConfig
 from gradsift.data import pool
+from gradsift.run_folder import Run
 from test_cli import invoke
 from tiny import save_tiny
 
@@ -134,3 +137,17 @@ def test_its_own_settings_resume_it_though_ids_repeat(former, tmp_path, capsys):
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     code, _, err = invoke(capsys, "run", "--config", run / "config.yaml", "--budget", "4")
     assert (code, "nothing to do" in err) == (0, True), err
+
+
+def test_settings_that_were_taken_and_ignored_are_left_out_and_told(former, tmp_path, caplog):
+    run = shutil.copytree(former, tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["sft"] = {"dataset_text_field": "foo", "report_to": "none", "learning_rate": 1e-3}
+    config["lora"] = {"r": 2, "use_bdlora": {"a": 1}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    saved = Run(run).config
+    settings = settings_of_arm(ArmTrainingConfig(), saved, 0)
+    assert settings.sft == {"report_to": "none", "learning_rate": 1e-3}
+    assert settings.lora == {"r": 2}
+    assert "dataset_text_field: use `prompt_column`" in caplog.text
+    assert "use_bdlora: only for serving" in caplog.text

@@ -70,3 +70,11 @@ def test_of_english_answers_nothing_is_said():
 def test_scores_under_two_tokenizers_are_not_compared():
     with pytest.raises(GradsiftError, match=r"different ways.*tok:zh.*tok:13a"):
         board_of(([ZH], [ZH]), ([EN], [EN]))
+
+
+def test_bleu_is_left_out_where_no_reference_has_its_longest_ngram():
+    board = board_of((["yes", "no no no"], ["yes", "no no no"]))
+    assert board.metrics == ["loss", "meteor", "rouge_l", "chrf"]
+    assert any(note.startswith("no BLEU") for note in caveats_of(board))
+    longer = board_of((["yes", "no"], ["yes", "no no no no"]))
+    assert "bleu" in longer.metrics

@@ -77,3 +77,12 @@ def test_languages_of_texts_that_belong_together(texts, codes):
 )
 def test_scripts_without_spaces(characters, expected):
     assert {is_without_spaces(character) for character in characters} == {expected}
+
+
+@pytest.mark.parametrize("guess", ["wuu", "yue"])
+def test_what_is_written_as_chinese_is_called_that(monkeypatch, guess):
+    import py3langid
+
+    monkeypatch.setattr(py3langid, "classify", lambda text: (guess, 0.0))
+    monkeypatch.setattr(py3langid, "rank", lambda text: [(guess, 9.0), ("zh", 1.0)])
+    assert languages_of(["def f(x): return x + 1  # one more than it was"] * 2) == ["zh", "zh"]

@@ -283,6 +283,21 @@ def test_rouge_l_is_the_longest_common_subsequence():
     assert score_texts(["a b"], ["a b c d"], WITHOUT).rouge_l == [pytest.approx(2 / 3)]
 
 
+@pytest.mark.parametrize("text", ["👍👍 🎉", "１２３４", "+-*/"])
+def test_what_has_no_ascii_words_is_like_itself(text):
+    found = score_texts([text, "b"], [text, "b"], WITHOUT)
+    assert found.rouge_l == [1.0, 1.0]
+    assert "tok:" in found.signatures["rouge_l"]
+    assert score_texts(["yes"], [text], WITHOUT).rouge_l == [0.0]
+
+
+def test_json_is_cut_into_words_as_english_is():
+    assert text_metrics.is_english("zxx")
+    assert text_metrics.measures_meteor(["en", "zxx", "zh"])
+    assert not text_metrics.measures_meteor(["en", "zh", "zh"])
+    assert not text_metrics.measures_meteor([])
+
+
 def test_doing_without_wordnet_is_said(monkeypatch, caplog):
     monkeypatch.setattr(text_metrics, "_installed", lambda: False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -454,7 +454,7 @@ WRONG = [
     ({"rank_pattern": "foo"}, "rank_pattern is 'foo', expected a valid dictionary"),
     ({"modules_to_save": [1]}, r"modules_to_save is \[1\], expected a valid string"),
     ({"use_dora": "yes"}, "use_dora is 'yes', expected a valid boolean"),
-    ({"layers_pattern": ["h"]}, "peft refuses: `layers_pattern` cannot"),
+    ({"layers_pattern": ["h"]}, "layers_pattern needs target_modules as a list"),
     ({"eva_config": 3}, "eva_config: such adapters are started from data"),
 ]
 

@@ -1,11 +1,12 @@
 """Every field of the installed SFTConfig and LoraConfig is in one table, and is what it says."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from trl import SFTConfig
 
 from gradsift.errors import GradsiftError
@@ -20,8 +21,9 @@ from gradsift.training.known_settings import (
     TOKENIZER_SETTINGS,
     said_anyway,
 )
-from gradsift.training.lora_settings import lora_config
+from gradsift.training.lora_settings import adapting, lora_config
 from gradsift.training.trainer_settings import TrainerSettings, require_settings, sft_config
+from tiny import tiny_llama
 
 TABLES = {
     "SFTConfig": (SFTConfig, (SFT_PASSED, SFT_DECIDED, SFT_REFUSED)),
@@ -66,6 +68,7 @@ def test_lora_what_is_not_passed_on_is_refused_with_the_reason(name):
     [
         {"report_to": "none", "push_to_hub": False, "save_strategy": "no", "eval_strategy": "no"},
         {"packing": False, "padding_free": False, "dataloader_drop_last": False},
+        {"trackio_space_id": None, "hub_token": None, "report_to": ["none"]},
         {"label_smoothing_factor": 0, "router_aux_loss_coef": 0.0, "neftune_noise_alpha": None},
         {"dataset_text_field": "text", "loss_type": "nll", "assistant_only_loss": True},
     ],
@@ -191,6 +194,16 @@ def test_what_the_tokenizer_has_is_not_done_again_by_trl(name):
             "lr_scheduler_kwargs has no effect with lr_scheduler_type: constant",
         ),
         ({"optim_target_modules": ["q_proj"]}, "optim_target_modules has no effect with optim"),
+        ({"log_level": "zz"}, "log_level is 'zz'; known are detail, debug"),
+        (
+            {"dataloader_num_workers": 2, "dataloader_prefetch_factor": 0},
+            "dataloader_prefetch_factor is 0, expected at least 1",
+        ),
+        (
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"bogus": 1}},
+            "gradient_checkpointing_kwargs: .*bogus",
+        ),
+        ({"logging_steps": -5}, "logging_steps is -5, expected at least 0"),
         ({"dataloader_drop_last": True}, "dataloader_drop_last: every row is recorded"),
         ({"chat_template_kwargs": {}}, "chat_template_kwargs: use `chat_template_kwargs`"),
     ],
@@ -267,12 +280,39 @@ def test_a_field_of_a_newer_version_is_refused(monkeypatch):
         ({"loftq_config": {"loftq_bits": 4}}, "loftq_config has no effect without"),
         ({"target_modules": "lm_head"}, "target_modules has 'lm_head': trl trains no adapter"),
         ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens: its adapters begin inside"),
+        ({"lora_alpha": 0}, "lora_alpha is 0, expected more than 0"),
+        ({"lora_alpha": -1}, "lora_alpha is -1, expected more than 0"),
+        ({"layers_to_transform": [0]}, "layers_to_transform needs target_modules as a list"),
+        ({"layers_pattern": ["layers"]}, "layers_pattern needs target_modules as a list"),
         ({"use_qalora": True}, "use_qalora: only for weights quantised by GPTQ"),
     ],
 )
 def test_lora_settings_that_would_do_something_else_are_refused(lora, message):
     with pytest.raises(GradsiftError, match=message):
         lora_config(lora)
+
+
+def test_kernels_need_an_accelerator(monkeypatch):
+    monkeypatch.setattr(sft_checks.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(GradsiftError, match="use_liger_kernel: its kernels need an accelerator"):
+        require({"use_liger_kernel": True})
+
+
+@pytest.mark.parametrize(
+    ("lora", "tied", "message"),
+    [
+        ({"fan_in_fan_out": True}, False, "fan_in_fan_out has no effect: no adapted module"),
+        ({"ensure_weight_tying": True}, False, "embedding and head are not tied"),
+        ({"ensure_weight_tying": True}, True, "no module that it ties"),
+        ({"ensure_weight_tying": True, "modules_to_save": ["embed_tokens"]}, True, None),
+    ],
+)
+def test_lora_settings_without_an_effect_on_the_model_are_refused(lora, tied, message):
+    model = tiny_llama(tied=tied)
+    expected = nullcontext() if message is None else pytest.raises(GradsiftError, match=message)
+    with expected, adapting(model, lora):
+        get_peft_model(model, lora_config(lora))
 
 
 def test_the_random_state_is_left_alone():

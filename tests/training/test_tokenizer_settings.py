@@ -107,7 +107,7 @@ def test_rows_are_rendered_by_it(places, sft, example):
         ({"chat_template_path": "other.txt"}, "is a file, expected one that ends in .jinja"),
         ({"chat_template_path": "missing"}, "missing: no chat template is there"),
         ({"chat_template_path": "none"}, "none: no chat template is there"),
-        ({"chat_template_path": "more"}, "1 tokens that the model does not have .'<new>'"),
+        ({"chat_template_path": "more"}, "1 tokens that the model does not have ..'<new>'"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(places, sft, message):

@@ -18,6 +18,7 @@ from gradsift import config as groups
 from gradsift.cli.options import SETTINGS
 from gradsift.errors import GradsiftError
 from gradsift.schema import RENAMED, extra_of, fields_of, nearest, values_renamed
+from gradsift.utils import first_line
 
 UsageError = typer.BadParameter.__base__
 # Options of before whose setting has another name.
@@ -39,11 +40,10 @@ def told(error: Exception, arguments: Sequence[str]) -> tuple[int, str]:
         what = " ".join(str(error).split())
         return 2, f"{what}. This command needs more packages: pip install '{package}'"
     if type(error).__name__ == "OutOfMemoryError":
-        first_line = str(error).split("\n")[0]
         return 2, (
-            f"the accelerator's memory is full ({first_line}) Lower per_device_train_batch_size "
-            "(--sft) or --max-length, or train adapters (--lora); gradsift plan MODEL says what "
-            "fits."
+            f"the accelerator's memory is full ({first_line(error)}) Lower "
+            "per_device_train_batch_size (--sft) or --max-length, or train adapters (--lora); "
+            "gradsift plan MODEL says what fits."
         )
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if f"{os.sep}gradsift{os.sep}" in frame.filename]

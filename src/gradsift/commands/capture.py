@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradsift.config import CaptureConfig, ModelConfig
-from gradsift.config_files import CONFIG_NAME
-from gradsift.data.pool import Pool
+from gradsift.config_files import CONFIG_NAME, with_absolute_files
 from gradsift.data.sources import Source, require_same_files
 from gradsift.data.tokenization import Instances
 from gradsift.errors import GradsiftError
@@ -81,7 +80,7 @@ class DryRunResult:
 @takes(ModelConfig, CaptureConfig)
 def capture(
     model: str | Path,
-    pool: Pool,
+    pool: Any,
     *,
     out: str | Path,
     progress: Progress = no_progress,
@@ -93,7 +92,7 @@ def capture(
 
     Args:
         model: A hub id, a folder with safetensors, or "demo".
-        pool: The rows, from `load_pool`.
+        pool: The rows, from `load_pool`; or what it takes, such as a datasets.Dataset.
         out: The run folder.
         progress: Called with rows done, rows in all, tokens done, tokens in all.
         **settings: Which weights, and how to capture; see Settings.
@@ -134,7 +133,9 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
         if existing is not None:
             if existing.identity.get("data") != identity["data"] and "data" in existing.about:
                 require_same_files(Source.of(existing.about["data"]))
-            require_same_identity(out, existing.identity, identity)
+            # An earlier gradsift kept the names of files as they were given.
+            sft = with_absolute_files(existing.identity.get("sft") or {})
+            require_same_identity(out, existing.identity | {"sft": sft}, identity)
             if existing.complete:
                 logger.info(f"{out}: the capture is complete; nothing to do")
                 # A kill between the last part and the tidying up leaves them.

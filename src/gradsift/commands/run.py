@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gradsift.commands.select import SelectResult, select_run
 from gradsift.config import RunConfig
 from gradsift.config_files import run_config
+from gradsift.data.exports.write import require_form
 from gradsift.data.memory import is_name
 from gradsift.data.pool import Pool, read_pool
 from gradsift.errors import GradsiftError
@@ -96,6 +97,9 @@ def run_stages(
     if budget is not None and budget.kind != "tokens":
         # Rows that tokenizing drops are not known yet; what is too much for all is too much.
         budget.resolve(sum(row.example is not None for row in run.pool.rows), 0)
+    if selecting:
+        usable = (row.example for row in run.pool.rows if row.example is not None)
+        require_form(config.export, usable, config)
     # Heavy; a mistake in what is above is told before.
     from gradsift.commands.capture import CaptureResult, capture_run, estimate_run
     from gradsift.commands.reference_losses import reference_losses

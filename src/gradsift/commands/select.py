@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,8 @@ EXPORT = "export"
 NO_DATASETS = "to_dataset() needs the package datasets: pip install 'gradsift[train]'"
 NO_PANDAS = "to_pandas() needs the package pandas: pip install pandas"
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class SelectResult:
@@ -67,14 +70,30 @@ class SelectResult:
     ids: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def run(self) -> Path:
+        """The run folder that rows were selected from."""
+        return self.folder.parent.parent
+
     def __len__(self) -> int:
         """Return the number of selected rows."""
         return len(self.ids)
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the selected rows with their own fields, in the input's order."""
-        rows = read_rows(find_written(self.selected_file))
-        return [dict(row.record) for row in rows if row.record is not None]
+        """Return the selected rows with their own fields, in the input's order.
+
+        Raises:
+            GradsiftError: If the file of the selected rows was changed, and one is no row any more.
+        """
+        records = []
+        for n, row in enumerate(read_rows(find_written(self.selected_file)), 1):
+            if row.record is None:
+                raise GradsiftError(
+                    f"{self.selected_file}: row {n} is no row any more "
+                    f"({': '.join(row.error or ())}). Select again."
+                )
+            records.append(dict(row.record))
+        return records
 
     def to_dataset(self) -> datasets.Dataset:
         """Return the selected rows as a dataset of Hugging Face, with their own fields.
@@ -140,11 +159,8 @@ class SelectResult:
     def text(self) -> str:
         """Return what a person wants to know."""
         counts, selection = self.counts, self.selection
-        dropped = ", ".join(f"{k} {v}" for k, v in counts["dropped_by_reason"].items())
         lines = [
-            f"{counts['selected']} selected + {counts['rejected']} rejected + "
-            f"{counts['dropped']} dropped = {counts['input']} rows of the input"
-            + (f" (dropped: {dropped})" if dropped else ""),
+            _counts_line(counts),
             f"{selection.n_tokens} tokens in {self.selected_file}",
             "",
             f"{'criterion (lower is better)':28}{'subset':>10}{'pool':>10}{'random':>10}",
@@ -169,7 +185,7 @@ class SelectResult:
 
 @takes(SubsetConfig)
 def select(
-    run: str | Path | GradientStore | Run,
+    run: str | Path | GradientStore | Run | SelectResult,
     *,
     budget: str | int | float,
     **settings: Any,
@@ -177,7 +193,7 @@ def select(
     """Select rows of a captured run and write them, in seconds and without torch.
 
     Args:
-        run: A run folder, or its store.
+        run: A run folder, its store, or another selection of it.
         budget: Of the usable rows: "50%" or 0.5, 500 (rows), "20000tok" (tokens), "auto".
         **settings: How to select; see Settings.
 
@@ -259,17 +275,7 @@ def select_run(
         gains = pa.array(selection.curve_S, pa.float64())
         write_parquet(folder / CURVE, pa.table({"marginal_gain": gains}))
         written.append(folder / CURVE)
-    notes = []
     shutil.rmtree(folder / EXPORT, ignore_errors=True)
-    if export:
-        if weights:
-            weighted = decisions["weight"].filter(decisions["selected"])
-            kept = kept.append_column("weight", weighted)
-        rows = _export_rows(run, kept)
-        for trainer in dict.fromkeys(export):
-            exported = write_export(trainer, rows, folder / EXPORT, setup)
-            written += exported.files
-            notes += [f"export {trainer}: {line}" for line in exported.notes]
     result = SelectResult(
         folder,
         selected_file,
@@ -278,11 +284,48 @@ def select_run(
         tuple(warnings),
         tuple(written),
         tuple(kept["instance_id"].to_pylist()),
-        tuple(notes),
     )
     made_with = {"settings": settings, "capture": run.store.manifest.identity}
+    # Before the exports: if one is refused, what is there is a whole selection.
+    write_json(folder / SUMMARY, {**result.summary(), **made_with})
+    if not export:
+        return result
+    if weights:
+        weighted = decisions["weight"].filter(decisions["selected"])
+        kept = kept.append_column("weight", weighted)
+    try:
+        result = _exported(result, export, _export_rows(run, kept), setup)
+    except GradsiftError as error:
+        logger.info(_counts_line(counts))
+        for line in warnings:
+            logger.warning(line)
+        raise GradsiftError(
+            f"{error} The selection itself, without the export, is in {folder}."
+        ) from error
     write_json(folder / SUMMARY, {**result.summary(), **made_with})
     return result
+
+
+def _counts_line(counts: dict[str, object]) -> str:
+    """Return what became of the input's rows."""
+    dropped = ", ".join(f"{k} {v}" for k, v in counts["dropped_by_reason"].items())
+    return (
+        f"{counts['selected']} selected + {counts['rejected']} rejected + "
+        f"{counts['dropped']} dropped = {counts['input']} rows of the input"
+        + (f" (dropped: {dropped})" if dropped else "")
+    )
+
+
+def _exported(
+    result: SelectResult, export: Sequence[str], rows: Sequence[ExportRow], setup: Setup
+) -> SelectResult:
+    """Write rows for each trainer; returns the result with files and notes."""
+    written, notes = [*result.written], [*result.notes]
+    for trainer in dict.fromkeys(export):
+        exported = write_export(trainer, rows, result.folder / EXPORT, setup)
+        written += exported.files
+        notes += [f"export {trainer}: {line}" for line in exported.notes]
+    return replace(result, written=tuple(written), notes=tuple(notes))
 
 
 def _export_rows(run: Run, kept: pa.Table) -> list[ExportRow]:

@@ -27,6 +27,8 @@ from gradsift.evaluation.metrics import (
 N_RESAMPLINGS = 1000
 # Items of a set from which on a bootstrap's interval is worth its name.
 ENOUGH_ITEMS = 20
+# Tokens that BLEU looks at together, at most.
+LONGEST_NGRAM = 4
 # METEOR's items, where other references are in other languages.
 ENGLISH_ANSWERS = "answers in English"
 
@@ -249,6 +251,11 @@ def _language_caveats(board: Scoreboard) -> list[str]:
             f"METEOR is of the {n_english} answers of {n_answers} whose reference is in English, "
             f"for which it is made ({said})"
         )
+    if n_answers and "bleu" not in board.metrics:
+        caveats.append(
+            f"no BLEU: it counts sequences of up to {LONGEST_NGRAM} tokens, and no reference is as "
+            "long"
+        )
     if "(" in board.signatures.get("bleu", ""):
         caveats.append(
             f"references in several languages ({said}): BLEU's and ROUGE-L's words are cut as each "
@@ -274,10 +281,15 @@ def _items_of(scores: Mapping[str, Any]) -> ItemSetsByMetric:
 
 
 def _measured(items: ItemSetsByMetric) -> ItemSetsByMetric:
-    """Leave out what METEOR does not measure; what it does is then a set of its own.
+    """Leave out what METEOR and BLEU do not measure; what METEOR does is then a set of its own.
 
-    Of less than half of the answers it says too little to decide, and is left out whole.
+    Of less than half of the answers it says too little to decide, and is left out whole. BLEU is,
+    where no reference has its longest n-grams: it would be 0 for answers that are all right.
     """
+    bleu = items["bleu"].get("answers")
+    # Of sacrebleu's counts: the reference's length in tokens.
+    if bleu is not None and (bleu[:, 1] < LONGEST_NGRAM).all():
+        items = {**items, "bleu": {}}
     answers = items["meteor"].get("answers")
     if answers is None or not np.isnan(answers).any():
         return items

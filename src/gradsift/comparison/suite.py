@@ -26,7 +26,7 @@ from gradsift.evaluation.losses import response_losses, window_losses, windows_o
 from gradsift.evaluation.text_metrics import (
     Synonyms,
     find_synonyms,
-    is_english,
+    measures_meteor,
     score_texts,
     signatures_of,
 )
@@ -212,7 +212,7 @@ def make_suite(test: Pool, run: Run, config: EvaluationConfig) -> EvaluationSuit
         task_texts=_task_texts(tasks, config),
         limit=config.limit,
         windows={path.stem: _windows(path, tokenizer) for path in text_files},
-        synonyms=find_synonyms(needed=any(map(is_english, languages_of(references)))),
+        synonyms=find_synonyms(needed=measures_meteor(languages_of(references))),
     )
 
 

@@ -182,7 +182,9 @@ class Comparison:
         first, *others = _SMALL_PRINT
         signatures = self.board.signatures
         how = [
-            f"{METRICS[name].label} {signatures[name]}" for name in METRICS if name in signatures
+            f"{METRICS[name].label} {signatures[name]}"
+            for name in self.board.metrics
+            if name in signatures
         ]
         return [asked + first, *others, *(["signatures: " + "; ".join(how) + "."] if how else [])]
 

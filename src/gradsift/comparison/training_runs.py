@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from gradsift.comparison.arms import FULL_STEPS, Arm
 from gradsift.config import ArmTrainingConfig, RunConfig
+from gradsift.config_files import with_absolute_files
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress
@@ -125,13 +126,14 @@ def settings_of_arm(training: ArmTrainingConfig, capture: RunConfig, seed: int) 
         lora = captured
     elif isinstance(lora, bool):
         lora = (captured or {}) if lora else None
+    own = with_absolute_files(training.sft)
     for key in TOKENIZER_SETTINGS:
-        if key in training.sft and training.sft[key] != capture.sft.get(key):
+        if key in own and own[key] != capture.sft.get(key):
             raise GradsiftError(
-                f"sft setting {key} is {training.sft[key]!r}, but the rows were captured with "
+                f"sft setting {key} is {own[key]!r}, but the rows were captured with "
                 f"{capture.sft.get(key)!r}: leave it out, or capture again."
             )
-    sft = {**capture.sft, **training.sft}
+    sft = {**capture.sft, **own}
     # No configuration is made yet: that would reset what accelerate knows.
     require_values(sft)
     lora_config(lora)

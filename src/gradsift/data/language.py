@@ -16,6 +16,10 @@ FEWEST_CHARACTERS = 40
 _MOST_CHARACTERS = 1_000
 TOO_SHORT = "too short to tell"
 ENGLISH = "en"
+# What py3langid says of JSON, and of some code.
+NO_LANGUAGE = "zxx"
+# Written as Chinese is; py3langid takes code with Chinese comments for the first.
+_WRITTEN_AS = {"wuu": "zh", "yue": "zh"}
 
 LATIN = "LATIN"
 _HAN, _KANA = "HAN", "KANA"
@@ -124,7 +128,8 @@ def _guess(text: str) -> str:
     # It comes with what capturing needs, not with what selecting needs.
     import py3langid
 
-    return str(py3langid.classify(text[:_MOST_CHARACTERS])[0])
+    guess = str(py3langid.classify(text[:_MOST_CHARACTERS])[0])
+    return _WRITTEN_AS.get(guess, guess)
 
 
 def _guesses(texts: Sequence[str], script: str) -> list[str]:
@@ -142,5 +147,6 @@ def _guesses(texts: Sequence[str], script: str) -> list[str]:
     for text in texts:
         nats = dict(py3langid.rank(text[:_MOST_CHARACTERS]))
         own = max(nats, key=nats.__getitem__)
-        languages.append(own if nats[own] - nats[most] >= _SURE else most)
+        sure = nats[own] - nats[most] >= _SURE
+        languages.append(_WRITTEN_AS.get(own, own) if sure else most)
     return languages

@@ -26,13 +26,14 @@ from nltk.tokenize import wordpunct_tokenize
 from nltk.translate.meteor_score import single_meteor_score
 from platformdirs import user_cache_dir
 from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import Tokenizer
+from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 from sacrebleu.utils import SACREBLEU_DIR
 
 from gradsift.data.language import (
     ENGLISH,
+    NO_LANGUAGE,
     TOO_SHORT,
     WITHOUT_SPACES,
     is_without_spaces,
@@ -137,7 +138,7 @@ def score_texts(
 ) -> TextScores:
     """Compare answers with references, one of each for an item."""
     languages = languages_of(references)
-    bleu_of, rouge_of = _metrics_of(languages)
+    bleu_of, rouge_of = _bleus_of(languages), _rouges_of(languages, references)
     bleu: list[list[int]] = [[]] * len(languages)
     for language, metric in bleu_of.items():
         positions = [at for at, other in enumerate(languages) if other == language]
@@ -155,29 +156,36 @@ def score_texts(
             for answer, reference, language in items
         ],
         rouge_l=[
-            rouge_of[language].score(reference, answer)["rougeL"].fmeasure
-            for answer, reference, language in items
+            rouge.score(reference, answer)["rougeL"].fmeasure
+            for answer, reference, (_, rouge) in zip(answers, references, rouge_of, strict=True)
         ],
         languages=languages,
-        signatures=_signatures(languages, bleu_of, synonyms),
+        signatures=_signatures(languages, bleu_of, rouge_of, synonyms),
     )
 
 
 def signatures_of(references: Sequence[str], synonyms: Synonyms) -> dict[str, str]:
     """Say how answers to these references would be scored here and now, as `score_texts` does."""
     languages = languages_of(references)
-    return _signatures(languages, _metrics_of(languages)[0], synonyms)
+    rouge_of = _rouges_of(languages, references)
+    return _signatures(languages, _bleus_of(languages), rouge_of, synonyms)
 
 
 def is_english(language: str) -> bool:
     """Return whether METEOR and the usual ROUGE-L are for a language of `languages_of`."""
     # A handful of short words in Latin letters may be English, and was always scored as that.
-    return language in (ENGLISH, TOO_SHORT)
+    # Of code and JSON some are said to be in no language; words are cut as for English.
+    return language in (ENGLISH, TOO_SHORT, NO_LANGUAGE)
 
 
-def _metrics_of(languages: Sequence[str]) -> tuple[dict[str, BLEU], dict[str, RougeScorer]]:
-    distinct = sorted(set(languages))
-    return {one: _bleu_for(one) for one in distinct}, {one: _rouge_for(one) for one in distinct}
+def measures_meteor(languages: Sequence[str]) -> bool:
+    """Return whether METEOR says enough of references in these languages to be shown at all."""
+    n_english = sum(map(is_english, languages))
+    return n_english > 0 and len(languages) <= 2 * n_english
+
+
+def _bleus_of(languages: Sequence[str]) -> dict[str, BLEU]:
+    return {one: _bleu_for(one) for one in sorted(set(languages))}
 
 
 def _bleu_for(language: str) -> BLEU:
@@ -195,10 +203,35 @@ def _has_pieces() -> bool:
     return Path(SACREBLEU_DIR, "models", Path(SPM_MODELS[_PIECES]["url"]).name).is_file()
 
 
-def _rouge_for(language: str) -> RougeScorer:
-    if is_english(language):
-        return RougeScorer(["rougeL"], use_stemmer=True)
-    return RougeScorer(["rougeL"], tokenizer=_Words(by_character=language in WITHOUT_SPACES))
+def _rouges_of(
+    languages: Sequence[str], references: Sequence[str]
+) -> list[tuple[str, RougeScorer]]:
+    """Return each reference's ROUGE-L: how its words are found, and the scorer.
+
+    That is the first way to find any: rouge-score's own knows no letter or digit beyond ASCII, and
+    emoji are no words at all.
+    """
+    ways_of = {one: _rouge_ways(one) for one in set(languages)}
+    found = []
+    for language, reference in zip(languages, references, strict=True):
+        ways = ways_of[language]
+        name, tokenizer = next((way for way in ways if way[1].tokenize(reference)), ways[0])
+        found.append((name, RougeScorer(["rougeL"], tokenizer=tokenizer)))
+    return found
+
+
+def _rouge_ways(language: str) -> list[tuple[str, Tokenizer]]:
+    by_character = language in WITHOUT_SPACES
+    own = [("stemmer:porter", DefaultTokenizer(use_stemmer=True))] if is_english(language) else []
+    words = _Words(by_character=by_character)
+    return [*own, ("tok:character" if by_character else "tok:word", words), ("tok:sign", _Signs())]
+
+
+class _Signs(Tokenizer):
+    """Each character, where a text has no words."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return list("".join(text.split()))
 
 
 class _Words(Tokenizer):
@@ -221,23 +254,17 @@ class _Words(Tokenizer):
 
 
 def _signatures(
-    languages: Sequence[str], bleu_of: dict[str, BLEU], synonyms: Synonyms
+    languages: Sequence[str],
+    bleu_of: dict[str, BLEU],
+    rouge_of: Sequence[tuple[str, RougeScorer]],
+    synonyms: Synonyms,
 ) -> dict[str, str]:
-    stemmed, package = "stemmer:porter", f"rouge-score:{version('rouge-score')}"
-    rouge = {
-        language: f"{package}|"
-        + (
-            stemmed
-            if is_english(language)
-            else f"tok:{'character' if language in WITHOUT_SPACES else 'word'}"
-        )
-        for language in bleu_of
-    }
+    package = f"rouge-score:{version('rouge-score')}"
     bleu = {language: _signature(metric) for language, metric in bleu_of.items()}
     found = {
         "bleu": _each([bleu[language] for language in languages]),
         "chrf": _signature(CHRF()),
-        "rouge_l": _each([rouge[language] for language in languages]),
+        "rouge_l": _each([f"{package}|{way}" for way, _ in rouge_of]),
     }
     n_english = sum(map(is_english, languages))
     if n_english:

@@ -22,6 +22,8 @@ from typing import Literal
 
 import torch
 
+from gradsift.utils import first_line
+
 logger = logging.getLogger(__name__)
 
 MIB = 2**20
@@ -185,7 +187,7 @@ def _triton_works(device: torch.device) -> bool:
         logger.warning(
             "Triton's kernels do not run here (%s: %s): PyTorch records alone, which is slower",
             type(error).__name__,
-            str(error).strip().split("\n")[0],
+            first_line(error),
         )
         return False
     return True

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from gradsift.errors import GradsiftError
+from gradsift.utils import short
 
 # What counts as not said.
 EMPTY = (None, "", [], {})
@@ -120,7 +121,7 @@ class Reading:
     def refuse(self, key: str, why: str) -> None:
         """Refuse a key, and name its value with it."""
         value = self.values.get(key)
-        self.refused[key if value is None else f"{key}: {_shortened(_shown(value))}"] = why
+        self.refused[key if value is None else f"{key}: {short(_shown(value), 60)}"] = why
 
     def read(self, keys: Mapping[str, Key]) -> None:
         """Read each key for itself; those of kind Joint are left to the tool."""
@@ -237,7 +238,3 @@ def _as_yaml(value: str) -> Any:
         return yaml.safe_load(value)
     except (yaml.YAMLError, ValueError):
         return value
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."

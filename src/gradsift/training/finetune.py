@@ -26,6 +26,7 @@ from gradsift.training.model import ModelSource, load_model
 from gradsift.training.quantized import is_quantized
 from gradsift.training.trainer import RecordingSFTTrainer
 from gradsift.training.trainer_settings import TrainerSettings, sft_config
+from gradsift.utils import first_line
 
 N_CHECKPOINTS = 4
 
@@ -157,10 +158,9 @@ def load_fine_tuned(
             return _ready(load_model(replace(source, name=place, path=place, revision=None)))
         return _ready(PeftModel.from_pretrained(load_model(source), str(folder)))
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
-        first_line = str(error).strip().split("\n")[0]
         raise GradsiftError(
-            f"{folder}: the weights that were saved there cannot be loaded ({first_line}). Remove "
-            "that folder to train again."
+            f"{folder}: the weights that were saved there cannot be loaded "
+            f"({first_line(error)}). Remove that folder to train again."
         ) from error
 
 

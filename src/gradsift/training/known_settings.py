@@ -124,11 +124,13 @@ _SAID_ANYWAY: dict[str, tuple[Any, ...]] = {
             report_to push_to_hub hub_always_push do_eval do_predict eval_strategy eval_on_start
             load_best_model_at_end use_cache debug shuffle_dataset trust_remote_code
             enable_jit_checkpoint model_init_kwargs dataset_kwargs resume_from_checkpoint
-            include_num_input_tokens_seen
+            include_num_input_tokens_seen trackio_space_id trackio_bucket_id
+            trackio_static_space_id hub_token hub_private_repo hub_model_id hub_revision
             """
         ),
         _OFF,
     ),
+    "report_to": (*_OFF, ["none"]),
     "dataloader_in_order": (True,),
     "dataset_text_field": ("text",),
     "do_train": (True,),
@@ -143,6 +145,24 @@ _SAID_ANYWAY: dict[str, tuple[Any, ...]] = {
 def said_anyway(name: str, value: object) -> bool:
     """Return whether a value of a reserved setting says what gradsift does anyway."""
     return any(type(value) is type(one) and value == one for one in _SAID_ANYWAY.get(name, ()))
+
+
+def refused_of_sft(sft: Mapping[str, object]) -> dict[str, str]:
+    """Return the settings for SFTConfig that are refused by their name, each with the reason."""
+    return {
+        key: RESERVED[key]
+        for key in sorted(sft.keys() & RESERVED.keys())
+        if not said_anyway(key, sft[key])
+    }
+
+
+def refused_of_lora(lora: Mapping[str, object]) -> dict[str, str]:
+    """Return the settings for LoraConfig that are refused by their name, each with the reason."""
+    return {
+        key: reason
+        for key, (accepted, reason) in RESERVED_LORA.items()
+        if lora.get(key) is not None and lora[key] not in accepted
+    }
 
 
 # Of `accelerator_config`: what deals the rows out, and must not lose or repeat any.

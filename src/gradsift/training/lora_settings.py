@@ -13,20 +13,21 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from gradsift.errors import GradsiftError
-from gradsift.schema import misspelt
+from gradsift.schema import misspelt, of_type
 from gradsift.terms import LM_HEAD
 from gradsift.training.known_settings import (
     HEAD_IS_NOT_ADAPTED,
     INIT_FROM_DATA,
     LORA_PASSED,
     RESERVED_LORA,
+    refused_of_lora,
     unknown_fields,
 )
 from gradsift.training.quantized import weights_of
+from gradsift.utils import few
 
 ALL_LINEAR = "all-linear"
 DEFAULTS = {"task_type": "CAUSAL_LM", "target_modules": ALL_LINEAR}
@@ -53,11 +54,7 @@ def lora_config(lora: Mapping[str, object] | None) -> LoraConfig | None:
             "lora settings of a newer peft, which gradsift does not know yet: "
             f"{', '.join(untried)}. Take them out: what they do to a recording was not tried."
         )
-    reasons = [
-        f"{key}: {reason}"
-        for key, (accepted, reason) in RESERVED_LORA.items()
-        if lora.get(key) is not None and lora[key] not in accepted
-    ]
+    reasons = [f"{key}: {reason}" for key, reason in refused_of_lora(lora).items()]
     if reasons:
         raise GradsiftError(f"lora settings that gradsift decides itself: {'; '.join(reasons)}.")
     values = {key: _read(key, value) for key, value in lora.items() if key not in RESERVED_LORA}
@@ -75,6 +72,13 @@ def lora_config(lora: Mapping[str, object] | None) -> LoraConfig | None:
         raise GradsiftError(
             "lora setting loftq_config has no effect without init_lora_weights: loftq; take it out."
         )
+    for key in ("layers_to_transform", "layers_pattern"):
+        if values.get(key) is not None and not isinstance(values.get("target_modules"), list):
+            raise GradsiftError(
+                f"lora setting {key} needs target_modules as a list of names, such as "
+                "target_modules: [q_proj, v_proj]: peft takes no layers of all-linear or of a "
+                "pattern."
+            )
     with _errors_of_peft(lora):
         return LoraConfig(**{**DEFAULTS, **values})
 
@@ -109,13 +113,10 @@ def _read(key: str, value: object) -> object:
                 for kind in kinds)  # fmt: skip
     if value is None or not plain or key in CHECKED_BY_PEFT:
         return value
-    try:
-        return TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
-    except ValidationError as error:
-        expected = " or ".join(
-            dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors())
-        )
-        raise GradsiftError(f"lora setting {key} is {value!r}, expected {expected}.") from None
+    value = of_type(hint, value, f"lora setting {key}")
+    if key == "lora_alpha" and not value > 0:
+        raise GradsiftError(f"lora setting {key} is {value!r}, expected more than 0.")
+    return value
 
 
 @contextmanager
@@ -168,6 +169,16 @@ def _require_names(model: nn.Module, config: LoraConfig, lora: Mapping[str, obje
     )
     for key in ("rank_pattern", "alpha_pattern"):
         _require_found(key, getattr(config, key) or (), modules, _is_pattern)
+    if config.ensure_weight_tying and not _ties(model, config):
+        raise GradsiftError(
+            "lora setting ensure_weight_tying has no effect: "
+            + (
+                "no module that it ties (embedding or head) is adapted or trained"
+                if getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+                else "the model's embedding and head are not tied"
+            )
+            + "; take it out."
+        )
     if config.trainable_token_indices is not None:
         _require_tokens(model, config.trainable_token_indices, modules)
 
@@ -200,7 +211,7 @@ def _require_found(
     if close:
         hint = f"close to it: {', '.join(dict.fromkeys(close))}"
     else:
-        hint = f"there are {', '.join(known[:N_SHOWN])}{' …' * (len(known) > N_SHOWN)}"
+        hint = f"there are {few(known, N_SHOWN)}"
     raise GradsiftError(f"lora setting {setting}: none {whose} is {' or '.join(missing)}; {hint}.")
 
 
@@ -220,16 +231,42 @@ def _require_tokens(
         )
 
 
+def _ties(model: nn.Module, config: LoraConfig) -> bool:
+    """Return whether embedding and head are one, and settings adapt or train it."""
+    if not getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        return False
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    modules = model.named_modules(remove_duplicate=False)
+    tied = [name for name, module in modules if any(module is end for end in ends)]
+    # A pattern that fits none of its modules is refused elsewhere, by peft.
+    targets = config.target_modules
+    named = [*(config.modules_to_save or ()), *(() if isinstance(targets, str) else targets or ())]
+    return (
+        config.trainable_token_indices is not None
+        or any(_is_name(key, name) for key in named for name in tied)
+        or (isinstance(targets, str) and any(re.fullmatch(targets, name) for name in tied))
+    )
+
+
 def _require_used(model: nn.Module, config: LoraConfig) -> None:
     # What a name or pattern fits may still not be adapted.
-    adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    layers = {name: one for name, one in model.named_modules() if isinstance(one, LoraLayer)}
+    adapted = list(layers)
+    # peft finds out itself how weights lie, and takes it back with a warning.
+    if config.fan_in_fan_out and not any(
+        type(one.get_base_layer()).__name__ == "Conv1D" for one in layers.values()
+    ):
+        raise GradsiftError(
+            "lora setting fan_in_fan_out has no effect: no adapted module is a Conv1D (GPT-2's); "
+            "take it out."
+        )
     whose = "of the adapted modules"
     for key in ("rank_pattern", "alpha_pattern"):
         _require_found(key, getattr(config, key) or (), adapted, _is_pattern, whose)
-    layers = config.layers_to_transform
+    chosen = config.layers_to_transform
     _require_found(
         "layers_to_transform",
-        [str(layer) for layer in ([layers] if isinstance(layers, int) else layers or ())],
+        [str(layer) for layer in ([chosen] if isinstance(chosen, int) else chosen or ())],
         adapted,
         lambda layer, name: layer in name.split("."),
         whose,

@@ -18,6 +18,7 @@ from gradsift.errors import GradsiftError
 from gradsift.gradients.backends import TRITON
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training.model import DTYPES
+from gradsift.utils import first_line
 
 GB = 1e9
 # Of a GPU's memory: the rest is the driver's, the allocator's gaps, and what is not counted here.
@@ -62,9 +63,8 @@ class Shapes:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config)
         except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-            first_line = str(error).strip().split("\n")[0]
             raise GradsiftError(
-                f"no causal LM can be built from this configuration: {first_line}"
+                f"no causal LM can be built from this configuration: {first_line(error)}"
             ) from error
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
         if not isinstance(head, nn.Linear) or not isinstance(embedding, nn.Embedding):

@@ -36,7 +36,7 @@ from gradsift.training.quantized import (
     require_readable,
 )
 from gradsift.training.tokenizer_settings import set_up_tokenizer
-from gradsift.utils import sha256_of, short_sha256
+from gradsift.utils import first_line, sha256_of, short_sha256
 
 DEMO_MODEL = "demo"
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(Dtype)}
@@ -200,8 +200,7 @@ def _loading(what: str, source: ModelSource) -> Generator[None, None, None]:
     try:
         yield
     except (OSError, KeyError, ImportError, ValueError, SafetensorError) as error:
-        first_line = str(error).strip().split("\n")[0]
         raise GradsiftError(
-            f"cannot load the {what} of {source.name!r}: {first_line} Give a folder with "
+            f"cannot load the {what} of {source.name!r}: {first_line(error)} Give a folder with "
             f'config.json, model.safetensors and tokenizer files, a hub id, or "{DEMO_MODEL}".'
         ) from error

@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.quantizers import AutoHfQuantizer
 
 from gradsift.errors import GradsiftError
+from gradsift.utils import first_line
 
 INSTALL = "pip install 'gradsift[quantized]'"
 BITSANDBYTES = "bitsandbytes"
@@ -76,10 +77,10 @@ def require_readable(name: str, config: PretrainedConfig) -> None:
         quantizer.validate_environment(device_map=None)
     # Each method asks for its packages and devices in its own way.
     except Exception as error:
-        first_line = str(error).strip().split("\n")[0]
         raise GradsiftError(
-            f"{problem}, which cannot be read here: {first_line} Install what it asks for, or take "
-            "the model's unquantised weights, with `load_in: 4bit` and `lora` to quantise them."
+            f"{problem}, which cannot be read here: {first_line(error)} Install what it asks for, "
+            "or take the model's unquantised weights, with `load_in: 4bit` and `lora` to quantise "
+            "them."
         ) from error
     if not quantizer.is_trainable:
         raise GradsiftError(

@@ -12,21 +12,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from transformers import Trainer, get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.training_args import trainer_log_levels
 from trl import SFTConfig
 
 from gradsift.errors import GradsiftError
-from gradsift.schema import LONGEST_VALUE, misspelt
+from gradsift.schema import LONGEST_VALUE, misspelt, of_type
 from gradsift.training.known_settings import (
     ACCELERATOR_PASSED,
     RESERVED,
     SFT_PASSED,
-    said_anyway,
+    refused_of_sft,
     unknown_fields,
 )
+from gradsift.utils import short
 
 MAPPINGS = (
     "lr_scheduler_kwargs",
@@ -53,8 +55,19 @@ LOADER_SETTINGS = (
     "dataloader_prefetch_factor",
     "dataloader_multiprocessing_context",
 )
-AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps", "pad_to_multiple_of")
-NOT_NEGATIVE = ("weight_decay", "max_grad_norm", "dataloader_num_workers", "data_seed")
+AT_LEAST_ONE = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "pad_to_multiple_of",
+    "dataloader_prefetch_factor",
+)
+NOT_NEGATIVE = (
+    "weight_decay",
+    "max_grad_norm",
+    "dataloader_num_workers",
+    "data_seed",
+    "logging_steps",
+)
 # Settings that do nothing without another one.
 NEED_ANOTHER = {
     "liger_kernel_config": "use_liger_kernel",
@@ -84,11 +97,7 @@ CONSTANT, CONSTANTS = "constant", ("constant", "constant_with_warmup")
 
 def require_values(sft: Mapping[str, object]) -> None:
     """Refuse settings that gradsift decides or does not have, and values of the wrong kind."""
-    reasons = [
-        f"{key}: {RESERVED[key]}"
-        for key in sorted(sft.keys() & RESERVED.keys())
-        if not said_anyway(key, sft[key])
-    ]
+    reasons = [f"{key}: {reason}" for key, reason in refused_of_sft(sft).items()]
     if reasons:
         raise GradsiftError(f"sft settings that gradsift decides itself: {'; '.join(reasons)}.")
     fields = SFTConfig.__dataclass_fields__
@@ -107,11 +116,14 @@ def require_values(sft: Mapping[str, object]) -> None:
         if key in SFT_PASSED:
             _require_value(key, value)
     _require_packages(sft)
+    _require_accelerator(sft)
 
 
 def require_config(config: SFTConfig, sft: Mapping[str, object]) -> None:
     """Refuse what a configuration would fail at, or ignore, once training begins."""
     _require_partners(config, sft)
+    _require_log_levels(config)
+    _require_checkpointing(config, sft)
     _require_rows_dealt_once(config)
     _require_loader(config, sft)
     _require_compiler(config)
@@ -147,16 +159,13 @@ def _is_of_model(optimizer: str) -> bool:
     return any(name in optimizer for name in MODEL_OPTIMIZERS)
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
-
-
 def _require_value(key: str, value: object) -> None:
     field = SFTConfig.__dataclass_fields__[key]
 
     def expected(what: str) -> GradsiftError:
-        return GradsiftError(f"sft setting {key} is {_shown(value)}, expected {what}.")
+        return GradsiftError(
+            f"sft setting {key} is {short(repr(value), LONGEST_VALUE)}, expected {what}."
+        )
 
     # Where a share of all steps may stand for their number, the default is 0, the type float.
     kind = float if field.type is float else type(field.default)
@@ -197,12 +206,7 @@ def _require_of_hint(key: str, value: object) -> None:
         return  # An Enum: transformers names the choices.
     if key == "fsdp" and isinstance(value, bool | list):
         return  # Older transformers' ways, which it still takes.
-    try:
-        TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
-    except ValidationError as error:
-        messages = (item["msg"].removeprefix("Input should be ") for item in error.errors())
-        text = " or ".join(dict.fromkeys(messages))
-        raise GradsiftError(f"sft setting {key} is {_shown(value)}, expected {text}.") from None
+    of_type(hint, value, f"sft setting {key}")
 
 
 def _require_packages(sft: Mapping[str, object]) -> None:
@@ -217,6 +221,14 @@ def _require_packages(sft: Mapping[str, object]) -> None:
                 f"sft setting {setting} needs the package {package}: pip install {package}, or "
                 "take the setting out."
             )
+
+
+def _require_accelerator(sft: Mapping[str, object]) -> None:
+    if sft.get("use_liger_kernel") and not torch.accelerator.is_available():
+        raise GradsiftError(
+            "sft setting use_liger_kernel: its kernels need an accelerator, and there is none; "
+            "take it out."
+        )
 
 
 def _require_partners(config: SFTConfig, sft: Mapping[str, object]) -> None:
@@ -243,6 +255,32 @@ def _require_partners(config: SFTConfig, sft: Mapping[str, object]) -> None:
         )
 
 
+def _require_log_levels(config: SFTConfig) -> None:
+    for key in ("log_level", "log_level_replica"):
+        value = getattr(config, key)
+        if value not in trainer_log_levels:
+            raise GradsiftError(
+                f"sft setting {key} is {short(repr(value), LONGEST_VALUE)}; known are "
+                f"{', '.join(trainer_log_levels)}."
+            )
+
+
+def _require_checkpointing(config: SFTConfig, sft: Mapping[str, object]) -> None:
+    """Try the arguments on a function of no consequence: torch refuses what it does not know."""
+    for key in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        if not sft.get(key):
+            continue
+        try:
+            value = torch.zeros(1, requires_grad=True)
+            checkpoint(torch.neg, value, **{"use_reentrant": False, **sft[key]})
+        except Exception as error:  # In its own ways.
+            raise GradsiftError(f"sft settings ({given(sft, [key])}): {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _require_rows_dealt_once(config: SFTConfig) -> None:
     usual = AcceleratorConfig()
     changed = [
@@ -264,8 +302,10 @@ def _require_loader(config: SFTConfig, sft: Mapping[str, object]) -> None:
         DataLoader(
             [0], **{k.removeprefix("dataloader_"): getattr(config, k) for k in LOADER_SETTINGS}
         )
-    except (ValueError, TypeError) as error:
-        raise GradsiftError(f"sft settings ({given(sft, LOADER_SETTINGS)}): {error}") from error
+    except (ValueError, TypeError, AssertionError) as error:
+        raise GradsiftError(
+            f"sft settings ({given(sft, LOADER_SETTINGS)}): {_reason(error)}"
+        ) from error
 
 
 def _require_compiler(config: SFTConfig) -> None:
@@ -287,7 +327,10 @@ def _require_compiler(config: SFTConfig) -> None:
 
 def given(sft: Mapping[str, object], keys: Iterable[str]) -> str:
     """Return what the user says of some settings, for a message."""
-    return ", ".join(f"{key}: {_shown(sft[key])}" for key in keys if key in sft) or "all defaults"
+    return (
+        ", ".join(f"{key}: {short(repr(sft[key]), LONGEST_VALUE)}" for key in keys if key in sft)
+        or "all defaults"
+    )
 
 
 def _require_steps(config: SFTConfig, sft: Mapping[str, object]) -> None:
@@ -306,7 +349,7 @@ def _require_steps(config: SFTConfig, sft: Mapping[str, object]) -> None:
         )
     # Each optimizer and schedule refuses in its own way.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = _reason(error)
         raise GradsiftError(f"sft settings ({given(sft, STEP_SETTINGS)}): {reason}") from error
 
 

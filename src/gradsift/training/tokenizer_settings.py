@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
 from gradsift.training.known_settings import TOKENIZER_SETTINGS
+from gradsift.utils import few, first_line
 
 TEMPLATE_FILES = (".jinja", ".j2")
 N_SHOWN = 5
@@ -82,13 +83,12 @@ def _take_template(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
         other = AutoTokenizer.from_pretrained(str(path))
         template = other.get_chat_template()
     except (OSError, KeyError, ImportError, ValueError) as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise GradsiftError(f"{where}: no chat template is there: {first_line}") from error
+        raise GradsiftError(f"{where}: no chat template is there: {first_line(error)}") from error
     vocabulary = tokenizer.get_vocab()
     tokens = [token.content for token in other.added_tokens_decoder.values()]
     missing = [token for token in tokens if token not in vocabulary]
     if missing:
-        shown = ", ".join(map(repr, missing[:N_SHOWN])) + " …" * (len(missing) > N_SHOWN)
+        shown = few(missing, N_SHOWN)
         raise GradsiftError(
             f"{where} has {len(missing)} tokens that the model does not have ({shown}): trl would "
             "add them, with rows of the embedding that nobody trained. Add them to the model's "

@@ -4,6 +4,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -390,3 +391,53 @@ def test_texts_that_load_dataset_would_make_timestamps_of_are_refused(tmp_path, 
 
 def test_axolotl_keeps_the_start_of_what_is_cut(tmp_path):
     assert "keep_end" in export(tmp_path, "axolotl", HI, truncation="keep_end").notes[0]
+
+
+ALL_SAID = {
+    "sft": {"optim": "sgd", "weight_decay": 0.1, "lr_scheduler_type": "cosine", "warmup_steps": 0.1}
+    | {"ddp_timeout": 9},
+    "lora": {"use_rslora": True, "modules_to_save": ["lm_head"], "lora_dropout": 0.2, "bias": "all"}
+    | {"use_dora": False},
+}
+
+
+@pytest.mark.parametrize("trainer", ["axolotl", "llamafactory"])
+def test_a_configuration_trains_as_the_capture_did_or_says_what_it_lacks(tmp_path, trainer):
+    result = export(tmp_path, trainer, HI, **ALL_SAID)
+    config = yaml.safe_load(result.files[-1].read_text())
+    more = {"template": "chatml"} if trainer == "llamafactory" else {}
+    read = translate(config | more, "config.yaml").settings
+    expected = {"optim": "sgd", "weight_decay": 0.1, "lr_scheduler_type": "cosine"}
+    assert expected.items() <= read["sft"].items()
+    assert config["warmup_ratio"] == pytest.approx(0.1)
+    assert read["sft"]["learning_rate"] == pytest.approx(2e-5)  # trl's default.
+    adapters = {"use_rslora": True, "modules_to_save": ["lm_head"], "lora_dropout": 0.2}
+    assert adapters.items() <= read["lora"].items()
+    assert [note for note in result.notes if note.endswith("sft.ddp_timeout, lora.bias")]
+
+
+@pytest.mark.parametrize("truncation", ["keep_end", "drop"])
+def test_llamafactory_notes_another_truncation(tmp_path, truncation):
+    notes = export(tmp_path, "llamafactory", HI, truncation=truncation).notes
+    assert any(f"truncation: {truncation}" in note for note in notes)
+
+
+def test_a_template_of_ones_own_is_said_or_refused(tmp_path):
+    sft = {"chat_template_path": "t.jinja", "pad_token": "<p>"}
+    config = setup(sft=sft).config
+    tokenizer = SimpleNamespace(chat_template="{{ own }}", eos_token="<e>", pad_token="<p>")
+    rows = [ExportRow("r0", HI)]
+    result = write_export("axolotl", rows, tmp_path, Setup(config, lambda: tokenizer))
+    said = yaml.safe_load(result.files[-1].read_text())
+    assert (said["chat_template"], said["chat_template_jinja"]) == ("jinja", "{{ own }}")
+    assert said["special_tokens"] == {"eos_token": "<e>", "pad_token": "<p>"}
+    with pytest.raises(ValueError, match="another text"):
+        export(tmp_path, "llamafactory", HI, sft=sft)
+    noted = export(tmp_path, "llamafactory", HI, sft={"eos_token": "<e>"}).notes
+    assert any("sft.eos_token" in note for note in noted)
+
+
+@pytest.mark.parametrize("trainer", READERS)
+def test_weights_without_a_place_are_noted(tmp_path, trainer):
+    result = write_export(trainer, [ExportRow("r0", HI, "a", 0.5)], tmp_path, setup())
+    assert any("no place for the weights" in note for note in result.notes)

@@ -244,3 +244,18 @@ def test_a_row_that_is_none_any_more_is_said(tmp_path, models, monkeypatch):
         gs.GradsiftError, match=r"dropped by this version .*\(no_assistant_turn: why"
     ):
         exported(tmp_path, next(iter(models.values())), rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model_init_kwargs", {}), ("assistant_only_loss", True), ("trust_remote_code", False)],
+)
+def test_the_users_own_settings_do_not_change_the_form(tmp_path, name, value):
+    config = RunConfig(data="x", model="a/b", out="y", sft={name: value, "learning_rate": 1e-3})
+    row = ExportRow("r0", Plain("p", "r"))
+    result = write_export("trl", [row], tmp_path, Setup(config, lambda: pytest.fail("not needed")))
+    script = result.files[1].read_text()
+    compile(script, "train_trl.py", "exec")
+    assert "completion_only_loss=True" in script
+    assert "assistant_only_loss" not in script
+    assert "learning_rate=0.001" in script

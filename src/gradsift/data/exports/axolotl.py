@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from gradsift.config import RunConfig
 from gradsift.data.example import Plain
 from gradsift.data.exports.rows import (
+    NO_WEIGHTS,
     Exported,
     ExportRow,
     Notes,
@@ -21,9 +21,10 @@ from gradsift.data.exports.rows import (
     note_template_kwargs,
     plain_record,
     require_texts,
-    said,
+    say_rows,
     write_lines,
 )
+from gradsift.data.exports.settings import TOKENIZER, in_words, same, without_words
 from gradsift.data.rendering import thinking_of
 from gradsift.utils import write_text
 
@@ -39,6 +40,34 @@ PAIR = {
         "no_input_format": "{instruction}",
     }
 }
+SFT_WORDS = {
+    **same(
+        "gradient_accumulation_steps learning_rate lr_scheduler_kwargs warmup_steps weight_decay "
+        "adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim_args optim_target_modules bf16 "
+        "fp16 tf32 gradient_checkpointing gradient_checkpointing_kwargs torch_empty_cache_steps "
+        "accelerator_config"
+    ),
+    "per_device_train_batch_size": "micro_batch_size",
+    "lr_scheduler_type": "lr_scheduler",
+    "optim": "optimizer",
+}
+LORA_WORDS = {
+    "r": "lora_r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "target_modules": "lora_target_modules",
+    "target_parameters": "lora_target_parameters",
+    "modules_to_save": "lora_modules_to_save",
+    "fan_in_fan_out": "lora_fan_in_fan_out",
+    "rank_pattern": "lora_rank_pattern",
+    "alpha_pattern": "lora_alpha_pattern",
+    "layers_to_transform": "peft_layers_to_transform",
+    "layers_pattern": "peft_layers_pattern",
+    "use_dora": "peft_use_dora",
+    "use_rslora": "peft_use_rslora",
+    "init_lora_weights": "peft_init_lora_weights",
+    "trainable_token_indices": "peft_trainable_token_indices",
+}
 HEAD = "# axolotl train {file}\n"
 WEIGHTS = """\
 # `weight` is the share of a file that is drawn (axolotl's pull request 3690). A version without it
@@ -53,7 +82,7 @@ def write_axolotl(rows: Sequence[ExportRow], folder: Path, setup: Setup) -> Expo
     that gives the sources the shares that their rows' weights have.
     """
     kind = kind_of(rows)
-    done, notes = said(rows, lambda row, notes: _record(row, notes, kind), "axolotl")
+    done, notes = say_rows(rows, lambda row, notes: _record(row, notes, kind), "axolotl")
     groups = {None: done}
     weights = _weights([row for row, _ in done])
     if weights:
@@ -70,11 +99,14 @@ def write_axolotl(rows: Sequence[ExportRow], folder: Path, setup: Setup) -> Expo
         place = {"path": str(file), "ds_type": "json"}
         entries.append(place | _entry(kind, records) | share)
     config = folder / "axolotl.yaml"
-    settings = {**_settings(setup.config), "datasets": entries}
+    settings, missing = _settings(setup)
+    settings["datasets"] = entries
     head = HEAD.format(file=config) + (WEIGHTS if weights else "")
     write_text(config, head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     shares = ", ".join(f"{name} {weight}" for name, weight in weights.items())
-    told = []
+    told = without_words(missing)
+    if not weights and any(row.weight is not None for row, _ in done):
+        told.append(NO_WEIGHTS)
     if weights:
         told.append(
             f"{len(done)} rows: axolotl is to draw a share of each source: {shares}; a version "
@@ -145,39 +177,45 @@ def _slug(name: str | None) -> str:
     return re.sub(r"[^\w.-]+", "_", name or "unknown")[:40]
 
 
-def _settings(config: RunConfig) -> dict[str, Any]:
-    lora, sft = config.lora_settings(), config.sft
+def _settings(setup: Setup) -> tuple[dict[str, Any], list[str]]:
+    """Return the configuration without its rows, and the settings that have no place in it."""
+    config, lora = setup.config, setup.config.lora_settings()
+    words, missing = in_words(config, SFT_WORDS, LORA_WORDS)
     settings: dict[str, Any] = {
         "base_model": config.model,
         **({"revision_of_model": config.revision} if config.revision else {}),
         "chat_template": "tokenizer_default",
         "sequence_len": config.max_length,
         "excess_length_strategy": "drop" if config.truncation == "drop" else "truncate",
-        "micro_batch_size": sft.get("per_device_train_batch_size", 8),
-        "gradient_accumulation_steps": sft.get("gradient_accumulation_steps", 1),
         "num_epochs": 3,
-        "learning_rate": sft.get("learning_rate", 2e-5),
-        "optimizer": "adamw_torch",
-        "bf16": sft.get("bf16", "auto"),
+        "bf16": False if words.get("fp16") else "auto",
         "train_on_inputs": False,
         "val_set_size": 0,
         "output_dir": "trained",
+        **words,
+        **_tokenizer(setup),
     }
     if config.chat_template_kwargs:
         settings["chat_template_kwargs"] = config.chat_template_kwargs
     if config.load_in:
         settings[f"load_in_{config.load_in}"] = True
     if lora is not None:
-        targets = lora.get("target_modules", "all-linear")
-        settings |= {
-            "adapter": "qlora" if config.load_in == "4bit" else "lora",
-            "lora_r": lora.get("r", 8),
-            "lora_alpha": lora.get("lora_alpha", 8),
-            "lora_dropout": lora.get("lora_dropout", 0.0),
-            **(
-                {"lora_target_linear": True}
-                if targets == "all-linear"
-                else {"lora_target_modules": targets}
-            ),
-        }
-    return settings
+        settings["adapter"] = "qlora" if config.load_in == "4bit" else "lora"
+        if settings["lora_target_modules"] == "all-linear":
+            del settings["lora_target_modules"]
+            settings["lora_target_linear"] = True
+    return settings, missing
+
+
+def _tokenizer(setup: Setup) -> dict[str, Any]:
+    """Return what the user's own settings make of the tokenizer: template and tokens."""
+    sft = setup.config.sft
+    if not any(sft.get(key) is not None for key in TOKENIZER):
+        return {}
+    tokenizer, said = setup.tokenizer(), {}
+    tokens = {"pad_token": tokenizer.pad_token} if sft.get("pad_token") is not None else {}
+    # Another tokenizer's template brings its token.
+    tokens |= {"eos_token": tokenizer.eos_token} if tokenizer.eos_token is not None else {}
+    if sft.get("chat_template_path") is not None:
+        said = {"chat_template": "jinja", "chat_template_jinja": tokenizer.chat_template}
+    return said | ({"special_tokens": tokens} if tokens else {})

@@ -24,17 +24,39 @@ from gradsift.data.exports.rows import (
     note_template_kwargs,
     plain_record,
     require_texts,
-    said,
+    say_rows,
     upto_last_answer,
     without_fields,
     write_lines,
 )
+from gradsift.data.exports.settings import TOKENIZER, in_words, same, without_words
 from gradsift.utils import write_json, write_text
 
 FIELDS = ("role", "content", "tool_calls", "function_call")
 NAME = "selected"
 # What a template calls a role → the tag of it.
 TAGS = {role: word for word, role in TAG_ROLES.values()}
+SFT_WORDS = {
+    **same(
+        "per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type "
+        "lr_scheduler_kwargs warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon "
+        "max_grad_norm optim optim_args optim_target_modules bf16 fp16 tf32 full_determinism "
+        "data_seed torch_empty_cache_steps accelerator_config logging_steps "
+        "dataloader_num_workers deepspeed"
+    ),
+    # Said the other way round.
+    "gradient_checkpointing": "disable_gradient_checkpointing",
+    "use_liger_kernel": "enable_liger_kernel",
+}
+LORA_WORDS = {
+    "r": "lora_rank",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "target_modules": "lora_target",
+    "modules_to_save": "additional_target",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
 HEAD = "# llamafactory-cli train {file}\n"
 TEMPLATE = """\
 # `template` is left out: it is then made of the tokenizer's own chat template. Name one of
@@ -55,7 +77,7 @@ def write_llamafactory(rows: Sequence[ExportRow], folder: Path, setup: Setup) ->
         note_template_kwargs(row, notes, setup.config)
         return _record(row, notes, kind, last_only)
 
-    done, notes = said(rows, record, "llamafactory")
+    done, notes = say_rows(rows, record, "llamafactory")
     entry: dict[str, Any] = {"file_name": "data.jsonl"}
     more: dict[str, Any] = {"mask_history": True} if last_only else {}
     if kind == "text":
@@ -84,10 +106,11 @@ def write_llamafactory(rows: Sequence[ExportRow], folder: Path, setup: Setup) ->
     write_json(info, {NAME: entry})
     # Its stage pt packs rows if nothing is said, across the length.
     more |= {"stage": "pt", "packing": False} if kind == "text" else {}
-    settings = _settings(setup.config, folder) | more
+    settings, missing = _settings(setup.config, folder)
+    settings |= more
     head = HEAD.format(file=config) + (TEMPLATE if kind == "chat" else "")
     write_text(config, head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    return Exported((file, info, config), len(done), notes.lines())
+    return Exported((file, info, config), len(done), (*notes.lines(), *without_words(missing)))
 
 
 def _last_only(rows: Sequence[ExportRow]) -> bool:
@@ -137,8 +160,13 @@ def _turn(message: dict[str, Any], i: int) -> dict[str, str]:
     return {"from": TAGS[role], "value": message["content"]}
 
 
-def _settings(config: RunConfig, folder: Path) -> dict[str, Any]:
+def _settings(config: RunConfig, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the configuration, and the settings that have no place in it."""
     lora = config.lora_settings()
+    words, missing = in_words(config, SFT_WORDS, LORA_WORDS)
+    missing += [f"sft.{key}" for key in TOKENIZER if config.sft.get(key) is not None]
+    if config.truncation != "keep_start":
+        missing.append(f"truncation: {config.truncation}")
     settings: dict[str, Any] = {
         "model_name_or_path": config.model,
         **({"model_revision": config.revision} if config.revision else {}),
@@ -149,17 +177,13 @@ def _settings(config: RunConfig, folder: Path) -> dict[str, Any]:
         "dataset": NAME,
         "cutoff_len": config.max_length,
         "output_dir": "trained",
+        **words,
     }
-    if lora is not None:
-        targets = lora.get("target_modules", "all-linear")
-        settings |= {
-            "lora_rank": lora.get("r", 8),
-            "lora_alpha": lora.get("lora_alpha", 8),
-            "lora_target": "all" if targets == "all-linear" else targets,
-        }
+    if "disable_gradient_checkpointing" in settings:
+        on = settings["disable_gradient_checkpointing"]
+        settings["disable_gradient_checkpointing"] = not on
+    if settings.get("lora_target") == "all-linear":
+        settings["lora_target"] = "all"
     if config.load_in:
         settings["quantization_bit"] = int(config.load_in.removesuffix("bit"))
-    for name in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"):
-        if name in config.sft:
-            settings[name] = config.sft[name]
-    return settings
+    return settings, missing

@@ -15,7 +15,7 @@ from gradsift.data.exports.rows import (
     Setup,
     as_text,
     note_template_kwargs,
-    said,
+    say_rows,
     upto_last_answer,
     without_fields,
     write_lines,
@@ -45,7 +45,7 @@ print(client.fine_tuning.jobs.create(training_file=uploaded.id, model=sys.argv[1
 
 def write_openai(rows: Sequence[ExportRow], folder: Path, setup: Setup) -> Exported:
     """Write rows and a script that uploads them and starts a job."""
-    done, notes = said(rows, _record, "openai")
+    done, notes = say_rows(rows, _record, "openai")
     file = write_lines(folder / "openai.jsonl", (record for _, record in done))
     # Not openai.py: beside it, `import openai` would find it.
     script = folder / "train_openai.py"

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+NO_WEIGHTS = (
+    "its form has no place for the weights of rows: they are in decisions.parquet, and it trains "
+    "on all rows alike"
+)
+
+
 @dataclass(frozen=True)
 class ExportRow:
     """A selected row.
@@ -91,7 +97,7 @@ class Notes:
         )
 
 
-def said(
+def say_rows(
     rows: Sequence[ExportRow], say: Callable[[ExportRow, Notes], Any], trainer: str
 ) -> tuple[list[tuple[ExportRow, Any]], Notes]:
     """Say rows in a trainer's form, leaving out those that it has no means for.

@@ -49,6 +49,17 @@ trainer = SFTTrainer(
 if __name__ == "__main__":
     trainer.train()
 '''
+# What the user's own settings may say as gradsift does it, and the script says for its rows.
+DECIDED = (
+    "model_init_kwargs",
+    "assistant_only_loss",
+    "completion_only_loss",
+    "dataset_kwargs",
+    "dataset_text_field",
+    "trust_remote_code",
+    "remove_unused_columns",
+    "resume_from_checkpoint",
+)
 TEXT, TURNS, TOKENS = 'Value("string")', "List(Json())", 'List(Value("int64"))'
 # Fields that some rows have: what they hold, and what the others have there.
 OPTIONAL: dict[str, tuple[str, Any]] = {
@@ -249,7 +260,8 @@ def _settings(form: dict[str, bool], config: RunConfig) -> Iterator[str]:
     loading += ['"trust_remote_code": True'] if config.trust_remote_code else []
     loading += ['"quantization_config": quantization'] if config.load_in else []
     cut = {"truncation_mode": "keep_end"} if config.truncation == "keep_end" else {}
-    said = {"output_dir": "trained", "max_length": config.max_length, **cut, **form, **config.sft}
+    own = {name: value for name, value in config.sft.items() if name not in DECIDED}
+    said = {"output_dir": "trained", "max_length": config.max_length, **cut, **own, **form}
     for name, value in said.items():
         yield f"    {name}={_literal(value)},\n"
     yield f"    model_init_kwargs={{{', '.join(loading)}}},\n"
