@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gradsift.data.containers import read_rows
@@ -147,7 +148,8 @@ def _data(reading: Reading) -> None:
             key: "DATA is said otherwise" for key in ("dataset", "dataset_dir") if key in values
         }
         if "max_samples" in values:
-            _require_few(reading, str(reading.taken["data"]))
+            data = reading.taken["data"]
+            _require_few(reading, data if isinstance(data, list | tuple) else [data])
         return
     if "dataset" not in values:
         others = [key for key in ("dataset_dir", "max_samples") if key in values]
@@ -169,14 +171,14 @@ def _data(reading: Reading) -> None:
         file = datasets[0]
         if reading.settings.get("dataset_info"):
             file = read_dataset_info(reading.settings["dataset_info"], file).data
-        _require_few(reading, file)
+        _require_few(reading, [] if file is None else [file])
 
 
-def _require_few(reading: Reading, file: str | None) -> None:
+def _require_few(reading: Reading, files: Sequence[str]) -> None:
     # The first rows of a file that has no more are all of them.
     limit = reading.values["max_samples"]
-    if file is not None and Path(file).is_file():
-        n_rows = sum(1 for _ in read_rows(find_source(file, None)))
+    if files and all(Path(file).is_file() for file in files):
+        n_rows = sum(1 for _ in read_rows(find_source(files, None)))
         if n_rows <= limit:
             return
     reading.refuse(
