@@ -25,7 +25,7 @@ from gradsift.training.batches import LengthGroupedSampler, bins
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.model import find_model, load_model, load_tokenizer
 from gradsift.training.scoring import record_with_frozen_weights
-from gradsift.training.trainer_settings import TrainerSettings
+from gradsift.training.settings.trainer import TrainerSettings
 
 BATCHINGS = ("random", "by_length", "packed")
 

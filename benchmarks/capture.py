@@ -28,8 +28,8 @@ from gradsift.gradients.sketch import SketchSpec
 from gradsift.training.batches import TOKENS
 from gradsift.training.layers import track
 from gradsift.training.model import find_model, load_model, load_tokenizer
+from gradsift.training.settings.trainer import TrainerSettings
 from gradsift.training.trainer import RecordingSFTTrainer
-from gradsift.training.trainer_settings import TrainerSettings
 
 PLAIN = "plain"
 

@@ -51,8 +51,8 @@ from gradsift.gradients.transform import HeadTransform
 from gradsift.terms import STATISTICS
 from gradsift.training.batches import INDEX_COLUMN, TOKENS
 from gradsift.training.self_check import METHODS, first_exact_method, recorder_for, self_check
+from gradsift.training.settings.trainer import TrainerSettings
 from gradsift.training.trainer import RecordingSFTTrainer
-from gradsift.training.trainer_settings import TrainerSettings
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")

@@ -29,8 +29,8 @@ from gradsift.data.tokenization import build_instances
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training.model import find_model, load_model, load_tokenizer
 from gradsift.training.self_check import recorder_for
+from gradsift.training.settings.trainer import TrainerSettings
 from gradsift.training.trainer import RecordingSFTTrainer
-from gradsift.training.trainer_settings import TrainerSettings
 
 OURS = "gradsift"
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gradsift.data.containers import fingerprint
-from gradsift.data.sources import find_source
+from gradsift.data.containers.rows import fingerprint
+from gradsift.data.containers.sources import find_source
 from gradsift.store.manifest import Manifest
 from gradsift.store.reader import read_store
 from gradsift.store.tables import INSTANCE, write_pool_table

@@ -24,7 +24,7 @@ from gradsift.terms import LAYERS, STATISTICS
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.model import find_model, load_model, load_tokenizer
 from gradsift.training.scoring import record_with_frozen_weights
-from gradsift.training.trainer_settings import TrainerSettings
+from gradsift.training.settings.trainer import TrainerSettings
 
 SKETCH = SketchSpec(1024, 0)
 WINDOW = 101  # Rows of the sliding window whose median is taken off as drift.

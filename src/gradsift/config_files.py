@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from gradsift.config import RunConfig
-from gradsift.data.sources import absolute
+from gradsift.data.containers.sources import absolute
 from gradsift.errors import GradsiftError
 from gradsift.schema import RENAMED, fields_of, migrated, require_known, validated
 from gradsift.store.manifest import MANIFEST_NAME

@@ -18,11 +18,17 @@ import yaml
 from gradsift.config import ReadingConfig, RunConfig, SelectionConfig
 from gradsift.config_files import CONFIG_NAME, read_yaml, run_config
 from gradsift.data.chat_templates import require_template
-from gradsift.data.containers import fingerprint
+from gradsift.data.containers.lines import read_ids
+from gradsift.data.containers.rows import fingerprint
+from gradsift.data.containers.sources import (
+    KEPT_LINES,
+    KEPT_TABLE,
+    Source,
+    is_pattern,
+    require_same_files,
+)
 from gradsift.data.formats import Columns
-from gradsift.data.lines import read_ids
 from gradsift.data.pool import Pool, read_pool
-from gradsift.data.sources import KEPT_LINES, KEPT_TABLE, Source, is_pattern, require_same_files
 from gradsift.errors import GradsiftError
 from gradsift.schema import migrated
 from gradsift.selection import neighbours as graph
@@ -38,7 +44,7 @@ from gradsift.store.tables import (
     read_pool_table,
     write_neighbours,
 )
-from gradsift.training.known_settings import refused_of_lora, refused_of_sft
+from gradsift.training.settings.known import refused_of_lora, refused_of_sft
 from gradsift.utils import few, short, write_text
 
 if TYPE_CHECKING:

@@ -35,11 +35,11 @@ from gradsift.training import layers as tracking
 from gradsift.training.batches import as_dataset
 from gradsift.training.finetune import fine_tune
 from gradsift.training.layers import track
-from gradsift.training.lora_settings import lora_config
 from gradsift.training.model import find_model, load_model
 from gradsift.training.self_check import METHODS, first_exact_method, recorder_for
+from gradsift.training.settings.lora import lora_config
+from gradsift.training.settings.trainer import TrainerSettings
 from gradsift.training.trainer import RecordingSFTTrainer
-from gradsift.training.trainer_settings import TrainerSettings
 from oracle import relative_error, statistics_of
 from test_cli import invoke
 from tiny import save_tiny, tiny_llama, tiny_tokenizer

@@ -26,8 +26,8 @@ from gradsift.training import quantized, self_check
 from gradsift.training.finetune import fine_tune, load_fine_tuned
 from gradsift.training.model import find_model, load_model
 from gradsift.training.self_check import first_exact_method
+from gradsift.training.settings.trainer import TrainerSettings
 from gradsift.training.trainer import RecordingSFTTrainer
-from gradsift.training.trainer_settings import TrainerSettings
 from oracle import relative_error, statistics_of
 from test_cli import invoke
 from tiny import save_tiny, tiny_llama, tiny_tokenizer

@@ -380,7 +380,7 @@ def test_what_becomes_an_sft_setting_is_one_that_gradsift_takes():
     trl = pytest.importorskip("trl")
     peft = pytest.importorskip("peft")
     from gradsift.config import RunConfig
-    from gradsift.training.known_settings import RESERVED
+    from gradsift.training.settings.known import RESERVED
 
     names = set()
     for tool in TOOLS:

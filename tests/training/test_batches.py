@@ -21,7 +21,7 @@ from gradsift.training.batches import (
 )
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.scoring import record_with_frozen_weights
-from gradsift.training.trainer_settings import TrainerSettings
+from gradsift.training.settings.trainer import TrainerSettings
 from tiny import random_instances, tiny_llama, tiny_mamba, tiny_tokenizer
 
 N = 26

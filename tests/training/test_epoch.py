@@ -19,7 +19,7 @@ from gradsift.store.writer import StoreWriter
 from gradsift.training.checkpoint import MARKER
 from gradsift.training.cost import estimate_cost
 from gradsift.training.epoch import PreliminaryEpoch
-from gradsift.training.trainer_settings import TrainerSettings
+from gradsift.training.settings.trainer import TrainerSettings
 from tiny import random_instances, tiny_llama, tiny_tokenizer
 
 N = 24

@@ -12,7 +12,7 @@ from gradsift.terms import LAYERS
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.scoring import record_with_frozen_weights
 from gradsift.training.self_check import METHODS
-from gradsift.training.trainer_settings import TrainerSettings
+from gradsift.training.settings.trainer import TrainerSettings
 from oracle import assert_store_is_autograd
 from tiny import random_instances, tiny_gpt2, tiny_llama, tiny_tokenizer
 

@@ -16,8 +16,8 @@ from gradsift.terms import STATISTICS
 from gradsift.training.batches import TOKENS, as_dataset
 from gradsift.training.layers import track
 from gradsift.training.self_check import METHODS, first_exact_method, recorder_for, self_check
+from gradsift.training.settings.trainer import TrainerSettings, require_settings
 from gradsift.training.trainer import RecordingSFTTrainer
-from gradsift.training.trainer_settings import TrainerSettings, require_settings
 from oracle import gradients_of, relative_error, statistics_of
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from gradsift.config import CaptureConfig, ModelConfig
 from gradsift.config_files import CONFIG_NAME, with_absolute_files
-from gradsift.data.sources import Source, require_same_files
+from gradsift.data.containers.sources import Source, require_same_files
 from gradsift.data.tokenization import Instances
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
@@ -29,8 +29,8 @@ from gradsift.training.model import (
 from gradsift.training.positions import require_positions
 from gradsift.training.preliminary import NO_ESTIMATE, check_and_estimate, prepare, train_and_record
 from gradsift.training.quantized import BITSANDBYTES
-from gradsift.training.tokenizer_settings import require_eos_in_rows
-from gradsift.training.trainer_settings import TrainerSettings, require_settings
+from gradsift.training.settings.tokenizer import require_eos_in_rows
+from gradsift.training.settings.trainer import TrainerSettings, require_settings
 
 CHECKPOINTS = "checkpoints"
 STACK = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "pyarrow")

@@ -27,7 +27,7 @@ from gradsift.training.model import (
     without_progress_bars,
 )
 from gradsift.training.quantized import n_parameters, weight_of, weights_of
-from gradsift.training.trainer_settings import TrainerSettings, require_settings
+from gradsift.training.settings.trainer import TrainerSettings, require_settings
 
 # Any text will do; four of different lengths, so that the two that are compared are padded.
 TEXTS = (

@@ -28,7 +28,7 @@ from gradsift.schema import takes
 from gradsift.store.reader import GradientStore
 from gradsift.training.cost import duration
 from gradsift.training.model import without_progress_bars
-from gradsift.training.trainer_settings import TrainerSettings, require_settings
+from gradsift.training.settings.trainer import TrainerSettings, require_settings
 from gradsift.utils import write_json, write_text
 
 COMPARISON = "comparison"

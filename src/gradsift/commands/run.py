@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gradsift.commands.select import SelectResult, select_run
 from gradsift.config import RunConfig
 from gradsift.config_files import run_config
+from gradsift.data.containers.memory import is_name
 from gradsift.data.exports.write import require_form
-from gradsift.data.memory import is_name
 from gradsift.data.pool import Pool, read_pool
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress

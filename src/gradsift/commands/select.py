@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gradsift.config import SelectionConfig, SubsetConfig
-from gradsift.data.containers import read_rows, write_rows
+from gradsift.data.containers.lines import Place
+from gradsift.data.containers.rows import read_rows, write_rows
+from gradsift.data.containers.sources import find_written
 from gradsift.data.exports.rows import ExportRow, Setup
 from gradsift.data.exports.write import write_export
-from gradsift.data.lines import Place
-from gradsift.data.sources import find_written
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.schema import migrated, takes, validated

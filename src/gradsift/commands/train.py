@@ -41,7 +41,7 @@ from gradsift.selection.candidates import Need
 from gradsift.store.reader import GradientStore
 from gradsift.training.finetune import TrainingSummary
 from gradsift.training.model import without_progress_bars
-from gradsift.training.trainer_settings import require_settings
+from gradsift.training.settings.trainer import require_settings
 from gradsift.utils import short_sha256, whole_folder
 
 # Settings of `compare` that training one arm does not have.

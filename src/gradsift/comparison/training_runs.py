@@ -28,11 +28,11 @@ from gradsift.training.finetune import (
     passes_of,
     steps_of,
 )
-from gradsift.training.known_settings import TOKENIZER_SETTINGS
-from gradsift.training.lora_settings import lora_config
 from gradsift.training.model import load_model, require_adapters
-from gradsift.training.sft_checks import require_values
-from gradsift.training.trainer_settings import TrainerSettings
+from gradsift.training.settings.checks import require_values
+from gradsift.training.settings.known import TOKENIZER_SETTINGS
+from gradsift.training.settings.lora import lora_config
+from gradsift.training.settings.trainer import TrainerSettings
 from gradsift.utils import short_sha256, whole_folder, write_json
 
 ARMS = "arms"

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from gradsift.config import ReadingConfig
-from gradsift.data.containers import fingerprint, read_rows
+from gradsift.data.containers.memory import EXPECTED, Held, held_rows, is_name
+from gradsift.data.containers.rows import fingerprint, read_rows
+from gradsift.data.containers.sources import RawRow, Source, absolute, find_source
+from gradsift.data.containers.tables import TableRecord
 from gradsift.data.dataset_configs import read_dataset_info
 from gradsift.data.detection import ROWS_TO_DETECT_FROM, left_out, settle_format
 from gradsift.data.example import Example, RowError, what_it_says
 from gradsift.data.formats import FORMAT_NOTES, ROW_FORMATS, Columns, Reader
-from gradsift.data.memory import EXPECTED, Held, held_rows, is_name
-from gradsift.data.sources import RawRow, Source, absolute, find_source
-from gradsift.data.tables import TableRecord
 from gradsift.errors import GradsiftError
 from gradsift.schema import takes, validated
 from gradsift.utils import few, short

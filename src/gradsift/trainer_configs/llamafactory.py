@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gradsift.data.containers import read_rows
+from gradsift.data.containers.rows import read_rows
+from gradsift.data.containers.sources import find_source
 from gradsift.data.dataset_configs import read_dataset_info
-from gradsift.data.sources import find_source
 from gradsift.trainer_configs.keys import Joint, OneOf, Reading, Setting, Tool, each, same, table
 from gradsift.trainer_configs.shared import (
     NO_CLIPPING,

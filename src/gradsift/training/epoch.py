@@ -23,6 +23,7 @@ from gradsift.training.finetune import loss_curve, train_without_recording
 from gradsift.training.layers import track
 from gradsift.training.record_writer import RecordWriter
 from gradsift.training.self_check import METHODS, first_exact_method, methods_of
+from gradsift.training.settings.trainer import TrainerSettings
 from gradsift.training.sharding import (
     plain_backward,
     require_same_loss_as_fused,
@@ -31,7 +32,6 @@ from gradsift.training.sharding import (
     uses_deepspeed,
 )
 from gradsift.training.trainer import RecordingSFTTrainer
-from gradsift.training.trainer_settings import TrainerSettings
 
 DEFAULT_N_PARTS = 8
 

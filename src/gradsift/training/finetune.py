@@ -24,8 +24,8 @@ from gradsift.progress import Progress, no_progress
 from gradsift.training.checkpoint import MARKER, SaveEvery, last_checkpoint
 from gradsift.training.model import ModelSource, load_model
 from gradsift.training.quantized import is_quantized
+from gradsift.training.settings.trainer import TrainerSettings, sft_config
 from gradsift.training.trainer import RecordingSFTTrainer
-from gradsift.training.trainer_settings import TrainerSettings, sft_config
 from gradsift.utils import first_line
 
 N_CHECKPOINTS = 4

@@ -35,7 +35,7 @@ from gradsift.training.quantized import (
     require_bitsandbytes,
     require_readable,
 )
-from gradsift.training.tokenizer_settings import set_up_tokenizer
+from gradsift.training.settings.tokenizer import set_up_tokenizer
 from gradsift.utils import first_line, sha256_of, short_sha256
 
 DEMO_MODEL = "demo"

@@ -22,13 +22,13 @@ from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.model import ModelSource, load_model
 from gradsift.training.quantized import weights_of
 from gradsift.training.scoring import record_with_frozen_weights
+from gradsift.training.settings.trainer import TrainerSettings, sft_config
 from gradsift.training.sharding import (
     ONE_PROCESS_CHECK,
     require_supported,
     shards_weights,
     uses_deepspeed,
 )
-from gradsift.training.trainer_settings import TrainerSettings, sft_config
 
 NO_ESTIMATE = "under FSDP and DeepSpeed no step can be timed before training begins"
 

@@ -38,10 +38,10 @@ from gradsift.training.batches import (
 )
 from gradsift.training.isolation import isolates_packed_rows
 from gradsift.training.layers import add_fused_head, base_model, can_be_fused, track
-from gradsift.training.lora_settings import adapting, lora_config
 from gradsift.training.quantized import is_quantized
-from gradsift.training.tokenizer_settings import changes_eos
-from gradsift.training.trainer_settings import TrainerSettings, sft_config
+from gradsift.training.settings.lora import adapting, lora_config
+from gradsift.training.settings.tokenizer import changes_eos
+from gradsift.training.settings.trainer import TrainerSettings, sft_config
 
 
 class RecordingSFTTrainer(SFTTrainer):

@@ -8,10 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gradsift.data.containers import read_rows, write_rows
-from gradsift.data.lines import Place
+from gradsift.data.containers.lines import Place
+from gradsift.data.containers.rows import read_rows, write_rows
+from gradsift.data.containers.sources import (
+    Source,
+    absolute,
+    find_source,
+    find_written,
+    require_same_files,
+)
 from gradsift.data.pool import load_pool
-from gradsift.data.sources import Source, absolute, find_source, find_written, require_same_files
 from gradsift.errors import GradsiftError
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from gradsift.data.sources import LINES, RawRow
-from gradsift.data.streams import BOM, open_utf8, read_range
+from gradsift.data.containers.sources import LINES, RawRow
+from gradsift.data.containers.streams import BOM, open_utf8, read_range
 from gradsift.errors import GradsiftError
 from gradsift.utils import few, short, write_atomically
 

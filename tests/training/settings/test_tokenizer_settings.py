@@ -8,9 +8,9 @@ from gradsift.data.tokenization import Instance, build_instances
 from gradsift.errors import GradsiftError
 from gradsift.training.batches import as_dataset
 from gradsift.training.model import find_model, load_tokenizer
-from gradsift.training.tokenizer_settings import set_up_tokenizer
+from gradsift.training.settings.tokenizer import set_up_tokenizer
+from gradsift.training.settings.trainer import TrainerSettings
 from gradsift.training.trainer import RecordingSFTTrainer
-from gradsift.training.trainer_settings import TrainerSettings
 from tiny import CHAT_TEMPLATE, save_tiny, tiny_llama, tiny_tokenizer
 
 OTHER_TEMPLATE = CHAT_TEMPLATE.replace("'</s>'", "'<|system|>'")

@@ -1,7 +1,7 @@
 """Every field of trl's SFTConfig and peft's LoraConfig: passed on, decided here, or refused.
 
 A field of a newer version that is in no table is refused when somebody gives it, and turns
-`tests/training/test_known_settings.py` red: nothing is accepted and ignored.
+`tests/training/settings/test_known_settings.py` red: nothing is accepted and ignored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SFT_PASSED = _names(
     """
 )
 
-# Of those, what rows are rendered and tokenized with: see tokenizer_settings.
+# Of those, what rows are rendered and tokenized with: see tokenizer.py.
 TOKENIZER_SETTINGS = ("chat_template_path", "eos_token", "pad_token")
 
 _EPOCHS = "the preliminary epoch is one epoch; an arm has `epochs`"

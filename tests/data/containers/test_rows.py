@@ -8,10 +8,10 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gradsift.data.containers import write_rows
-from gradsift.data.lines import Place
+from gradsift.data.containers.lines import Place
+from gradsift.data.containers.rows import write_rows
+from gradsift.data.containers.sources import find_source
 from gradsift.data.pool import load_pool
-from gradsift.data.sources import find_source
 from gradsift.errors import GradsiftError
 
 ROWS = [{"prompt": f"q{i}", "response": f"a{i} é\u2028\nx"} for i in range(5)]

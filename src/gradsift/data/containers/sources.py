@@ -12,9 +12,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from gradsift.data.folders import SHARD, data_files, is_run
-from gradsift.data.streams import COMPRESSED, encoding_of, open_utf8, uncompressed_name
-from gradsift.data.whole_objects import refuse_one_object
+from gradsift.data.containers.folders import SHARD, data_files, is_run
+from gradsift.data.containers.streams import COMPRESSED, encoding_of, open_utf8, uncompressed_name
+from gradsift.data.containers.whole_objects import refuse_one_object
 from gradsift.errors import GradsiftError
 from gradsift.utils import few
 

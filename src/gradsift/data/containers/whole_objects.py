@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from gradsift.data.streams import BOM, open_utf8
+from gradsift.data.containers.streams import BOM, open_utf8
 from gradsift.errors import GradsiftError
 
 # Fields of one row that hold objects themselves.

@@ -18,7 +18,8 @@ from torch import nn
 from gradsift.errors import GradsiftError
 from gradsift.schema import misspelt, of_type
 from gradsift.terms import LM_HEAD
-from gradsift.training.known_settings import (
+from gradsift.training.quantized import weights_of
+from gradsift.training.settings.known import (
     HEAD_IS_NOT_ADAPTED,
     INIT_FROM_DATA,
     LORA_PASSED,
@@ -26,7 +27,6 @@ from gradsift.training.known_settings import (
     refused_of_lora,
     unknown_fields,
 )
-from gradsift.training.quantized import weights_of
 from gradsift.utils import few
 
 ALL_LINEAR = "all-linear"

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from gradsift.data.streams import uncompressed_name
+from gradsift.data.containers.streams import uncompressed_name
 from gradsift.errors import GradsiftError
 from gradsift.utils import few
 

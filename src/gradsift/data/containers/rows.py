@@ -19,11 +19,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradsift.data import lines
-from gradsift.data.lines import Place
-from gradsift.data.sources import LINES, RawRow, Source
-from gradsift.data.streams import is_empty, uncompressed_name
-from gradsift.data.tables import (
+from gradsift.data.containers import lines
+from gradsift.data.containers.lines import Place
+from gradsift.data.containers.sources import LINES, RawRow, Source
+from gradsift.data.containers.streams import is_empty, uncompressed_name
+from gradsift.data.containers.tables import (
     Block,
     TableRecord,
     is_arrow_file,

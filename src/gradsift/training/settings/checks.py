@@ -21,7 +21,7 @@ from trl import SFTConfig
 
 from gradsift.errors import GradsiftError
 from gradsift.schema import LONGEST_VALUE, misspelt, of_type
-from gradsift.training.known_settings import (
+from gradsift.training.settings.known import (
     ACCELERATOR_PASSED,
     RESERVED,
     SFT_PASSED,

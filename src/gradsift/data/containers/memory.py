@@ -20,10 +20,10 @@ from uuid import UUID
 
 import pyarrow as pa
 
-from gradsift.data.containers import rows_of_blocks
-from gradsift.data.lines import jsonl_rows
-from gradsift.data.sources import KEPT_LINES, KEPT_TABLE, RawRow, Source
-from gradsift.data.tables import ROWS_AT_A_TIME, table_blocks, take
+from gradsift.data.containers.lines import jsonl_rows
+from gradsift.data.containers.rows import rows_of_blocks
+from gradsift.data.containers.sources import KEPT_LINES, KEPT_TABLE, RawRow, Source
+from gradsift.data.containers.tables import ROWS_AT_A_TIME, table_blocks, take
 from gradsift.errors import GradsiftError
 from gradsift.utils import first_line, short, write_atomically
 

@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 from trl import SFTConfig
 
 from gradsift.errors import GradsiftError
-from gradsift.training import sft_checks
-from gradsift.training.known_settings import (
+from gradsift.training.settings import checks as sft_checks
+from gradsift.training.settings.known import (
     LORA_DECIDED,
     LORA_PASSED,
     LORA_REFUSED,
@@ -21,8 +21,8 @@ from gradsift.training.known_settings import (
     TOKENIZER_SETTINGS,
     said_anyway,
 )
-from gradsift.training.lora_settings import adapting, lora_config
-from gradsift.training.trainer_settings import TrainerSettings, require_settings, sft_config
+from gradsift.training.settings.lora import adapting, lora_config
+from gradsift.training.settings.trainer import TrainerSettings, require_settings, sft_config
 from tiny import tiny_llama
 
 TABLES = {

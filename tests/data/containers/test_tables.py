@@ -8,10 +8,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from gradsift.data.containers import write_rows
-from gradsift.data.lines import Place
+from gradsift.data.containers.lines import Place
+from gradsift.data.containers.rows import write_rows
+from gradsift.data.containers.tables import Block, TableRecord
 from gradsift.data.pool import load_pool
-from gradsift.data.tables import Block, TableRecord
 from gradsift.errors import GradsiftError
 
 N = 1000

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from gradsift.data.memory import held_rows
+from gradsift.data.containers.memory import held_rows
 from gradsift.data.pool import load_pool
 from gradsift.errors import GradsiftError
 
@@ -103,7 +103,7 @@ def test_a_frame_of_numpy_lists_is_a_table():
 
 
 def test_a_stream_says_how_far_it_is(caplog, monkeypatch):
-    monkeypatch.setattr("gradsift.data.memory.ROWS_BETWEEN_NOTES", 2)
+    monkeypatch.setattr("gradsift.data.containers.memory.ROWS_BETWEEN_NOTES", 2)
     with caplog.at_level("INFO", "gradsift"):
         load_pool(streamed())
     assert [r.getMessage() for r in caplog.records] == [

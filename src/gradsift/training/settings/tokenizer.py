@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
-from gradsift.training.known_settings import TOKENIZER_SETTINGS
+from gradsift.training.settings.known import TOKENIZER_SETTINGS
 from gradsift.utils import few, first_line
 
 TEMPLATE_FILES = (".jinja", ".j2")

@@ -13,9 +13,9 @@ from trl import SFTConfig
 
 from gradsift.config import CaptureConfig
 from gradsift.errors import GradsiftError
-from gradsift.training.known_settings import SFT_PASSED, TOKENIZER_SETTINGS
-from gradsift.training.lora_settings import lora_config
-from gradsift.training.sft_checks import given, require_config, require_values, without_effect
+from gradsift.training.settings.checks import given, require_config, require_values, without_effect
+from gradsift.training.settings.known import SFT_PASSED, TOKENIZER_SETTINGS
+from gradsift.training.settings.lora import lora_config
 
 logger = logging.getLogger(__name__)
 

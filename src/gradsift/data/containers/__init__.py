@@ -1,0 +1,1 @@
+"""Where rows lie: files, folders, archives, tables, memory; each row with its place."""
