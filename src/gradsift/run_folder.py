@@ -45,7 +45,8 @@ from gradsift.store.tables import (
     write_neighbours,
 )
 from gradsift.training.settings.known import refused_of_lora, refused_of_sft
-from gradsift.utils import few, short, write_text
+from gradsift.utils import write_text
+from gradsift.wording import few, short
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

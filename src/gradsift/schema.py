@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from pydantic.fields import FieldInfo
 
 from gradsift.errors import GradsiftError
-from gradsift.utils import short
+from gradsift.wording import short
 
 # Settings of before, and the values that were renamed with them.
 RENAMED: dict[str, tuple[str, dict[str, str]]] = {

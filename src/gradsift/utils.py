@@ -1,4 +1,4 @@
-"""Files that are either whole or absent (temporary file, fsync, rename), digests, short lists."""
+"""Files that are either whole or absent (temporary file, fsync, rename), and digests."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradsift.errors import GradsiftError
+from gradsift.wording import first_line
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -87,11 +88,6 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
@@ -120,19 +116,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def few(names: Iterable[object], n: int = 20) -> str:
-    """Return a sorted list of names, as messages say it, cut where it gets long."""
-    names = sorted(str(name)[:50] for name in names)
-    more = f" and {len(names) - n} more" if len(names) > n else ""
-    return f"{names[:n]}{more}"
-
-
-def short(text: object, n: int = 200) -> str:
-    """Return what messages show of a text: one line, and no more than its first characters."""
-    text = str(text)
-    # Only the beginning is split into words: a value may be as long as a file.
-    line = " ".join(text[: 2 * n].split())
-    line = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
-    return line if len(text) <= 2 * n and len(line) <= n else line[:n] + "…"

@@ -18,7 +18,7 @@ from gradsift import config as groups
 from gradsift.cli.options import SETTINGS
 from gradsift.errors import GradsiftError
 from gradsift.schema import RENAMED, extra_of, fields_of, nearest, values_renamed
-from gradsift.utils import first_line
+from gradsift.wording import first_line
 
 UsageError = typer.BadParameter.__base__
 # Options of before whose setting has another name.

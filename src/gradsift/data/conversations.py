@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradsift.data.example import THINKING_FIELDS, RowError
-from gradsift.utils import few
+from gradsift.wording import few
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 # A turn in these roles is a tool call of the assistant's, as JSON text.

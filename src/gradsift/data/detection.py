@@ -12,7 +12,7 @@ from gradsift.data.conversations import json_or_value
 from gradsift.data.example import RowError
 from gradsift.data.formats import SHAREGPT_ROLES, Columns
 from gradsift.errors import GradsiftError
-from gradsift.utils import few
+from gradsift.wording import few
 
 ROWS_TO_DETECT_FROM = 100
 QA_PAIRS = (

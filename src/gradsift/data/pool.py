@@ -21,7 +21,7 @@ from gradsift.data.example import Example, RowError, what_it_says
 from gradsift.data.formats import FORMAT_NOTES, ROW_FORMATS, Columns, Reader
 from gradsift.errors import GradsiftError
 from gradsift.schema import takes, validated
-from gradsift.utils import few, short
+from gradsift.wording import few, short
 
 # Up to here a float has room for every whole number.
 MOST_EXACT = 2.0**53

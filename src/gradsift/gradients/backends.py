@@ -22,7 +22,7 @@ from typing import Literal
 
 import torch
 
-from gradsift.utils import first_line
+from gradsift.wording import first_line
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from gradsift.errors import GradsiftError
-from gradsift.utils import short
+from gradsift.wording import short
 
 # What counts as not said.
 EMPTY = (None, "", [], {})

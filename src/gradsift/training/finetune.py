@@ -26,7 +26,7 @@ from gradsift.training.model import ModelSource, load_model
 from gradsift.training.quantized import is_quantized
 from gradsift.training.settings.trainer import TrainerSettings, sft_config
 from gradsift.training.trainer import RecordingSFTTrainer
-from gradsift.utils import first_line
+from gradsift.wording import first_line
 
 N_CHECKPOINTS = 4
 

@@ -18,7 +18,7 @@ from gradsift.errors import GradsiftError
 from gradsift.gradients.backends import TRITON
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training.model import DTYPES
-from gradsift.utils import first_line
+from gradsift.wording import first_line
 
 GB = 1e9
 # Of a GPU's memory: the rest is the driver's, the allocator's gaps, and what is not counted here.

@@ -36,7 +36,8 @@ from gradsift.training.quantized import (
     require_readable,
 )
 from gradsift.training.settings.tokenizer import set_up_tokenizer
-from gradsift.utils import first_line, sha256_of, short_sha256
+from gradsift.utils import sha256_of, short_sha256
+from gradsift.wording import first_line
 
 DEMO_MODEL = "demo"
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(Dtype)}

@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.quantizers import AutoHfQuantizer
 
 from gradsift.errors import GradsiftError
-from gradsift.utils import first_line
+from gradsift.wording import first_line
 
 INSTALL = "pip install 'gradsift[quantized]'"
 BITSANDBYTES = "bitsandbytes"

@@ -13,7 +13,7 @@ import yaml
 
 from gradsift.data.containers.streams import uncompressed_name
 from gradsift.errors import GradsiftError
-from gradsift.utils import few
+from gradsift.wording import few
 
 # What shards are numbered with: train-00000-of-00002.
 SHARD = re.compile(r"-\d{5}-of-\d{5}(?=$|[-.])")

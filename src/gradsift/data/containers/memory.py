@@ -25,7 +25,8 @@ from gradsift.data.containers.rows import rows_of_blocks
 from gradsift.data.containers.sources import KEPT_LINES, KEPT_TABLE, RawRow, Source
 from gradsift.data.containers.tables import ROWS_AT_A_TIME, table_blocks, take
 from gradsift.errors import GradsiftError
-from gradsift.utils import first_line, short, write_atomically
+from gradsift.utils import write_atomically
+from gradsift.wording import first_line, short
 
 # Of a row that becomes a part of an Arrow table.
 MOST_LEVELS = 50

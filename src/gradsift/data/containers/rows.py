@@ -36,7 +36,8 @@ from gradsift.data.containers.tables import (
     write_arrow,
 )
 from gradsift.errors import GradsiftError
-from gradsift.utils import few, sha256_of, short, whole_folder, write_atomically
+from gradsift.utils import sha256_of, whole_folder, write_atomically
+from gradsift.wording import few, short
 
 logger = logging.getLogger(__name__)
 

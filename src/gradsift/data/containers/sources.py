@@ -16,7 +16,7 @@ from gradsift.data.containers.folders import SHARD, data_files, is_run
 from gradsift.data.containers.streams import COMPRESSED, encoding_of, open_utf8, uncompressed_name
 from gradsift.data.containers.whole_objects import refuse_one_object
 from gradsift.errors import GradsiftError
-from gradsift.utils import few
+from gradsift.wording import few
 
 SUFFIXES = {
     ".jsonl": "jsonl",

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from gradsift.errors import GradsiftError
-from gradsift.utils import first_line
+from gradsift.wording import first_line
 
 COMPRESSED = (".gz", ".zst")
 BOM = b"\xef\xbb\xbf"

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradsift.errors import GradsiftError
-from gradsift.utils import few, first_line, short
+from gradsift.wording import few, first_line, short
 
 ROWS_AT_A_TIME = 1000
 _TO_PARSE = (pa.JsonType, pa.MapType)

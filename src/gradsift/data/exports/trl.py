@@ -16,7 +16,8 @@ from gradsift.data.rendering import Template, asks_for_the_day
 from gradsift.data.tokenization import Instance, build_instances
 from gradsift.errors import GradsiftError
 from gradsift.terms import IGNORED_LABEL
-from gradsift.utils import short, write_text
+from gradsift.utils import write_text
+from gradsift.wording import short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -28,7 +28,7 @@ from gradsift.training.settings.known import (
     refused_of_sft,
     unknown_fields,
 )
-from gradsift.utils import short
+from gradsift.wording import short
 
 MAPPINGS = (
     "lr_scheduler_kwargs",

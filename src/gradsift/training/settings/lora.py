@@ -27,7 +27,7 @@ from gradsift.training.settings.known import (
     refused_of_lora,
     unknown_fields,
 )
-from gradsift.utils import few
+from gradsift.wording import few
 
 ALL_LINEAR = "all-linear"
 DEFAULTS = {"task_type": "CAUSAL_LM", "target_modules": ALL_LINEAR}

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
 from gradsift.training.settings.known import TOKENIZER_SETTINGS
-from gradsift.utils import few, first_line
+from gradsift.wording import few, first_line
 
 TEMPLATE_FILES = (".jinja", ".j2")
 N_SHOWN = 5
