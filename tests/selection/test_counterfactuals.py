@@ -23,8 +23,8 @@ def selected(**changes):
     selection = select_rows(pool, parse_budget("20"), config, context_for(pool))
     empty = pa.nulls(N, pa.string())
     rows = pa.array(range(N))
-    names = ["row", "line", "instance_id", "reason", "detail"]
-    table = pa.table([rows, rows, pa.array(pool.ids), empty, empty], names=names)
+    names = ["row", "line", "file", "instance_id", "reason", "detail"]
+    table = pa.table([rows, rows, empty, pa.array(pool.ids), empty, empty], names=names)
     decisions = decision_table(table, selection)
     texts = [
         counterfactual(
