@@ -18,7 +18,6 @@ import yaml
 from gradsift.config import ReadingConfig, RunConfig, SelectionConfig
 from gradsift.config_files import CONFIG_NAME, read_yaml, run_config
 from gradsift.data.chat_templates import require_template
-from gradsift.data.containers.lines import read_ids
 from gradsift.data.containers.rows import fingerprint
 from gradsift.data.containers.sources import (
     KEPT_LINES,
@@ -28,6 +27,7 @@ from gradsift.data.containers.sources import (
     require_same_files,
 )
 from gradsift.data.formats import Columns
+from gradsift.data.id_lists import read_ids
 from gradsift.data.pool import Pool, read_pool
 from gradsift.errors import GradsiftError
 from gradsift.schema import migrated

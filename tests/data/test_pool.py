@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from gradsift.data.containers.lines import read_ids
+from gradsift.data.id_lists import read_ids
 from gradsift.data.pool import load_pool
 from gradsift.errors import GradsiftError
 

@@ -340,3 +340,45 @@ def test_template_arguments_that_nobody_reads():
         build(chat("hi", "yo"), KWARGS_TEMPLATE, template_kwargs={"tokenize": False})
     of_the_row = replace(chat("hi", "yo"), template_kwargs={"moode": 1})
     assert build(of_the_row, KWARGS_TEMPLATE)[0].notes["template_kwargs_not_read"] == 1
+
+
+def test_templates_that_want_ids_of_calls_or_names_of_results_get_them():
+    refuse = "{{ raise_exception('none') }}"
+    shown = (
+        "{% for c in m.tool_calls %}{% if not c.id or c.id | length != 9 %}"
+        + refuse
+        + "{% endif %}"
+        "{{ c.id + c.function.name + (c.function.arguments | tojson) }}{% endfor %}"
+        "{% if m.role == 'tool' %}{% if not m.tool_call_id or not m.name %}"
+        + refuse
+        + "{% endif %}"
+        "{{ m.tool_call_id + m.name }}{% endif %}"
+    )
+    template = CHAT_TEMPLATE.replace("{% endfor", shown + "{% endfor")
+    second = {"type": "function", "function": {"name": "g", "arguments": {"a": "c"}}}
+    messages = (
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "", "tool_calls": [TOOL_CALL, second]},
+        {"role": "tool", "content": "one"},
+        {"role": "tool", "content": "two"},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "own456789", **second}]},
+        {"role": "tool", "content": "three", "tool_call_id": "own456789"},
+        {"role": "assistant", "content": "yo"},
+    )
+    train = tuple(message["role"] == "assistant" for message in messages)
+    result, tokenizer = build(Chat(messages, train), template)
+    whole = tokenizer.decode(result.items[0].input_ids)
+    assert 'call00000f{"a": "b"}call00001g{"a": "c"}' in whole
+    assert "one</s>call00000f" in whole
+    assert "two</s>call00001g" in whole
+    assert "three</s>own456789g" in whole
+    assert "call0" not in build(Chat(messages, train), CALLS_SHOWN)[1].decode(
+        build(Chat(messages, train), CALLS_SHOWN)[0].items[0].input_ids
+    )
+
+
+CALLS_SHOWN = CHAT_TEMPLATE.replace(
+    "{% endfor",
+    "{% for c in m.tool_calls %}{{ (c.id or '') + c.function.name }}"
+    "{{ c.function.arguments | tojson }}{% endfor %}{% endfor",
+)

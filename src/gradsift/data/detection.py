@@ -83,8 +83,7 @@ def settle_format(
         columns = _sharegpt_names(first, columns)
     for key, names in OPTIONAL_FIELDS.get(row_format, {}).items():
         if getattr(columns, key) is None:
-            taken = set(vars(columns).values()) if columns.roles is None else set()
-            free = (name for name in names if name in fields and name not in taken)
+            free = (name for name in names if name in fields and name not in columns.names())
             name = next((n for n in free if key not in TEXTS or _are_texts(first, n)), None)
             columns = replace(columns, **{key: name})
     if row_format == "preference" and columns.prompt == "instruction" and "input" in fields:
@@ -99,8 +98,7 @@ def left_out(
 
     Text, except beside turns, and what is called as if it were for the model; `others` are labels.
     """
-    read = {name for name in vars(columns).values() if isinstance(name, str)}
-    read |= {*USUAL.get(row_format, ()), *others, "chat_template_kwargs"}
+    read = {*columns.names(), *USUAL.get(row_format, ()), *others, "chat_template_kwargs"}
     has_turns = row_format in ("messages", "sharegpt", "preference")
 
     def looks_like_it(name: str, value: object) -> bool:

@@ -82,6 +82,10 @@ class Columns:
     content_tag: str | None = None
     roles: Mapping[str, str] | None = None
 
+    def names(self) -> set[str]:
+        """Return all names that are known."""
+        return {name for name in vars(self).values() if isinstance(name, str)}
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -180,7 +184,7 @@ def _require_wanted(record: Mapping[str, Any]) -> None:
 
 def _beside_the_turns(record: Mapping[str, Any]) -> list[str]:
     remarks = []
-    if record.get("label") in (0, "0") and record["label"] is not False:
+    if record.get("label") in (0, "0"):  # False has been refused.
         remarks.append("their label is 0, which is not taken for an answer not to give")
     if record.get("weight") is not None:
         remarks.append("they have a weight beside the turns, which is not followed")
