@@ -247,26 +247,14 @@ def select_run(
     setup = Setup(run.config, lambda: run.tokenizer, lambda: run.template_date) if export else None
     settings = _plain(budget, config)
     folder = _folder(run.folder / SELECTIONS, settings, name)
-    context, table, about = run.context(config), run.pool_table, run.store.manifest.about
+    context, table = run.context(config), run.pool_table
     selection = select_rows(run.candidates(needs_of(config)), budget, config, context)
     decisions = decision_table(table, selection)
-    counts = counts_of(table, decisions)
-    warnings = audit_warnings(
-        selection.audit,
-        # Its method alone says nothing: a loop of the user's own may have run without a check.
-        self_checked=bool((about.get("self_check") or {}).get("n_rows")),
-        non_finite_share=float((~run.store.finite).mean()),
-        cut_share=selection.cut_share,
-        uses_score=uses_score(config),
-        detrend=config.detrend,
-    )
+    counts, warnings = counts_of(table, decisions), _warnings(run, selection, config)
     kept = table.filter(
         pc.is_in(table["instance_id"], value_set=pa.array(selection.ids, pa.string()))
     )
-    in_file = pc.coalesce(kept["index_in_file"], kept["row"]).to_pylist()
-    other = (kept[name].to_pylist() for name in ("start", "end", "file"))
-    places = list(map(Place, in_file, *other))
-    selected_file = write_rows(source, places, folder)
+    selected_file = write_rows(source, _places(kept), folder)
     if weights:
         decisions = decisions.append_column("weight", weight_column(decisions))
     write_parquet(folder / DECISIONS, decisions)
@@ -304,6 +292,25 @@ def select_run(
         ) from error
     write_json(folder / SUMMARY, {**result.summary(), **made_with})
     return result
+
+
+def _warnings(run: Run, selection: Selection, config: SelectionConfig) -> list[str]:
+    self_check = run.store.manifest.about.get("self_check") or {}
+    return audit_warnings(
+        selection.audit,
+        # Its method alone says nothing: a loop of the user's own may have run without a check.
+        self_checked=bool(self_check.get("n_rows")),
+        non_finite_share=float((~run.store.finite).mean()),
+        cut_share=selection.cut_share,
+        uses_score=uses_score(config),
+        detrend=config.detrend,
+    )
+
+
+def _places(rows: pa.Table) -> list[Place]:
+    """Return where rows of the pool table lie."""
+    in_file = pc.coalesce(rows["index_in_file"], rows["row"]).to_pylist()
+    return list(map(Place, in_file, *(rows[n].to_pylist() for n in ("start", "end", "file"))))
 
 
 def _counts_line(counts: dict[str, object]) -> str:
