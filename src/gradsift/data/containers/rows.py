@@ -96,7 +96,6 @@ def write_rows(source: Source, rows: Sequence[Place], out: Path) -> Path:
     columns allow it; others a folder with one file each. Returns the file or folder in `out`,
     which is replaced as a whole.
     """
-    rows = [Place(*row) for row in rows]
     if source.container != "files":
         return _write_one(source, rows, out, "selected")
     of_part = {part.label: [row for row in rows if row.file == part.label] for part in source.parts}
@@ -105,7 +104,7 @@ def write_rows(source: Source, rows: Sequence[Place], out: Path) -> Path:
     return joined or _write_separately(parts, out / "selected")
 
 
-def _write_one(source: Source, rows: list[Place], out: Path, name: str) -> Path:
+def _write_one(source: Source, rows: Sequence[Place], out: Path, name: str) -> Path:
     if source.container in LINES:
         path = out / f"{name}{_suffix_of_lines(source)}"
         return lines.write_rows([(source.path, rows)], source.container, path)
