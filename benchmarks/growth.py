@@ -25,9 +25,9 @@ from gradsift.gradients.sketch import TensorSketch
 from gradsift.gradients.statistics import embedding_summaries, entry_sums
 from gradsift.gradients.tokens import ResponseTokens
 from gradsift.gradients.transform import HeadTransform
+from gradsift.seals import write_parquet
 from gradsift.store.manifest import record_schema
 from gradsift.training.record_writer import store_rows
-from gradsift.utils import write_parquet
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 VOCABULARIES = (32_000, 49_152, 65_536, 100_352, 128_256, 151_936)

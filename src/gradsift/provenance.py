@@ -16,9 +16,9 @@ from gradsift.data.example import Plain
 from gradsift.data.language import language_of
 from gradsift.data.pool import Pool, PoolRow
 from gradsift.data.tokenization import Instances
+from gradsift.seals import short_sha256
 from gradsift.store.tables import DROPPED, INSTANCE, write_pool_table
 from gradsift.training.model import ModelSource, model_fingerprint, tokenizer_fingerprint
-from gradsift.utils import short_sha256
 from gradsift.version import __version__
 
 

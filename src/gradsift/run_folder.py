@@ -30,7 +30,9 @@ from gradsift.data.formats import Columns
 from gradsift.data.id_lists import read_ids
 from gradsift.data.pool import Pool, read_pool
 from gradsift.errors import GradsiftError
+from gradsift.files import write_text
 from gradsift.schema import migrated
+from gradsift.seals import DamagedError, require_sealed_lines, sealed_lines
 from gradsift.selection import neighbours as graph
 from gradsift.selection.candidates import Candidates, Context, Need, Reference
 from gradsift.selection.content import content_vectors, find_clusters
@@ -45,7 +47,6 @@ from gradsift.store.tables import (
     write_neighbours,
 )
 from gradsift.training.settings.known import refused_of_lora, refused_of_sft
-from gradsift.utils import write_text
 from gradsift.wording import few, short
 
 if TYPE_CHECKING:
@@ -142,6 +143,13 @@ class Run:
                 f"{self.folder}: there is no {CONFIG_NAME} that says how its rows and its model "
                 "are loaded; only runs of gradsift capture can be passed over again."
             )
+        try:
+            require_sealed_lines(path)
+        except DamagedError as error:
+            raise GradsiftError(
+                f"{error.found} Put the old one back, or run its capture command again, which "
+                "writes it anew; for other settings capture into a new folder."
+            ) from error
         values = migrated(read_yaml(path))
         # Before there was this setting, rows with the id of another were dropped.
         values.setdefault("duplicate_ids", "drop")
@@ -162,7 +170,7 @@ class Run:
         config = self.config.model_copy(update={"template_date": self.template_date})
         settings = config.model_dump(mode="json")
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        write_text(self.folder / CONFIG_NAME, text)
+        write_text(self.folder / CONFIG_NAME, sealed_lines(text))
 
     @cached_property
     def pool(self) -> Pool:
@@ -356,15 +364,18 @@ class Run:
         vectors_ND = content_vectors(self.store.content_ND[finite], self.store.step[finite])
         neighbours, cluster_N = find_neighbours(vectors_ND), find_clusters(vectors_ND)
         if len(neighbours) > graph.COMPLETE_ROWS:
-            write_neighbours(
-                self.folder,
-                made_from,
-                neighbours.offsets,
-                neighbours.rows_E,
-                neighbours.cosines_E,
-                neighbours.floor_N,
-                cluster_N,
-            )
+            try:
+                write_neighbours(
+                    self.folder,
+                    made_from,
+                    neighbours.offsets,
+                    neighbours.rows_E,
+                    neighbours.cosines_E,
+                    neighbours.floor_N,
+                    cluster_N,
+                )
+            except GradsiftError as error:
+                logger.info(f"near rows are not kept, and found anew next time: {error}")
         return neighbours, cluster_N
 
     @property

@@ -13,6 +13,7 @@ import yaml
 from datasets import Dataset
 
 import gradsift as gs
+from former import unsealed
 from gradsift.commands import select as module
 from test_cli import invoke
 from tiny import save_tiny
@@ -160,7 +161,7 @@ def test_rows_that_are_read_otherwise_now_are_not_exported(tmp_path, model):
     write(tmp_path / "rows.jsonl", [{"id": f"r{i}", "messages": turns} for i in range(4)])
     gs.capture(model, gs.load_pool(tmp_path / "rows.jsonl"), out=tmp_path / "run")
     config = tmp_path / "run/config.yaml"
-    config.write_text(config.read_text().replace("train_on: all", "train_on: last"))
+    config.write_text(unsealed(config).replace("train_on: all", "train_on: last"))
     with pytest.raises(ValueError, match=r"4 of the selected rows are not read any more.*'r0'"):
         gs.select(tmp_path / "run", budget="100%", strategy="random", export="openai")
 

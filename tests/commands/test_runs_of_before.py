@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import gradsift as gs
-from former import make_former_store
+from former import make_former_store, write_plain_json
 from gradsift.comparison.training_runs import settings_of_arm
 from gradsift.config import ArmTrainingConfig
 from gradsift.data import pool
@@ -44,7 +44,7 @@ def make_former(run):
         summary = json.loads(path.read_text())
         summary["settings"] = as_before(summary["settings"])
         summary["losses"] = summary.pop("criteria")
-        path.write_text(json.dumps(summary))
+        write_plain_json(path, summary)
 
 
 @pytest.fixture(scope="module")

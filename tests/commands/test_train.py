@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import gradsift as gs
 from comparing import TRAINING, Killed, compared, die
+from former import unsealed
 from gradsift import train
 from test_cli import invoke
 
@@ -172,7 +173,7 @@ def test_rows_that_changed_since_the_capture_are_not_trained_on(world, tmp_path)
 
 def test_a_dtype_that_is_not_the_captures_is_refused(fresh_run):
     config = fresh_run / "config.yaml"
-    config.write_text(config.read_text().replace("dtype: float32", "dtype: bfloat16"))
+    config.write_text(unsealed(config).replace("dtype: float32", "dtype: bfloat16"))
     with pytest.raises(gs.GradsiftError, match="captured with dtype float32"):
         train(fresh_run, arm="full", epochs=1)
 

@@ -6,13 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from former import make_former_store
+from former import make_former_store, write_plain_json
 from gradsift.errors import GradsiftError
 from gradsift.store.manifest import MANIFEST_NAME, PARTS_FOLDER, Manifest, load_manifest
 from gradsift.store.reader import read_store
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS, STATISTICS
-from gradsift.utils import write_json
 
 WIDTH, SKETCH = 3, 4
 
@@ -114,7 +113,7 @@ def test_a_store_with_other_settings_is_refused_with_both_values(tmp_path, chang
 def test_another_schema_version_is_refused(tmp_path):
     fill(tmp_path)
     content = json.loads((tmp_path / MANIFEST_NAME).read_text())
-    write_json(tmp_path / MANIFEST_NAME, content | {"schema_version": 99})
+    write_plain_json(tmp_path / MANIFEST_NAME, content | {"schema_version": 99})
     with pytest.raises(GradsiftError, match="schema version 99, this gradsift reads 3 and 4"):
         read_store(tmp_path)
 
@@ -205,7 +204,7 @@ def break_manifest(folder):
         (damage, "changed or damaged"),
         (remove, r"part-00001\.parquet: this part of the gradient store is missing"),
         (unfinish, "not finished \\(4 of 4 instances\\)"),
-        (break_manifest, "not a readable manifest"),
+        (break_manifest, r"manifest\.json: damaged or changed"),
     ],
 )
 def test_a_store_that_is_not_whole_is_refused(tmp_path, harm, message):

@@ -2,6 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from gradsift.seals import read_parquet, write_parquet
 from gradsift.store.tables import (
     NEIGHBOURS_NAME,
     POOL_NAME,
@@ -14,7 +15,6 @@ from gradsift.store.tables import (
     write_losses,
     write_neighbours,
 )
-from gradsift.utils import read_parquet, write_parquet
 
 GRAPH = (
     np.array([0, 2, 3, 5]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,15 @@ from gradsift.config_files import CONFIG_NAME, with_absolute_files
 from gradsift.data.containers.sources import Source, require_same_files
 from gradsift.data.tokenization import Instances
 from gradsift.errors import GradsiftError
+from gradsift.files import remove
 from gradsift.progress import Progress, no_progress
 from gradsift.provenance import about_pool, about_stack, identity_of, pool_rows, save_pool
 from gradsift.run_folder import Run
 from gradsift.schema import takes
+from gradsift.seals import DamagedError, require_sealed_lines
 from gradsift.store.manifest import MANIFEST_NAME, Manifest, load_manifest, require_same_identity
 from gradsift.store.reader import GradientStore
+from gradsift.store.tables import read_pool_table
 from gradsift.training.cost import CostEstimate
 from gradsift.training.model import (
     require_adapters,
@@ -139,7 +141,8 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
             if existing.complete:
                 logger.info(f"{out}: the capture is complete; nothing to do")
                 # A kill between the last part and the tidying up leaves them.
-                shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+                remove(out / CHECKPOINTS)
+                _mend(run, instances)
                 return run.store
         epoch = prepare(run.model, run.tokenizer, instances.items, config, out / CHECKPOINTS)
         _, about = check_and_estimate(epoch, instances.items, config)
@@ -154,6 +157,20 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
                 save_pool(out, pool, pool_rows(pool, instances))
             train_and_record(epoch, instances.items, config, writer, progress)
     return run.store
+
+
+def _mend(run: Run, instances: Instances) -> None:
+    """Write again what a complete capture keeps beside the gradients, where it is not whole."""
+    try:
+        require_sealed_lines(run.folder / CONFIG_NAME)
+    except (DamagedError, FileNotFoundError) as error:
+        logger.warning(f"{getattr(error, 'found', error)} It is made again.")
+        run.save_config()
+    try:
+        read_pool_table(run.folder)
+    except GradsiftError as error:
+        logger.warning(f"{getattr(error, 'found', error)} It is made again.")
+        save_pool(run.folder, run.pool, pool_rows(run.pool, instances))
 
 
 def estimate_run(run: Run) -> DryRunResult:

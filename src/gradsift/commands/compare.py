@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -22,14 +21,15 @@ from gradsift.config import ArmsConfig, ArmTrainingConfig, EvaluationConfig, Sel
 from gradsift.data.pool import Pool
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.conclusions import decide
+from gradsift.files import remove, remove_leftovers, write_text
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
 from gradsift.schema import takes
+from gradsift.seals import DamagedError, read_json, write_json
 from gradsift.store.reader import GradientStore
 from gradsift.training.cost import duration
 from gradsift.training.model import without_progress_bars
 from gradsift.training.settings.trainer import TrainerSettings, require_settings
-from gradsift.utils import write_json, write_text
 
 COMPARISON = "comparison"
 
@@ -115,6 +115,7 @@ def compare(
     arms, run = parse_arms(named.arms, named.budgets, named.seeds), Run.of(run)
     name = COMPARISON if name is None else name
     _require_free(run.folder, name)
+    remove_leftovers(run.folder)
     with without_progress_bars():
         trainer, pool = settings_of_arm(training, run.config, selection.seed), run.pool
         require_settings(trainer)
@@ -154,11 +155,12 @@ def _require_free(folder: Path, name: str) -> None:
     summary = folder / f"{name}.json"
     others = [folder / f"{name}.md", *(folder / f"{name}-{plot}.svg" for plot in PLOTS)]
     try:
-        earlier = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None
-    except ValueError:
-        earlier = None
-    if isinstance(earlier, dict) and "verdicts" in earlier:
-        return
+        if summary.exists() and "verdicts" in read_json(summary):
+            return
+    except DamagedError as error:
+        raise GradsiftError(
+            f"`name`: {error.found} Remove it, and it is written again; or give another name."
+        ) from None
     for path in (summary, *others):
         if path.exists():
             raise GradsiftError(f"`name`: {path} is there and is no comparison; give another name.")
@@ -238,5 +240,5 @@ def _written(comparison: Comparison, name: str) -> Comparison:
             write_text(path, plots[plot])
         else:
             # Of an earlier comparison of this name, with other arms.
-            path.unlink(missing_ok=True)
+            remove(path)
     return replace(comparison, written=tuple(written))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +14,17 @@ from gradsift.data.pool import place
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.schema import migrated
+from gradsift.seals import DamagedError, read_json, read_parquet
 from gradsift.selection.counterfactuals import counterfactual
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import DROPPED
 from gradsift.terms import LAYERS
-from gradsift.utils import read_json, read_parquet
+from gradsift.wording import few
 
 _SHOWN = 5
+AGAIN = "Remove that folder and select again, with the same settings."
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,14 @@ def explain(
         raise GradsiftError(
             f"{folder}: {len(rows)} rows stand on {row_id}: give an id, such as {ids}."
         )
-    selections = sorted(path.parent.name for path in (folder / SELECTIONS).glob(f"*/{DECISIONS}"))
+    selections = sorted(path.name for path in (folder / SELECTIONS).glob("[!.]*"))
+    # The last thing that is written of a selection.
+    unfinished = [one for one in selections if not (folder / SELECTIONS / one / SUMMARY).exists()]
+    if unfinished and name in (None, *unfinished):
+        logger.warning(
+            f"{folder / SELECTIONS}: {few(unfinished)} without {SUMMARY}, so not whole: {AGAIN}"
+        )
+    selections = [one for one in selections if one not in unfinished]
     if name is not None and name not in selections:
         raise GradsiftError(
             f"{folder}: no selection {name!r}; there are: {', '.join(selections) or 'none'}."
@@ -111,12 +123,18 @@ def _where(row_id: str) -> tuple[str, int] | None:
 
 
 def _decision(run: Run, selection: str, instance_id: str) -> dict[str, object]:
-    table = read_parquet(run.folder / SELECTIONS / selection / DECISIONS)
+    path = run.folder / SELECTIONS / selection / DECISIONS
+    if not path.exists():
+        raise GradsiftError(f"{path}: is missing. {AGAIN}")
+    try:
+        table = read_parquet(path)
+        summary = read_json(run.folder / SELECTIONS / selection / SUMMARY)
+    except DamagedError as error:
+        raise GradsiftError(f"{error.found} {AGAIN}") from error
     line = table.filter(pc.equal(table["instance_id"], instance_id)).to_pylist()[0]
     line["what_if"] = None
     if line["decision"] == "dropped":
         return line
-    summary = read_json(run.folder / SELECTIONS / selection / SUMMARY)
     settings = migrated(summary["settings"])
     line["what_if"] = counterfactual(
         line,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradsift.evaluation.losses import instance_losses
+from gradsift.files import remove_leftovers
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
 from gradsift.store.reader import GradientStore
@@ -74,6 +75,7 @@ def reference_losses(
 
 def _compute(run: Run, progress: Progress) -> int:
     fingerprint = run.store.manifest.identity["model"]
+    remove_leftovers(run.folder)
     done = instances_with_losses(run.folder, fingerprint)
     to_do = [item for item in run.instances if item.instance_id not in done]
     # Rows of about the same length go together, as little is padded then.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from gradsift.config import SelectionConfig, SubsetConfig
 from gradsift.data.containers.lines import Place
@@ -21,15 +22,16 @@ from gradsift.data.containers.sources import find_written
 from gradsift.data.exports.rows import ExportRow, Setup
 from gradsift.data.exports.write import write_export
 from gradsift.errors import GradsiftError
+from gradsift.files import make_folder, remove, remove_leftovers, writing
 from gradsift.run_folder import Run
 from gradsift.schema import migrated, takes, validated
+from gradsift.seals import DamagedError, read_json, sha256_of, write_json, write_parquet
 from gradsift.selection.audit import audit_lines, audit_summary, audit_warnings
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.decisions import counts_of, decision_table, weight_column
 from gradsift.selection.selector import Selection, select_rows
 from gradsift.selection.strategies.catalogue import needs_of, uses_score
 from gradsift.store.reader import GradientStore
-from gradsift.utils import read_json, write_json, write_parquet
 
 if TYPE_CHECKING:
     import datasets
@@ -40,6 +42,7 @@ DECISIONS = "decisions.parquet"
 SUMMARY = "selection.json"
 CURVE = "curve.parquet"
 EXPORT = "export"
+LOCK = ".lock"
 NO_DATASETS = "to_dataset() needs the package datasets: pip install 'gradsift[train]'"
 NO_PANDAS = "to_pandas() needs the package pandas: pip install pandas"
 
@@ -254,44 +257,67 @@ def select_run(
     kept = table.filter(
         pc.is_in(table["instance_id"], value_set=pa.array(selection.ids, pa.string()))
     )
-    selected_file = write_rows(source, _places(kept), folder)
     if weights:
         decisions = decisions.append_column("weight", weight_column(decisions))
-    write_parquet(folder / DECISIONS, decisions)
-    written = []
-    if selection.curve_S is not None:
-        gains = pa.array(selection.curve_S, pa.float64())
-        write_parquet(folder / CURVE, pa.table({"marginal_gain": gains}))
-        written.append(folder / CURVE)
-    shutil.rmtree(folder / EXPORT, ignore_errors=True)
-    result = SelectResult(
-        folder,
-        selected_file,
-        selection,
-        counts,
-        tuple(warnings),
-        tuple(written),
-        tuple(kept["instance_id"].to_pylist()),
-    )
     made_with = {"settings": settings, "capture": run.store.manifest.identity}
-    # Before the exports: if one is refused, what is there is a whole selection.
-    write_json(folder / SUMMARY, {**result.summary(), **made_with})
-    if not export:
-        return result
-    if weights:
-        weighted = decisions["weight"].filter(decisions["selected"])
-        kept = kept.append_column("weight", weighted)
-    try:
-        result = _exported(result, export, _export_rows(run, kept), setup)
-    except GradsiftError as error:
-        logger.info(_counts_line(counts))
-        for line in warnings:
-            logger.warning(line)
-        raise GradsiftError(
-            f"{error} The selection itself, without the export, is in {folder}."
-        ) from error
-    write_json(folder / SUMMARY, {**result.summary(), **made_with})
+    remove_leftovers(run.folder)
+    with _locked(folder):
+        selected_file = write_rows(source, _places(kept), folder)
+        write_parquet(folder / DECISIONS, decisions)
+        written = []
+        if selection.curve_S is not None:
+            gains = pa.array(selection.curve_S, pa.float64())
+            write_parquet(folder / CURVE, pa.table({"marginal_gain": gains}))
+            written.append(folder / CURVE)
+        remove(folder / EXPORT)
+        result = SelectResult(
+            folder,
+            selected_file,
+            selection,
+            counts,
+            tuple(warnings),
+            tuple(written),
+            tuple(kept["instance_id"].to_pylist()),
+        )
+        # Before the exports: if one is refused, what is there is a whole selection.
+        _save_summary(result, made_with)
+        if not export:
+            return result
+        if weights:
+            weighted = decisions["weight"].filter(decisions["selected"])
+            kept = kept.append_column("weight", weighted)
+        try:
+            result = _exported(result, export, _export_rows(run, kept), setup)
+        except GradsiftError as error:
+            logger.info(_counts_line(counts))
+            for line in warnings:
+                logger.warning(line)
+            raise GradsiftError(
+                f"{error} The selection itself, without the export, is in {folder}."
+            ) from error
+        _save_summary(result, made_with)
     return result
+
+
+def _save_summary(result: SelectResult, made_with: dict[str, object]) -> None:
+    """Write what was selected, with the digest of each file that was written."""
+    files = [result.selected_file, result.folder / DECISIONS, *result.written]
+    files = [one for path in files for one in (sorted(path.rglob("*")) or [path]) if one.is_file()]
+    digests = {str(path.relative_to(result.folder)): sha256_of(path) for path in files}
+    write_json(result.folder / SUMMARY, {**result.summary(), **made_with, "files": digests})
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None, None, None]:
+    """Let one process at a time write a selection."""
+    make_folder(folder)
+    lock = FileLock(folder / LOCK)
+    with writing(folder / LOCK):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _warnings(run: Run, selection: Selection, config: SelectionConfig) -> list[str]:
@@ -367,7 +393,12 @@ def _folder(selections: Path, settings: dict[str, object], name: str | None) -> 
     folder = selections / name
     summary = folder / SUMMARY
     if summary.exists():
-        before = migrated(read_json(summary).get("settings") or {})
+        try:
+            before = migrated(read_json(summary).get("settings") or {})
+        except DamagedError as error:
+            raise GradsiftError(
+                f"{error.found} Remove that folder, or give this selection another `name`."
+            ) from error
         # What a setting did not exist for was made with its default.
         before = _plain(None, SelectionConfig()) | before
         if before != settings:

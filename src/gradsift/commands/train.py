@@ -34,15 +34,16 @@ from gradsift.comparison.training_runs import (
 )
 from gradsift.config import ArmConfig, ArmTrainingConfig, SelectionConfig
 from gradsift.errors import GradsiftError
+from gradsift.files import remove, remove_leftovers, whole_folder, writing
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
 from gradsift.schema import takes
+from gradsift.seals import short_sha256
 from gradsift.selection.candidates import Need
 from gradsift.store.reader import GradientStore
 from gradsift.training.finetune import TrainingSummary
 from gradsift.training.model import without_progress_bars
 from gradsift.training.settings.trainer import require_settings
-from gradsift.utils import short_sha256, whole_folder
 
 # Settings of `compare` that training one arm does not have.
 NOT_TAKEN = {
@@ -109,6 +110,7 @@ def train(
     parsed, run = parse_arm(arm.arm, arm.budget), Run.of(run)
     with without_progress_bars():
         trainer = settings_of_arm(training, run.config, selection.seed)
+        remove_leftovers(run.folder)
         compute_missing_losses(run, [parsed], selection, progress)
         rows = rows_of(run, [parsed], selection)
         (training_run,) = training_runs_for(run, [parsed], rows, trainer)
@@ -149,7 +151,7 @@ def _train_into(
         saved = find_saved(training_run)
         if saved is not None:
             logger.info(f"trained before, weights in {saved}: copied")
-            with whole_folder(folder) as unfinished:
+            with whole_folder(folder) as unfinished, writing(folder):
                 shutil.copytree(saved, unfinished, dirs_exist_ok=True)
             return training_in(folder)
         n_rows, n_tokens = len(training_run.instances), training_run.n_tokens
@@ -158,7 +160,7 @@ def _train_into(
         tuned = train_run(
             training_run, run, save_to=folder, save_steps=save_steps, progress=progress
         )
-        shutil.rmtree(training_run.checkpoints, ignore_errors=True)
+        remove(training_run.checkpoints)
         return tuned.training
 
 

@@ -26,10 +26,10 @@ from gradsift.config import ArmTrainingConfig
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
+from gradsift.seals import write_json
 from gradsift.training.cost import duration
 from gradsift.training.finetune import FineTuned
 from gradsift.training.model import load_model, on_best_device
-from gradsift.utils import write_json
 
 SCORES = "scores.json"
 ANSWERS = "answers.jsonl"

@@ -32,8 +32,8 @@ from gradsift.evaluation.text_metrics import (
 )
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
+from gradsift.seals import short_sha256
 from gradsift.terms import IGNORED_LABEL
-from gradsift.utils import short_sha256
 
 MOST_NEW_TOKENS = 256
 # Raised when the same model would be given other scores by a newer gradsift; but not for how its

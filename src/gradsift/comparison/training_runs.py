@@ -18,8 +18,10 @@ from gradsift.config import ArmTrainingConfig, RunConfig
 from gradsift.config_files import with_absolute_files
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
+from gradsift.files import make_folder, whole_folder
 from gradsift.progress import Progress
 from gradsift.run_folder import Run
+from gradsift.seals import short_sha256, write_json
 from gradsift.training.finetune import (
     FineTuned,
     TrainingSummary,
@@ -33,7 +35,6 @@ from gradsift.training.settings.checks import require_values
 from gradsift.training.settings.known import TOKENIZER_SETTINGS
 from gradsift.training.settings.lora import lora_config
 from gradsift.training.settings.trainer import TrainerSettings
-from gradsift.utils import short_sha256, whole_folder, write_json
 
 ARMS = "arms"
 METADATA = "gradsift.json"
@@ -110,7 +111,7 @@ class TrainingRun:
 def lock_of(arms_folder: Path, key: str) -> FileLock:
     """Return the lock for what one process does at a time, not taken."""
     locks = arms_folder / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
+    make_folder(locks)
     return FileLock(locks / key)
 
 

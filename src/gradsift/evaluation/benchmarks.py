@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gradsift.attention import without_cudnn_attention
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.shared_prefix import SharedPrefixLM
-from gradsift.utils import short_sha256
+from gradsift.seals import short_sha256
 
 # What is read of each item: the first of these that a task has.
 TASK_METRICS = ("acc", "exact_match", "em", "f1", "acc_norm")

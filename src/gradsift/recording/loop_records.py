@@ -20,11 +20,11 @@ from gradsift.gradients.tracking import TrackedModel, shape_of
 from gradsift.provenance import about_pool, about_stack, dropped_row, instance_row, save_pool
 from gradsift.recording.loop_batch import LoopBatch
 from gradsift.recording.row_names import ByColumn, ByContent, RowNames
+from gradsift.seals import short_sha256
 from gradsift.store.manifest import Manifest
 from gradsift.store.writer import StoreWriter
 from gradsift.training.layers import base_model
 from gradsift.training.record_writer import store_rows
-from gradsift.utils import short_sha256
 
 FLUSH_EVERY = 256  # Micro-batches.
 # Micro-batches whose records stay on the device until they are read together.
@@ -45,7 +45,8 @@ class LoopRecordWriter:
 
     def __init__(self, out: Path, ids: str | None, pool: Pool | None):
         """Nothing is written before `open`."""
-        self._out, self._pool = out, pool
+        # Resolved: below it nothing is written through links.
+        self._out, self._pool = out.resolve(), pool
         self.names: RowNames | None = None
         if ids is not None:
             self.names = ByColumn(ids, pool)

@@ -9,8 +9,8 @@ import torch
 
 from gradsift.data.pool import Pool
 from gradsift.errors import GradsiftError
+from gradsift.seals import short_sha256
 from gradsift.terms import IGNORED_LABEL
-from gradsift.utils import short_sha256
 
 
 class RowNames(Protocol):

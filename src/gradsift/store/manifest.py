@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
+from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from gradsift.errors import GradsiftError
 from gradsift.schema import migrated
+from gradsift.seals import DamagedError, read_json, write_json
 from gradsift.terms import LAYERS, STATISTICS
-from gradsift.utils import write_json
+from gradsift.wording import first_line, short
 
 MANIFEST_NAME = "manifest.json"
 PARTS_FOLDER = "gradients"
@@ -54,7 +55,8 @@ class Part:
     Its records were taken before `last_step` optimizer updates were made.
     """
 
-    file: str
+    # A plain name: it is read from PARTS_FOLDER and from nowhere else.
+    file: Annotated[str, StringConstraints(pattern=r"^part-\d+(-\d+)?\.parquet$")]
     n_records: int
     last_step: int
     sha256: str
@@ -75,6 +77,8 @@ class Manifest:
         schema_version: Of the columns.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     identity: dict[str, object]
     about: dict[str, object]
     n_instances: int | None
@@ -94,22 +98,28 @@ def load_manifest(folder: Path) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         version = content["schema_version"]
         if version in (SCHEMA_VERSION, SCHEMA_VERSION - 1):
-            parts = tuple(Part(**part) for part in content["parts"])
             renamed = _of_today(content) if version < SCHEMA_VERSION else {}
-            layers = tuple(content["layers"])
-            return Manifest(**{**content, **renamed, "parts": parts, "layers": layers})
+            return TypeAdapter(Manifest).validate_python({**content, **renamed})
+    except DamagedError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
+        what = _what_is_wrong(error) if isinstance(error, ValidationError) else first_line(error)
         raise GradsiftError(
-            f"{path}: this is not a readable manifest ({error}). Restore it, or capture into a new "
+            f"{path}: this is not a readable manifest ({what}). Restore it, or capture into a new "
             "folder."
         ) from error
     raise GradsiftError(
-        f"{path}: the store has schema version {version}, this gradsift reads "
+        f"{path}: the store has schema version {short(version, 20)}, this gradsift reads "
         f"{SCHEMA_VERSION - 1} and {SCHEMA_VERSION}. Capture again into a new folder."
     )
+
+
+def _what_is_wrong(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _of_today(content: dict[str, Any]) -> dict[str, object]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gradsift.errors import GradsiftError
+from gradsift.seals import sha256_of, short_sha256
 from gradsift.store.manifest import (
     MANIFEST_NAME,
     PARTS_FOLDER,
@@ -21,7 +22,6 @@ from gradsift.store.manifest import (
     load_manifest,
 )
 from gradsift.terms import LM_HEAD, STATISTICS
-from gradsift.utils import sha256_of, short_sha256
 
 # What a column is called in stores of schema version 3.
 _FORMER_NAMES = {"el2n": "error_norm"}
@@ -139,17 +139,26 @@ def read_store(folder: str | Path) -> GradientStore:
 
 def _part(folder: Path, part: Part, columns: list[str], *, verify: bool = True) -> pa.Table:
     path = folder / PARTS_FOLDER / part.file
-    if not path.exists():
-        raise GradsiftError(f"{path}: this part of the gradient store is missing. Capture again.")
-    if verify and (digest := sha256_of(path)) != part.sha256:
+    if verify and (fault := fault_of(folder, part)) is not None:
         raise GradsiftError(
-            f"{path}: this part was changed or damaged (SHA-256 is {digest[:12]}…, the manifest "
-            f"says {part.sha256[:12]}…). Restore it, or capture again."
+            f"{path}: this part of the gradient store {fault}. Restore it, or capture again."
         )
     with pq.ParquetFile(path) as file:
         stored = file.schema_arrow.names
         names = [name if name in stored else _FORMER_NAMES[name] for name in columns]
         return file.read(names).select(names).rename_columns(columns)
+
+
+def fault_of(folder: Path, part: Part) -> str | None:
+    """Return what is wrong with a part's file, None if it is the one that was written."""
+    path = folder / PARTS_FOLDER / part.file
+    if not path.is_file():
+        return "is missing"
+    if (digest := sha256_of(path)) == part.sha256:
+        return None
+    return (
+        f"was changed or damaged (SHA-256 is {digest[:12]}…, the manifest says {part.sha256[:12]}…)"
+    )
 
 
 def _of_layer(folder: Path, table: pa.Table, layer: str, n_instances: int) -> pa.Table:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from gradsift.errors import GradsiftError
-from gradsift.utils import read_parquet, write_parquet
+from gradsift.files import remove
+from gradsift.seals import DamagedError, read_parquet, write_parquet
 
 POOL_NAME = "pool.parquet"
 NEIGHBOURS_NAME = "neighbours.parquet"
@@ -25,6 +27,8 @@ DROPPED = "dropped"
 # Keys of a table's metadata.
 _MADE_FROM = b"made_from"
 _MODEL = b"model"
+
+logger = logging.getLogger(__name__)
 
 POOL_SCHEMA = pa.schema(
     [
@@ -69,7 +73,13 @@ def read_pool_table(folder: Path) -> pa.Table:
             f"{path} is missing: {folder} is not a run folder. "
             f"Make one with: gradsift capture DATA --model MODEL --out {folder}"
         )
-    table = read_parquet(path)
+    try:
+        table = read_parquet(path)
+    except DamagedError as error:
+        raise GradsiftError(
+            f"{error.found} Put the old one back, or run its capture command again, which writes "
+            "it anew."
+        ) from error
     for field in POOL_SCHEMA:
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
@@ -102,11 +112,17 @@ def write_neighbours(
 
 
 def read_neighbours(folder: Path, made_from: str) -> tuple[np.ndarray, ...] | None:
-    """Read offsets, rows_E, cosines_E, floor_N and cluster_N, if they were made from the same."""
+    """Read offsets, rows_E, cosines_E, floor_N and cluster_N, if they were made from the same.
+
+    None where they were not, or are not what was written: they can be made again.
+    """
     path = folder / NEIGHBOURS_NAME
+    if not path.exists():
+        return None
     try:
         table = read_parquet(path)
-    except (FileNotFoundError, GradsiftError):
+    except DamagedError as error:
+        logger.warning(f"{error.found} It is made again.")
         return None
     if (table.schema.metadata or {}).get(_MADE_FROM) != made_from.encode():
         return None
@@ -129,17 +145,27 @@ def write_losses(
     folder: Path, model: str, ids: Sequence[str], losses: dict[str, Sequence[float]]
 ) -> None:
     """Write one more part of reference losses by LOSS_NAMES, atomically, with what made them."""
+    numbers = [int(path.stem.partition("-")[2]) for path in _loss_parts(folder)]
+    name = f"part-{max(numbers, default=-1) + 1:05d}.parquet"
     columns = {"instance_id": pa.array(ids, pa.string())}
     columns |= {name: pa.array(losses[name], pa.float64()) for name in LOSS_NAMES}
     table = pa.table(columns).replace_schema_metadata({_MODEL: model.encode()})
-    write_parquet(folder / LOSSES_FOLDER / f"part-{len(_loss_parts(folder)):05d}.parquet", table)
+    write_parquet(folder / LOSSES_FOLDER / name, table)
 
 
 def instances_with_losses(folder: Path, model: str) -> set[str]:
-    """Return which instances have their reference losses already, all with this model."""
+    """Return which instances have their reference losses already, all with this model.
+
+    A part that is not what was written is removed, so that its instances are done again.
+    """
     done: set[str] = set()
     for path in _loss_parts(folder):
-        table = read_parquet(path, columns=["instance_id"])
+        try:
+            table = read_parquet(path, columns=["instance_id"])
+        except DamagedError as error:
+            logger.warning(f"{error.found} It is made again.")
+            remove(path)
+            continue
         made_with = (table.schema.metadata or {}).get(_MODEL, b"").decode()
         if made_with != model:
             raise GradsiftError(
@@ -154,18 +180,21 @@ def read_losses(folder: Path, ids: Sequence[str]) -> dict[str, np.ndarray]:
     """Read the reference losses of some instances: each of LOSS_NAMES → [N].
 
     Raises:
-        ReferenceLossesMissing: If some have none.
+        ReferenceLossesMissing: If some have none, or a part of them is not what was written.
     """
-    rows = [row for path in _loss_parts(folder) for row in read_parquet(path).to_pylist()]
+    again = f"Compute them with: gradsift reference-losses {folder}"
+    try:
+        rows = [row for path in _loss_parts(folder) for row in read_parquet(path).to_pylist()]
+    except DamagedError as error:
+        raise ReferenceLossesMissing(f"{error.found} {again}") from error
     by_id = {row["instance_id"]: row for row in rows}
     missing = sum(i not in by_id for i in ids)
     if missing:
         raise ReferenceLossesMissing(
-            f"{folder}: {missing} of {len(ids)} instances have no reference losses. "
-            f"Compute them with: gradsift reference-losses {folder}"
+            f"{folder}: {missing} of {len(ids)} instances have no reference losses. {again}"
         )
     return {name: np.array([by_id[i][name] for i in ids]) for name in LOSS_NAMES}
 
 
 def _loss_parts(folder: Path) -> list[Path]:
-    return sorted((folder / LOSSES_FOLDER).glob("part-*.parquet"))
+    return sorted((folder / LOSSES_FOLDER).glob("part-[0-9]*.parquet"))

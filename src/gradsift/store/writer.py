@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from gradsift.errors import GradsiftError
+from gradsift.files import make_folder, remove, remove_leftovers, require_no_link, writing
+from gradsift.seals import read_parquet, sha256_of, write_parquet
 from gradsift.store.manifest import (
     PARTS_FOLDER,
     Manifest,
@@ -20,9 +23,11 @@ from gradsift.store.manifest import (
     record_schema,
     require_same_identity,
 )
-from gradsift.utils import read_parquet, sha256_of, write_parquet
+from gradsift.store.reader import fault_of
 
 LOCK_NAME = ".lock"
+
+logger = logging.getLogger(__name__)
 
 
 class StoreWriter:
@@ -149,14 +154,15 @@ class StoreWriter:
         return Part(name, len(records), last_step, sha256_of(path))
 
     def _open(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise GradsiftError(
-                f"{self._folder}: another gradsift is writing here. Wait for it, or use another "
-                "`out` folder."
-            ) from None
+        make_folder(self._folder)
+        with writing(self._folder / LOCK_NAME):
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise GradsiftError(
+                    f"{self._folder}: another gradsift is writing here. Wait for it, or use "
+                    "another `out` folder."
+                ) from None
         try:
             self._resume()
         except BaseException:
@@ -170,7 +176,21 @@ class StoreWriter:
         else:
             require_same_identity(self._folder, existing.identity, self._manifest.identity)
             self._manifest = existing
+            self._forget_damaged()
+        remove_leftovers(self._folder)
         self._remove_unnamed()
+
+    def _forget_damaged(self) -> None:
+        """Go back to before the first part that is not what was written: it is recorded again."""
+        parts = self._manifest.parts
+        for at, part in enumerate(parts):
+            if (fault := fault_of(self._folder, part)) is not None:
+                logger.warning(
+                    f"{self._folder / PARTS_FOLDER / part.file}: this part of the gradient store "
+                    f"{fault}: it and what came after it are recorded again"
+                )
+                self._save(parts[:at], complete=False)
+                return
 
     def _save(self, parts: tuple[Part, ...], *, complete: bool) -> None:
         self._manifest = replace(self._manifest, parts=parts, complete=complete)
@@ -181,6 +201,8 @@ class StoreWriter:
         if self._rank > 0:
             return
         named = {part.file for part in self._manifest.parts}
-        for path in (self._folder / PARTS_FOLDER).glob("*"):
+        folder = self._folder / PARTS_FOLDER
+        require_no_link(folder)
+        for path in folder.glob("*"):
             if path.name not in named:
-                path.unlink()
+                remove(path)

@@ -15,7 +15,8 @@ import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gradsift.errors import GradsiftError
-from gradsift.utils import sync_folder, write_json
+from gradsift.files import sync_folder
+from gradsift.seals import write_json
 
 MARKER = "whole.json"  # The file name is older than the word "complete".
 

@@ -26,6 +26,7 @@ from gradsift.config import Dtype, ModelConfig
 from gradsift.data.demo_data import demo_model_path
 from gradsift.errors import GradsiftError
 from gradsift.schema import takes, validated
+from gradsift.seals import sha256_of, short_sha256
 from gradsift.training.quantized import (
     NEEDS_ADAPTERS,
     is_quantized,
@@ -36,7 +37,6 @@ from gradsift.training.quantized import (
     require_readable,
 )
 from gradsift.training.settings.tokenizer import set_up_tokenizer
-from gradsift.utils import sha256_of, short_sha256
 from gradsift.wording import first_line
 
 DEMO_MODEL = "demo"

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 from gradsift.data.containers.sources import LINES, RawRow
 from gradsift.data.containers.streams import BOM, open_utf8, read_range
 from gradsift.errors import GradsiftError
-from gradsift.utils import write_atomically
+from gradsift.files import write_atomically
 from gradsift.wording import few
 
 # What the structure of an array survives: the element is dropped, and the others are read.

@@ -25,7 +25,7 @@ from gradsift.data.containers.rows import rows_of_blocks
 from gradsift.data.containers.sources import KEPT_LINES, KEPT_TABLE, RawRow, Source
 from gradsift.data.containers.tables import ROWS_AT_A_TIME, table_blocks, take
 from gradsift.errors import GradsiftError
-from gradsift.utils import write_atomically
+from gradsift.files import write_atomically
 from gradsift.wording import first_line, short
 
 # Of a row that becomes a part of an Arrow table.

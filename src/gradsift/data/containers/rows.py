@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +35,8 @@ from gradsift.data.containers.tables import (
     write_arrow,
 )
 from gradsift.errors import GradsiftError
-from gradsift.utils import sha256_of, whole_folder, write_atomically
+from gradsift.files import whole_folder, write_atomically, writing
+from gradsift.seals import sha256_of
 from gradsift.wording import few, short
 
 logger = logging.getLogger(__name__)
@@ -156,10 +156,9 @@ def _write_separately(parts: list[tuple[Source, list[Place]]], folder: Path) -> 
         width = len(str(len(names)))
         flat = ["-".join(name.parts) for name in names]
         names = [Path(f"{at:0{width}}-{name}") for at, name in enumerate(flat)]
-    with whole_folder(folder) as unfinished:
+    with whole_folder(folder, replace=True) as unfinished:
         for name, (part, rows) in zip(names, parts, strict=True):
             _write_one(part, rows, unfinished / name.parent, name.name)
-        shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
@@ -252,7 +251,6 @@ def _split_of(source: Source, loaded: Any) -> Any:
 
 def _write_folder(source: Source, indices: list[int], destination: Path) -> Path:
     chosen = _dataset(source).select(indices)
-    with whole_folder(destination) as unfinished:
+    with whole_folder(destination, replace=True) as unfinished, writing(destination):
         chosen.save_to_disk(str(unfinished))
-        shutil.rmtree(destination, ignore_errors=True)
     return destination

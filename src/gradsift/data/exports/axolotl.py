@@ -26,7 +26,7 @@ from gradsift.data.exports.rows import (
 )
 from gradsift.data.exports.settings import TOKENIZER, in_words, same, without_words
 from gradsift.data.rendering import thinking_of
-from gradsift.utils import write_text
+from gradsift.files import write_text
 
 # What each kind of rows is for axolotl.
 CHAT = {"type": "chat_template", "roles_to_train": ["assistant"], "train_on_eos": "turn"}

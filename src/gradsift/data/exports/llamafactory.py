@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from gradsift.data.exports.rows import (
     write_lines,
 )
 from gradsift.data.exports.settings import TOKENIZER, in_words, same, without_words
-from gradsift.utils import write_json, write_text
+from gradsift.files import write_text
 
 FIELDS = ("role", "content", "tool_calls", "function_call")
 NAME = "selected"
@@ -103,7 +104,7 @@ def write_llamafactory(rows: Sequence[ExportRow], folder: Path, setup: Setup) ->
     if kind != "chat":
         require_texts(file, "llamafactory")
     info, config = folder / "dataset_info.json", folder / "sft.yaml"
-    write_json(info, {NAME: entry})
+    write_text(info, json.dumps({NAME: entry}, indent=2, ensure_ascii=False) + "\n")
     # Its stage pt packs rows if nothing is said, across the length.
     more |= {"stage": "pt", "packing": False} if kind == "text" else {}
     settings, missing = _settings(setup.config, folder)

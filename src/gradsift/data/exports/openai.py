@@ -20,7 +20,7 @@ from gradsift.data.exports.rows import (
     without_fields,
     write_lines,
 )
-from gradsift.utils import write_text
+from gradsift.files import write_text
 
 FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", "refusal")
 # What the API takes at least.

@@ -16,7 +16,7 @@ import pyarrow.json
 from gradsift.config import RunConfig
 from gradsift.data.example import THINKING_FIELDS, Chat, Example, Plain
 from gradsift.errors import GradsiftError
-from gradsift.utils import write_text
+from gradsift.files import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

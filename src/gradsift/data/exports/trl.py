@@ -15,8 +15,8 @@ from gradsift.data.exports.rows import Exported, ExportRow, Setup, as_text, writ
 from gradsift.data.rendering import Template, asks_for_the_day
 from gradsift.data.tokenization import Instance, build_instances
 from gradsift.errors import GradsiftError
+from gradsift.files import write_text
 from gradsift.terms import IGNORED_LABEL
-from gradsift.utils import write_text
 from gradsift.wording import short
 
 if TYPE_CHECKING:
