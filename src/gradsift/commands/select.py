@@ -42,7 +42,6 @@ DECISIONS = "decisions.parquet"
 SUMMARY = "selection.json"
 CURVE = "curve.parquet"
 EXPORT = "export"
-LOCK = ".lock"
 NO_DATASETS = "to_dataset() needs the package datasets: pip install 'gradsift[train]'"
 NO_PANDAS = "to_pandas() needs the package pandas: pip install pandas"
 
@@ -311,8 +310,9 @@ def _save_summary(result: SelectResult, made_with: dict[str, object]) -> None:
 def _locked(folder: Path) -> Generator[None, None, None]:
     """Let one process at a time write a selection."""
     make_folder(folder)
-    lock = FileLock(folder / LOCK)
-    with writing(folder / LOCK):
+    path = folder.with_name(f".{folder.name}.lock")
+    lock = FileLock(path)
+    with writing(path):
         lock.acquire()
     try:
         yield
