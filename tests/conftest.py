@@ -1,9 +1,15 @@
 """Tests use no hub, and a cache of their own."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 from hypothesis import settings
 
+# Never the user's own key.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="gradsift-state-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The models are tiny: more threads only wait for each other, and the workers share the cores.

@@ -359,6 +359,25 @@ class SubsetConfig(SelectionConfig):
     name: str | None = setting(None, "Name of the selection's folder.", SELECTION, option=True)
 
 
+class RowsConfig(Group):
+    """Where the rows of a run are that were moved, or captured by somebody else."""
+
+    data: DataNames | None = setting(
+        None,
+        "Where the run's rows are, if somebody else captured them or they were moved; they have to "
+        "be the same.",
+        DATA,
+    )
+
+
+class TrustConfig(Group):
+    """Whether code of a run's model runs; what the run folder says of it does not count."""
+
+    trust_remote_code: bool = setting(
+        False, "Run code that comes with the run's model.", MODEL, option=True
+    )
+
+
 class RunConfig(ReadingConfig, AdaptedModelConfig, CaptureConfig, SubsetConfig):
     """Everything that `gradsift run` can be told."""
 
@@ -429,7 +448,10 @@ class EvaluationConfig(Group):
         ge=1,
     )
     trust_remote_code: bool = setting(
-        False, "Run code that a task file names.", EVALUATION, option=True
+        False,
+        "Run code that a task file names, or that comes with the run's model.",
+        EVALUATION,
+        option=True,
     )
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from gradsift.config import RunConfig
 from gradsift.data.containers.sources import absolute
@@ -16,6 +13,7 @@ from gradsift.errors import GradsiftError
 from gradsift.schema import RENAMED, fields_of, migrated, require_known, validated
 from gradsift.store.manifest import MANIFEST_NAME
 from gradsift.trainer_configs.translate import translate
+from gradsift.yaml_files import read_yaml_file
 
 CONFIG_NAME = "config.yaml"
 PATHS = ("data", "model", "dataset_info", "anchor", "target", "keep", "drop")
@@ -77,6 +75,8 @@ def resolve(
         names = ", ".join(f"{name} is now {RENAMED[name][0]}" for name in sorted(old))
         logger.warning(f"{config_file}: names of an earlier gradsift are read as today's: {names}")
     values = migrated(values)
+    if values.pop("trust_remote_code", False) and "trust_remote_code" not in given:
+        warn_of_code(config_file)
     require_known(values, RunConfig.model_fields, str(config_file))
     if config_file is not None and (config_file.parent / MANIFEST_NAME).exists():
         # A run of before this setting dropped them.
@@ -97,6 +97,14 @@ def resolve(
     return run_config({**(unneeded or {}), **values}, " and ".join(files) or "settings")
 
 
+def warn_of_code(path: Path | None) -> None:
+    """Say that a file asks for code to be run, which it cannot."""
+    logger.warning(
+        f"{path} asks for code of the model to be run: a file cannot say so. Read that code, then "
+        "give `trust_remote_code`."
+    )
+
+
 def _over(beneath: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     values = {**beneath, **above}
     for key in ("sft", "lora"):
@@ -109,69 +117,9 @@ def _over(beneath: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file of settings; the message names file and line where it is none."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_SafeLoader)
-    except OSError as error:
-        raise GradsiftError(f"{path}: cannot be read ({error.strerror}).") from None
-    except _KeyTwiceError as error:
-        raise GradsiftError(f"{path}: {error}") from None
-    except RecursionError:
-        raise GradsiftError(f"{path}: not settings: nested too deeply.") from None
-    except yaml.composer.ComposerError as error:
-        if "single document" not in str(error):
-            raise GradsiftError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-        line = error.problem_mark.line + 1
-        raise GradsiftError(
-            f"{path}: a second YAML document begins in line {line} (---): put the settings of both "
-            "into one, or into files of their own."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GradsiftError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml_file(path)
     if not isinstance(content, dict):
         raise GradsiftError(
             f"{path}: found {type(content).__name__}, expected settings as `key: value` lines."
         )
     return {str(key): value for key, value in content.items()}
-
-
-class _KeyTwiceError(ValueError):
-    """A mapping has a key twice: YAML forbids that, and PyYAML takes the last one."""
-
-
-class _SafeLoader(yaml.SafeLoader):
-    """The safe loader, as people mean it.
-
-    1e-4 is a number (YAML 1.1 wants 1.0e-4), what looks like a date or number and cannot be one is
-    text, and a key that a mapping has twice is a mistake.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        lines: dict[object, int] = {}
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.endswith(":merge"):
-                continue
-            key = self.construct_object(key_node)
-            line = key_node.start_mark.line + 1
-            if key in lines:
-                raise _KeyTwiceError(
-                    f"{key_node.value} is said twice, in line {lines[key]} and in line {line}: "
-                    "take one out."
-                )
-            lines[key] = line
-        return super().construct_mapping(node, deep)
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, OverflowError):
-            if not isinstance(node, yaml.ScalarNode):
-                raise
-            self.recursive_objects.pop(node, None)
-            return node.value
-
-
-_SafeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,9 +18,13 @@ from gradsift.data.language import language_of
 from gradsift.data.pool import Pool, PoolRow
 from gradsift.data.tokenization import Instances
 from gradsift.seals import short_sha256
+from gradsift.signatures import sign
+from gradsift.store.manifest import Manifest
 from gradsift.store.tables import DROPPED, INSTANCE, write_pool_table
 from gradsift.training.model import ModelSource, model_fingerprint, tokenizer_fingerprint
 from gradsift.version import __version__
+
+logger = logging.getLogger(__name__)
 
 
 def about_stack(packages: Iterable[str]) -> dict[str, object]:
@@ -35,16 +40,37 @@ def about_stack(packages: Iterable[str]) -> dict[str, object]:
 def about_pool(pool: Pool, folder: Path) -> dict[str, object]:
     """Return where the rows came from, for the manifest: `select` copies them from there.
 
-    Rows from memory are in the run folder, once `save_pool` put them there.
+    Rows from memory are in the run folder, once `save_pool` put them there. The signature says that
+    it was this user who named them.
     """
     source = pool.source if pool.held is None else pool.held.source(folder.resolve())
+    # As the manifest will say it.
+    named = {"data": json.loads(json.dumps(asdict(source))), "data_sha256": pool.sha256}
+    try:
+        signed = sign(named)
+    except OSError as error:
+        signed = None
+        logger.warning(
+            "the key that tells your runs from those of others cannot be made "
+            f"({error.strerror or error}): later commands will ask for `data`"
+        )
     return {
-        "data": asdict(source),
-        "data_sha256": pool.sha256,
+        **named,
+        "signed": signed,
         "row_format": pool.row_format,
         "text_pairs": any(isinstance(row.example, Plain) for row in pool.rows),
         "columns": asdict(pool.columns),
     }
+
+
+def with_rows_named(manifest: Manifest, pool: Pool, folder: Path) -> Manifest:
+    """Return a manifest whose rows are where the user named them now, and are signed.
+
+    It stays as it is if these are other rows than those that it accounts for.
+    """
+    if manifest.about.get("data_sha256") != pool.sha256:
+        return manifest
+    return replace(manifest, about={**manifest.about, **about_pool(pool, folder)})
 
 
 def instance_row(

@@ -16,16 +16,19 @@ import pyarrow as pa
 import yaml
 
 from gradsift.config import ReadingConfig, RunConfig, SelectionConfig
-from gradsift.config_files import CONFIG_NAME, read_yaml, run_config
+from gradsift.config_files import CONFIG_NAME, read_yaml, run_config, warn_of_code
 from gradsift.data.chat_templates import require_template
 from gradsift.data.containers.rows import fingerprint
 from gradsift.data.containers.sources import (
     KEPT_LINES,
     KEPT_TABLE,
     Source,
+    find_source,
     is_pattern,
+    require_plain_files,
     require_same_files,
 )
+from gradsift.data.dataset_configs import DatasetEntry
 from gradsift.data.formats import Columns
 from gradsift.data.id_lists import read_ids
 from gradsift.data.pool import Pool, read_pool
@@ -38,6 +41,7 @@ from gradsift.selection.candidates import Candidates, Context, Need, Reference
 from gradsift.selection.content import content_vectors, find_clusters
 from gradsift.selection.neighbours import Neighbours, find_neighbours
 from gradsift.selection.strategies.catalogue import needs_of
+from gradsift.signatures import is_signed
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.tables import (
     ReferenceLossesMissing,
@@ -79,6 +83,8 @@ class Run:
         store: GradientStore | None = None,
         config: RunConfig | None = None,
         pool: Pool | None = None,
+        data: str | Sequence[str] | None = None,
+        trust_remote_code: bool | None = None,
     ):
         """Point to a folder; nothing is loaded yet.
 
@@ -87,24 +93,38 @@ class Run:
             store: Its gradient store, if it is in memory already.
             config: Its settings, if they are known.
             pool: Its rows, if they are in memory already.
+            data: Where its rows are, if they were moved or captured by somebody else.
+            trust_remote_code: Whether code that comes with its model may run; what the folder says
+                of that does not count.
         """
         self.folder = Path(folder).resolve()
         # What is here is not loaded again: cached properties live in the instance's dictionary.
         known = {"store": store, "config": config, "pool": pool}
         vars(self).update({name: value for name, value in known.items() if value is not None})
+        # Settings that are in memory are the user's own: only a file may be anybody's.
+        self._is_own = config is not None
+        self._data, self._trusts_code = data, bool(trust_remote_code)
+        self._is_introduced = False
         self._candidates: dict[frozenset[Need], Candidates] = {}
 
     @classmethod
-    def of(cls, run: Any) -> Run:
+    def of(
+        cls,
+        run: Any,
+        *,
+        data: str | Sequence[str] | None = None,
+        trust_remote_code: bool | None = None,
+    ) -> Run:
         """Return a run, whatever it is given as: folder, store, a selection of it, or itself.
 
         Raises:
             GradsiftError: If it is nothing of these.
         """
+        more: dict[str, Any] = {"data": data, "trust_remote_code": trust_remote_code}
         if isinstance(run, Run):
-            return run
+            return cls(run.folder, **more) if any(more.values()) else run
         if isinstance(run, GradientStore):
-            return cls(run.folder, store=run)
+            return cls(run.folder, store=run, **more)
         # What select and run return names the run that it is of.
         run = getattr(run, "run", run)
         if not isinstance(run, str | Path):
@@ -112,7 +132,7 @@ class Run:
                 f"the run is {short(repr(run), 80)}, expected a run folder, its store, or what "
                 "select returns."
             )
-        return cls(run)
+        return cls(run, **more)
 
     @classmethod
     def new(cls, model: str, pool: Any, **settings: object) -> Run:
@@ -138,7 +158,8 @@ class Run:
     def config(self) -> RunConfig:
         """The settings of the capture, those of an earlier gradsift under today's names."""
         path = self.folder / CONFIG_NAME
-        if not path.exists():
+        # Not a pipe, which would be waited for.
+        if not path.is_file():
             raise GradsiftError(
                 f"{self.folder}: there is no {CONFIG_NAME} that says how its rows and its model "
                 "are loaded; only runs of gradsift capture can be passed over again."
@@ -156,8 +177,29 @@ class Run:
         for key, refused in (("sft", refused_of_sft), ("lora", refused_of_lora)):
             if isinstance(values.get(key), dict):
                 values[key] = _without_refused(values[key], key, refused(values[key]), path)
+        if values.get("trust_remote_code") and not self._trusts_code:
+            warn_of_code(path)
+        values["trust_remote_code"] = self._trusts_code
         config = run_config(values, str(path))
         return config.model_copy(update={"data": self._here(config.data)})
+
+    def introduce(self) -> None:
+        """Say which model and which rows the folder names, before either is loaded.
+
+        Raises:
+            GradsiftError: If the rows are not the user's own and not named by the user, or not
+                those that were captured.
+        """
+        if self._is_own or self._is_introduced:
+            return
+        self._is_introduced, config = True, self.config
+        model = repr(config.model)
+        if Path(config.model).exists():
+            model += " (a folder here)"
+        elif config.revision is not None:
+            model += f" (revision {config.revision!r})"
+        logger.info(f"{self.folder}: model {model}, rows {_named(self.source[0])}")
+        self.require_unchanged_rows()
 
     def _here(self, data: Any) -> Any:
         """Return where rows are that are kept in this folder, wherever it was when it was made."""
@@ -177,6 +219,17 @@ class Run:
         """The rows."""
         return self.read_rows()
 
+    def _read_captured(self) -> Pool:
+        """Read the rows that the manifest accounts for, once it is sure that they are these."""
+        self.require_unchanged_rows()
+        source, row_format, columns = self.source
+        names, entry = source.given or source.name, None
+        if self.config.dataset_info is not None:
+            # What it said is in the manifest; where it is may be anybody's word.
+            entry = DatasetEntry(names, row_format, columns, source.split)
+        where = {"split": source.split, "data_config": source.data_config}
+        return read_pool(names, self.config.model_copy(update=where), entry=entry)
+
     @cached_property
     def pool_table(self) -> pa.Table:
         """What became of each row: pool.parquet."""
@@ -190,6 +243,8 @@ class Run:
                 run's own.
             split: Of the other rows, if they come in several.
         """
+        if data is None and not self._is_own:
+            return self._read_captured()
         config = self.config
         reading: dict[str, Any] = {"split": config.split if data is None else split}
         # A name that is no file may be one in `dataset_info`, or of the hub.
@@ -202,29 +257,69 @@ class Run:
             labels_needed=data is None,
         )
 
-    @property
+    @cached_property
     def source(self) -> tuple[Source, str, Columns]:
-        """Where the rows came from, in which format, and what their fields are called."""
+        """Where the rows are, in which format, and what their fields are called."""
         about = self.store.manifest.about
         source = Source.of(about["data"])
-        source = replace(source, name=self._here(source.name))
+        if self._data is None:
+            source = replace(source, name=self._here(source.name))
+        else:
+            names = [self._data] if isinstance(self._data, str) else [*self._data]
+            split, data_config = source.split, source.data_config
+            if all(Path(name).is_file() for name in names):
+                split = data_config = None
+            source = find_source(names, split, data_config)
         return source, about["row_format"], Columns(**about["columns"])
 
+    def _require_own_rows(self, source: Source) -> None:
+        """Refuse rows that neither this user named nor the folder holds.
+
+        A folder from somebody else could name any file of the user's.
+        """
+        about = self.store.manifest.about
+        signed = {key: about.get(key) for key in ("data", "data_sha256")}
+        inside = all(
+            part.path.parent == self.folder and not part.path.is_symlink()
+            for part in source.parts or (source,)
+        )
+        named = self._is_own or self._data is not None or inside
+        if not named and not is_signed(signed, about.get("signed")):
+            raise GradsiftError(
+                f"{self.folder}: was captured elsewhere, or by an earlier gradsift; its rows are "
+                f"in {_named(source)}. If that is the file that is meant, give `data`; or run the "
+                "same capture again, which makes it your own."
+            )
+        if self._data is None and not self._is_own and (self.folder / CONFIG_NAME).exists():
+            self._require_same_names(source)
+
+    def _require_same_names(self, source: Source) -> None:
+        said = self.config.data
+        names = [said] if isinstance(said, str) else [*said]
+        if self.config.dataset_info is None and names != [*(source.given or (source.name,))]:
+            raise GradsiftError(
+                f"{self.folder}: its {CONFIG_NAME} names the rows {_shown(names)}, its manifest "
+                f"{_named(source)}. Give `data`, or restore the file that was changed."
+            )
+
     def require_unchanged_rows(self) -> None:
-        """Refuse a source that changed since the capture: rows are copied from it.
+        """Refuse rows that are not those of the capture, before any of them is read.
 
         Raises:
-            GradsiftError: If it changed, or is not there any more.
+            GradsiftError: If the folder alone names them, or if they changed or are not there any
+                more.
         """
         source, _, _ = self.source
+        self._require_own_rows(source)
         require_same_files(source)
         for part in source.parts or (source,):
             if part.container == "hub" or part.path.exists():
                 continue
             raise GradsiftError(
-                f"{part.name}: the input of this run is not there any more. Put it back; the "
-                "selected rows are copied from it."
+                f"{part.name}: the input of this run is not there any more. Put it back, or say "
+                "with `data` where it is; the selected rows are copied from it."
             )
+        require_plain_files(source)
         found, expected = fingerprint(source), self.store.manifest.about["data_sha256"]
         if found != expected:
             raise GradsiftError(
@@ -488,6 +583,16 @@ class Run:
             other.content_ND[other.finite],
             other.step[other.finite],
         )
+
+
+def _named(source: Source) -> str:
+    return _shown(source.given or (source.name,))
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Return paths as they are needed in a command, whatever characters they have."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(repr, names[:5])) + more
 
 
 def _without_refused(

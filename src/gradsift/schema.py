@@ -12,12 +12,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from gradsift.errors import GradsiftError
 from gradsift.wording import short
+from gradsift.yaml_files import parse_yaml
 
 # Settings of before, and the values that were renamed with them.
 RENAMED: dict[str, tuple[str, dict[str, str]]] = {
@@ -268,11 +268,11 @@ def parse_pair(text: str, where: str) -> tuple[str, Any]:
         raise GradsiftError(f"{where} {text}: expected key=value.")
     try:
         return key, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
-        return key, yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
+        return key, parse_yaml(value, where)
+    except GradsiftError:
         raise GradsiftError(f"{where} {text}: the value is neither JSON nor YAML.") from None
 
 

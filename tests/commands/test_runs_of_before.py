@@ -118,8 +118,7 @@ def test_it_is_said_whether_the_file_or_its_reader_changed(former, monkeypatch, 
     else:
         rows = tmp_path / "rows.jsonl"
         rows.write_text((former.parent / "rows.jsonl").read_text().replace("red", "blue"))
-        config = yaml.safe_load((run.folder / "config.yaml").read_text())
-        (run.folder / "config.yaml").write_text(yaml.safe_dump(config | {"data": str(rows)}))
+        run = gs.Run(run.folder, data=str(rows))
         message = "Put the old file back"
     with pytest.raises(gs.GradsiftError, match=message):
         _ = run.instances

@@ -167,7 +167,7 @@ def test_rows_that_changed_since_the_capture_are_not_trained_on(world, tmp_path)
     assert "id" in changed
     changed["response"] += " and more"
     data.write_text("\n".join([json.dumps(changed), *lines[1:]]) + "\n")
-    with pytest.raises(gs.GradsiftError, match=r"not those that .* was captured from"):
+    with pytest.raises(gs.GradsiftError, match=r"data\.jsonl: changed since the capture"):
         train(run, arm="full", epochs=1)
 
 

@@ -31,7 +31,7 @@ def test_again_nothing_is_trained(world, finished, log):
 def test_killed_anywhere_and_resumed_the_comparison_is_the_same(world, finished, fresh_run):
     _, expected = finished
     # After so many calls: in trainings, in evaluations, between arms.
-    moments = iter((2, 5, 9, 14, 3))
+    moments = iter((3, 6, 10, 15, 4))
     countdown = {"left": next(moments)}
 
     def tick(*_):

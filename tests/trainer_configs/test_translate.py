@@ -765,7 +765,7 @@ YAML_MISTAKES = [
     ("sft:\n  optim: a\n  optim: b\n", "optim is said twice, in line 2 and in line 3"),
     ("seed: 1\n---\nseed: 2\n", "a second YAML document begins in line 2"),
     ("seed: 2024-13-45\n", "`seed` is '2024-13-45'"),
-    ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+    ("a: " + "[" * 5000 + "]" * 5000, "nested more than 100 levels deep"),
 ]
 
 

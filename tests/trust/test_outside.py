@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from gradsift.seals import write_json
 from trust.attacks import (
     EQUAL,
     NAMED,
@@ -17,11 +18,6 @@ from trust.attacks import (
     ended_badly,
     worst,
 )
-
-try:
-    from gradsift.seals import write_json
-except ImportError:
-    from gradsift.utils import write_json
 
 # What is made a link → run folder of World, and the commands that write there (or near).
 PLACES = {

@@ -41,6 +41,16 @@ TrainerConfigs = Annotated[
         rich_help_panel=ADVANCED,
     ),
 ]
+Rows = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="Where the run's rows are, if somebody else captured them or they were moved; may be "
+        "repeated.",
+        rich_help_panel=groups.DATA,
+    ),
+]
 BudgetOption = Annotated[
     str,
     typer.Option(
@@ -165,6 +175,7 @@ def _resolved(
 
 @command(
     groups.SubsetConfig,
+    groups.TrustConfig,
     examples=(
         "gradsift select runs/mine --budget 5%",
         "gradsift select runs/mine --budget 500 --quota web=200",
@@ -172,10 +183,15 @@ def _resolved(
     ),
 )
 def select(
-    settings: dict[str, Any], run_folder: RunFolder, budget: BudgetOption, json_: Json = False
+    settings: dict[str, Any],
+    run_folder: RunFolder,
+    budget: BudgetOption,
+    data: Rows = None,
+    json_: Json = False,
 ) -> None:
     """Select from a captured run, in seconds: another budget, another strategy."""
-    _show(load("commands.select").select(run_folder, budget=budget, **settings), json_)
+    selected = load("commands.select").select(run_folder, budget=budget, data=data, **settings)
+    _show(selected, json_)
 
 
 @command()
@@ -212,6 +228,7 @@ def strategies(
             autocompletion=strategy_names,
         ),
     ] = None,
+    data: Rows = None,
     json_: Json = False,
 ) -> None:
     """List the strategies, or compare what they would keep: criteria, mixes, overlap."""
@@ -221,7 +238,9 @@ def strategies(
         return
     if budget is None:
         raise GradsiftError("`budget` is missing: give 50%, 500 (rows) or 20000tok (tokens).")
-    compared = module.strategies(run_folder, budget=budget, names=tuple(strategy or ()), **settings)
+    compared = module.strategies(
+        run_folder, budget=budget, names=tuple(strategy or ()), data=data, **settings
+    )
     _show(compared, json_)
 
 
@@ -234,11 +253,12 @@ def stability(
         list[Path] | None,
         typer.Option(help="Run folder with the same rows, such as one of another seed; repeated."),
     ] = None,
+    data: Rows = None,
     json_: Json = False,
 ) -> None:
     """Say how much of a subset depends on score, layer, coefficient, seed or capture."""
     measured = load("commands.stability").stability(
-        run_folder, budget=budget, others=tuple(other or ()), **settings
+        run_folder, budget=budget, others=tuple(other or ()), data=data, **settings
     )
     _show(measured, json_)
 
@@ -247,13 +267,17 @@ def stability(
     groups.ArmConfig,
     groups.ArmTrainingConfig,
     groups.SelectionConfig,
+    groups.TrustConfig,
     without=("strategy", "keep_models"),
     examples=("gradsift train runs/mine --arm grads --budget 50% --out models/mine",),
 )
-def train(settings: dict[str, Any], run_folder: RunFolder, json_: Json = False) -> None:
+def train(
+    settings: dict[str, Any], run_folder: RunFolder, data: Rows = None, json_: Json = False
+) -> None:
     """Fine-tune on the rows of an arm; weights as safetensors. Run again to resume."""
     progress = _progress()
-    _show(load("commands.train").train(run_folder, progress=progress, **settings), json_)
+    trained = load("commands.train").train(run_folder, progress=progress, data=data, **settings)
+    _show(trained, json_)
 
 
 @command(
@@ -276,6 +300,7 @@ def compare(
         str | None, typer.Option(help="Of held-out rows that come in several splits.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the files (comparison).")] = None,
+    data: Rows = None,
     dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
@@ -288,17 +313,20 @@ def compare(
         name=name,
         dry_run=dry_run,
         progress=progress,
+        data=data,
         **settings,
     )
     _show(compared, json_)
 
 
-@command()
-def reference_losses(run_folder: RunFolder, json_: Json = False) -> None:
+@command(groups.TrustConfig)
+def reference_losses(
+    settings: dict[str, Any], run_folder: RunFolder, data: Rows = None, json_: Json = False
+) -> None:
     """Compute the losses of the untrained model that some strategies need. Run again to resume."""
     progress = _progress()
     compute = load("commands.reference_losses").reference_losses
-    _show(compute(run_folder, progress=progress), json_)
+    _show(compute(run_folder, progress=progress, data=data, **settings), json_)
 
 
 @command()

@@ -16,7 +16,14 @@ from gradsift.data.tokenization import Instances
 from gradsift.errors import GradsiftError
 from gradsift.files import remove
 from gradsift.progress import Progress, no_progress
-from gradsift.provenance import about_pool, about_stack, identity_of, pool_rows, save_pool
+from gradsift.provenance import (
+    about_pool,
+    about_stack,
+    identity_of,
+    pool_rows,
+    save_pool,
+    with_rows_named,
+)
 from gradsift.run_folder import Run
 from gradsift.schema import takes
 from gradsift.seals import DamagedError, require_sealed_lines
@@ -142,6 +149,7 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
                 logger.info(f"{out}: the capture is complete; nothing to do")
                 # A kill between the last part and the tidying up leaves them.
                 remove(out / CHECKPOINTS)
+                _keep_as_own(run, existing)
                 _mend(run, instances)
                 return run.store
         epoch = prepare(run.model, run.tokenizer, instances.items, config, out / CHECKPOINTS)
@@ -156,6 +164,8 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
                 run.save_config()
                 save_pool(out, pool, pool_rows(pool, instances))
             train_and_record(epoch, instances.items, config, writer, progress)
+            if writer.rank == 0:
+                _keep_as_own(run, writer.manifest)
     return run.store
 
 
@@ -171,6 +181,21 @@ def _mend(run: Run, instances: Instances) -> None:
     except GradsiftError as error:
         logger.warning(f"{getattr(error, 'found', error)} It is made again.")
         save_pool(run.folder, run.pool, pool_rows(run.pool, instances))
+
+
+def _keep_as_own(run: Run, manifest: Manifest) -> None:
+    """Make a capture that was begun elsewhere the user's own, who named the same rows."""
+    own = with_rows_named(manifest, run.pool, run.folder)
+    if own == manifest:
+        return
+    try:
+        own.save(run.folder)
+        run.save_config()
+    except OSError as error:
+        logger.warning(
+            f"{run.folder}: cannot be written ({error.strerror}): later commands will ask for "
+            "`data`"
+        )
 
 
 def estimate_run(run: Run) -> DryRunResult:

@@ -17,7 +17,13 @@ from gradsift.comparison.results import Scoreboard, caveats_of, questions_of
 from gradsift.comparison.suite import make_suite, overlap_with
 from gradsift.comparison.tables import Comparison
 from gradsift.comparison.training_runs import TrainingRun, settings_of_arm, training_runs_for
-from gradsift.config import ArmsConfig, ArmTrainingConfig, EvaluationConfig, SelectionConfig
+from gradsift.config import (
+    ArmsConfig,
+    ArmTrainingConfig,
+    EvaluationConfig,
+    RowsConfig,
+    SelectionConfig,
+)
 from gradsift.data.pool import Pool
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.conclusions import decide
@@ -76,6 +82,7 @@ class Forecast:
     ArmTrainingConfig,
     EvaluationConfig,
     SelectionConfig,
+    RowsConfig,
     without={"strategy": STRATEGY_OF_AN_ARM},
 )
 def compare(
@@ -109,13 +116,15 @@ def compare(
     Raises:
         GradsiftError: If a setting does not fit, or rows or model changed since the capture.
     """
-    named, training, evaluation, selection = arm_settings(
-        settings, ArmsConfig, ArmTrainingConfig, EvaluationConfig, SelectionConfig
+    named, training, evaluation, selection, where = arm_settings(
+        settings, ArmsConfig, ArmTrainingConfig, EvaluationConfig, SelectionConfig, RowsConfig
     )
-    arms, run = parse_arms(named.arms, named.budgets, named.seeds), Run.of(run)
+    arms = parse_arms(named.arms, named.budgets, named.seeds)
+    run = Run.of(run, data=where.data, trust_remote_code=evaluation.trust_remote_code)
     name = COMPARISON if name is None else name
     _require_free(run.folder, name)
     remove_leftovers(run.folder)
+    run.introduce()
     with without_progress_bars():
         trainer, pool = settings_of_arm(training, run.config, selection.seed), run.pool
         require_settings(trainer)

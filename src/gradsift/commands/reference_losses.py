@@ -5,11 +5,14 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from gradsift.config import RowsConfig, TrustConfig
 from gradsift.evaluation.losses import instance_losses
 from gradsift.files import remove_leftovers
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
+from gradsift.schema import split_settings, takes
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import (
     LOSS_NAMES,
@@ -50,8 +53,12 @@ class ReferenceLossesResult:
         )
 
 
+@takes(RowsConfig, TrustConfig)
 def reference_losses(
-    run: str | Path | GradientStore | Run, *, progress: Progress = no_progress
+    run: str | Path | GradientStore | Run,
+    *,
+    progress: Progress = no_progress,
+    **settings: Any,
 ) -> ReferenceLossesResult:
     """Compute what perplexity-middle, ifd-loss, ifd-perplexity and the score prompt-gain need.
 
@@ -60,6 +67,7 @@ def reference_losses(
     Args:
         run: A run folder that `capture` made.
         progress: Called with rows done, rows in all, tokens done, tokens in all.
+        **settings: Of a run that was captured elsewhere; see Settings.
 
     Returns:
         What was computed.
@@ -67,7 +75,9 @@ def reference_losses(
     Raises:
         GradsiftError: If it is no such folder, or rows or model changed since.
     """
-    run = Run.of(run)
+    rows, trust = split_settings(settings, RowsConfig, TrustConfig)
+    run = Run.of(run, data=rows.data, trust_remote_code=trust.trust_remote_code)
+    run.introduce()
     with without_progress_bars():
         n_computed = _compute(run, progress)
     return ReferenceLossesResult(str(run.folder), len(run.instances), n_computed)

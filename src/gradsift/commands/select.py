@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from gradsift.config import SelectionConfig, SubsetConfig
+from gradsift.config import RowsConfig, SelectionConfig, SubsetConfig, TrustConfig
 from gradsift.data.containers.lines import Place
 from gradsift.data.containers.rows import read_rows, write_rows
 from gradsift.data.containers.sources import find_written
@@ -24,7 +24,7 @@ from gradsift.data.exports.write import write_export
 from gradsift.errors import GradsiftError
 from gradsift.files import make_folder, remove, remove_leftovers, writing
 from gradsift.run_folder import Run
-from gradsift.schema import migrated, takes, validated
+from gradsift.schema import migrated, split_settings, takes
 from gradsift.seals import DamagedError, read_json, sha256_of, write_json, write_parquet
 from gradsift.selection.audit import audit_lines, audit_summary, audit_warnings
 from gradsift.selection.constraints import Budget, parse_budget
@@ -185,7 +185,7 @@ class SelectResult:
         return "\n".join(lines)
 
 
-@takes(SubsetConfig)
+@takes(SubsetConfig, RowsConfig, TrustConfig)
 def select(
     run: str | Path | GradientStore | Run | SelectResult,
     *,
@@ -205,10 +205,11 @@ def select(
     Raises:
         GradsiftError: If a setting does not fit, or the input changed since the capture.
     """
-    config, parsed = validated(SubsetConfig, settings), parse_budget(budget)
+    config, rows, trust = split_settings(settings, SubsetConfig, RowsConfig, TrustConfig)
+    parsed = parse_budget(budget)
     needs_of(config)  # What is no strategy or score is found out before anything is read.
     return select_run(
-        Run.of(run),
+        Run.of(run, data=rows.data, trust_remote_code=trust.trust_remote_code),
         parsed,
         config,
         name=config.name,

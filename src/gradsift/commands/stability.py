@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradsift.config import COVARIATES, SelectionConfig
+from gradsift.config import COVARIATES, RowsConfig, SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
-from gradsift.schema import takes, validated
+from gradsift.schema import split_settings, takes
 from gradsift.selection.audit import overlap
 from gradsift.selection.candidates import Context, Need
 from gradsift.selection.constraints import Budget, parse_budget
@@ -54,7 +54,7 @@ class Stability:
         )
 
 
-@takes(SelectionConfig)
+@takes(SelectionConfig, RowsConfig)
 def stability(
     run: str | Path | GradientStore | Run,
     *,
@@ -76,8 +76,9 @@ def stability(
     Raises:
         GradsiftError: If a setting does not fit, or another run has other rows.
     """
-    config, parsed = validated(SelectionConfig, settings), parse_budget(budget)
-    run = Run.of(run)
+    config, rows = split_settings(settings, SelectionConfig, RowsConfig)
+    parsed = parse_budget(budget)
+    run = Run.of(run, data=rows.data)
     if parsed.kind == "auto":
         raise GradsiftError("budget auto differs from choice to choice: give a number.")
     context = run.context(config)
@@ -86,7 +87,7 @@ def stability(
         other = config.model_copy(update=change)
         overlaps[what] = overlap(first, _chosen_ids(run, parsed, other, context))
     for folder in [others] if isinstance(others, str | Path) else others:
-        other_run = Run(folder)
+        other_run = Run(folder, data=rows.data)
         other_ids, ids = set(other_run.store.instance_ids), set(run.store.instance_ids)
         if other_ids != ids:
             raise GradsiftError(

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from gradsift.config import SelectionConfig
+from gradsift.config import RowsConfig, SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
-from gradsift.schema import takes, validated
+from gradsift.schema import split_settings, takes
 from gradsift.selection.audit import Audit, audit_of, audit_summary, overlap
 from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import parse_budget
@@ -146,7 +146,7 @@ def catalogue() -> Catalogue:
     )  # fmt: skip
 
 
-@takes(SelectionConfig, without=("strategy",))
+@takes(SelectionConfig, RowsConfig, without=("strategy",))
 def strategies(
     run: str | Path | GradientStore | Run,
     *,
@@ -168,8 +168,9 @@ def strategies(
     Raises:
         GradsiftError: If a setting does not fit, or a strategy was named that cannot be had.
     """
-    config, parsed = validated(SelectionConfig, settings), parse_budget(budget)
-    run, names = Run.of(run), (names,) if isinstance(names, str) else names
+    config, rows = split_settings(settings, SelectionConfig, RowsConfig)
+    parsed = parse_budget(budget)
+    run, names = Run.of(run, data=rows.data), (names,) if isinstance(names, str) else names
     if parsed.kind == "auto":
         raise GradsiftError("budget auto differs from strategy to strategy: give a number.")
     configs = {name: config.model_copy(update={"strategy": name}) for name in names or STRATEGIES}

@@ -32,7 +32,13 @@ from gradsift.comparison.training_runs import (
     training_in,
     training_runs_for,
 )
-from gradsift.config import ArmConfig, ArmTrainingConfig, SelectionConfig
+from gradsift.config import (
+    ArmConfig,
+    ArmTrainingConfig,
+    RowsConfig,
+    SelectionConfig,
+    TrustConfig,
+)
 from gradsift.errors import GradsiftError
 from gradsift.files import remove, remove_leftovers, whole_folder, writing
 from gradsift.progress import Progress, no_progress
@@ -86,7 +92,7 @@ class TrainResult:
         )
 
 
-@takes(ArmConfig, ArmTrainingConfig, SelectionConfig, without=NOT_TAKEN)
+@takes(ArmConfig, ArmTrainingConfig, SelectionConfig, RowsConfig, TrustConfig, without=NOT_TAKEN)
 def train(
     run: str | Path | GradientStore | Run,
     *,
@@ -106,8 +112,12 @@ def train(
     Raises:
         GradsiftError: If a setting does not fit, or rows or model changed since the capture.
     """
-    arm, training, selection = arm_settings(settings, ArmConfig, ArmTrainingConfig, SelectionConfig)
-    parsed, run = parse_arm(arm.arm, arm.budget), Run.of(run)
+    arm, training, selection, where, trust = arm_settings(
+        settings, ArmConfig, ArmTrainingConfig, SelectionConfig, RowsConfig, TrustConfig
+    )
+    parsed = parse_arm(arm.arm, arm.budget)
+    run = Run.of(run, data=where.data, trust_remote_code=trust.trust_remote_code)
+    run.introduce()
     with without_progress_bars():
         trainer = settings_of_arm(training, run.config, selection.seed)
         remove_leftovers(run.folder)

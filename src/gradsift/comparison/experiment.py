@@ -126,7 +126,7 @@ class Experiment:
             text = path.with_name(ANSWERS).read_text(encoding="utf-8")
             lines = [json.loads(line) for line in text.split("\n") if line]
             found = [(line["reference"], str(line["answer"])) for line in lines]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         references, answers = [list(column) for column in zip(*found, strict=True)] or [[], []]
         return answers if references == list(self.suite.references) else None
@@ -217,7 +217,7 @@ class Experiment:
 def _read_result(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         logger.warning(f"{path}: not JSON; this model is evaluated again")
         return None
 

@@ -294,7 +294,7 @@ def read_metadata(folder: Path) -> dict[str, Any] | None:
     """
     try:
         metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     is_ours = isinstance(metadata, dict) and {"identity", "bytes", "arm"} <= metadata.keys()
     return metadata if is_ours else None

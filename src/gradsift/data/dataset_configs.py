@@ -114,7 +114,7 @@ def _entry(path: Path, name: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise GradsiftError(f"{path}: cannot be read ({error.strerror}).") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GradsiftError(f"{path}: not JSON: {error}.") from None
     if not isinstance(content, dict) or name not in content:
         known = ", ".join(content) if isinstance(content, dict) else "none"

@@ -15,7 +15,7 @@ from gradsift.data.containers.memory import EXPECTED, Held, held_rows, is_name
 from gradsift.data.containers.rows import fingerprint, read_rows
 from gradsift.data.containers.sources import RawRow, Source, absolute, find_source
 from gradsift.data.containers.tables import TableRecord
-from gradsift.data.dataset_configs import read_dataset_info
+from gradsift.data.dataset_configs import DatasetEntry, read_dataset_info
 from gradsift.data.detection import ROWS_TO_DETECT_FROM, left_out, settle_format
 from gradsift.data.example import Example, RowError, what_it_says
 from gradsift.data.formats import FORMAT_NOTES, ROW_FORMATS, Columns, Reader
@@ -198,8 +198,17 @@ def load_pool(data: Any, *, labels_needed: bool = True, **settings: Any) -> Pool
     return read_pool(data, reading, labels_needed=labels_needed)
 
 
-def read_pool(data: Any, reading: ReadingConfig, *, labels_needed: bool = True) -> Pool:
-    """Do what `load_pool` does; `reading` may be a RunConfig."""
+def read_pool(
+    data: Any,
+    reading: ReadingConfig,
+    *,
+    labels_needed: bool = True,
+    entry: DatasetEntry | None = None,
+) -> Pool:
+    """Do what `load_pool` does; `reading` may be a RunConfig.
+
+    `entry` is what the `dataset_info` of a RunConfig says, if that is known already.
+    """
     named = Columns(
         prompt=reading.prompt_column,
         query=reading.context_column,
@@ -220,10 +229,11 @@ def read_pool(data: Any, reading: ReadingConfig, *, labels_needed: bool = True) 
         read_as["data"] = absolute(names) if isinstance(names, str) else [*map(absolute, names)]
         source = find_source(names, reading.split, reading.data_config)
     else:
-        if not isinstance(data, str | Path):
+        if entry is None and not isinstance(data, str | Path):
             raise GradsiftError("with `dataset_info`, `data` is one name in it; found several.")
-        read_as |= {"data": str(data), "dataset_info": absolute(reading.dataset_info)}
-        entry = read_dataset_info(reading.dataset_info, str(data))
+        name = data if entry is None else reading.data
+        read_as |= {"data": str(name), "dataset_info": absolute(reading.dataset_info)}
+        entry = entry or read_dataset_info(reading.dataset_info, str(data))
         row_format, columns = entry.row_format, entry.columns
         source = find_source(entry.data, reading.split or entry.split, reading.data_config)
     raw_rows = list(read_rows(source) if held is None else held.rows())

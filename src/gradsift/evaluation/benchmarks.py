@@ -10,18 +10,19 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets.utils.logging import (
     disable_progress_bar,
     enable_progress_bar,
     is_progress_bar_enabled,
 )
+from jinja2.exceptions import SecurityError
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,7 +30,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gradsift.attention import without_cudnn_attention
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.shared_prefix import SharedPrefixLM
+from gradsift.evaluation.task_files import load_task_file, sandboxed
 from gradsift.seals import short_sha256
+from gradsift.wording import few
 
 # What is read of each item: the first of these that a task has.
 TASK_METRICS = ("acc", "exact_match", "em", "f1", "acc_norm")
@@ -67,12 +70,10 @@ def load_tasks(
     """
     if "probe" in names:
         raise GradsiftError(f"`general` probe is now called {SANITY}; say {SANITY}.")
-    for path in files:
-        _require_safe(path, trust_code)
     specs: list[Any] = [_sanity_task() if name == SANITY else name for name in names]
     # Its index of some thousand task files takes seconds, and is only needed for names.
     by_name = [name for name in names if name != SANITY]
-    with _quiet():
+    with _quiet(), sandboxed():
         manager = TaskManager(include_defaults=bool(by_name))
         missing = sorted(set(by_name) - set(manager.all_tasks))
         if missing:
@@ -80,10 +81,24 @@ def load_tasks(
                 f"`general` {', '.join(missing)}: lm-eval has no such task. Give a name that "
                 f"`lm-eval ls tasks` lists, a task's YAML file, a text file, or {SANITY}."
             )
-        try:
-            return manager.load([*specs, *map(str, files)])
-        except Exception as error:  # Whatever its datasets, their builders and the hub raise.
-            raise GradsiftError(f"`general`: a task cannot be loaded: {error}") from error
+        loaded = _loaded(lambda: manager.load(specs), "a task")
+        for path in files:
+            more = _loaded(partial(load_task_file, path, trust_code=trust_code), str(path))
+            if twice := loaded["tasks"].keys() & more["tasks"].keys():
+                raise GradsiftError(
+                    f"`general` {path}: there is another task that is called {few(sorted(twice))}."
+                )
+            loaded = {kind: {**loaded[kind], **more[kind]} for kind in loaded}
+    return loaded
+
+
+def _loaded(load: Callable[[], Any], what: str) -> Any:
+    try:
+        return load()
+    except (GradsiftError, SecurityError):
+        raise
+    except Exception as error:  # Whatever its datasets, their builders and the hub raise.
+        raise GradsiftError(f"`general`: {what} cannot be loaded: {error}") from error
 
 
 def score_tasks(
@@ -101,7 +116,7 @@ def score_tasks(
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    with _quiet(), _tied_as_it_is(model):
+    with _quiet(), _tied_as_it_is(model), sandboxed():
         lm = SharedPrefixLM(pretrained=model, tokenizer=tokenizer, batch_size=ROWS_IN_A_BATCH)
         # Intervals come later, from all arms together.
         with without_cudnn_attention():
@@ -119,52 +134,21 @@ def questions(task: Any, limit: int | None) -> list[object]:
     """
     has_choices = task.OUTPUT_TYPE == "multiple_choice"
     try:
-        items = [
-            [
-                task.doc_to_text(doc),
-                task.doc_to_target(doc),
-                task.doc_to_choice(doc) if has_choices else None,
+        with sandboxed():
+            items = [
+                [
+                    task.doc_to_text(doc),
+                    task.doc_to_target(doc),
+                    task.doc_to_choice(doc) if has_choices else None,
+                ]
+                for doc in islice(task.eval_docs, limit)
             ]
-            for doc in islice(task.eval_docs, limit)
-        ]
+    except GradsiftError:
+        raise
     except Exception as error:  # A template of the task's author, over data of anybody's.
         name = task.get_config("task")
         raise GradsiftError(f"`general` {name}: an item cannot be written: {error}") from error
     return [task.get_config("num_fewshot"), task.OUTPUT_TYPE, items]
-
-
-def _require_safe(path: Path, trust_code: bool) -> None:
-    # lm-eval runs what a task file names.
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise GradsiftError(f"`general` {path}: cannot be read ({error}).") from None
-    if trust_code:
-        return
-    if any(key in text for key in ("!function", "unsafe_code", "custom_dataset")):
-        raise GradsiftError(
-            f"`general` {path}: this task file names Python code, which would run. Read that code, "
-            "and set `trust_remote_code`."
-        )
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise GradsiftError(f"`general` {path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or "task" not in content:
-        raise GradsiftError(
-            f"`general` {path}: expected an lm-eval task file, with a `task:` line."
-        )
-    if _has_key(content, "include"):
-        raise GradsiftError(
-            f"`general` {path}: includes another file, which may name Python code that would run. "
-            "Write its lines into this one, or read it and set `trust_remote_code`."
-        )
-
-
-def _has_key(value: object, key: str) -> bool:
-    if isinstance(value, dict):
-        return key in value or any(_has_key(part, key) for part in value.values())
-    return isinstance(value, list) and any(_has_key(part, key) for part in value)
 
 
 def _sanity_task() -> dict[str, Any]:

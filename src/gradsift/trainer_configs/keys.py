@@ -12,6 +12,7 @@ import yaml
 
 from gradsift.errors import GradsiftError
 from gradsift.wording import short
+from gradsift.yaml_files import parse_yaml
 
 # What counts as not said.
 EMPTY = (None, "", [], {})
@@ -235,6 +236,6 @@ def _shown(value: Any) -> str:
 
 def _as_yaml(value: str) -> Any:
     try:
-        return yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
+        return parse_yaml(value, "text")
+    except GradsiftError:
         return value

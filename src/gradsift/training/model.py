@@ -8,6 +8,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, get_args
 
 import torch
@@ -27,6 +28,7 @@ from gradsift.data.demo_data import demo_model_path
 from gradsift.errors import GradsiftError
 from gradsift.schema import takes, validated
 from gradsift.seals import sha256_of, short_sha256
+from gradsift.training.plain_models import require_no_kernels, require_plain_model
 from gradsift.training.quantized import (
     NEEDS_ADAPTERS,
     is_quantized,
@@ -40,6 +42,9 @@ from gradsift.training.settings.tokenizer import set_up_tokenizer
 from gradsift.wording import first_line
 
 DEMO_MODEL = "demo"
+# What loading raises for files that are not what they should be.
+_UNREADABLE = (OSError, LookupError, ImportError, ValueError, TypeError, AttributeError)
+_UNREADABLE += (RecursionError, UnpicklingError, SafetensorError)
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(Dtype)}
 
 
@@ -108,6 +113,10 @@ def load_config(source: ModelSource) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
+        if not isinstance(config.get_text_config(), PretrainedConfig):
+            raise ValueError("its text_config is no configuration.")
+    if not source.trust_remote_code:
+        require_no_kernels(source.name, config)
     if getattr(config, "is_encoder_decoder", False):
         raise GradsiftError(
             f"{source.name!r} is an encoder-decoder model ({config.model_type}): gradsift records "
@@ -131,6 +140,7 @@ def load_model(source: ModelSource) -> PreTrainedModel:
         # They are quantised, or unpacked, where they will be used.
         quantised["device_map"] = {"": _own_device()}
     with _loading("model", source):
+        require_plain_model(source.name, source.path, source.revision)
         # Only safetensors: the older format is a pickle, which runs code when it is opened.
         model = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -200,7 +210,9 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def _loading(what: str, source: ModelSource) -> Generator[None, None, None]:
     try:
         yield
-    except (OSError, KeyError, ImportError, ValueError, SafetensorError) as error:
+    except GradsiftError:
+        raise
+    except _UNREADABLE as error:
         raise GradsiftError(
             f"cannot load the {what} of {source.name!r}: {first_line(error)} Give a folder with "
             f'config.json, model.safetensors and tokenizer files, a hub id, or "{DEMO_MODEL}".'

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gradsift.data.containers.streams import uncompressed_name
 from gradsift.errors import GradsiftError
 from gradsift.wording import few
+from gradsift.yaml_files import parse_yaml
 
 # What shards are numbered with: train-00000-of-00002.
 SHARD = re.compile(r"-\d{5}-of-\d{5}(?=$|[-.])")
@@ -174,10 +173,16 @@ def _listed(
 
 def _configurations(folder: Path) -> dict[str, Any]:
     """Return the configurations that a README names: the files listed for each, or its folder."""
+    readme = folder / "README.md"
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
-        about = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else None
-    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        # Not a pipe, which would be waited for.
+        text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+        front = text.split("---", 2)[1] if text.startswith("---") else ""
+        about = parse_yaml(front, str(readme))
+    except (OSError, UnicodeDecodeError):
+        return {}
+    except GradsiftError as error:
+        logger.info(f"{error} What it says of configurations is not known.")
         return {}
     entries = about.get("configs") if isinstance(about, dict) else None
     configs = {}

@@ -279,6 +279,19 @@ def _stem(label: str | None) -> str:
     return str(path.with_suffix("") if known else path)
 
 
+def require_plain_files(source: Source) -> None:
+    """Refuse what is no file of data: a pipe or a device would be read for ever.
+
+    Raises:
+        GradsiftError: Naming the first that is none.
+    """
+    for part in source.parts or (source,):
+        inside = sorted(part.path.rglob("*")) if part.container == "disk" else [part.path]
+        for path in inside if part.container != "hub" else ():
+            if not (path.is_file() or (path.is_dir() and part.container == "disk")):
+                raise GradsiftError(f"{path}: is no file, but a pipe, a device or a folder.")
+
+
 def require_same_files(source: Source) -> None:
     """Refuse a folder or a pattern that stands for other files than it did.
 

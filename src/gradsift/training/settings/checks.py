@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
@@ -84,6 +86,8 @@ PACKAGES = {
     "use_liger_kernel": ("liger_kernel", "liger-kernel"),
     "deepspeed": ("deepspeed", "deepspeed"),
 }
+# Sections of DeepSpeed's configuration that write or send what happens.
+DEEPSPEED_REPORTS = ("tensorboard", "wandb", "comet", "csv_monitor", "flops_profiler")
 PACKAGES_OF_OPTIMIZERS = {
     "galore": ("galore_torch", "galore-torch"),
     "apollo": ("apollo_torch", "apollo-torch"),
@@ -116,6 +120,7 @@ def require_values(sft: Mapping[str, object]) -> None:
         if key in SFT_PASSED:
             _require_value(key, value)
     _require_packages(sft)
+    _require_no_reports(sft)
     _require_accelerator(sft)
 
 
@@ -220,6 +225,23 @@ def _require_packages(sft: Mapping[str, object]) -> None:
             raise GradsiftError(
                 f"sft setting {setting} needs the package {package}: pip install {package}, or "
                 "take the setting out."
+            )
+
+
+def _require_no_reports(sft: Mapping[str, object]) -> None:
+    """Refuse what DeepSpeed would write or send elsewhere."""
+    said = sft.get("deepspeed")
+    if isinstance(said, str) and Path(said).is_file():
+        try:
+            said = json.loads(Path(said).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise GradsiftError(f"sft setting deepspeed: {said}: not JSON: {error}.") from None
+    for name in DEEPSPEED_REPORTS if isinstance(said, dict) else ():
+        report = said.get(name)
+        if isinstance(report, dict) and report.get("enabled"):
+            raise GradsiftError(
+                f"sft setting deepspeed: {name}: nothing is sent anywhere, or written elsewhere "
+                "than in the run folder; take it out."
             )
 
 
