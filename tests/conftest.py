@@ -23,5 +23,6 @@ settings.load_profile("no deadline")
 
 # A captured run and a comparison, made once for each worker; after the environment is set.
 from comparing import finished, fresh_run, log, world  # ruff: ignore[module-import-not-at-top-of-file]
+from interrupting import uninterrupted  # ruff: ignore[module-import-not-at-top-of-file]
 
-__all__ = ["finished", "fresh_run", "log", "world"]
+__all__ = ["finished", "fresh_run", "log", "uninterrupted", "world"]

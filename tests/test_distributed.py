@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import gradsift as gs
 from distributed_worker import WRAPPERS, train, wrap
 from gradsift.store.reader import read_store
+from interrupting import assert_equal_records
+from resuming_worker import SETTINGS as RESUMED
 from tiny import save_tiny, tiny_llama
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
@@ -83,6 +86,17 @@ def test_capture_by_two_processes(tmp_path, inputs, record_at):
     n_records = sum(part.n_records for part in two.manifest.parts)
     assert n_records >= len(two.layers) * N
     assert any(part.file.endswith("-1.parquet") for part in two.manifest.parts)
+
+
+def test_resumed_by_two_processes_the_store_is_bitwise_the_same(tmp_path, inputs):
+    result = launch(str(WORKER.with_name("resuming_worker.py")), str(inputs), str(tmp_path))
+    for name in RESUMED:
+        whole, resumed = (read_store(tmp_path / how / name) for how in ("whole", "stopped"))
+        assert len(resumed.manifest.parts) == len(whole.manifest.parts) >= 5
+        # But for records that fill up the last batch, which are there twice.
+        assert_equal_records(resumed, whole)
+    assert not list(tmp_path.glob("*/*/checkpoints"))
+    assert len(re.findall(r"rng_state_1.safetensors was changed.* left out", result.stderr)) == 1
 
 
 def test_loops_of_ones_own_by_two_processes(tmp_path):

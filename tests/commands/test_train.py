@@ -16,6 +16,12 @@ from gradsift import train
 from test_cli import invoke
 
 
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 16
+    path.write_bytes(content)
+
+
 def test_train_keeps_weights_and_rows(capsys, world):
     arguments = ("--arm", "grads", "--budget", "50%", "--epochs", 2, "--json")
     code, out, err = invoke(capsys, "train", world / "run", *arguments)
@@ -94,6 +100,26 @@ def test_a_folder_that_holds_something_else_is_left_alone(world, tmp_path):
     with pytest.raises(gs.GradsiftError, match="holds something else"):
         train(world / "run", arm="full", epochs=1, out=other)
     assert (other / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.safetensors", lambda path: flip(path), "was changed or damaged"),
+        ("config.json", lambda path: path.write_text("{}"), "was changed or damaged"),
+        ("tokenizer.json", lambda path: path.unlink(), "is missing"),
+        ("pytorch_model.bin", lambda path: path.write_bytes(b"?"), "was not there when"),
+        ("gradsift.json", lambda path: path.write_text("{"), "is damaged"),
+    ],
+)
+def test_a_folder_of_ones_own_that_was_damaged_is_named(world, tmp_path, name, damage, message):
+    options = {"arm": "full", "epochs": 1, "out": tmp_path / "out"}
+    train(world / "run", **options)
+    damage(tmp_path / "out" / name)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(gs.GradsiftError, match=rf"out/{name} {message}.*Give another `out`"):
+        train(world / "run", **options)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_a_process_that_dies_while_it_saves_leaves_nothing_in_the_way(world, tmp_path, monkeypatch):

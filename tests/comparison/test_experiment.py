@@ -1,5 +1,6 @@
 """Models are trained and evaluated once, whoever does it and however often it is interrupted."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -8,6 +9,14 @@ import pytest
 
 from comparing import ARMS, QUICK, Killed, compared, logged
 from gradsift import compare
+
+
+def change(path, edit):
+    """Change a JSON file of a run folder as an earlier gradsift wrote it, without a seal."""
+    content = json.loads(path.read_text())
+    content.pop("sha256", None)
+    changed = edit(content)
+    path.write_text(json.dumps(content if changed is None else changed))
 
 
 def test_answers_are_kept(world, finished):
@@ -111,10 +120,12 @@ def test_scores_that_an_earlier_gradsift_saved_are_taken(world, fresh_run, log):
     options["test"] = str(world / "test.jsonl")
     first = compare(fresh_run, **options)
     (path,) = (fresh_run / "arms").glob("base-0-*/scores.json")
-    scores = json.loads(path.read_text())
-    assert scores["identity"]["exam"]["tasks"] == ["probe"]
-    scores["scores"]["tasks"]["probe"] = scores["scores"]["tasks"].pop("sanity")
-    path.write_text(json.dumps(scores))
+    assert json.loads(path.read_text())["identity"]["exam"]["tasks"] == ["probe"]
+
+    def rename(result):
+        result["scores"]["tasks"]["probe"] = result["scores"]["tasks"].pop("sanity")
+
+    change(path, rename)
     log.clear()
     again = compare(fresh_run, **options)
     assert any("1 models, 1 of them done" in line for line in log)
@@ -122,14 +133,56 @@ def test_scores_that_an_earlier_gradsift_saved_are_taken(world, fresh_run, log):
     assert again.board.sizes == {"rows": 9, "answers": 9, "task:sanity": 3}
 
 
-def test_scores_that_were_damaged_are_made_again(world, fresh_run, log):
+def loses(*keys):
+    def edit(result):
+        for key in keys[:-1]:
+            result = result[key]
+        del result[keys[-1]]
+
+    return lambda path: change(path, edit)
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_text(path.read_text()[:100]),
+    "no text": lambda path: path.write_bytes(b"\xff" * 100),
+    "a list": lambda path: change(path, lambda result: [result]),
+    "a number": lambda path: change(path, lambda result: 1),
+    "no scores": loses("scores"),
+    "no identity": loses("identity"),
+    "no loss": loses("scores", "rows", "loss"),
+    "a loss too few": loses("scores", "rows", "loss", 0),
+    "an answer too few": loses("scores", "answers", "chrf", 0),
+    "a count too few": loses("scores", "answers", "bleu", 1, 0),
+    "no answers": loses("scores", "answers"),
+    "another identity": loses("identity", "dtype"),
+    "a text": lambda path: change(path, lambda r: r["scores"]["rows"]["loss"].insert(0, "a")),
+    "nothing": lambda path: change(path, lambda r: r["scores"].update(rows=None)),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_scores_that_were_damaged_are_made_again(world, fresh_run, log, name):
     options = {"arms": ("base",), "general": (), "max_new_tokens": 4}
     options["test"] = str(world / "test.jsonl")
     first = compare(fresh_run, **options)
     (path,) = (fresh_run / "arms").glob("base-0-*/scores.json")
-    path.write_text(path.read_text()[:100])
+    DAMAGES[name](path)
     again = compare(fresh_run, **options)
-    assert any("scores.json: not JSON" in line for line in log)
+    assert sum(f"{path} is damaged" in line for line in log) == 1
+    assert again.summary()["arms"] == first.summary()["arms"]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("gradsift.seals"), reason="JSON has no seal yet")
+def test_a_score_that_was_changed_by_hand_is_noticed(world, fresh_run, log):
+    options = {"arms": ("base",), "general": (), "max_new_tokens": 4}
+    options["test"] = str(world / "test.jsonl")
+    first = compare(fresh_run, **options)
+    (path,) = (fresh_run / "arms").glob("base-0-*/scores.json")
+    result = json.loads(path.read_text())
+    result["scores"]["rows"]["loss"][0] += 1
+    path.write_text(json.dumps(result))
+    again = compare(fresh_run, **options)
+    assert sum(f"{path} is damaged" in line for line in log) == 1
     assert again.summary()["arms"] == first.summary()["arms"]
 
 
@@ -146,14 +199,16 @@ def chinese(world, fresh_run, tmp_path):
     now = compare(fresh_run, **options)
     (path,) = (fresh_run / "arms").glob("base-0-*/scores.json")
     whole = path.read_text()
-    scores = json.loads(whole)
-    answers = scores["scores"]["answers"]
-    assert answers["meteor"] == [None, None]
-    del answers["language"]
-    answers["bleu"], answers["meteor"] = [[1, 1, *[0] * 8]] * 2, [0.0, 0.0]
-    answers["signatures"]["bleu"] = answers["signatures"]["bleu"].replace("tok:zh", "tok:13a")
-    answers["signatures"]["meteor"] = "nltk"
-    path.write_text(json.dumps(scores))
+
+    def score_as_before(result):
+        answers = result["scores"]["answers"]
+        assert answers["meteor"] == [None, None]
+        del answers["language"]
+        answers["bleu"], answers["meteor"] = [[1, 1, *[0] * 8]] * 2, [0.0, 0.0]
+        answers["signatures"]["bleu"] = answers["signatures"]["bleu"].replace("tok:zh", "tok:13a")
+        answers["signatures"]["meteor"] = "nltk"
+
+    change(path, score_as_before)
     return fresh_run, options, path, whole, now
 
 
@@ -177,6 +232,7 @@ def test_answers_that_were_scored_otherwise_are_scored_again_without_the_model(
     assert not any("again" in line for line in log)
 
 
+@pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize(
     "damage",
     [
@@ -188,10 +244,14 @@ def test_answers_that_were_scored_otherwise_are_scored_again_without_the_model(
     ],
     ids=["removed", "cut", "a line", "not ours", "empty"],
 )
-def test_without_its_answers_a_model_is_made_again(chinese, log, damage):
+def test_without_its_answers_a_model_is_made_again(chinese, log, damage, sealed):
     run, options, path, _, now = chinese
-    damage(path.with_name("answers.jsonl"))
+    answers = path.with_name("answers.jsonl")
+    if not sealed:  # As an earlier gradsift saved it.
+        loses("answers_sha256")(path)
+    damage(answers)
+    warning = "answers.jsonl is damaged" if sealed and answers.exists() else "is made again"
     log.clear()
     again = compare(run, **options)
-    assert any("this model is made again" in line for line in log)
+    assert sum(warning in line for line in log) == 1
     assert again.summary()["arms"] == now.summary()["arms"]

@@ -1,6 +1,8 @@
 """What makes two trainings the same, and weights that are found again."""
 
+import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -109,7 +111,7 @@ def test_weights_that_were_not_saved_are_made_when_they_are_wanted(world, fresh_
 def test_weights_that_were_half_written_are_not_taken_for_saved(world, fresh_run, monkeypatch):
     compare(fresh_run, test=str(world / "test.jsonl"), **ONE)
     with monkeypatch.context() as patched:
-        patched.setattr("gradsift.utils.sync_folder", die)
+        patched.setattr("gradsift.files.sync_folder", die)
         with pytest.raises(Killed):
             compare(fresh_run, test=str(world / "test.jsonl"), keep_models=True, **ONE)
     compare(fresh_run, test=str(world / "test.jsonl"), keep_models=True, **ONE)
@@ -149,11 +151,28 @@ def test_saved_weights_are_asked_other_questions_without_training_again(
     assert len(list((fresh_run / "arms").glob("*/model"))) == 1
 
 
+def flip(path, at=-5):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 16
+    path.write_bytes(content)
+
+
+def link(path):
+    path.rename(path.with_name(".elsewhere"))
+    path.symlink_to(".elsewhere")
+
+
 DAMAGES = {
     "removed": lambda folder: (folder / "model.safetensors").unlink(),
     "cut": lambda folder: os.truncate(folder / "model.safetensors", 1000),
+    "flipped": lambda folder: flip(folder / "model.safetensors"),
+    "tokenizer": lambda folder: flip(folder / "tokenizer.json", 500),
+    "template": lambda folder: flip(folder / "chat_template.jinja"),
+    "added": lambda folder: (folder / "adapter_model.bin").write_bytes(b"pickle"),
+    "linked": lambda folder: link(folder / "model.safetensors"),
     "unnamed": lambda folder: (folder / "gradsift.json").unlink(),
     "empty": lambda folder: (folder / "gradsift.json").write_text("{}"),
+    "a list": lambda folder: (folder / "gradsift.json").write_text("[1]"),
     "torn": lambda folder: (folder / "gradsift.json").write_text('{"identity": '),
 }
 
@@ -165,14 +184,71 @@ def test_saved_weights_that_were_damaged_are_trained_again(world, fresh_run, nam
     (folder,) = (fresh_run / "arms").glob("*/model")
     whole = names_and_bytes(folder)
     DAMAGES[name](folder)
-    compare(fresh_run, **{**options, "max_new_tokens": 5})
+    compare(fresh_run, **{**options, "max_new_tokens": 5}, keep_models=True)
     assert not any("only evaluated" in line for line in log)
-    compare(fresh_run, keep_models=True, **options)
-    again = names_and_bytes(folder)
-    assert again["model.safetensors"] == whole["model.safetensors"]
-    DAMAGES[name](folder)
+    # Whose weights they are is not known without a name, where they were asked other questions.
+    unnamed = name in ("unnamed", "empty", "a list", "torn")
+    assert any("these weights are left out" in line for line in log) != unnamed
+    # They may be saved beside the damaged ones, whose evaluation was another.
+    again, *_ = (path for path in (fresh_run / "arms").glob("*/model") if path != folder)
+    assert names_and_bytes(again)["model.safetensors"] == whole["model.safetensors"]
+    shutil.rmtree(again)
     other = train(fresh_run, arm="full", epochs=1).folder
-    assert names_and_bytes(other)["model.safetensors"] == whole["model.safetensors"]
+    found = names_and_bytes(other)
+    assert found.keys() == whole.keys()
+    assert all(found[name] == whole[name] for name in whole if name != "gradsift.json")
+
+
+def test_weights_without_their_name_are_named_where_they_belong(world, fresh_run, log):
+    options = {**ONE, "test": str(world / "test.jsonl"), "keep_models": True}
+    compare(fresh_run, **options)
+    (path,) = (fresh_run / "arms").glob("*/model/gradsift.json")
+    path.unlink()
+    compare(fresh_run, **options)
+    assert any(f"{path}: missing or damaged" in line for line in log)
+    assert path.exists()
+
+
+def test_weights_that_an_earlier_gradsift_saved_are_taken_by_their_sizes(world, fresh_run, log):
+    options = {**ONE, "test": str(world / "test.jsonl")}
+    compare(fresh_run, keep_models=True, **options)
+    (path,) = (fresh_run / "arms").glob("*/model/gradsift.json")
+    metadata = json.loads(path.read_text())
+    kept = {key: value for key, value in metadata.items() if key not in ("sha256", "digests")}
+    path.write_text(json.dumps(kept))
+    compare(fresh_run, **{**options, "max_new_tokens": 5})
+    assert any("only evaluated" in line for line in log)
+    os.truncate(path.with_name("model.safetensors"), 1000)
+    log.clear()
+    compare(fresh_run, **{**options, "max_new_tokens": 3})
+    assert any("model.safetensors is damaged: 1000 bytes there" in line for line in log)
+
+
+def test_a_note_beside_saved_weights_is_no_damage(world, fresh_run, log):
+    options = {**ONE, "test": str(world / "test.jsonl")}
+    compare(fresh_run, keep_models=True, **options)
+    (folder,) = (fresh_run / "arms").glob("*/model")
+    (folder / "README.md").write_text("The good one.")
+    compare(fresh_run, **{**options, "max_new_tokens": 5})
+    assert any("only evaluated" in line for line in log)
+
+
+@pytest.mark.parametrize("name", ["arms", "folder", "model", "checkpoints"])
+def test_arms_are_not_written_through_links(world, fresh_run, tmp_path, name):
+    options = {**ONE, "test": str(world / "test.jsonl"), "keep_models": True}
+    compare(fresh_run, **options)
+    (folder,) = (fresh_run / "arms").glob("full-*")
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    if name == "arms":
+        shutil.rmtree(folder.parent)
+    place = {"arms": folder.parent, "folder": folder}.get(name, folder / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(victim)
+    with pytest.raises(GradsiftError, match="is a link, or lies behind one"):
+        compare(fresh_run, **options)
+    assert not list(victim.iterdir())
 
 
 def test_adapters_on_base_weights_changed_at_random_are_not_loaded_again(world, fresh_run):

@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,57 +19,8 @@ from gradsift.training.checkpoint import MARKER
 from gradsift.training.cost import estimate_cost
 from gradsift.training.epoch import PreliminaryEpoch
 from gradsift.training.settings.trainer import TrainerSettings
-from tiny import random_instances, tiny_llama, tiny_tokenizer
-
-N = 24
-
-
-def make_instances():
-    return random_instances(N, seed=0, n_prompt=1)
-
-
-def capture(folder, *, model=None, wait_seconds=0.0, stop_after=None, batching="auto"):
-    """Capture in steps of two rows, a part every second step; optionally slow, or stopped."""
-    sft = {"per_device_train_batch_size": 2, "learning_rate": 1e-2}
-    epoch = PreliminaryEpoch(
-        tiny_llama() if model is None else model,
-        tiny_tokenizer(),
-        make_instances(),
-        TrainerSettings(sft, None, 0, batching=batching),
-        SketchSpec(16, 0),
-        folder / "checkpoints",
-    )
-    writer = StoreWriter(folder, Manifest({}, {}, N), content_width=32, sketch_size=16)
-
-    def progress(n_rows, *_):
-        time.sleep(wait_seconds)
-        if stop_after is not None and n_rows >= stop_after:
-            raise KeyboardInterrupt
-
-    epoch.check()
-    with writer:
-        result = epoch.run(writer, save_steps=2, progress=progress)
-    return epoch, result
-
-
-def assert_same_store(folder, other):
-    ours, theirs = read_store(folder), read_store(other)
-    assert ours.instance_ids == theirs.instance_ids
-    for name in ("step", "loss", "n_response_tokens", "content_ND", "finite"):
-        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), name)
-    for layer, by_name in ours.statistics.items():
-        np.testing.assert_array_equal(ours.sketches[layer], theirs.sketches[layer])
-        for name, values in by_name.items():
-            np.testing.assert_array_equal(values, theirs.statistics[layer][name], name)
-    parts = [sorted(p.name for p in (f / PARTS_FOLDER).iterdir()) for f in (folder, other)]
-    assert parts[0] == parts[1]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    capture(folder)
-    return folder
+from interrupting import N, assert_same_store, capture, make_instances
+from tiny import tiny_llama, tiny_tokenizer
 
 
 @pytest.mark.parametrize("stop_after", [2, 4, 6, 14, 22])
@@ -98,12 +48,13 @@ def test_a_resumed_capture_trains_the_same_weights(tmp_path, uninterrupted):
 def test_a_checkpoint_that_is_not_whole_is_not_resumed_from(tmp_path, uninterrupted):
     with pytest.raises(KeyboardInterrupt):
         capture(tmp_path, stop_after=14)
-    (latest,) = (tmp_path / "checkpoints").glob("checkpoint-*")
+    older, latest = (tmp_path / "checkpoints" / f"checkpoint-{step}" for step in (4, 6))
     (latest / MARKER).unlink()
     (latest / "model.safetensors").write_bytes(b"half")
     _, result = capture(tmp_path)
-    assert result.resumed_at_step == 0
+    assert result.resumed_at_step == 4
     assert_same_store(tmp_path, uninterrupted)
+    assert not older.exists()
 
 
 @pytest.mark.parametrize("delay_seconds", [0.4, 1.1])
@@ -111,8 +62,8 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_written(
     tmp_path, uninterrupted, delay_seconds
 ):
     code = (
-        "import sys; sys.path[:0] = ['tests', 'tests/training']\n"
-        "from pathlib import Path; from test_epoch import capture\n"
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from pathlib import Path; from interrupting import capture\n"
         "print('ready', flush=True); capture(Path(sys.argv[1]), wait_seconds=0.05)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

@@ -343,8 +343,8 @@ class Expected:
 class Oracle:
     """What sequences of commands come to where nothing is damaged; each is found out once."""
 
-    def __init__(self, world):
-        self._world, self._known = world, {}
+    def __init__(self, folders):
+        self._world, self._known = folders, {}
 
     def expected(self, base, names):
         """Return, for each command, what it leaves (from two runs)."""

@@ -1,4 +1,4 @@
-"""One server and one world for each worker; both cost some seconds."""
+"""One server and one folders for each worker; both cost some seconds."""
 
 import shutil
 import tempfile
@@ -32,13 +32,13 @@ def server(shim):
 
 
 @pytest.fixture(scope="session")
-def world(server, ground):
+def folders(server, ground):
     return World(server, ground, save_tiny)
 
 
 @pytest.fixture(scope="session")
-def oracle(world):
-    return Oracle(world)
+def oracle(folders):
+    return Oracle(folders)
 
 
 @pytest.fixture(scope="session")
@@ -47,12 +47,12 @@ def table():
 
 
 @pytest.fixture
-def trial(world):
+def trial(folders):
     """Make folders of trials: `trial(name of a run folder of World)`; they go with the test."""
     roots = []
 
     def new(base):
-        roots.append(world.copy(base))
+        roots.append(folders.copy(base))
         return roots[-1]
 
     yield new

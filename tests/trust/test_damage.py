@@ -75,14 +75,14 @@ def places(size, n, seed):
     return [min(max(at, 0), size - 1) for at in chosen]
 
 
-def attack(world, oracle, kind, relative, damage, *, times_count):
+def attack(folders, oracle, kind, relative, damage, *, times_count):
     """Damage one file of a copy, run what relies on it; returns the worst verdict."""
     expected = oracle.expected(kind.base, kind.commands)
-    root = world.copy(kind.base)
+    root = folders.copy(kind.base)
     what = damage(root / "run" / relative)
     verdicts = []
     for name, one in zip(kind.commands, expected, strict=False):
-        outcome = world.command(name, root)
+        outcome = folders.command(name, root)
         found = observed(root, LEFT.get(name, ()), outcome)
         names = (relative.name, *kind.names)
         verdict, why = judge(outcome, one, found, names, times_count=times_count)
@@ -93,21 +93,21 @@ def attack(world, oracle, kind, relative, damage, *, times_count):
     return worst(verdicts)
 
 
-def files_of(world, kind):
-    base = getattr(world, kind.base)
+def files_of(folders, kind):
+    base = getattr(folders, kind.base)
     found = sorted(path.relative_to(base) for path in base.glob(kind.pattern) if path.is_file())
     assert found, kind.pattern
     return found
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_a_flipped_bit_is_never_silent(world, oracle, table, name):
+def test_a_flipped_bit_is_never_silent(folders, oracle, table, name):
     kind, verdicts = BY_NAME[name], []
-    files, n = files_of(world, kind), trials(1)
+    files, n = files_of(folders, kind), trials(1)
     per_file = -(-n // len(files))
     generator = random.Random(name)
     for relative in files if TRIALS else generator.sample(files, min(n, len(files))):
-        content = (getattr(world, kind.base) / relative).read_bytes()
+        content = (getattr(folders, kind.base) / relative).read_bytes()
         for at in places(len(content), per_file, str(relative)) if content else ():
             bit = generator.randrange(8)
 
@@ -115,19 +115,19 @@ def test_a_flipped_bit_is_never_silent(world, oracle, table, name):
                 path.write_bytes(flipped(content, at, bit))
                 return f"bit {bit} of byte {at} of {len(content)}"
 
-            verdicts.append(attack(world, oracle, kind, relative, damage, times_count=True))
+            verdicts.append(attack(folders, oracle, kind, relative, damage, times_count=True))
     assert not (broken := table.add(f"a flipped bit: {name}", "test_damage", verdicts)), broken
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_a_cut_or_missing_file_is_named_or_made_again(world, oracle, table, name):
+def test_a_cut_or_missing_file_is_named_or_made_again(folders, oracle, table, name):
     if not TRIALS and name in SLOW:
         pytest.skip("tried with GRADSIFT_TRIALS")
     kind, verdicts = BY_NAME[name], []
-    files = files_of(world, kind)
+    files = files_of(folders, kind)
     generator = random.Random(name)
     for relative in files if TRIALS else generator.sample(files, 1):
-        size = (getattr(world, kind.base) / relative).stat().st_size
+        size = (getattr(folders, kind.base) / relative).stat().st_size
         lengths = (
             [None, 0, 1, size // 2, size - 8, size - 1]
             if TRIALS
@@ -144,6 +144,6 @@ def test_a_cut_or_missing_file_is_named_or_made_again(world, oracle, table, name
                 return f"cut to {length} of {size} bytes"
 
             # What is trained again has its own time.
-            verdict = attack(world, oracle, kind, relative, damage, times_count=False)
+            verdict = attack(folders, oracle, kind, relative, damage, times_count=False)
             verdicts.append(verdict)
     assert not (broken := table.add(f"cut or missing: {name}", "test_damage", verdicts)), broken

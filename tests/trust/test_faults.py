@@ -33,9 +33,9 @@ FROM = {
 }
 
 
-def went_on(world, oracle, name, root):
+def went_on(folders, oracle, name, root):
     """Run a command again with nothing in its way: everything is as if nothing had happened."""
-    again = world.command(name, root)
+    again = folders.command(name, root)
     bad = ended_badly(again)
     if bad is not None:
         return bad
@@ -65,7 +65,7 @@ def told_of(outcome, root, *, full):
 
 
 @pytest.fixture
-def faulty(world, trial, shim):
+def faulty(folders, trial, shim):
     """Run a command, the n-th of whose calls fails; n = 0 only counts the calls."""
     if shim is None:
         pytest.skip("no C compiler (cc) here that could make faults.c")
@@ -74,7 +74,7 @@ def faulty(world, trial, shim):
         root = trial(FROM.get(name))
         report = root.parent / f"{root.name}.report"
         fault = {"prefix": f"{root}/run", "report": str(report), "n": n, "errno": error}
-        outcome = world.command(name, root, fault=fault | {"after": after, "kills": kills})
+        outcome = folders.command(name, root, fault=fault | {"after": after, "kills": kills})
         content = report.read_bytes()
         report.unlink()
         what = content[8:].partition(b"\0")[0].decode().replace(str(root), "")
@@ -97,7 +97,7 @@ IN_CI = {"capture": 1, "select": 3, "compare": 1, "losses": 2, "train_random": 1
 
 @pytest.mark.parametrize("name", ["capture", "select", "compare", "losses", "train_random"])
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO", "ENOSPC from then on"])
-def test_a_failing_call_is_told_and_nothing_is_lost(world, oracle, table, faulty, name, error):
+def test_a_failing_call_is_told_and_nothing_is_lost(folders, oracle, table, faulty, name, error):
     in_ci = {("capture", "ENOSPC"), ("select", "ENOSPC from then on"), ("losses", "EIO")}
     if not TRIALS and (name, error) not in in_ci:
         pytest.skip("tried with GRADSIFT_TRIALS")
@@ -109,7 +109,7 @@ def test_a_failing_call_is_told_and_nothing_is_lost(world, oracle, table, faulty
         code = errno.EIO if error == "EIO" else errno.ENOSPC
         root, outcome, _, what = faulty(name, n, error=code, after=int("from" in error))
         told = told_of(outcome, root, full="ENOSPC" in error)
-        verdict = worst([told, went_on(world, oracle, name, root)])
+        verdict = worst([told, went_on(folders, oracle, name, root)])
         verdicts.append((verdict[0], f"{name}, call {n} of {n_calls} ({what}): {verdict[1]}"))
         shutil.rmtree(root)
         root.mkdir()
@@ -118,7 +118,7 @@ def test_a_failing_call_is_told_and_nothing_is_lost(world, oracle, table, faulty
 
 
 @pytest.mark.parametrize("name", [*FROM, "capture_scoring"])
-def test_a_kill_at_any_call_changes_nothing(world, oracle, table, faulty, name):
+def test_a_kill_at_any_call_changes_nothing(folders, oracle, table, faulty, name):
     if not TRIALS and name not in ("select", "losses", "capture_scoring"):
         pytest.skip("tried with GRADSIFT_TRIALS")
     _, outcome, n_calls, _ = faulty(name, 0)
@@ -128,7 +128,7 @@ def test_a_kill_at_any_call_changes_nothing(world, oracle, table, faulty, name):
         # Of a write that is killed, half is made.
         root, outcome, _, what = faulty(name, n, kills=50)
         assert outcome.code in (-9, 0), outcome
-        verdict = went_on(world, oracle, name, root)
+        verdict = went_on(folders, oracle, name, root)
         verdicts.append((verdict[0], f"{name}, call {n} of {n_calls} ({what}): {verdict[1]}"))
         shutil.rmtree(root)
         root.mkdir()
@@ -136,16 +136,16 @@ def test_a_kill_at_any_call_changes_nothing(world, oracle, table, faulty, name):
 
 
 @pytest.mark.parametrize("name", [*FROM, "capture_scoring"])
-def test_a_kill_at_any_moment_changes_nothing(world, oracle, table, trial, name):
+def test_a_kill_at_any_moment_changes_nothing(folders, oracle, table, trial, name):
     if not TRIALS and name != "select":
         pytest.skip("tried with GRADSIFT_TRIALS")
-    outcome = world.command(name, trial(FROM.get(name)))
+    outcome = folders.command(name, trial(FROM.get(name)))
     must(outcome)
     generator, verdicts = random.Random(name), []
     for _ in range(trials(1)):
         root, after = trial(FROM.get(name)), generator.uniform(0.05, 0.95) * outcome.seconds
-        world.command(name, root, kill_after=after)
-        verdict = went_on(world, oracle, name, root)
+        folders.command(name, root, kill_after=after)
+        verdict = went_on(folders, oracle, name, root)
         verdicts.append((verdict[0], f"{name}, killed after {after:.2f} s: {verdict[1]}"))
     promise = f"kill -9 at a moment: {name}"
     assert not (broken := table.add(promise, "test_faults", verdicts)), broken
@@ -175,12 +175,12 @@ def disk(ground):
 
 
 @pytest.mark.parametrize("name", FROM)
-def test_a_full_disk_is_told_and_nothing_is_lost(world, oracle, table, disk, name):
+def test_a_full_disk_is_told_and_nothing_is_lost(folders, oracle, table, disk, name):
     if not TRIALS and name not in ("select", "losses"):
         pytest.skip("tried with GRADSIFT_TRIALS")
-    world.copy(FROM[name], disk)
+    folders.copy(FROM[name], disk)
     before = shutil.disk_usage(disk).used
-    must(world.command(name, disk))
+    must(folders.command(name, disk))
     # Temporary files and checkpoints need more than what is left in the end.
     growth = 1.1 * (shutil.disk_usage(disk).used - before) + (5e5 if name == "capture" else 0)
     verdicts = []
@@ -189,25 +189,25 @@ def test_a_full_disk_is_told_and_nothing_is_lost(world, oracle, table, disk, nam
         shutil.rmtree(disk / "run")
         for left in disk.iterdir():
             left.unlink()
-        world.copy(FROM[name], disk)
+        folders.copy(FROM[name], disk)
         # 0 would be without end.
         size = max(shutil.disk_usage(disk).used + int(growth * k / n) // 4096 * 4096, 4096)
         resized(disk, size)
-        outcome = world.command(name, disk)
+        outcome = folders.command(name, disk)
         told = told_of(outcome, disk, full=True)
         resized(disk, "64m")
-        verdict = worst([told, went_on(world, oracle, name, disk)])
+        verdict = worst([told, went_on(folders, oracle, name, disk)])
         verdicts.append((verdict[0], f"{name}, {size} bytes: {verdict[1]}"))
     assert not (broken := table.add(f"disk full: {name}", "test_faults", verdicts)), broken
 
 
 @pytest.mark.parametrize("name", FROM)
-def test_a_limit_on_the_size_of_files_is_told(world, oracle, table, trial, name):
+def test_a_limit_on_the_size_of_files_is_told(folders, oracle, table, trial, name):
     if not TRIALS and name not in ("select", "losses"):
         pytest.skip("tried with GRADSIFT_TRIALS")
     root = trial(FROM.get(name))
-    must(world.command(name, root))
-    base = world.folder / FROM[name] if FROM[name] else root / "nothing"
+    must(folders.command(name, root))
+    base = folders.folder / FROM[name] if FROM[name] else root / "nothing"
     made = [
         path
         for path in (root / "run").rglob("*")
@@ -218,9 +218,9 @@ def test_a_limit_on_the_size_of_files_is_told(world, oracle, table, trial, name)
     for k in range(n):
         root = trial(FROM.get(name))
         limit = int(largest * (k + 0.5) / n)
-        outcome = world.command(name, root, file_limit=limit)
+        outcome = folders.command(name, root, file_limit=limit)
         # There is space, but not for this file.
-        verdict = worst([told_of(outcome, root, full=False), went_on(world, oracle, name, root)])
+        verdict = worst([told_of(outcome, root, full=False), went_on(folders, oracle, name, root)])
         verdicts.append((verdict[0], f"{name}, limit {limit}: {verdict[1]}"))
     promise = f"files of limited size: {name}"
     assert not (broken := table.add(promise, "test_faults", verdicts)), broken

@@ -123,18 +123,18 @@ def lead_away(path, victim, kind):
     path.symlink_to(os.path.relpath(target, path.parent) if kind == "relative" else target)
 
 
-def run_of(world, command, root):
+def run_of(folders, command, root):
     """The command lines of a trial that World has under no name."""
     run = root / "run"
     if command == "compare_changed":  # As if another text were asked for: scores are made anew.
-        return world.compare(run, 6)
+        return folders.compare(run, 6)
     if command == "train_again":
         for path in (run / "arms").glob("grads*/model/model.safetensors"):
             path.write_bytes(b"cut")
         return ("train", run, "--arm", "grads", "--budget", "50%", "--epochs", "1", "--json")
     if command == "compare_losses":
         return ("train", run, "--arm", "ifd-loss", "--budget", "50%", "--epochs", "1", "--json")
-    return getattr(world, command)(run)
+    return getattr(folders, command)(run)
 
 
 def judged(outcome, before, victim):
@@ -147,7 +147,7 @@ def judged(outcome, before, victim):
     )
 
 
-def attack(world, received, place, kind):
+def attack(folders, received, place, kind):
     base, commands = PLACES[place]
     root, victim = received(base)
     if place == "out":
@@ -158,26 +158,26 @@ def attack(world, received, place, kind):
     lead_away(path, victim, kind)
     verdicts = []
     for command in commands:
-        argv = run_of(world, command, root)
+        argv = run_of(folders, command, root)
         before = snapshot(victim)
-        outcome = world.server.command(*argv)
+        outcome = folders.server.command(*argv)
         verdict, why = judged(outcome, before, victim)
         verdicts.append((verdict, f"{place}, {kind}: {command}: {why}"))
     return worst(verdicts)
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_link_leads_nowhere(world, received, table, place):
+def test_a_link_leads_nowhere(folders, received, table, place):
     at = list(PLACES).index(place)
     kinds = KINDS if TRIALS else [KINDS[at % len(KINDS)]]
     if not TRIALS and place in SLOW:
         pytest.skip("tried with GRADSIFT_TRIALS")
-    verdicts = [attack(world, received, place, kind) for kind in kinds]
+    verdicts = [attack(folders, received, place, kind) for kind in kinds]
     assert not (broken := table.add(f"link: {place}", "test_outside", verdicts)), broken
 
 
 @pytest.mark.parametrize("command", TEMPORARY)
-def test_a_link_of_a_temporary_name_leads_nowhere(world, received, table, command):
+def test_a_link_of_a_temporary_name_leads_nowhere(folders, received, table, command):
     base, names = TEMPORARY[command]
     verdicts = []
     if not TRIALS and command == "compare":
@@ -188,7 +188,7 @@ def test_a_link_of_a_temporary_name_leads_nowhere(world, received, table, comman
             target = victim / ("folder" if name.endswith("unfinished") else kind)
             (root / "run" / name).parent.mkdir(parents=True, exist_ok=True)
             before = snapshot(victim)
-            outcome = world.command(command, root, links={str(root / "run" / name): str(target)})
+            outcome = folders.command(command, root, links={str(root / "run" / name): str(target)})
             verdict, why = judged(outcome, before, victim)
             verdicts.append((verdict, f"{name} → {target.name}: {command}: {why}"))
     assert not (broken := table.add(f"temporary: {command}", "test_outside", verdicts)), broken
@@ -198,7 +198,7 @@ def test_a_link_of_a_temporary_name_leads_nowhere(world, received, table, comman
     "place",
     [".lock", "config.yaml", "manifest.json", "pool.parquet", "gradients/part-00000.parquet"],
 )
-def test_a_hard_link_is_not_written_through(world, received, table, place):
+def test_a_hard_link_is_not_written_through(folders, received, table, place):
     root, victim = received("stopped")
     path = root / "run" / place
     if path.exists():
@@ -208,7 +208,7 @@ def test_a_hard_link_is_not_written_through(world, received, table, place):
         (victim / "linked").write_text("precious\n")
     os.link(victim / "linked", path)
     before = snapshot(victim)
-    outcome = world.command("capture", root)
+    outcome = folders.command("capture", root)
     verdict, why = judged(outcome, before, victim)
     verdicts = [(verdict, f"{place}: {why}")]
     assert not (broken := table.add(f"hard link: {place}", "test_outside", verdicts)), broken
@@ -223,7 +223,7 @@ def named_elsewhere(manifest, root):
 
 @pytest.mark.parametrize("name", ["../../elsewhere.parquet", "{root}/elsewhere.parquet"])
 @pytest.mark.parametrize("command", ["select", "explain", "capture"][: 3 if TRIALS else 2])
-def test_a_part_outside_is_refused(world, received, table, name, command):
+def test_a_part_outside_is_refused(folders, received, table, name, command):
     root, victim = received("stopped" if command == "capture" else "run")
     path = root / "run" / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -232,7 +232,7 @@ def test_a_part_outside_is_refused(world, received, table, name, command):
     manifest["parts"][0]["file"] = name.format(root=root)
     write_json(path, manifest)
     before = snapshot(victim)
-    outcome = world.command(command, root)
+    outcome = folders.command(command, root)
     verdict = judged(outcome, before, victim)
     if outcome.code == 0:
         verdict = (SILENT, f"{command}: read {name}")
@@ -242,13 +242,13 @@ def test_a_part_outside_is_refused(world, received, table, name, command):
     assert not (broken := table.add(f"part {name}: {command}", "test_outside", [verdict])), broken
 
 
-def test_what_is_no_part_is_not_removed_outside(world, received, table):
+def test_what_is_no_part_is_not_removed_outside(folders, received, table):
     """The capture tidies up parts that the manifest does not name."""
     root, victim = received("stopped")
     (root / "run" / "gradients" / "link").symlink_to(victim / "folder")
     (root / "run" / "gradients" / "other").symlink_to(victim / "file")
     before = snapshot(victim)
-    verdicts = [judged(world.command("capture", root), before, victim)]
+    verdicts = [judged(folders.command("capture", root), before, victim)]
     assert not (broken := table.add("tidying up", "test_outside", verdicts)), broken
 
 
@@ -256,18 +256,18 @@ NAMES = ("../x", "../../victim/folder", "/tmp/x", "..", "a/../../x", ".hidden", 
 
 
 @pytest.mark.parametrize("name", NAMES if TRIALS else NAMES[:4])
-def test_a_name_that_is_a_path_is_refused(world, received, table, name):
+def test_a_name_that_is_a_path_is_refused(folders, received, table, name):
     verdicts = []
     root, _ = received("run")
     run = root / "run"
     everything = snapshot(root)
-    test = ("--test", world.test, "--arms", "base")
+    test = ("--test", folders.test, "--arms", "base")
     for argv in (
         ("select", run, "--budget", "50%", "--name", name),
         ("compare", run, *test, "--name", name),
         ("explain", run, "r03", "--name", name),
     ):
-        outcome = world.server.command(*argv)
+        outcome = folders.server.command(*argv)
         verdict, why = judged(outcome, everything, root)
         verdict = UNNAMED if verdict == EQUAL else verdict
         verdicts.append((verdict, f"{argv[0]} --name {name!r}: {why}"))
@@ -276,7 +276,7 @@ def test_a_name_that_is_a_path_is_refused(world, received, table, name):
 
 @pytest.mark.parametrize("name", ["../../victim/file", "../victim/folder", "pool-data.jsonl/../x"])
 @pytest.mark.parametrize("base", ["run", "kept"])
-def test_rows_named_outside_are_not_written(world, received, table, name, base):
+def test_rows_named_outside_are_not_written(folders, received, table, name, base):
     root, victim = received(base)
     path = root / "run" / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -286,6 +286,6 @@ def test_rows_named_outside_are_not_written(world, received, table, name, base):
     before = snapshot(victim)
     verdicts = []
     for command in ("select", "select_new"):
-        outcome = world.command(command, root)
+        outcome = folders.command(command, root)
         verdicts.append(judged(outcome, before, victim))
     assert not (broken := table.add(f"about.data {name}", "test_outside", verdicts)), broken

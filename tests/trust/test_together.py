@@ -23,11 +23,11 @@ from trust.attacks import (
 NOBODY = 65534
 
 
-def together(world, root, names, delays=()):
-    jobs = [{"argv": list(map(str, getattr(world, name)(root / "run")))} for name in names]
+def together(folders, root, names, delays=()):
+    jobs = [{"argv": list(map(str, getattr(folders, name)(root / "run")))} for name in names]
     for job, delay in zip(jobs, delays, strict=False):
         job["delay"] = delay
-    return world.server.run(*jobs)
+    return folders.server.run(*jobs)
 
 
 def compared(oracle, base, name, root, outcome):
@@ -46,24 +46,24 @@ def without_leftovers(root):
     return (LOST, f"left: {left[:3]}") if left else (EQUAL, "")
 
 
-def test_two_equal_selects_at_once(world, oracle, table, trial):
+def test_two_equal_selects_at_once(folders, oracle, table, trial):
     verdicts = []
     for k in range(trials(5)):
         base = ("captured", "run")[k % 2]
         root = trial(base)
-        for outcome in together(world, root, ("select", "select")):
+        for outcome in together(folders, root, ("select", "select")):
             verdicts.append(compared(oracle, base, "select", root, outcome))
         verdicts.append(without_leftovers(root))
     promise = "two equal selects at once"
     assert not (broken := table.add(promise, "test_together", verdicts)), broken
 
 
-def test_other_selects_at_once(world, oracle, table, trial):
+def test_other_selects_at_once(folders, oracle, table, trial):
     verdicts = []
     for _ in range(trials(2)):
         root = trial("run")
         names = ("select", "select_new", "select_loss", "select_auto", "explain")
-        for name, outcome in zip(names, together(world, root, names), strict=True):
+        for name, outcome in zip(names, together(folders, root, names), strict=True):
             if name != "explain":  # It tells of selections that are being written.
                 verdicts.append(compared(oracle, "run", name, root, outcome))
             else:
@@ -72,12 +72,12 @@ def test_other_selects_at_once(world, oracle, table, trial):
     assert not (broken := table.add(promise, "test_together", verdicts)), broken
 
 
-def test_select_during_a_capture(world, oracle, table, trial):
+def test_select_during_a_capture(folders, oracle, table, trial):
     generator, verdicts = random.Random(0), []
     for _ in range(trials(1)):
         root = trial("stopped" if generator.random() < 0.5 else None)
         delays = [0, *(generator.uniform(0, 2) for _ in range(3))]
-        outcomes = together(world, root, ("capture", *["select"] * 3), delays)
+        outcomes = together(folders, root, ("capture", *["select"] * 3), delays)
         (_, expected) = oracle.expected(None, ("capture",))
         verdicts.append(ended_badly(outcomes[0]) or (EQUAL, ""))
         for outcome in outcomes[1:]:
@@ -91,14 +91,14 @@ def test_select_during_a_capture(world, oracle, table, trial):
 
 
 @pytest.mark.parametrize("name", ["capture", "losses", "train_random", "compare"])
-def test_two_writers_at_once(world, oracle, table, trial, name):
+def test_two_writers_at_once(folders, oracle, table, trial, name):
     if not TRIALS and name in ("compare", "train_random"):
         pytest.skip("tried with GRADSIFT_TRIALS")
     base = None if name == "capture" else "captured"
     verdicts = []
     for _ in range(trials(1)):
         root = trial(base)
-        outcomes = together(world, root, (name, name))
+        outcomes = together(folders, root, (name, name))
         if all(outcome.code for outcome in outcomes):
             verdicts.append((LOST, f"both failed: {[one.last_line for one in outcomes]}"))
         for outcome in outcomes:
@@ -114,7 +114,7 @@ def test_two_writers_at_once(world, oracle, table, trial, name):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_folder_that_may_only_be_read(world, table, trial):
+def test_a_folder_that_may_only_be_read(folders, table, trial):
     verdicts = []
     names = ("explain", "strategies", "select", "select_new", "losses", "train_saved", "capture")
     names += ("compare", "train_random", "select_loss") if TRIALS else ()
@@ -125,8 +125,8 @@ def test_a_folder_that_may_only_be_read(world, table, trial):
             shutil.rmtree(root / "run/selections")
         for path in [root, *root.rglob("*")]:
             path.chmod(0o555 if path.is_dir() else 0o444)
-        first = list(map(str, getattr(world, name)(warm / "run")))
-        outcome = world.command(name, root, uid=NOBODY, first=first)
+        first = list(map(str, getattr(folders, name)(warm / "run")))
+        outcome = folders.command(name, root, uid=NOBODY, first=first)
         bad = ended_badly(outcome)
         reads = name in ("explain", "strategies", "capture")
         if bad is not None:

@@ -22,9 +22,10 @@ from gradsift.comparison.arms import (
     rows_of,
 )
 from gradsift.comparison.training_runs import (
+    METADATA,
     TrainingRun,
-    find_saved,
-    is_saved_in,
+    damage_of,
+    find_whole,
     lock_of,
     read_metadata,
     settings_of_arm,
@@ -124,8 +125,8 @@ def train(
         compute_missing_losses(run, [parsed], selection, progress)
         rows = rows_of(run, [parsed], selection)
         (training_run,) = training_runs_for(run, [parsed], rows, trainer)
-        folder = _folder_for(training_run, arm.out)
-        done = _train_into(folder, training_run, run, training.save_steps, progress)
+        out = None if arm.out is None else _own_folder(arm.out)
+        folder, done = _train_into(out, training_run, run, training.save_steps, progress)
     n_rows = len(training_run.instances)
     return TrainResult(folder, parsed.label, n_rows, done.n_steps, done.n_tokens, done.seconds)
 
@@ -139,9 +140,7 @@ def compute_missing_losses(
         reference_losses(run, progress=progress)
 
 
-def _folder_for(training_run: TrainingRun, out: str | None) -> Path:
-    if out is None:
-        return find_saved(training_run) or training_run.model_folder
+def _own_folder(out: str) -> Path:
     folder = Path(out).resolve()
     if folder.is_mount():
         raise GradsiftError(f"{folder} is a mount point: give a folder inside it as `out`.")
@@ -149,29 +148,36 @@ def _folder_for(training_run: TrainingRun, out: str | None) -> Path:
 
 
 def _train_into(
-    folder: Path, training_run: TrainingRun, run: Run, save_steps: int | None, progress: Progress
-) -> TrainingSummary:
+    out: Path | None,
+    training_run: TrainingRun,
+    run: Run,
+    save_steps: int | None,
+    progress: Progress,
+) -> tuple[Path, TrainingSummary]:
+    folder = training_run.model_folder if out is None else out
     folder_lock = lock_of(training_run.arms_folder, f"out-{short_sha256(str(folder), 10)}")
     with _held(training_run.lock()), _held(folder_lock):
-        if is_saved_in(folder, training_run):
-            logger.info(f"{folder}: this arm is trained; nothing to do")
-            return training_in(folder)
-        if folder != training_run.model_folder:
-            _require_empty(folder)
-        saved = find_saved(training_run)
+        if out is not None and _is_whole(out, training_run):
+            saved = out
+        else:
+            saved = find_whole(training_run)
+        if saved is not None and out in (None, saved):
+            logger.info(f"{saved}: this arm is trained; nothing to do")
+            return saved, training_in(saved)
         if saved is not None:
             logger.info(f"trained before, weights in {saved}: copied")
             with whole_folder(folder) as unfinished, writing(folder):
                 shutil.copytree(saved, unfinished, dirs_exist_ok=True)
-            return training_in(folder)
+            return folder, training_in(folder)
         n_rows, n_tokens = len(training_run.instances), training_run.n_tokens
         logger.info(f"{training_run.arm.label}: {n_rows} rows, {n_tokens} tokens to train on")
+        training_run.require_no_links()
         require_settings(training_run.settings)
         tuned = train_run(
             training_run, run, save_to=folder, save_steps=save_steps, progress=progress
         )
         remove(training_run.checkpoints)
-        return tuned.training
+        return folder, tuned.training
 
 
 @contextmanager
@@ -185,12 +191,22 @@ def _held(lock: BaseFileLock) -> Generator[None, None, None]:
         yield
 
 
-def _require_empty(folder: Path) -> None:
+def _is_whole(folder: Path, training_run: TrainingRun) -> bool:
+    """Return whether the user's own folder has the weights; refuse one that is not empty else."""
     metadata = read_metadata(folder)
+    if metadata is not None and metadata["identity"] == training_run.weights_identity:
+        if (damage := damage_of(folder)) is not None:
+            raise GradsiftError(f"{damage}. Give another `out`, or remove {folder}.")
+        return True
     if metadata is not None:
         raise GradsiftError(
-            f"{folder} holds a model that was trained with other settings ({metadata['arm']}), or "
-            "not all of its files: give another `out`, or remove it."
+            f"{folder} holds a model that was trained with other settings ({metadata['arm']}): "
+            "give another `out`, or remove it."
+        )
+    if (folder / METADATA).exists():
+        raise GradsiftError(
+            f"{folder / METADATA} is damaged. Give another `out`, or remove {folder}."
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise GradsiftError(f"{folder} holds something else: give another `out`.")
+    return False

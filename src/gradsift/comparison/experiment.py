@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,22 @@ from gradsift.comparison.results import EvaluatedModel
 from gradsift.comparison.suite import EvaluationSuite
 from gradsift.comparison.training_runs import (
     TrainingRun,
-    find_loadable,
     find_saved,
+    find_whole,
+    is_loadable,
     load_saved,
     train_run,
 )
 from gradsift.config import ArmTrainingConfig
 from gradsift.errors import GradsiftError
+from gradsift.files import remove, write_text
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
-from gradsift.seals import write_json
+from gradsift.seals import read_json, sha256_of, write_json
 from gradsift.training.cost import duration
 from gradsift.training.finetune import FineTuned
 from gradsift.training.model import load_model, on_best_device
+from gradsift.wording import first_line
 
 SCORES = "scores.json"
 ANSWERS = "answers.jsonl"
@@ -46,6 +48,7 @@ class Experiment:
     suite: EvaluationSuite
     training: ArmTrainingConfig
     progress: Progress = no_progress
+    _told: set[str] = field(default_factory=set)
 
     def models(self) -> list[EvaluatedModel]:
         """Do what is not done yet; several processes on one run folder share the work."""
@@ -107,17 +110,42 @@ class Experiment:
             return None
         identity = json.loads(json.dumps(training_run.identity))
         for path in sorted(training_run.arms_folder.glob(f"*-{training_run.key}/{SCORES}")):
-            result = _read_result(path)
-            if result is None or result["identity"] != identity:
+            result = self._read_result(path, identity)
+            if result is None:
+                continue
+            digest, answers = result.get("answers_sha256"), path.with_name(ANSWERS)
+            if digest is not None and answers.exists() and sha256_of(answers) != digest:
+                self._warn_once(f"{answers} is damaged; this model is evaluated again")
                 continue
             alike = self.suite.would_score_alike(result["scores"])
             if alike or self._answers_beside(path) is not None:
                 return path, result
-            logger.warning(
+            self._warn_once(
                 f"{path}: its answers were scored in another way than now, and {ANSWERS} beside it "
                 "is not there or not whole; this model is made again"
             )
         return None
+
+    def _read_result(self, path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            result = read_json(path)
+            if result["identity"] != identity:
+                raise ValueError
+            _require_shape(result, self.suite)
+        except (GradsiftError, OSError) as error:
+            why = first_line(error)
+        except (TypeError, KeyError, ValueError, AttributeError, IndexError):
+            why = "it does not hold what was asked"
+        else:
+            return result
+        self._warn_once(f"{path} is damaged ({why}); this model is evaluated again")
+        return None
+
+    def _warn_once(self, message: str) -> None:
+        # A result is looked for more than once: for the forecast, and before and under its lock.
+        if message not in self._told:
+            self._told.add(message)
+            logger.warning(message)
 
     def _answers_beside(self, path: Path) -> list[str] | None:
         """Read the answers to the held-out prompts, in their order, if all of them are there."""
@@ -170,6 +198,7 @@ class Experiment:
             return None
 
     def _train_and_evaluate(self, training_run: TrainingRun) -> dict[str, Any]:
+        training_run.require_no_links()
         if training_run.settings is None:
             model, training = load_model(self.run.model), None
         else:
@@ -179,15 +208,14 @@ class Experiment:
         suite = self.suite
         scores, answers = suite.evaluate(on_best_device(model.eval()), self.progress)
         _require_finite(scores, training_run)
-        training_run.folder.mkdir(parents=True, exist_ok=True)
         ids = [suite.instances[i].instance_id for i in suite.answered]
         lines = [
             {"id": i, "answer": answer, "reference": reference}
             for i, answer, reference in zip(ids, answers, suite.references, strict=True)
         ]
-        (training_run.folder / ANSWERS).write_text(
-            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
-        )
+        answers_file = training_run.folder / ANSWERS
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_text(answers_file, text)
         result = {
             "identity": training_run.identity,
             "arm": training_run.arm.label,
@@ -195,13 +223,14 @@ class Experiment:
             "n_rows": len(training_run.instances),
             "training": training,
             "scores": scores,
+            "answers_sha256": sha256_of(answers_file),
         }
         write_json(training_run.folder / SCORES, result)
-        shutil.rmtree(training_run.checkpoints, ignore_errors=True)
+        remove(training_run.checkpoints)
         return result
 
     def _tuned(self, training_run: TrainingRun) -> FineTuned:
-        saved = find_loadable(training_run)
+        saved = find_whole(training_run) if is_loadable(training_run) else None
         if saved is not None:
             logger.info(f"trained before, weights in {saved}: only evaluated")
             return load_saved(saved, training_run, self.run)
@@ -214,19 +243,50 @@ class Experiment:
         )
 
 
-def _read_result(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        logger.warning(f"{path}: not JSON; this model is evaluated again")
-        return None
-
-
 def tokens_to_train(training_run: TrainingRun) -> int:
     """Return how many tokens are trained on; 0 where there is only something to evaluate."""
-    if training_run.settings is None or find_loadable(training_run) is not None:
+    if training_run.settings is None:
         return 0
-    return training_run.n_tokens
+    is_trained = is_loadable(training_run) and find_saved(training_run) is not None
+    return 0 if is_trained else training_run.n_tokens
+
+
+def _require_shape(result: dict[str, Any], suite: EvaluationSuite) -> None:
+    """Raise an error of Python's own for what is not the result of a model that was asked this."""
+    training, scores = result["training"], result["scores"]
+    _require_numbers([scores["seconds"]], 1)
+    if training is not None:
+        _require_numbers([training[name] for name in ("n_steps", "n_tokens", "seconds")], 3)
+    _require_numbers(scores["rows"]["loss"], len(suite.instances))
+    if scores["rows"]["source"] != list(suite.sources):
+        raise ValueError
+    if scores["texts"].keys() != suite.windows.keys():
+        raise ValueError
+    for name, windows in suite.windows.items():
+        _require_numbers(scores["texts"][name]["loss"], len(windows))
+    for task in scores["tasks"].values():
+        _require_numbers(task["scores"], len(task["scores"]))
+    if ("answers" in scores) != bool(suite.prompts):
+        raise ValueError
+    if "answers" in scores:
+        n_answers, answers = len(suite.prompts), scores["answers"]
+        for name in ("meteor", "rouge_l"):
+            measured = [value for value in answers[name] if value is not None]
+            _require_numbers(measured, n_answers - answers[name].count(None))
+        for name in ("bleu", "chrf"):
+            for counts in answers[name]:
+                _require_numbers(counts, len(answers[name][0]))
+            if len(answers[name]) != n_answers:
+                raise ValueError
+        if not isinstance(answers["signatures"], dict):
+            raise TypeError
+
+
+def _require_numbers(values: list[Any], n: int) -> None:
+    if type(values) is not list or len(values) != n:
+        raise ValueError
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        raise TypeError
 
 
 def _require_finite(scores: Mapping[str, Any], training_run: TrainingRun) -> None:

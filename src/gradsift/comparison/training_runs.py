@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -18,10 +18,11 @@ from gradsift.config import ArmTrainingConfig, RunConfig
 from gradsift.config_files import with_absolute_files
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
-from gradsift.files import make_folder, whole_folder
+from gradsift.files import make_folder, remove, require_no_link, whole_folder
 from gradsift.progress import Progress
 from gradsift.run_folder import Run
-from gradsift.seals import short_sha256, write_json
+from gradsift.seals import read_json, short_sha256, write_json
+from gradsift.training.digests import digests_of, files_of, first_damage
 from gradsift.training.finetune import (
     FineTuned,
     TrainingSummary,
@@ -42,6 +43,10 @@ METADATA = "gradsift.json"
 _MODEL = ("model", "dtype", "load_in", "tokenizer")
 # Of the identity: what the model is asked after its training. On disk in many a run folder.
 _EVALUATION = "exam"
+# Of saved weights: files that no loading reads, and that people may change.
+_FOR_PEOPLE = (".md", ".gitattributes")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,11 @@ class TrainingRun:
             return 0
         n_tokens = sum(len(item.input_ids) for item in self.instances)
         return round(passes_of(len(self.instances), self.settings) * n_tokens)
+
+    def require_no_links(self) -> None:
+        """Refuse to write where a link of a received run folder may lead."""
+        for path in (self.checkpoints, self.model_folder):
+            require_no_link(path)
 
     def lock(self) -> FileLock:
         """Return the lock of the process that trains these weights, not taken."""
@@ -244,30 +254,52 @@ def train_run(
                 "identity": training_run.weights_identity,
                 "arm": training_run.arm.label,
                 "bytes": _bytes_of(unfinished),
+                "digests": digests_of(unfinished),
                 "rows": [item.instance_id for item in training_run.instances],
                 **asdict(tuned.training),
             }
             write_json(unfinished / METADATA, metadata)
         if save_to == training_run.model_folder:
             # Its weights were removed, or damaged.
-            shutil.rmtree(save_to, ignore_errors=True)
+            remove(save_to)
     return tuned
 
 
 def find_saved(training_run: TrainingRun) -> Path | None:
-    """Find the folder of saved weights in the run folder, whatever they were asked since."""
-    for path in sorted(training_run.arms_folder.glob(f"*/model/{METADATA}")):
-        if is_saved_in(path.parent, training_run):
-            return path.parent
+    """Find the folder of saved weights in the run folder, whatever they were asked since.
+
+    No file is missing or cut; whether they are whole, `find_whole` says, which reads all of them.
+    """
+    for path in _saved_folders(training_run):
+        if is_saved_in(path, training_run):
+            return path
     return None
 
 
-def find_loadable(training_run: TrainingRun) -> Path | None:
-    """Find saved weights that give the very model that was trained."""
+def find_whole(training_run: TrainingRun) -> Path | None:
+    """Find saved weights in the run folder, to be read; warns of each that is damaged."""
+    for path in _saved_folders(training_run):
+        metadata = read_metadata(path)
+        if metadata is None and path == training_run.model_folder:
+            logger.warning(f"{path / METADATA}: missing or damaged; these weights are left out")
+        if metadata is None or metadata["identity"] != training_run.weights_identity:
+            continue
+        if (damage := damage_of(path)) is None:
+            return path
+        logger.warning(f"{damage}; these weights are left out")
+    return None
+
+
+def _saved_folders(training_run: TrainingRun) -> list[Path]:
+    return sorted(training_run.arms_folder.glob("*/model"))
+
+
+def is_loadable(training_run: TrainingRun) -> bool:
+    """Return whether saved weights would give the very model that was trained."""
     assert training_run.settings is not None
     # PiSSA and its like change the base weights at random, which the adapters alone do not say.
     initialised = (training_run.settings.lora or {}).get("init_lora_weights", True)
-    return find_saved(training_run) if isinstance(initialised, bool) else None
+    return isinstance(initialised, bool)
 
 
 def is_saved_in(folder: Path, training_run: TrainingRun) -> bool:
@@ -280,6 +312,31 @@ def is_saved_in(folder: Path, training_run: TrainingRun) -> bool:
     )
 
 
+def damage_of(folder: Path) -> str | None:
+    """Return what is wrong with the saved weights in a folder, naming the file; None if nothing.
+
+    Of weights that an earlier gradsift saved the sizes are looked at.
+    """
+    metadata = read_metadata(folder)
+    if metadata is None:
+        return f"{folder / METADATA} is missing or damaged"
+    ignored = [METADATA, *(name for name in files_of(folder) if name.endswith(_FOR_PEOPLE))]
+    digests = metadata.get("digests")
+    if digests is not None:
+        digests = {name: sha for name, sha in digests.items() if not name.endswith(_FOR_PEOPLE)}
+    if (damage := first_damage(folder, digests, ignored=ignored)) is not None:
+        return damage
+    found, expected = _bytes_of(folder), metadata["bytes"]
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            sizes = [
+                f"{size} bytes" if size else "nothing"
+                for size in (found.get(name), expected.get(name))
+            ]
+            return f"{folder / name} is damaged: {sizes[0]} there, {sizes[1]} saved"
+    return None
+
+
 def load_saved(folder: Path, training_run: TrainingRun, run: Run) -> FineTuned:
     """Load the model as it was at the end of its training."""
     assert training_run.settings is not None
@@ -288,22 +345,29 @@ def load_saved(folder: Path, training_run: TrainingRun, run: Run) -> FineTuned:
 
 
 def read_metadata(folder: Path) -> dict[str, Any] | None:
-    """Read identity, arm, bytes, rows, and what the training did.
+    """Read identity, arm, bytes, digests, rows, and what the training did.
 
     None if `train_run` did not fill that folder, or somebody changed the file.
     """
     try:
-        metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        metadata = read_json(folder / METADATA)
+        is_ours = isinstance(metadata["identity"], dict) and isinstance(metadata["arm"], str)
+        for key in ("bytes", "digests"):
+            is_ours = is_ours and isinstance(metadata.get(key, {}), dict)
+        _summary(metadata)
+    except (OSError, GradsiftError, TypeError, KeyError, ValueError, AttributeError):
         return None
-    is_ours = isinstance(metadata, dict) and {"identity", "bytes", "arm"} <= metadata.keys()
-    return metadata if is_ours else None
+    return metadata if is_ours and "bytes" in metadata else None
 
 
 def training_in(folder: Path) -> TrainingSummary:
     """Return what the training of the weights in a folder did."""
     metadata = read_metadata(folder)
     assert metadata is not None
+    return _summary(metadata)
+
+
+def _summary(metadata: Mapping[str, Any]) -> TrainingSummary:
     curve = tuple((step, loss) for step, loss in metadata["loss_curve"])
     names = ("n_steps", "n_instances", "n_tokens", "seconds", "resumed_at_step")
     return TrainingSummary(curve, **{name: metadata[name] for name in names})

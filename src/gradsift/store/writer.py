@@ -117,6 +117,29 @@ class StoreWriter:
         self._remove_unnamed()
         self._gather(None)
 
+    def drop_damaged(self) -> Part | None:
+        """Forget the first part that is missing or damaged, and all after it; return that part."""
+        parts, n_whole = self._manifest.parts, None
+        if self._rank == 0:
+            n_whole = self._count_whole(parts)
+        (n_whole, *_) = self._gather(n_whole)
+        if n_whole == len(parts):
+            return None
+        self._save(parts[:n_whole], complete=False)
+        self._remove_unnamed()
+        self._gather(None)
+        return parts[n_whole]
+
+    def _count_whole(self, parts: Sequence[Part]) -> int:
+        for at, part in enumerate(parts):
+            if (fault := fault_of(self._folder, part)) is not None:
+                logger.warning(
+                    f"{self._folder / PARTS_FOLDER / part.file}: this part of the gradient store "
+                    f"{fault}: it and later parts are recorded again"
+                )
+                return at
+        return len(parts)
+
     def append(
         self,
         records: Sequence[dict[str, object]],
@@ -176,21 +199,8 @@ class StoreWriter:
         else:
             require_same_identity(self._folder, existing.identity, self._manifest.identity)
             self._manifest = existing
-            self._forget_damaged()
         remove_leftovers(self._folder)
         self._remove_unnamed()
-
-    def _forget_damaged(self) -> None:
-        """Go back to before the first part that is not what was written: it is recorded again."""
-        parts = self._manifest.parts
-        for at, part in enumerate(parts):
-            if (fault := fault_of(self._folder, part)) is not None:
-                logger.warning(
-                    f"{self._folder / PARTS_FOLDER / part.file}: this part of the gradient store "
-                    f"{fault}: it and what came after it are recorded again"
-                )
-                self._save(parts[:at], complete=False)
-                return
 
     def _save(self, parts: tuple[Part, ...], *, complete: bool) -> None:
         self._manifest = replace(self._manifest, parts=parts, complete=complete)

@@ -1,43 +1,159 @@
-"""Checkpoints to resume from: only complete ones count, and parts are written in step with them.
+"""Checkpoints to resume from: only whole ones count, and parts are written in step with them.
 
 transformers writes a checkpoint file by file and resumes from the highest number, complete or not
-(https://github.com/huggingface/transformers/issues/35525). Here a marker is written last, and
-only marked checkpoints are resumed from.
+(https://github.com/huggingface/transformers/issues/35525). Here a marker is written last, with the
+SHA-256 of every file, and only what is as it says is resumed from. Two checkpoints are kept, so
+that one is left if the other is damaged.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch.distributed
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gradsift.errors import GradsiftError
-from gradsift.files import sync_folder
-from gradsift.seals import write_json
+from gradsift.files import remove, require_no_link, sync_folder, writing
+from gradsift.seals import read_json, write_json
+from gradsift.training.digests import digests_of, first_damage
 
 MARKER = "whole.json"  # The file name is older than the word "complete".
+# Keys of the marker; its other values are numbers, for whoever resumes.
+STEP = "step"
+FILES = "files"
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
-def checkpoint_at(folder: Path, step: int) -> Path | None:
-    """Return the complete checkpoint of a step, or None."""
-    path = folder / f"checkpoint-{step}"
-    return path if (path / MARKER).exists() else None
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint.
+
+    Attributes:
+        path: Its folder.
+        step: Optimizer updates made before it.
+        about: What `SaveEvery` was to note.
+    """
+
+    path: Path
+    step: int
+    about: dict[str, float]
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the complete checkpoint with the most steps, to resume from, or None."""
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{MARKER}")]
-    return max(complete, key=lambda path: int(path.name.split("-")[-1]), default=None)
+def resume_from(folder: Path, steps: Collection[int] | None = None) -> Checkpoint | None:
+    """Return the newest whole checkpoint in a folder, or None where training begins anew.
+
+    Checkpoints that are newer are removed: those that are damaged or unfinished, with a warning,
+    and those of other steps than `steps`, of which there are no records. The first process looks,
+    and all return what it found.
+
+    Raises:
+        GradsiftError: If the folder or something in it is a link: whatever is saved there would be
+            written elsewhere.
+    """
+    return _by_first_process(lambda: _newest_whole(folder, steps))
+
+
+def _newest_whole(folder: Path, steps: Collection[int] | None) -> Checkpoint | None:
+    whole = None
+    require_no_link(folder)  # Before anything is removed in it.
+    found = sorted(_checkpoints(folder).items(), reverse=True)
+    for step, path in found:
+        if whole is not None:
+            # It is checked once it is needed, and removed before the next one is written.
+            continue
+        if steps is None or step in steps:
+            whole = _whole_or_warn(path, step)
+        if whole is None:
+            remove(path)
+    _require_no_links(folder)
+    if whole is not None:
+        logger.info(f"resuming after {whole.step} optimizer steps")
+    elif found or steps:
+        logger.warning(f"{folder}: no whole checkpoint is there; training begins anew")
+    return whole
+
+
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    paths = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("*")}
+    return {int(match[1]): path for path, match in paths.items() if match}
+
+
+def _whole_or_warn(path: Path, step: int) -> Checkpoint | None:
+    about: dict[str, float] = {}
+    try:
+        about, files = _marked(path, step)
+        damage = first_damage(path, files, ignored=[MARKER])
+    except GradsiftError as error:
+        damage = str(error)
+    except OSError as error:  # It may be whole.
+        raise GradsiftError(f"{path}: this checkpoint cannot be read: {error}") from error
+    if damage is None:
+        return Checkpoint(path, step, about)
+    logger.warning(f"{damage}: the checkpoint after {step} optimizer steps is left out")
+    return None
+
+
+def _marked(path: Path, step: int) -> tuple[dict[str, float], dict[str, str] | None]:
+    """Read a marker: what was to be noted, and the digests of the files."""
+    marker = path / MARKER
+    for part in (path, marker):
+        if part.is_symlink():
+            raise GradsiftError(f"{part} is a symbolic link")
+    if not marker.is_file():
+        raise GradsiftError(f"{marker} is missing, it was not saved to its end")
+    about = read_json(marker)
+    if not isinstance(about, dict) or about.get(STEP) != step:
+        raise GradsiftError(f"{marker} is not that of step {step}")
+    files = about.pop(FILES, None)  # An earlier gradsift noted none.
+    digests = () if files is None else files.values() if isinstance(files, dict) else [files]
+    if not all(isinstance(digest, str) for digest in digests):
+        raise GradsiftError(f"{marker} holds something else than digests of files")
+    if not all(isinstance(value, int | float) for value in about.values()):
+        raise GradsiftError(f"{marker} holds something else than numbers")
+    return about, files
+
+
+def keep_newest(folder: Path) -> None:
+    """Remove all checkpoints but the newest: with the one that is written next there are two."""
+    found = _checkpoints(folder)
+    for step, path in found.items():
+        if step != max(found):
+            remove(path)
+
+
+def _require_no_links(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            require_no_link(path)
+
+
+def _by_first_process(call: Callable[[], T]) -> T:
+    found, error = None, None
+    if not _several() or torch.distributed.get_rank() == 0:
+        try:
+            found = call()
+        except GradsiftError as caught:
+            error = caught
+    found, message = broadcast_object_list([found, None if error is None else str(error)])
+    if message is not None:
+        raise error or GradsiftError(message)
+    return found
 
 
 class SaveEvery(TrainerCallback):
-    """Every `n_steps` updates: a checkpoint, marked when complete; then the records; then tidy up.
+    """Every `n_steps` updates: a checkpoint, marked when complete; then the records.
 
-    In this order a kill loses only records that were not yet written: until they are, the
-    checkpoint that belongs to the part before them is still there.
+    In this order a kill loses only records that were not yet written: until the next checkpoint is
+    begun, the one that belongs to the part before them is still there.
     """
 
     def __init__(
@@ -65,19 +181,16 @@ class SaveEvery(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        """Mark the checkpoint, write the records, remove older checkpoints."""
-        folder = Path(args.output_dir)
-        current = folder / f"checkpoint-{state.global_step}"
+        """Mark the checkpoint, then write the records."""
+        current = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         _wait_for_all()  # Each may write a part of the checkpoint.
         if state.is_world_process_zero:
-            sync_folder(current)
-            write_json(current / MARKER, {**self._about(), "step": state.global_step})
+            with writing(current):
+                sync_folder(current)
+                marks = {**self._about(), STEP: state.global_step, FILES: digests_of(current)}
+                write_json(current / MARKER, marks)
         if self._flush is not None:
             self._flush(state.global_step)
-        if state.is_world_process_zero:
-            for path in folder.glob("checkpoint-*"):
-                if path != current:
-                    shutil.rmtree(path)
 
 
 class SkipNonFiniteSteps(TrainerCallback):
@@ -111,6 +224,10 @@ class SkipNonFiniteSteps(TrainerCallback):
         model.zero_grad(set_to_none=True)
 
 
+def _several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _wait_for_all() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _several():
         torch.distributed.barrier()

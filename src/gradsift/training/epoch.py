@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.data.tokenization import Instance
+from gradsift.files import remove
 from gradsift.gradients.check import CheckResult
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
@@ -18,7 +18,7 @@ from gradsift.gradients.tracking import shape_of
 from gradsift.progress import Progress, no_progress
 from gradsift.store.manifest import Manifest
 from gradsift.store.writer import StoreWriter
-from gradsift.training.checkpoint import SaveEvery, SkipNonFiniteSteps, checkpoint_at
+from gradsift.training.checkpoint import Checkpoint, SaveEvery, SkipNonFiniteSteps, resume_from
 from gradsift.training.finetune import loss_curve, train_without_recording
 from gradsift.training.layers import track
 from gradsift.training.record_writer import RecordWriter
@@ -117,16 +117,18 @@ class PreliminaryEpoch:
         A part and a checkpoint are written every `save_steps` updates; None makes about eight.
         """
         assert self.recorder is not None, "run() before check()"
-        resumed_at = self._resume_step(writer)
+        checkpoint = self._resumed_from(writer)
+        resumed_at = 0 if checkpoint is None else checkpoint.step
         records = RecordWriter(self.instances, writer, progress)
         can_skip = not uses_deepspeed(self.trainer.accelerator)
         self.trainer.add_callback(SkipNonFiniteSteps(records.step_is_finite, can_skip=can_skip))
         self.trainer.add_callback(SaveEvery(self.steps_between(save_steps), records.flush))
         self.trainer.record_with(self.recorder, records.add)
         self._check_first_loss()
-        checkpoint = checkpoint_at(self._work_dir, resumed_at) if resumed_at else None
         with self.recorder:
-            self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            self.trainer.train(
+                resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path)
+            )
         curve = loss_curve(self.trainer)
         records.flush(self.trainer.state.global_step, {"loss_curve": curve}, complete=True)
         self.clean_up()
@@ -152,16 +154,18 @@ class PreliminaryEpoch:
     def clean_up(self) -> None:
         """Remove the checkpoints."""
         if self.trainer.is_world_process_zero():
-            shutil.rmtree(self._work_dir, ignore_errors=True)
+            remove(self._work_dir)
 
     def steps_between(self, save_steps: int | None) -> int:
         """Return the optimizer updates between two checkpoints."""
         return save_steps or -(-self.n_steps // DEFAULT_N_PARTS)
 
-    def _resume_step(self, writer: StoreWriter) -> int:
+    def _resumed_from(self, writer: StoreWriter) -> Checkpoint | None:
         # Resume at the latest step that has both its checkpoint and its parts; later parts go.
-        steps = [part.last_step for part in writer.manifest.parts]
-        complete = [step for step in steps if checkpoint_at(self._work_dir, step)]
-        step = max(complete, default=0)
-        writer.keep_until(step)
-        return step
+        damaged = writer.drop_damaged()
+        steps = {part.last_step for part in writer.manifest.parts}
+        if damaged is not None:  # Where several processes train, each step has several parts.
+            steps = {step for step in steps if step < damaged.last_step}
+        checkpoint = resume_from(self._work_dir, steps)
+        writer.keep_until(0 if checkpoint is None else checkpoint.step)
+        return checkpoint

@@ -1,11 +1,10 @@
-"""Training without recording, resumed from the last complete checkpoint.
+"""Training without recording, resumed from the last whole checkpoint.
 
 Fine-tune a model on a subset, as trl does, and leave it ready for evaluation.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -20,8 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
+from gradsift.files import writing
 from gradsift.progress import Progress, no_progress
-from gradsift.training.checkpoint import MARKER, SaveEvery, last_checkpoint
+from gradsift.training.checkpoint import SaveEvery, resume_from
 from gradsift.training.model import ModelSource, load_model
 from gradsift.training.quantized import is_quantized
 from gradsift.training.settings.trainer import TrainerSettings, sft_config
@@ -72,13 +72,13 @@ def train_without_recording(
     steps_between: int,
     progress: Progress = no_progress,
 ) -> TrainingSummary:
-    """Train to the end; resumes from the last complete checkpoint of an earlier session.
+    """Train to the end; resumes from the last whole checkpoint of an earlier session.
 
     The last checkpoint stays, so that whatever comes after training can be interrupted, too.
     """
-    checkpoint = last_checkpoint(Path(trainer.args.output_dir))
-    before = {} if checkpoint is None else json.loads((checkpoint / MARKER).read_text())
-    done = {key: before.get(key, 0) for key in ("n_instances", "n_tokens")}
+    checkpoint = resume_from(Path(trainer.args.output_dir))
+    before = {} if checkpoint is None else checkpoint.about
+    done = {key: int(before.get(key, 0)) for key in ("n_instances", "n_tokens")}
     seconds_before, started = before.get("seconds", 0.0), time.perf_counter()
     all_rows = max(1, round(passes * len(trainer.lengths)))
     all_tokens = round(passes * sum(trainer.lengths))
@@ -96,14 +96,14 @@ def train_without_recording(
     trainer.add_callback(
         SaveEvery(steps_between, last_too=True, about=lambda: {**done, "seconds": seconds()})
     )
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
     return TrainingSummary(
         tuple(loss_curve(trainer)),
         trainer.state.global_step,
         done["n_instances"],
         done["n_tokens"],
         seconds(),
-        before.get("step", 0),
+        0 if checkpoint is None else checkpoint.step,
     )
 
 
@@ -125,7 +125,7 @@ def fine_tune(
     label: str,
     progress: Progress = no_progress,
 ) -> FineTuned:
-    """Train a model in place; resumes from the last complete checkpoint in `work_dir`.
+    """Train a model in place; resumes from the last whole checkpoint in `work_dir`.
 
     The last checkpoint stays in `work_dir`, so that an evaluation can be interrupted without
     training again: whoever calls removes it. `save_to` gets weights (of LoRA, adapters only) and
@@ -143,8 +143,9 @@ def fine_tune(
     )
     _require_finite(label, trainer.model, training)
     if save_to is not None:
-        trainer.save_model(str(save_to))
-        tokenizer.save_pretrained(str(save_to))
+        with writing(save_to):
+            trainer.save_model(str(save_to))
+            tokenizer.save_pretrained(str(save_to))
     return FineTuned(_ready(trainer.model), training)
 
 

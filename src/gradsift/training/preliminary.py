@@ -128,8 +128,6 @@ def train_and_record(
         n_non_finite, consequence = _train_and_score(epoch, instances, config, writer, progress), ""
     else:
         result = epoch.run(writer, save_steps=config.save_steps, progress=progress)
-        if result.resumed_at_step:
-            logger.info(f"resumed after {result.resumed_at_step} optimizer steps")
         n_non_finite = result.n_non_finite
         consequence = f", and {result.n_steps_skipped} optimizer steps were left out"
     if n_non_finite:

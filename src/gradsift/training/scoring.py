@@ -28,20 +28,27 @@ def record_with_frozen_weights(
 ) -> int:
     """Record every instance with the weights as they are; what is in the store is skipped.
 
-    Dropout is off. Rows of about the same length go together, as little is padded then. Returns
-    the instances whose gradient was not finite, in this session.
+    Dropout is off. Rows of about the same length go together, as little is padded then. Which rows
+    make a part and a batch depends on the whole pool alone, so that a resumed pass records bitwise
+    what an uninterrupted one does. Returns the instances whose gradient was not finite, in this
+    session.
     """
+    writer.drop_damaged()
     record_writer = RecordWriter(instances, writer, progress)
     record = trainer.dry_run_step if backward else trainer.forward_records
     dataset, step = as_dataset(instances), trainer.state.global_step
-    to_do = sorted(record_writer.to_do(), key=lambda i: (len(instances[i].input_ids), i))
+    order = sorted(range(len(instances)), key=lambda i: (len(instances[i].input_ids), i))
+    to_do = set(record_writer.to_do())
     batch_size = trainer.args.per_device_train_batch_size
     world = trainer.args.world_size
     # All processes write as many parts, so each part of the work is split among them.
-    part_size = max(batch_size * world, -(-len(to_do) // N_SCORING_PARTS))
+    part_size = max(batch_size * world, -(-len(order) // N_SCORING_PARTS))
     with without_dropout(trainer.model), plain_backward(trainer.accelerator, trainer.model):
-        for start in range(0, len(to_do), part_size):
-            part = to_do[start : start + part_size]
+        for start in range(0, len(order), part_size):
+            # All or nothing, unless it was begun by an earlier gradsift or by more processes.
+            part = [i for i in order[start : start + part_size] if i in to_do]
+            if not part:
+                continue
             of_this_process = part[trainer.args.process_index :: world]
             for at in range(0, -(-len(part) // world), batch_size):
                 rows = of_this_process[at : at + batch_size]

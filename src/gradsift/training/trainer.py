@@ -1,6 +1,7 @@
 """trl's SFTTrainer on ready-made instances, with a recorder that watches each step.
 
-The only module that depends on trl's insides; `tests/training/test_trl_canary.py` pins them.
+With `saving`, the only module that depends on trl's and transformers' insides;
+`tests/training/test_trl_canary.py` pins them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
-from trl import SFTTrainer
 
 from gradsift.attention import without_cudnn_attention
 from gradsift.config import Batching
@@ -39,12 +39,13 @@ from gradsift.training.batches import (
 from gradsift.training.isolation import isolates_packed_rows
 from gradsift.training.layers import add_fused_head, base_model, can_be_fused, track
 from gradsift.training.quantized import is_quantized
+from gradsift.training.saving import SavingTrainer
 from gradsift.training.settings.lora import adapting, lora_config
 from gradsift.training.settings.tokenizer import changes_eos
 from gradsift.training.settings.trainer import TrainerSettings, sft_config
 
 
-class RecordingSFTTrainer(SFTTrainer):
+class RecordingSFTTrainer(SavingTrainer):
     """SFTTrainer that tells a recorder about each micro-batch, and trains the same without one.
 
     The loss is trl's: the sum of the response tokens' negative log-likelihoods, divided by the
