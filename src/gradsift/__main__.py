@@ -1,5 +1,15 @@
-"""`python -m gradsift`."""
+"""The program `gradsift`, and `python -m gradsift`."""
 
-from gradsift.cli.main import main
 
-main()
+def main() -> None:
+    """Run the command line, which can be interrupted from here on: imports take seconds."""
+    from gradsift.cli import interrupts
+
+    interrupts.listen()
+    from gradsift.cli.main import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
 
-from gradsift.progress import Progress as ProgressCallback
-from gradsift.progress import no_progress
+from gradsift.progress import Progress, is_first_process, no_progress
+from gradsift.wording import in_line
 
 SECONDS_BETWEEN_LINES = 15.0
+# What libraries say while they are imported, by logger, where they are installed for other things:
+# it is so on every machine of that kind, and changes nothing that is computed.
+HARMLESS = {
+    # Faster products of 4-bit weights on a CPU want one more package.
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    # It finds no GPU; and says so on stdout, where results go.
+    "DeepSpeed": "Setting accelerator to CPU.",
+}
 
 
-def is_first_process() -> bool:
-    """Return whether this is the one of several training together that speaks for all."""
-    return os.environ.get("RANK", "0") == "0"  # As torchrun and accelerate set it.
-
-
-def talk_on_stderr(worded: Callable[[str], str] = str) -> ProgressCallback:
+def talk_on_stderr(worded: Callable[[str], str] = str) -> Progress:
     """Show gradsift's log on stderr, and return what shows progress there.
 
     Lines go through `worded` first. All processes but the first are silent.
     """
     if not is_first_process():
         return no_progress
+    for name, words in HARMLESS.items():
+        library = logging.getLogger(name)
+        if not any(isinstance(one, _Without) for one in library.filters):
+            library.addFilter(_Without(words))
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     logger = logging.getLogger("gradsift")
     logger.setLevel(logging.INFO)
@@ -36,7 +45,16 @@ def talk_on_stderr(worded: Callable[[str], str] = str) -> ProgressCallback:
     for handler in [one for one in logger.handlers if isinstance(one, _Handler)]:
         logger.removeHandler(handler)
     logger.addHandler(_Handler(console, worded))
-    return _Bar(console) if sys.stderr.isatty() else _Lines(console)
+    return Display(_Bar(console) if sys.stderr.isatty() else _Lines(console))
+
+
+class _Without(logging.Filter):
+    def __init__(self, words: str):
+        super().__init__()
+        self._words = words
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self._words)
 
 
 class _Handler(logging.Handler):
@@ -46,63 +64,145 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        self._console.print(prefix + self._worded(record.getMessage()))
+        self._console.print(prefix + self._worded(in_line(record.getMessage())))
+
+
+@dataclass
+class _Standing:
+    """How far a stage is, and what is left of it at the speed of this session.
+
+    Attributes:
+        done: What was done with the rows that are: "scored"; "" where that needs no word.
+        kept: Rows of them that are on the disk; None if that is not known.
+    """
+
+    done: str
+    n_rows: int
+    all_rows: int
+    n_tokens: int
+    kept: int | None
+    speed: float
+    seconds_left: float | None
+    at: float
+
+    @property
+    def rows(self) -> str:
+        return f"rows {self.done}".rstrip()
+
+    @property
+    def pace(self) -> str:
+        return f"{self.speed:.0f} tokens/s" if self.speed else ""
+
+
+class Display:
+    """Shows one stage after the other; called as `Progress` says."""
+
+    def __init__(self, screen: _Bar | _Lines, done: str = "", standing: list | None = None):
+        """`standing` is where that of the last stage is kept, for all stages of a command."""
+        self._screen, self._done = screen, done
+        self._standing: list[_Standing] = [] if standing is None else standing
+        self._kept: int | None = None
+        self._first: tuple[float, int] | None = None
+        self._last = 0
+
+    def stage(self, done: str) -> Display:
+        """Return what shows the next stage; see `gradsift.progress.stage`."""
+        return Display(self._screen, done, self._standing)
+
+    def kept(self) -> None:
+        """Note that all rows done so far are on the disk."""
+        if self._standing:
+            self._kept = self._standing[0].kept = self._standing[0].n_rows
+
+    def __call__(self, n_rows: int, all_rows: int, n_tokens: int, all_tokens: int) -> None:
+        """Show how far it is."""
+        now = time.monotonic()
+        # Counted anew where the same function is used for another stage.
+        if self._first is None or n_tokens < self._last:
+            self._first = now, n_tokens
+        self._last = n_tokens
+        seconds, tokens = now - self._first[0], n_tokens - self._first[1]
+        speed = tokens / seconds if seconds > 0 else 0.0
+        left = (all_tokens - n_tokens) / speed if speed else None
+        self._standing[:] = [
+            _Standing(self._done, n_rows, all_rows, n_tokens, self._kept, speed, left, now)
+        ]
+        self._screen.show(self._standing[0])
+
+    def stopped(self) -> str | None:
+        """Return what is said where a stage is interrupted; None before the first."""
+        if not self._standing:
+            return None
+        now = self._standing[0]
+        kept = "" if now.kept is None else f" ({now.kept} of them are kept)"
+        after = f"stopped after {now.n_rows} of {now.all_rows} {now.rows}"
+        return f"{after}; the same command resumes{kept}"
+
+    @property
+    def hides_cursor(self) -> bool:
+        """Whether a bar is on the screen, without an end of line behind it."""
+        return self._screen.is_live
 
 
 class _Bar:
     def __init__(self, console: Console):
-        self._progress = Progress(
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total} rows"),
-            TextColumn("{task.fields[speed]:.0f} tokens/s"),
+        self._progress = RichProgress(
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total} {task.fields[standing].rows}"),
+            TextColumn("{task.fields[standing].pace}"),
             TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
+            _TimeLeft(),
             console=console,
+            expand=True,
         )
         self._task = None
-        self._speed = _Speed()
+        self._done = ""
 
-    def __call__(self, n_rows: int, all_rows: int, n_tokens: int, all_tokens: int) -> None:
-        speed = self._speed.after(n_tokens)
+    @property
+    def is_live(self) -> bool:
+        return self._progress.live.is_started
+
+    def show(self, now: _Standing) -> None:
+        if self._task is not None and now.done != self._done:
+            self._stop()
+        values = {"total": now.all_rows, "completed": now.n_rows, "standing": now}
         if self._task is None:
+            self._done = now.done
+            self._task = self._progress.add_task("", **values)
             self._progress.start()
-            self._task = self._progress.add_task("rows", total=all_rows, speed=speed)
-        self._progress.update(self._task, completed=n_rows, total=all_rows, speed=speed)
-        if n_rows == all_rows:
-            self._progress.stop()
-            self._task = None
+        else:
+            self._progress.update(self._task, **values)
+        if now.n_rows == now.all_rows:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._progress.stop()
+        self._progress.remove_task(self._task)
+        self._task = None
+
+
+class _TimeLeft(ProgressColumn):
+    """From tokens: rich counts rows, needs several updates of them, and forgets slow ones."""
+
+    def render(self, task: Task) -> Text:
+        now: _Standing = task.fields["standing"]
+        if now.seconds_left is None:
+            return Text("")
+        seconds = round(max(0.0, now.seconds_left - (time.monotonic() - now.at)))
+        return Text(f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left")
 
 
 class _Lines:
+    is_live = False
+
     def __init__(self, console: Console):
         self._console = console
-        self._speed = _Speed()
-        self._last = 0.0
+        self._last: tuple[str, float] | None = None
 
-    def __call__(self, n_rows: int, all_rows: int, n_tokens: int, all_tokens: int) -> None:
-        speed = self._speed.after(n_tokens)
-        now = time.monotonic()
-        if n_rows < all_rows and now - self._last < SECONDS_BETWEEN_LINES:
+    def show(self, now: _Standing) -> None:
+        goes_on = self._last is not None and self._last[0] == now.done
+        if goes_on and now.n_rows < now.all_rows and now.at - self._last[1] < SECONDS_BETWEEN_LINES:
             return
-        self._last = now
-        pace = (
-            f", {speed:.0f} tokens/s, {(all_tokens - n_tokens) / speed:.0f} s left" if speed else ""
-        )
-        self._console.print(f"{n_rows}/{all_rows} rows, {n_tokens} tokens{pace}")
-
-
-class _Speed:
-    """Tokens per second since the first call; counted anew where another stage begins."""
-
-    def __init__(self):
-        self._start: tuple[float, int] | None = None
-        self._last = 0
-
-    def after(self, n_tokens: int) -> float:
-        now = time.monotonic()
-        if self._start is None or n_tokens < self._last:
-            self._start = (now, n_tokens)
-        self._last = n_tokens
-        seconds, tokens = now - self._start[0], n_tokens - self._start[1]
-        return tokens / seconds if seconds > 0 else 0.0
+        self._last = None if now.n_rows == now.all_rows else (now.done, now.at)
+        pace = "" if now.seconds_left is None else f", {now.pace}, {now.seconds_left:.0f} s left"
+        self._console.print(f"{now.n_rows}/{now.all_rows} {now.rows}, {now.n_tokens} tokens{pace}")

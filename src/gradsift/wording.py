@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+# What a terminal obeys, or shows as other than it is: control characters (C0, DEL, C1), separators
+# of lines, what turns the direction of writing; and halves of characters, which cannot be printed.
+_NOT_TO_BE_PRINTED = "\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+_CONTROL = re.compile(f"[{_NOT_TO_BE_PRINTED}]")
+_CONTROL_BUT_NEWLINE = re.compile(f"(?!\n)[{_NOT_TO_BE_PRINTED}]")
+
+
+def in_line(value: object) -> str:
+    r"""Return a value from data as a line may show it: control characters as \x1b, \n, \u202e."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], str(value))
+
+
+def printable(text: str) -> str:
+    """Return a text of several lines as a terminal may be given it; its lines stay."""
+    return _CONTROL_BUT_NEWLINE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def joined(lines: Iterable[str]) -> str:
+    """Return lines as one text, in which nothing that data put into a line ends it."""
+    return "\n".join(map(in_line, lines))
+
+
+def printable_json(text: str) -> str:
+    r"""Return JSON that says the same, with control characters inside its texts as \u009b."""
+    return _CONTROL_BUT_NEWLINE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def first_line(error: BaseException) -> str:

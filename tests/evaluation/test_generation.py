@@ -111,4 +111,4 @@ def test_progress_is_told_in_prompts_and_tokens():
         batch_size=2,
         progress=lambda *counts: calls.append(counts),
     )
-    assert calls == [(2, 3, 4, 6), (3, 3, 6, 6)]
+    assert calls == [(0, 3, 0, 6), (2, 3, 4, 6), (3, 3, 6, 6)]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import itertools
 import os
 import re
+import shutil
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from gradsift import config as groups
 from gradsift.cli.options import SETTINGS
 from gradsift.errors import GradsiftError
 from gradsift.schema import RENAMED, extra_of, fields_of, nearest, values_renamed
-from gradsift.wording import first_line
+from gradsift.wording import first_line, short
 
 UsageError = typer.BadParameter.__base__
 # Options of before whose setting has another name.
@@ -26,6 +29,26 @@ OPTIONS_OF_BEFORE = {"layer": "layers", "statistic": "signal_statistics"}
 # Distributions that are called otherwise than their module.
 DISTRIBUTIONS = {"vl-convert": "vl-convert-python", "faiss": "faiss-cpu", "yaml": "pyyaml"}
 RENAMED_COMMANDS = {"losses": "reference-losses"}
+KEPT = "what was computed so far is kept, and the same command goes on from there."
+# What to do where a file cannot be written.
+CANNOT_BE_WRITTEN = {
+    errno.ENOSPC: "Make room",
+    errno.EDQUOT: "Make room: your share of the disk is used up",
+    errno.EFBIG: "The file system takes no file as large: use another one",
+    errno.EIO: "The disk or its connection fails: look into that",
+    errno.EROFS: "Use a folder that can be written to",
+    errno.EACCES: "Look after its owner and its rights, or use another folder",
+    errno.EPERM: "Look after its owner and its rights, or use another folder",
+    errno.ENAMETOOLONG: "Use a shorter name",
+    errno.EMFILE: "Allow more open files (ulimit -n)",
+}
+ERRNO_TEXTS = {number: os.strerror(number) for number in CANNOT_BE_WRITTEN}
+# As pyarrow, safetensors, tokenizers and PyTorch's writer of checkpoints have it in their texts.
+OF_A_FILE = re.compile(
+    "|".join([*map(re.escape, ERRNO_TEXTS.values()), "PytorchStreamWriter failed",
+              r"inline_container\.cc", r"\(os error \d+\)"])
+)  # fmt: skip
+NO_MEMORY = re.compile(r"DefaultCPUAllocator: can't allocate memory|Cannot allocate memory")
 
 
 def told(error: Exception, arguments: Sequence[str]) -> tuple[int, str]:
@@ -34,8 +57,8 @@ def told(error: Exception, arguments: Sequence[str]) -> tuple[int, str]:
         return 2, _usage(error, arguments)
     if isinstance(error, GradsiftError):
         return 2, with_flags(" ".join(str(error).split()), arguments)
-    if isinstance(error, OSError) and (error.filename or error.errno):
-        return 2, f"{error.filename or 'the file system'}: {error.strerror or error}"
+    if (line := _of_the_system(error, arguments)) is not None:
+        return 2, line
     if (package := _missing(error)) is not None:
         what = " ".join(str(error).split())
         return 2, f"{what}. This command needs more packages: pip install '{package}'"
@@ -53,6 +76,68 @@ def told(error: Exception, arguments: Sequence[str]) -> tuple[int, str]:
         f"{type(error).__name__}{at}: {what}. This is a mistake of gradsift's own: please report "
         "it, with the command and what --debug shows. What was computed so far is kept."
     )
+
+
+def _of_the_system(error: BaseException, arguments: Sequence[str]) -> str | None:
+    """Return what is said of a file, a file system or a memory that could not do it; else None.
+
+    Libraries wrap such an error, and those of C++ and Rust keep nothing of it but its text.
+    """
+    chain = list(_chain(error))
+    if any(isinstance(one, MemoryError) or NO_MEMORY.search(str(one)) for one in chain):
+        return (
+            f"the memory is full ({short(error)}). Take fewer rows, a smaller model or a "
+            f"larger machine; {KEPT}"
+        )
+    for one in chain:
+        # What was met and dealt with on the way to another error is not what is told.
+        is_it = one is error or getattr(one, "errno", None) in CANNOT_BE_WRITTEN
+        if is_it and isinstance(one, OSError) and (one.filename or one.errno):
+            what, number = one.strerror or first_line(one), one.errno
+            path = one.filename if isinstance(one.filename, str) else None
+            return _told_of_file(path, what, number, arguments)
+    for one in chain:
+        if match := OF_A_FILE.search(str(one)):
+            number = next((n for n, words in ERRNO_TEXTS.items() if words == match[0]), None)
+            return _told_of_file(None, short(one), number, arguments)
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        context = None if error.__suppress_context__ else error.__context__
+        error = error.__cause__ or context
+
+
+def _told_of_file(path: str | None, what: str, number: int | None, arguments: Sequence[str]) -> str:
+    if path == "stdout" or (path is not None and number not in CANNOT_BE_WRITTEN):
+        return f"{path}: {what}"
+    # Where no file is named, it is one of the folder that the command works on, most likely.
+    near = path or _folder_in(arguments)
+    line = f"{path or 'a file could not be written'}: {what}"
+    if near is not None and (free := _free(Path(near))) is not None:
+        line += f" ({free} free on the file system of {near})"
+    return f"{line}. {CANNOT_BE_WRITTEN.get(number, 'Mend that')}; {KEPT}"
+
+
+def _folder_in(arguments: Sequence[str]) -> str | None:
+    """Return the folder that a command line names: what --out says, or the run folder."""
+    values = [word.partition("=")[2] for word in arguments if word.startswith("--out=")]
+    values += [b for a, b in itertools.pairwise(arguments) if a == "--out"] + [*arguments]
+    return next((word for word in values if os.path.isdir(word)), None)
+
+
+def _free(path: Path) -> str | None:
+    """Return how much room there is where a file is, or would be."""
+    existing = next((one for one in (path, *path.absolute().parents) if one.exists()), None)
+    try:
+        n_bytes = shutil.disk_usage(existing or ".").free
+    except OSError:
+        return None
+    return f"{n_bytes / 2**20:.1f} MiB"
 
 
 def _usage(error: Exception, arguments: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -12,10 +13,12 @@ from typing import Annotated, Any
 import typer
 
 from gradsift import config as groups
+from gradsift.cli import interrupts
 from gradsift.cli.errors import told, with_flags
 from gradsift.cli.options import ADVANCED, app, command, load, one_file, strategy_names
 from gradsift.errors import GradsiftError
-from gradsift.progress import Progress
+from gradsift.progress import Progress, is_first_process
+from gradsift.wording import in_line, printable, printable_json
 
 Data = Annotated[
     list[str] | None,
@@ -69,19 +72,31 @@ Json = Annotated[
 
 def _progress() -> Progress:
     """Let notes and progress go to stderr, with settings shown as options."""
-    return load("console").talk_on_stderr(lambda line: with_flags(line, sys.argv))
+    progress = load("console").talk_on_stderr(lambda line: with_flags(line, sys.argv))
+    interrupts.show_with(progress)
+    return progress
 
 
 def _show(result: Any, as_json: bool) -> None:
     """Print a result to stdout; progress and notes went to stderr."""
-    if load("console").is_first_process():
-        if as_json:
-            typer.echo(json.dumps(result.summary(), ensure_ascii=False))
-            return
+    if not is_first_process():
+        return
+    if as_json:
+        # What the terminal or the file takes that it goes to.
+        unicode = "utf" in (sys.stdout.encoding or "").lower()
+        text = printable_json(json.dumps(result.summary(), ensure_ascii=not unicode))
+    else:
         # Not the user's own rows, which may hold backticks, too.
         advice = ("warning: ", "left out: ")
-        for line in result.text().split("\n"):
-            typer.echo(with_flags(line, sys.argv) if line.startswith(advice) else line)
+        text = "\n".join(
+            with_flags(line, sys.argv) if line.startswith(advice) else line
+            for line in printable(result.text()).split("\n")
+        )
+    try:
+        typer.echo(text)
+    except OSError as error:
+        error.filename = "stdout"
+        raise
 
 
 def _print_version(wanted: bool) -> None:
@@ -394,17 +409,33 @@ def main() -> None:
     """
     debug = "--debug" in sys.argv[1:]
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # Not where a test or a notebook has put its own.
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(arguments, standalone_mode=False)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:
+        code = 1  # Whoever read has read enough; typer makes the same of it.
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            typer.echo(printable(traceback.format_exc()), err=True)
         code, line = told(error, arguments)
         if line:
-            typer.echo(f"gradsift: {line}", err=True)
+            typer.echo(f"gradsift: {in_line(line)}", err=True)
     if code == 130:
-        typer.echo("gradsift: stopped; run the same command again to resume", err=True)
+        typer.echo(f"gradsift: {interrupts.NOTHING_LOST}", err=True)
+    _give_up_stdout_if_it_is_full()
+    interrupts.ended()
     if code:
         sys.exit(code)
+
+
+def _give_up_stdout_if_it_is_full() -> None:
+    """Leave nothing for Python to write at its end, where it would fail with a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,6 +12,7 @@ from gradsift.run_folder import Run
 from gradsift.selection.scores import rank_correlation
 from gradsift.store.reader import GradientStore
 from gradsift.terms import LM_HEAD, STATISTICS
+from gradsift.wording import joined
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Agreement:
         lines = [f"rank correlation (Spearman) over {self.n_instances} rows that both runs have"]
         for name, value in self.correlations.items():
             lines.append(f"  {name:22}{'undefined' if value is None else f'{value:+.3f}'}")
-        return "\n".join(lines)
+        return joined(lines)
 
 
 def agreement(

@@ -40,6 +40,7 @@ from gradsift.training.preliminary import NO_ESTIMATE, check_and_estimate, prepa
 from gradsift.training.quantized import BITSANDBYTES
 from gradsift.training.settings.tokenizer import require_eos_in_rows
 from gradsift.training.settings.trainer import TrainerSettings, require_settings
+from gradsift.wording import joined
 
 CHECKPOINTS = "checkpoints"
 STACK = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "pyarrow")
@@ -65,9 +66,12 @@ class CaptureResult:
 
     def text(self) -> str:
         """Return what a person wants to know."""
-        return (
-            f"{self.store.manifest.n_instances} instances recorded in {self.store.folder}\n"
-            f"next: gradsift select {shlex.quote(str(self.store.folder))} --budget 50%"
+        folder = self.store.folder
+        return joined(
+            [
+                f"{self.store.manifest.n_instances} instances recorded in {folder}",
+                f"next: gradsift select {shlex.quote(str(folder))} --budget 50%",
+            ]
         )
 
 

@@ -28,6 +28,7 @@ from gradsift.training.model import (
 )
 from gradsift.training.quantized import n_parameters, weight_of, weights_of
 from gradsift.training.settings.trainer import TrainerSettings, require_settings
+from gradsift.wording import joined
 
 # Any text will do; four of different lengths, so that the two that are compared are padded.
 TEXTS = (
@@ -94,7 +95,7 @@ class ModelCheck:
             name, worst = max(errors.items(), key=lambda item: item[1])
             lines.append(f"  {layer:10} worst relative error {worst:.1e}, of {name}")
         lines += [f"  not {method}: {why}" for method, why in self.check.tried.items()]
-        return "\n".join(lines)
+        return joined(lines)
 
 
 @takes(CheckConfig, without=("save_steps",))

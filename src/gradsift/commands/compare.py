@@ -140,6 +140,8 @@ def compare(
             logger.info(line)
         if dry_run:
             return forecast
+        if forecast.n_done:
+            logger.info(f"resumes: {forecast.n_done} of {forecast.n_models} models are done")
         board = Scoreboard(experiment.models())
     comparison = Comparison(
         run=run.folder,

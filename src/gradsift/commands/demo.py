@@ -19,6 +19,7 @@ from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
 from gradsift.schema import takes, validated
 from gradsift.selection.constraints import parse_budget
+from gradsift.wording import joined
 
 if TYPE_CHECKING:
     from gradsift.comparison.tables import Comparison
@@ -63,13 +64,13 @@ class DemoResult:
     def text(self) -> str:
         """Return what a person wants to know."""
         run = self.selected.folder.parent.parent
-        lines = [self.selected.text()]
+        lines = self.selected.text().split("\n")
         for title, rows in (("kept", self.kept), ("not kept", self.rejected)):
             lines += ["", f"A few rows that were {title}:"]
             for row_id, answer, reason in rows:
                 lines += [f"  {row_id}: {_short(answer)}", f"      {reason}"]
         if self.comparison is not None:
-            lines += ["", self.comparison.text()]
+            lines += ["", *self.comparison.text().split("\n")]
         example = self.rejected[0][0] if self.rejected else self.kept[0][0]
         lines += [
             "",
@@ -87,7 +88,7 @@ class DemoResult:
             "With your own file:",
             "  gradsift run FILE --model MODEL --budget 50% --out runs/mine",
         ]
-        return "\n".join(lines)
+        return joined(lines)
 
 
 @takes(DemoConfig)

@@ -19,7 +19,7 @@ from gradsift.selection.counterfactuals import counterfactual
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import DROPPED
 from gradsift.terms import LAYERS
-from gradsift.wording import few
+from gradsift.wording import few, joined
 
 _SHOWN = 5
 AGAIN = "Remove that folder and select again, with the same settings."
@@ -50,14 +50,14 @@ class Explanation:
         where = place(row["row"], row["line"], row["file"], row["index_in_file"])
         lines = [f"{row['instance_id']} ({where})"]
         if row["status"] == DROPPED:
-            return "\n".join([*lines, f"dropped: {row['reason']}: {row['detail']}"])
+            return joined([*lines, f"dropped: {row['reason']}: {row['detail']}"])
         cut = ", truncated" if row["truncated"] else ""
         lines.append(f"{row['n_tokens']} tokens, {row['n_response_tokens']} of the response{cut}")
         for name, decision in self.decisions.items():
             lines += ["", f"{name}: {decision['reason']}", *_numbers(decision)]
         if not self.decisions:
             lines.append("no selection was made yet: gradsift select RUN --budget 50%")
-        return "\n".join(lines)
+        return joined(lines)
 
 
 def explain(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from gradsift.config import RowsConfig, TrustConfig
 from gradsift.evaluation.losses import instance_losses
 from gradsift.files import remove_leftovers
-from gradsift.progress import Progress, no_progress
+from gradsift.progress import Progress, no_progress, stage, tell_kept
 from gradsift.run_folder import Run
 from gradsift.schema import split_settings, takes
 from gradsift.store.reader import GradientStore
@@ -20,10 +21,14 @@ from gradsift.store.tables import (
     instances_with_losses,
     write_losses,
 )
+from gradsift.training.batches import n_tokens_of
 from gradsift.training.model import load_model, on_best_device, without_progress_bars
+from gradsift.wording import joined
 
 ROWS_IN_A_BATCH = 8
 ROWS_IN_A_PART = 400
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,13 @@ class ReferenceLossesResult:
 
     def text(self) -> str:
         """Return what a person wants to know."""
-        return (
-            f"{self.n_instances} instances have reference losses in {self.run}/{LOSSES_FOLDER} "
-            f"({self.n_computed} computed now)\n"
-            f"next: gradsift select {shlex.quote(str(self.run))} --budget 50% --strategy ifd-loss"
+        return joined(
+            [
+                f"{self.n_instances} instances have reference losses in {self.run}/{LOSSES_FOLDER} "
+                f"({self.n_computed} computed now)",
+                f"next: gradsift select {shlex.quote(str(self.run))} --budget 50% "
+                "--strategy ifd-loss",
+            ]
         )
 
 
@@ -90,7 +98,14 @@ def _compute(run: Run, progress: Progress) -> int:
     to_do = [item for item in run.instances if item.instance_id not in done]
     # Rows of about the same length go together, as little is padded then.
     to_do.sort(key=lambda item: (len(item.input_ids), item.instance_id))
-    n_tokens, all_tokens = 0, sum(len(item.input_ids) for item in to_do)
+    all_rows, all_tokens = len(run.instances), n_tokens_of(run.instances)
+    n_done, n_tokens = all_rows - len(to_do), all_tokens - n_tokens_of(to_do)
+    progress = stage(progress, "evaluated")
+    if to_do:
+        if n_done:
+            logger.info(f"resumes: {n_done} of {all_rows} rows have reference losses")
+        progress(n_done, all_rows, n_tokens, all_tokens)
+        tell_kept(progress)
     model = on_best_device(load_model(run.model).eval()) if to_do else None
     for start in range(0, len(to_do), ROWS_IN_A_PART):
         part, losses = to_do[start : start + ROWS_IN_A_PART], []
@@ -98,12 +113,13 @@ def _compute(run: Run, progress: Progress) -> int:
             batch = part[at : at + ROWS_IN_A_BATCH]
             assert model is not None
             losses += instance_losses(model, batch)
-            n_tokens += sum(len(item.input_ids) for item in batch)
-            progress(start + len(losses), len(to_do), n_tokens, all_tokens)
+            n_tokens += n_tokens_of(batch)
+            progress(n_done + start + len(losses), all_rows, n_tokens, all_tokens)
         write_losses(
             run.folder,
             fingerprint,
             [item.instance_id for item in part],
             {name: [getattr(row, name) for row in losses] for name in LOSS_NAMES},
         )
+        tell_kept(progress)
     return len(to_do)

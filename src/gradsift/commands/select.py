@@ -32,6 +32,7 @@ from gradsift.selection.decisions import counts_of, decision_table, weight_colum
 from gradsift.selection.selector import Selection, select_rows
 from gradsift.selection.strategies.catalogue import needs_of, uses_score
 from gradsift.store.reader import GradientStore
+from gradsift.wording import joined
 
 if TYPE_CHECKING:
     import datasets
@@ -182,7 +183,7 @@ class SelectResult:
             lines.append(
                 "for a trainer: the same again with --export trl (or llamafactory, axolotl, openai)"
             )
-        return "\n".join(lines)
+        return joined(lines)
 
 
 @takes(SubsetConfig, RowsConfig, TrustConfig)

@@ -18,6 +18,7 @@ from gradsift.selection.scores import SCORES
 from gradsift.selection.selector import choose_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, uses_score
 from gradsift.store.reader import GradientStore
+from gradsift.wording import joined
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,7 @@ class Stability:
             f"{self.by_chance:.2f} is what chance makes)",
             "",
         ]
-        return "\n".join(
-            lines + [f"{what:44}{value:6.2f}" for what, value in self.overlaps.items()]
-        )
+        return joined(lines + [f"{what:44}{value:6.2f}" for what, value in self.overlaps.items()])
 
 
 @takes(SelectionConfig, RowsConfig)

@@ -21,6 +21,7 @@ from gradsift.selection.scores import SCORES
 from gradsift.selection.selector import choose_rows, make_signal
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of
 from gradsift.store.reader import GradientStore
+from gradsift.wording import joined
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class StrategiesResult:
             label = f"{number:3} {outcome.strategy}"
             lines.append(f"{label:28}" + "".join(f"{100 * value:4.0f}" for value in row))
         lines += ["", *(f"left out: {name}: {why}" for name, why in self.left_out.items())]
-        return "\n".join(lines).rstrip()
+        return joined(lines).rstrip()
 
 
 @dataclass(frozen=True)

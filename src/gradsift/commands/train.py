@@ -51,6 +51,7 @@ from gradsift.store.reader import GradientStore
 from gradsift.training.finetune import TrainingSummary
 from gradsift.training.model import without_progress_bars
 from gradsift.training.settings.trainer import require_settings
+from gradsift.wording import joined
 
 # Settings of `compare` that training one arm does not have.
 NOT_TAKEN = {
@@ -87,10 +88,8 @@ class TrainResult:
 
     def text(self) -> str:
         """Return what a person wants to know."""
-        return (
-            f"{self.arm}: {self.n_rows} rows, {self.n_steps} steps, {self.n_tokens} tokens, "
-            f"{self.seconds:.0f} s\n{self.folder}"
-        )
+        done = f"{self.n_rows} rows, {self.n_steps} steps, {self.n_tokens} tokens"
+        return joined([f"{self.arm}: {done}, {self.seconds:.0f} s", str(self.folder)])
 
 
 @takes(ArmConfig, ArmTrainingConfig, SelectionConfig, RowsConfig, TrustConfig, without=NOT_TAKEN)

@@ -30,7 +30,7 @@ from gradsift.evaluation.text_metrics import (
     score_texts,
     signatures_of,
 )
-from gradsift.progress import Progress, no_progress
+from gradsift.progress import Progress, no_progress, stage
 from gradsift.run_folder import Run
 from gradsift.seals import short_sha256
 from gradsift.terms import IGNORED_LABEL
@@ -121,7 +121,7 @@ class EvaluationSuite:
                 self.tokenizer,
                 self.prompts,
                 max_new_tokens=self.max_new_tokens,
-                progress=progress,
+                progress=stage(progress, "answered"),
             )
         if answers:
             scores["answers"] = self.scores_of(answers)

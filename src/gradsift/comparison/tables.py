@@ -15,6 +15,7 @@ from gradsift.comparison.results import Scoreboard
 from gradsift.evaluation.conclusions import Verdict
 from gradsift.evaluation.intervals import SIGNIFICANT, Estimate
 from gradsift.evaluation.metrics import GENERAL, LEARNING, METRICS
+from gradsift.wording import joined
 
 Table = list[list[str]]
 
@@ -74,7 +75,7 @@ class Comparison:
         lines += ["", *(f"* {verdict.sentence}" for verdict in self.verdicts)]
         lines += ["", *self._small_print(), *(f"note: {note}" for note in self.notes)]
         lines += [f"written: {path}" for path in self.written]
-        return "\n".join(lines)
+        return joined(lines)
 
     def markdown(self) -> str:
         """Return the same as Markdown."""

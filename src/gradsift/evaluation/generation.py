@@ -41,10 +41,12 @@ def generate(
         eos_token_id=ends or None,
         pad_token_id=padding_token(tokenizer, ends),
     )
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    n = len(prompts)
+    order = sorted(range(n), key=lambda i: (len(prompts[i]), i))
+    progress(0, n, 0, n * max_new_tokens)
     if not padding_is_exact(model, prompts[order[-1]]):
         batch_size = 1
-    answers = [""] * len(prompts)
+    answers = [""] * n
     # What a configuration does not say, transformers takes from the model's own.
     model.generation_config = config
     try:
@@ -53,7 +55,7 @@ def generate(
             texts = _answers(model, tokenizer, [prompts[i] for i in batch])
             for i, text in zip(batch, texts, strict=True):
                 answers[i] = text
-            done, n = start + len(batch), len(prompts)
+            done = start + len(batch)
             progress(done, n, done * max_new_tokens, n * max_new_tokens)
     finally:
         model.generation_config = model_config

@@ -5,6 +5,7 @@ Fine-tune a model on a subset, as trl does, and leave it ready for evaluation.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
 from gradsift.files import writing
-from gradsift.progress import Progress, no_progress
+from gradsift.progress import Progress, no_progress, stage, tell_kept
 from gradsift.training.checkpoint import SaveEvery, resume_from
 from gradsift.training.model import ModelSource, load_model
 from gradsift.training.quantized import is_quantized
@@ -29,6 +30,8 @@ from gradsift.training.trainer import RecordingSFTTrainer
 from gradsift.wording import first_line
 
 N_CHECKPOINTS = 4
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,20 +85,34 @@ def train_without_recording(
     seconds_before, started = before.get("seconds", 0.0), time.perf_counter()
     all_rows = max(1, round(passes * len(trainer.lengths)))
     all_tokens = round(passes * sum(trainer.lengths))
+    progress = stage(progress, "trained on")
+
+    def report() -> None:
+        n_rows, n_tokens = done.values()
+        progress(min(n_rows, all_rows), all_rows, min(n_tokens, all_tokens), all_tokens)
 
     def count(indices: list[int]) -> None:
         done["n_instances"] += len(indices)
         done["n_tokens"] += sum(trainer.lengths[i] for i in indices)
-        n_rows, n_tokens = done.values()
-        progress(min(n_rows, all_rows), all_rows, min(n_tokens, all_tokens), all_tokens)
+        report()
 
     def seconds() -> float:
         return seconds_before + time.perf_counter() - started
 
     trainer.on_rows(count)
     trainer.add_callback(
-        SaveEvery(steps_between, last_too=True, about=lambda: {**done, "seconds": seconds()})
+        SaveEvery(
+            steps_between,
+            lambda _: tell_kept(progress),
+            last_too=True,
+            about=lambda: {**done, "seconds": seconds()},
+        )
     )
+    if checkpoint is not None:
+        n_rows = min(done["n_instances"], all_rows)
+        logger.info(f"resumes: {n_rows} of {all_rows} rows are trained on")
+    report()
+    tell_kept(progress)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
     return TrainingSummary(
         tuple(loss_curve(trainer)),

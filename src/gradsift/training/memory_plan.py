@@ -18,7 +18,7 @@ from gradsift.errors import GradsiftError
 from gradsift.gradients.backends import TRITON
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training.model import DTYPES
-from gradsift.wording import first_line
+from gradsift.wording import first_line, joined
 
 GB = 1e9
 # Of a GPU's memory: the rest is the driver's, the allocator's gaps, and what is not counted here.
@@ -152,7 +152,7 @@ class MemoryPlan:
                 + "".join(f"{value:13.1f}" for value in values)
                 + ("   fits" if placement.fits else "   does not fit")
             )
-        return "\n".join(lines)
+        return joined(lines)
 
 
 def plan_memory(config: PretrainedConfig, plan: PlanConfig) -> MemoryPlan:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from gradsift.config import CaptureConfig
 from gradsift.data.tokenization import Instance
 from gradsift.gradients.sketch import SketchSpec
-from gradsift.progress import Progress
+from gradsift.progress import Progress, stage
 from gradsift.store.writer import StoreWriter
 from gradsift.training.adapters import training_of
 from gradsift.training.batches import BATCHINGS
@@ -154,7 +154,7 @@ def _train_and_score(
         instances,
         writer,
         backward=config.backward,
-        progress=progress,
+        progress=stage(progress, "scored"),
     )
     epoch.clean_up()
     return n_non_finite

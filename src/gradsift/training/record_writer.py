@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ import torch
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
 from gradsift.gradients.records import Record, Records
-from gradsift.progress import Progress, no_progress
+from gradsift.progress import Progress, no_progress, tell_kept
 from gradsift.store.manifest import STATUS_NON_FINITE, STATUS_OK
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import STATISTICS
@@ -18,6 +19,8 @@ from gradsift.training.batches import n_tokens_of
 
 # Micro-batches whose records stay on the device until they are read together.
 MAX_UNREAD = 32
+
+logger = logging.getLogger(__name__)
 
 
 class RecordWriter:
@@ -55,7 +58,10 @@ class RecordWriter:
         self.n_skipped = 0
         self.n_non_finite = 0
         self._n_tokens = n_tokens_of([i for i in instances if i.instance_id in self._added_ids])
+        if self._added_ids:
+            logger.info(f"resumes: {len(self._added_ids)} of {len(instances)} rows are recorded")
         self._report(len(self._added_ids))
+        tell_kept(progress)
 
     def _report(self, n_rows: int) -> None:
         all_rows = len(self._instances)
@@ -124,6 +130,7 @@ class RecordWriter:
         skipped = self._skipped_before + self.n_skipped
         about = {"seconds": seconds, "n_steps_skipped": skipped, **(about or {})}
         self._writer.append(rows, last_step=step, about=about, complete=complete)
+        tell_kept(self._progress)
         self._read = []
         self._of_this_step = []
 

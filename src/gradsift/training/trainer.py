@@ -287,6 +287,16 @@ class RecordingSFTTrainer(SavingTrainer):
         seed = args.seed if args.data_seed is None else args.data_seed
         return LengthGroupedSampler(self.lengths, size, seed)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # Weights that are tied to others are written once; transformers warns that they are missing
+        # in the checkpoint that training resumes from. What else is missing is still told.
+        tied = getattr(base_model(self.model), "all_tied_weights_keys", None) or {}
+        missing = [key for key in load_result.missing_keys if key not in tied]
+        # Where the model names what is not saved, transformers ties it, and does not warn.
+        if not getattr(self.model, "_keys_to_ignore_on_save", None):
+            load_result = load_result._replace(missing_keys=missing)
+        super()._issue_warnings_after_load(load_result)
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if INDEX_COLUMN not in self._signature_columns:

@@ -1,0 +1,105 @@
+"""What is shown of progress: stages by name, the whole from the first moment, a time left."""
+
+import logging
+import os
+import re
+
+import pytest
+
+from gradsift import console
+from gradsift.progress import no_progress, stage, tell_kept
+from terminal import in_terminal
+
+SHOW = """
+import time
+from gradsift.console import talk_on_stderr
+from gradsift.progress import stage
+progress = stage(talk_on_stderr(), "trained on")
+progress(12000, 50000, 3_000_000, 12_345_678)
+time.sleep(0.5)
+progress(12008, 50000, 3_002_000, 12_345_678)
+time.sleep(0.5)
+progress = stage(progress, "scored")
+progress(0, 4, 0, 40)
+progress(4, 4, 40, 40)
+"""
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def display(clock):
+    return console.talk_on_stderr()
+
+
+def test_lines_tell_the_stage_and_a_time_left_of_this_session(display, clock, capsys):
+    scored = stage(display, "scored")
+    scored(16, 40, 1600, 4000)
+    clock[0] += 20
+    scored(20, 40, 2000, 4000)
+    clock[0] += 1
+    scored(21, 40, 2100, 4000)  # Too soon.
+    stage(display, "answered")(0, 9, 0, 90)
+    assert capsys.readouterr().err.splitlines() == [
+        "16/40 rows scored, 1600 tokens",
+        "20/40 rows scored, 2000 tokens, 20 tokens/s, 100 s left",
+        "0/9 rows answered, 0 tokens",
+    ]
+
+
+def test_what_is_said_of_an_interrupted_stage(display):
+    assert display.stopped() is None
+    progress = stage(display, "")
+    progress(16, 40, 1600, 4000)
+    assert display.stopped() == "stopped after 16 of 40 rows; the same command resumes"
+    tell_kept(progress)
+    progress(18, 40, 1800, 4000)
+    said = "stopped after 18 of 40 rows; the same command resumes (16 of them are kept)"
+    assert display.stopped() == said
+    stage(display, "answered")(1, 9, 10, 90)
+    assert display.stopped() == "stopped after 1 of 9 rows answered; the same command resumes"
+
+
+def test_a_function_of_the_callers_own_is_called_as_ever():
+    calls = []
+    progress = stage(lambda *counts: calls.append(counts), "scored")
+    tell_kept(progress)
+    progress(1, 2, 3, 4)
+    assert calls == [(1, 2, 3, 4)]
+    assert stage(no_progress, "scored") is no_progress
+
+
+def test_the_bar_at_80_columns():
+    _, _, shown = in_terminal(["-c", SHOW])
+    own = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
+    lines = [own.sub("", line) for line in re.split(r"[\r\n]", shown)]
+    assert max(map(len, lines)) == 80
+    first = next(line for line in lines if line)
+    assert "12000/50000 rows trained on" in first
+    assert any(re.search(r"\d tokens/s .* \d:\d\d:\d\d left", line) for line in lines)
+    assert any("4/4 rows scored" in line for line in lines)
+    # The cursor is there at the end.
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l") >= 0
+
+
+def test_notes_from_data_are_one_line(display, capsys):
+    logging.getLogger("gradsift").warning("of \x1b[31m\nwarning: forged")
+    assert capsys.readouterr().err == "warning: of \\x1b[31m\\nwarning: forged\n"
+
+
+@pytest.mark.parametrize("name", console.HARMLESS)
+def test_only_what_is_harmless_is_silenced(display, name, caplog):
+    logger = logging.getLogger(name)
+    logger.warning(console.HARMLESS[name] + " And more.")
+    logger.warning("Something else failed")
+    assert [record.getMessage() for record in caplog.records] == ["Something else failed"]
+
+
+def test_the_others_of_several_processes_are_silent(monkeypatch):
+    monkeypatch.setitem(os.environ, "RANK", "1")
+    assert console.talk_on_stderr() is no_progress
