@@ -37,10 +37,13 @@ def test_again_nothing_is_trained(world, finished, log):
     assert again.summary()["arms"] == found["arms"]
 
 
-def test_killed_anywhere_and_resumed_the_comparison_is_the_same(world, finished, fresh_run):
+@pytest.mark.parametrize("moments", [(1, 4, 8, 13, 2), (3, 6, 10, 15, 4), (31, 2, 2, 2, 2)])
+def test_killed_anywhere_and_resumed_the_comparison_is_the_same(
+    world, finished, fresh_run, moments
+):
     _, expected = finished
     # After so many calls: in trainings, in evaluations, between arms.
-    moments = iter((3, 6, 10, 15, 4))
+    moments = iter(moments)
     countdown = {"left": next(moments)}
 
     def tick(*_):

@@ -17,12 +17,12 @@ from gradsift.store.manifest import PARTS_FOLDER
 from gradsift.training import saving
 from gradsift.training.checkpoint import MARKER, keep_newest, resume_from, writing
 from gradsift.training.digests import digests_of
-from gradsift.training.finetune import train_without_recording
+from gradsift.training.finetune import fine_tune, train_without_recording
 from gradsift.training.saving import OPTIMIZER, SavingTrainer
 from gradsift.training.settings.trainer import TrainerSettings
 from gradsift.training.trainer import RecordingSFTTrainer
 from interrupting import assert_same_store, capture, make_instances
-from tiny import tiny_gpt2, tiny_tokenizer
+from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 OWN = ("_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler")
 OWN += ("_save_rng_state", "_load_rng_state", "_save_scaler", "_load_scaler")
@@ -249,7 +249,10 @@ def trained(folder, *, stop_after=None, lora=None, **sft):
             raise Stop
 
     try:
-        training = train_without_recording(trainer, passes=1, steps_between=2, progress=progress)
+        n_steps = -(-len(trainer.lengths) // trainer.rows_per_step)
+        training = train_without_recording(
+            trainer, passes=1, n_steps=n_steps, steps_between=2, progress=progress
+        )
     except Stop:
         return None
     return {**trainer.model.state_dict()}, training.loss_curve, training.resumed_at_step
@@ -410,3 +413,18 @@ def test_what_is_overridden_in_transformers_is_still_there():
     assert pickling <= {"_load_from_checkpoint", "_load_best_model", *OWN}
     pickling = {name for name, code in sources.items() if "torch.save(" in code}
     assert pickling - set(expected) <= others
+
+
+def test_a_training_that_ended_amid_a_pass_makes_no_further_step(tmp_path):
+    # As all rows for a subset's steps: transformers, resumed at the last step, makes one more.
+    sft = {"per_device_train_batch_size": 2, "learning_rate": 1e-2}
+    settings = TrainerSettings(sft, None, 0, max_steps=3)
+    weights = []
+    for _ in range(2):
+        tuned = fine_tune(
+            tiny_llama(), tiny_tokenizer(), make_instances(), settings, tmp_path, label="x"
+        )
+        assert tuned.training.n_steps == 3
+        weights.append({name: value.clone() for name, value in tuned.model.state_dict().items()})
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert tuned.training.resumed_at_step == 3

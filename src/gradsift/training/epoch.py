@@ -143,6 +143,7 @@ class PreliminaryEpoch:
         train_without_recording(
             self.trainer,
             passes=1,
+            n_steps=self.n_steps,
             steps_between=self.steps_between(save_steps),
             progress=progress,
         )

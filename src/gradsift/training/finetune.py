@@ -72,6 +72,7 @@ def train_without_recording(
     trainer: RecordingSFTTrainer,
     *,
     passes: float,
+    n_steps: int,
     steps_between: int,
     progress: Progress = no_progress,
 ) -> TrainingSummary:
@@ -113,7 +114,11 @@ def train_without_recording(
         logger.info(f"resumes: {n_rows} of {all_rows} rows are trained on")
     report()
     tell_kept(progress)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
+    if checkpoint is not None and checkpoint.step >= n_steps and not trainer.saves_in_parts:
+        # transformers makes one step more where the last one was not the end of a pass.
+        trainer.take_up(checkpoint.path)
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
     return TrainingSummary(
         tuple(loss_curve(trainer)),
         trainer.state.global_step,
@@ -155,6 +160,7 @@ def fine_tune(
     training = train_without_recording(
         trainer,
         passes=passes,
+        n_steps=n_steps,
         steps_between=save_steps or -(-n_steps // N_CHECKPOINTS),
         progress=progress,
     )

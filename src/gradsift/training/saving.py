@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from trl import SFTTrainer
 
 from gradsift.errors import GradsiftError
@@ -57,7 +58,7 @@ class SavingTrainer(SFTTrainer):
             super()._save_checkpoint(model, trial)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self._saves_in_parts():
+        if self.saves_in_parts:
             super()._save_optimizer_and_scheduler(output_dir)
             return
         if not self.args.should_save:
@@ -69,14 +70,16 @@ class SavingTrainer(SFTTrainer):
             Path(output_dir, SCHEDULER).unlink(missing_ok=True)
             super()._save_optimizer_and_scheduler(output_dir)
 
-    def _saves_in_parts(self) -> bool:
+    @property
+    def saves_in_parts(self) -> bool:
+        """Whether checkpoints are of transformers' own kind, with a part for each process."""
         return self.is_deepspeed_enabled or self.is_fsdp_enabled or self.args.device.type == "xla"
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         with _reading(checkpoint):
-            if self._saves_in_parts():
+            if self.saves_in_parts:
                 super()._load_optimizer_and_scheduler(checkpoint)
             elif Path(checkpoint, OPTIMIZER).is_file():
                 self.optimizer.load_state_dict(load_state(Path(checkpoint, OPTIMIZER)))
@@ -135,6 +138,12 @@ class SavingTrainer(SFTTrainer):
         # Of the device that this process uses: torch.cuda, torch.npu, ...
         device = self.args.device
         return None if device.type == "cpu" else torch.get_device_module(device)
+
+    def take_up(self, checkpoint: Path) -> None:
+        """Load weights and history of a training that has come to its end."""
+        self._load_from_checkpoint(str(checkpoint))
+        with _reading(str(checkpoint)):
+            self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with _reading(resume_from_checkpoint):
