@@ -285,6 +285,14 @@ def test_with_a_pool_the_run_can_be_selected_from(tmp_path):
     assert result.counts["dropped_by_reason"] == {"not_recorded": 1}
 
 
+def test_without_a_pool_there_is_nothing_to_select_from(tmp_path):
+    model = tiny_llama()
+    with gs.record(model, out=tmp_path / "run", ids="row"):
+        train(model)
+    with pytest.raises(gs.GradsiftError, match="does not say which rows it was recorded from"):
+        gs.select(tmp_path / "run", budget=4)
+
+
 def test_a_pool_from_memory_is_kept_in_the_run_folder(tmp_path):
     pool = gs.load_pool([{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(N)])
     model = tiny_llama()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -15,21 +14,13 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from gradsift.captured_rows import CapturedRows, kept_in
 from gradsift.config import ReadingConfig, RunConfig, SelectionConfig
 from gradsift.config_files import CONFIG_NAME, read_yaml, run_config, warn_of_code
 from gradsift.data.chat_templates import require_template
-from gradsift.data.containers.rows import fingerprint
 from gradsift.data.containers.sources import (
-    KEPT_LINES,
-    KEPT_TABLE,
-    Source,
-    find_source,
     is_pattern,
-    require_plain_files,
-    require_same_files,
 )
-from gradsift.data.dataset_configs import DatasetEntry
-from gradsift.data.formats import Columns
 from gradsift.data.id_lists import read_ids
 from gradsift.data.pool import Pool, read_pool
 from gradsift.errors import GradsiftError
@@ -41,7 +32,6 @@ from gradsift.selection.candidates import Candidates, Context, Need, Reference
 from gradsift.selection.content import content_vectors, find_clusters
 from gradsift.selection.neighbours import Neighbours, find_neighbours
 from gradsift.selection.strategies.catalogue import needs_of
-from gradsift.signatures import is_signed
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.tables import (
     ReferenceLossesMissing,
@@ -181,7 +171,7 @@ class Run:
             warn_of_code(path)
         values["trust_remote_code"] = self._trusts_code
         config = run_config(values, str(path))
-        return config.model_copy(update={"data": self._here(config.data)})
+        return config.model_copy(update={"data": kept_in(self.folder, config.data)})
 
     def introduce(self) -> None:
         """Say which model and which rows the folder names, before either is loaded.
@@ -198,14 +188,8 @@ class Run:
             model += " (a folder here)"
         elif config.revision is not None:
             model += f" (revision {config.revision!r})"
-        logger.info(f"{self.folder}: model {model}, rows {_named(self.source[0])}")
+        logger.info(f"{self.folder}: model {model}, rows {self.rows.names}")
         self.require_unchanged_rows()
-
-    def _here(self, data: Any) -> Any:
-        """Return where rows are that are kept in this folder, wherever it was when it was made."""
-        kept = isinstance(data, str) and Path(data).name in (KEPT_TABLE, KEPT_LINES)
-        here = self.folder / Path(data).name if kept else None
-        return str(here) if here is not None and here.exists() else data
 
     def save_config(self) -> None:
         """Write the settings into the folder; `gradsift run --config` takes them."""
@@ -218,17 +202,6 @@ class Run:
     def pool(self) -> Pool:
         """The rows."""
         return self.read_rows()
-
-    def _read_captured(self) -> Pool:
-        """Read the rows that the manifest accounts for, once it is sure that they are these."""
-        self.require_unchanged_rows()
-        source, row_format, columns = self.source
-        names, entry = source.given or source.name, None
-        if self.config.dataset_info is not None:
-            # What it said is in the manifest; where it is may be anybody's word.
-            entry = DatasetEntry(names, row_format, columns, source.split)
-        where = {"split": source.split, "data_config": source.data_config}
-        return read_pool(names, self.config.model_copy(update=where), entry=entry)
 
     @cached_property
     def pool_table(self) -> pa.Table:
@@ -244,7 +217,7 @@ class Run:
             split: Of the other rows, if they come in several.
         """
         if data is None and not self._is_own:
-            return self._read_captured()
+            return self.rows.read(self.config)
         config = self.config
         reading: dict[str, Any] = {"split": config.split if data is None else split}
         # A name that is no file may be one in `dataset_info`, or of the hub.
@@ -258,49 +231,10 @@ class Run:
         )
 
     @cached_property
-    def source(self) -> tuple[Source, str, Columns]:
-        """Where the rows are, in which format, and what their fields are called."""
+    def rows(self) -> CapturedRows:
+        """Where the rows of the capture are."""
         about = self.store.manifest.about
-        source = Source.of(about["data"])
-        if self._data is None:
-            source = replace(source, name=self._here(source.name))
-        else:
-            names = [self._data] if isinstance(self._data, str) else [*self._data]
-            split, data_config = source.split, source.data_config
-            if all(Path(name).is_file() for name in names):
-                split = data_config = None
-            source = find_source(names, split, data_config)
-        return source, about["row_format"], Columns(**about["columns"])
-
-    def _require_own_rows(self, source: Source) -> None:
-        """Refuse rows that neither this user named nor the folder holds.
-
-        A folder from somebody else could name any file of the user's.
-        """
-        about = self.store.manifest.about
-        signed = {key: about.get(key) for key in ("data", "data_sha256")}
-        inside = all(
-            part.path.parent == self.folder and not part.path.is_symlink()
-            for part in source.parts or (source,)
-        )
-        named = self._is_own or self._data is not None or inside
-        if not named and not is_signed(signed, about.get("signed")):
-            raise GradsiftError(
-                f"{self.folder}: was captured elsewhere, or by an earlier gradsift; its rows are "
-                f"in {_named(source)}. If that is the file that is meant, give `data`; or run the "
-                "same capture again, which makes it your own."
-            )
-        if self._data is None and not self._is_own and (self.folder / CONFIG_NAME).exists():
-            self._require_same_names(source)
-
-    def _require_same_names(self, source: Source) -> None:
-        said = self.config.data
-        names = [said] if isinstance(said, str) else [*said]
-        if self.config.dataset_info is None and names != [*(source.given or (source.name,))]:
-            raise GradsiftError(
-                f"{self.folder}: its {CONFIG_NAME} names the rows {_shown(names)}, its manifest "
-                f"{_named(source)}. Give `data`, or restore the file that was changed."
-            )
+        return CapturedRows(self.folder, about, named=self._data, is_own=self._is_own)
 
     def require_unchanged_rows(self) -> None:
         """Refuse rows that are not those of the capture, before any of them is read.
@@ -309,24 +243,8 @@ class Run:
             GradsiftError: If the folder alone names them, or if they changed or are not there any
                 more.
         """
-        source, _, _ = self.source
-        self._require_own_rows(source)
-        require_same_files(source)
-        for part in source.parts or (source,):
-            if part.container == "hub" or part.path.exists():
-                continue
-            raise GradsiftError(
-                f"{part.name}: the input of this run is not there any more. Put it back, or say "
-                "with `data` where it is; the selected rows are copied from it."
-            )
-        require_plain_files(source)
-        found, expected = fingerprint(source), self.store.manifest.about["data_sha256"]
-        if found != expected:
-            raise GradsiftError(
-                f"{source.name}: changed since the capture (SHA-256 is {found[:16]}…, the store "
-                f"says {expected[:16]}…). Put the old file back, or capture again into a new "
-                "folder."
-            )
+        has_settings = self._is_own or (self.folder / CONFIG_NAME).exists()
+        self.rows.require_unchanged(self.config if has_settings else None)
 
     @cached_property
     def model(self) -> ModelSource:
@@ -583,16 +501,6 @@ class Run:
             other.content_ND[other.finite],
             other.step[other.finite],
         )
-
-
-def _named(source: Source) -> str:
-    return _shown(source.given or (source.name,))
-
-
-def _shown(names: Sequence[str]) -> str:
-    """Return paths as they are needed in a command, whatever characters they have."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(map(repr, names[:5])) + more
 
 
 def _without_refused(

@@ -245,7 +245,6 @@ def select_run(
     Raises:
         GradsiftError: As for `select`, or if a selection of that name was made with other settings.
     """
-    source, _, _ = run.source
     run.require_unchanged_rows()
     # What an export needs is missed before anything is written.
     setup = Setup(run.config, lambda: run.tokenizer, lambda: run.template_date) if export else None
@@ -263,7 +262,7 @@ def select_run(
     made_with = {"settings": settings, "capture": run.store.manifest.identity}
     remove_leftovers(run.folder)
     with _locked(folder):
-        selected_file = write_rows(source, _places(kept), folder)
+        selected_file = write_rows(run.rows.source, _places(kept), folder)
         write_parquet(folder / DECISIONS, decisions)
         written = []
         if selection.curve_S is not None:
