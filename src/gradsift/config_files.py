@@ -81,6 +81,7 @@ def resolve(
     if config_file is not None and (config_file.parent / MANIFEST_NAME).exists():
         # A run of before this setting dropped them.
         values.setdefault("duplicate_ids", "drop")
+    _tell_names(config_file, {k: v for k, v in values.items() if k not in given})
     values = _over(values, given)
     if trainer_config is not None:
         values = {key: value for key, value in values.items() if value is not None}
@@ -92,9 +93,29 @@ def resolve(
         translation = translate(theirs, str(trainer_config), values)
         for line in translation.notes:
             logger.info(line)
+        _tell_names(
+            trainer_config, {k: v for k, v in translation.settings.items() if k not in values}
+        )
         values = _over(translation.settings, values)
     files = [str(file) for file in (config_file, trainer_config) if file is not None]
     return run_config({**(unneeded or {}), **values}, " and ".join(files) or "settings")
+
+
+def _tell_names(path: Path | None, values: Mapping[str, Any]) -> None:
+    """Say which models, files and folders a file names, before any of them is used."""
+    said = named(values)
+    if said:
+        logger.info(f"{path} names: {said}")
+
+
+def named(values: Mapping[str, Any]) -> str:
+    """Return the models, files and folders that settings name, as `setting 'value', ...`."""
+    sft = values.get("sft") if isinstance(values.get("sft"), dict) else {}
+    places = [(key, values.get(key)) for key in (*PATHS, "revision", "out")]
+    places += [(f"sft.{key}", sft.get(key)) for key in SFT_PATHS]
+    return ", ".join(
+        f"{key} {value!r}" for key, value in places if isinstance(value, str | list | tuple)
+    )
 
 
 def warn_of_code(path: Path | None) -> None:

@@ -116,16 +116,19 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Generator[Path, None
         yield unfinished  # ruff: ignore[fallible-context-manager] - what fails there is to skip the rest.
         with writing(folder):
             sync_folder(unfinished)
-            if replace:
-                remove(folder)
-            unfinished.replace(folder)
+            aside = _unused(folder) if replace and os.path.lexists(folder) else None
+            if aside is not None:
+                folder.rename(aside)
+            unfinished.rename(folder)
             sync(folder.parent)
+            if aside is not None:
+                remove(aside)
 
 
 @contextmanager
 def _temporary(path: Path, *, is_folder: bool) -> Generator[Path, None, None]:
     """Make a file or folder beside a path, locked, and gone afterwards if it is still there."""
-    temporary = path.with_name(f".gradsift-{secrets.token_hex(8)}.tmp")
+    temporary = _unused(path)
     # Never an existing file: that might be a link.
     with writing(path):
         if is_folder:
@@ -142,6 +145,10 @@ def _temporary(path: Path, *, is_folder: bool) -> Generator[Path, None, None]:
     finally:
         os.close(descriptor)
         _unlink(temporary)
+
+
+def _unused(path: Path) -> Path:
+    return path.with_name(f".gradsift-{secrets.token_hex(8)}.tmp")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -175,7 +182,11 @@ def remove(path: Path) -> None:
     require_no_link(path.parent)
     with writing(path):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                error.filename = str(path)  # It names what is in it by its last name alone.
+                raise
         else:
             path.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,14 @@ import yaml
 
 from gradsift.captured_rows import CapturedRows, kept_in
 from gradsift.config import ReadingConfig, RunConfig, SelectionConfig
-from gradsift.config_files import CONFIG_NAME, read_yaml, run_config, warn_of_code
+from gradsift.config_files import (
+    CONFIG_NAME,
+    named,
+    read_yaml,
+    run_config,
+    warn_of_code,
+    with_absolute_files,
+)
 from gradsift.data.chat_templates import require_template
 from gradsift.data.containers.sources import (
     is_pattern,
@@ -26,12 +34,13 @@ from gradsift.data.pool import Pool, read_pool
 from gradsift.errors import GradsiftError
 from gradsift.files import write_text
 from gradsift.schema import migrated
-from gradsift.seals import DamagedError, require_sealed_lines, sealed_lines
+from gradsift.seals import DamagedError, is_sealed, require_sealed_lines, sealed_lines
 from gradsift.selection import neighbours as graph
 from gradsift.selection.candidates import Candidates, Context, Need, Reference
 from gradsift.selection.content import content_vectors, find_clusters
 from gradsift.selection.neighbours import Neighbours, find_neighbours
 from gradsift.selection.strategies.catalogue import needs_of
+from gradsift.store.manifest import load_manifest
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.tables import (
     ReferenceLossesMissing,
@@ -52,6 +61,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
+MENDS_CONFIG = (
+    "Put the old one back, or run the same capture command again, which writes it anew; for other "
+    "settings capture into a new folder."
+)
 # Changes whenever the graph or the clusters are made otherwise.
 _MADE_BY = f"2 {graph.N_NEIGHBOURS} {graph.COMPLETE_ROWS} {graph.EXACT_ROWS}"
 
@@ -157,10 +170,7 @@ class Run:
         try:
             require_sealed_lines(path)
         except DamagedError as error:
-            raise GradsiftError(
-                f"{error.found} Put the old one back, or run its capture command again, which "
-                "writes it anew; for other settings capture into a new folder."
-            ) from error
+            raise GradsiftError(f"{error.found} {MENDS_CONFIG}") from error
         values = migrated(read_yaml(path))
         # Before there was this setting, rows with the id of another were dropped.
         values.setdefault("duplicate_ids", "drop")
@@ -171,7 +181,23 @@ class Run:
             warn_of_code(path)
         values["trust_remote_code"] = self._trusts_code
         config = run_config(values, str(path))
+        self._require_its_own(path, config)
         return config.model_copy(update={"data": kept_in(self.folder, config.data)})
+
+    def _require_its_own(self, path: Path, config: RunConfig) -> None:
+        """Refuse the settings of another run."""
+        manifest = load_manifest(self.folder)
+        if manifest is None or not is_sealed(path):
+            return
+        captured = manifest.identity
+        captured = captured | {"sft": with_absolute_files(captured.get("sft") or {})}
+        said = json.loads(json.dumps(config.identity, default=str))
+        for key, value in said.items():
+            if captured.get(key) != value:
+                raise GradsiftError(
+                    f"{path}: says {key} {value!r}, but the run was captured with "
+                    f"{captured.get(key)!r}. {MENDS_CONFIG}"
+                )
 
     def introduce(self) -> None:
         """Say which model and which rows the folder names, before either is loaded.
@@ -183,12 +209,10 @@ class Run:
         if self._is_own or self._is_introduced:
             return
         self._is_introduced, config = True, self.config
-        model = repr(config.model)
-        if Path(config.model).exists():
-            model += " (a folder here)"
-        elif config.revision is not None:
-            model += f" (revision {config.revision!r})"
-        logger.info(f"{self.folder}: model {model}, rows {self.rows.names}")
+        model = repr(config.model) + " (a folder here)" * Path(config.model).exists()
+        more = named({"revision": config.revision, "sft": config.sft})
+        rows = f"rows {self.rows.names}" + f", {more}" * bool(more)
+        logger.info(f"{self.folder}: model {model}, {rows}")
         self.require_unchanged_rows()
 
     def save_config(self) -> None:

@@ -175,6 +175,12 @@ def require_sealed_lines(path: Path) -> None:
         _require_equal(path, hashlib.sha256(below).hexdigest(), said)
 
 
+def is_sealed(path: Path) -> bool:
+    """Return whether a file of YAML has a digest, so is not of an earlier gradsift."""
+    with path.open("rb") as file:
+        return file.read(len(_FIRST_LINE)) == _FIRST_LINE.encode()
+
+
 def require_file(path: Path) -> None:
     """Refuse what is no file: a pipe would be waited for, and a folder cannot be read."""
     if path.exists() and not path.is_file():

@@ -251,7 +251,7 @@ def trained(folder, *, stop_after=None, lora=None, **sft):
     try:
         n_steps = -(-len(trainer.lengths) // trainer.rows_per_step)
         training = train_without_recording(
-            trainer, passes=1, n_steps=n_steps, steps_between=2, progress=progress
+            trainer, made_with="x", passes=1, n_steps=n_steps, steps_between=2, progress=progress
         )
     except Stop:
         return None
@@ -384,7 +384,7 @@ def test_older_checkpoints_are_removed_and_nothing_else(tmp_path):
         (tmp_path / name).mkdir()
     keep_newest(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-10", "checkpoint-x", "other"}
-    assert resume_from(tmp_path / "absent") is None
+    assert resume_from(tmp_path / "absent", made_with="x") is None
 
 
 def test_what_is_overridden_in_transformers_is_still_there():

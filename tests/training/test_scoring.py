@@ -55,7 +55,7 @@ def scored(
     manifest = Manifest({}, {}, N, layers)
     with StoreWriter(folder, manifest, content_width=32, sketch_size=16) as writer:
         if trained:
-            epoch.train(save_steps=None)
+            epoch.train(made_with="x", save_steps=None)
         record_with_frozen_weights(
             epoch.trainer,
             epoch.recorder,

@@ -45,6 +45,9 @@ def in_child(job, start, out, err):
     try:
         os.dup2(out, 1)
         os.dup2(err, 2)
+        # Anew: those of the parent know of another file whether it can seek.
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         if "first" in job:
             # So that what is loaded late is loaded before a user who may not read it asks for it.
             run_command(job["first"])

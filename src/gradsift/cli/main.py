@@ -205,6 +205,7 @@ def select(
     json_: Json = False,
 ) -> None:
     """Select from a captured run, in seconds: another budget, another strategy."""
+    _progress()
     selected = load("commands.select").select(run_folder, budget=budget, data=data, **settings)
     _show(selected, json_)
 
@@ -219,6 +220,7 @@ def explain(
     json_: Json = False,
 ) -> None:
     """Say why a row was kept or not."""
+    _progress()
     _show(load("commands.explain").explain(run_folder, row_id, name=name), json_)
 
 
@@ -247,6 +249,7 @@ def strategies(
     json_: Json = False,
 ) -> None:
     """List the strategies, or compare what they would keep: criteria, mixes, overlap."""
+    _progress()
     module = load("commands.strategies")
     if run_folder is None:
         _show(module.catalogue(), json_)
@@ -272,6 +275,7 @@ def stability(
     json_: Json = False,
 ) -> None:
     """Say how much of a subset depends on score, layer, coefficient, seed or capture."""
+    _progress()
     measured = load("commands.stability").stability(
         run_folder, budget=budget, others=tuple(other or ()), data=data, **settings
     )
@@ -351,6 +355,7 @@ def agreement(
     json_: Json = False,
 ) -> None:
     """Say how alike two captures rank the rows, such as a cheap one and a full one."""
+    _progress()
     _show(load("commands.agreement").agreement(run_folder, other), json_)
 
 

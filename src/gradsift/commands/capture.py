@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from gradsift.data.containers.sources import Source, require_same_files
 from gradsift.data.tokenization import Instances
 from gradsift.errors import GradsiftError
 from gradsift.files import remove
-from gradsift.progress import Progress, no_progress
+from gradsift.progress import Progress, is_first_process, no_progress
 from gradsift.provenance import (
     about_pool,
     about_stack,
@@ -24,12 +25,18 @@ from gradsift.provenance import (
     save_pool,
     with_rows_named,
 )
-from gradsift.run_folder import Run
+from gradsift.run_folder import MENDS_CONFIG, Run
 from gradsift.schema import takes
-from gradsift.seals import DamagedError, require_sealed_lines
-from gradsift.store.manifest import MANIFEST_NAME, Manifest, load_manifest, require_same_identity
-from gradsift.store.reader import GradientStore
-from gradsift.store.tables import read_pool_table
+from gradsift.seals import DamagedError, read_parquet
+from gradsift.store.manifest import (
+    MANIFEST_NAME,
+    PARTS_FOLDER,
+    Manifest,
+    load_manifest,
+    require_same_identity,
+)
+from gradsift.store.reader import GradientStore, fault_of
+from gradsift.store.tables import POOL_NAME
 from gradsift.training.cost import CostEstimate
 from gradsift.training.model import (
     require_adapters,
@@ -149,12 +156,13 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
             # An earlier gradsift kept the names of files as they were given.
             sft = with_absolute_files(existing.identity.get("sft") or {})
             require_same_identity(out, existing.identity | {"sft": sft}, identity)
-            if existing.complete:
+            if existing.complete and _is_whole(run, existing):
                 logger.info(f"{out}: the capture is complete; nothing to do")
-                # A kill between the last part and the tidying up leaves them.
-                remove(out / CHECKPOINTS)
-                _keep_as_own(run, existing)
-                _mend(run, instances)
+                if is_first_process():
+                    # A kill between the last part and the tidying up leaves them.
+                    remove(out / CHECKPOINTS)
+                    _keep_as_own(run, existing)
+                    _mend(run, instances)
                 return run.store
         epoch = prepare(run.model, run.tokenizer, instances.items, config, out / CHECKPOINTS)
         _, about = check_and_estimate(epoch, instances.items, config)
@@ -173,18 +181,36 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
     return run.store
 
 
+def _is_whole(run: Run, manifest: Manifest) -> bool:
+    """Return whether the parts of a complete capture are those that were written."""
+    faults = {part.file: fault_of(run.folder, part) for part in manifest.parts}
+    for file, fault in faults.items():
+        if fault is not None:
+            logger.warning(f"{run.folder / PARTS_FOLDER / file} {fault}: it is recorded again")
+    return not any(faults.values())
+
+
 def _mend(run: Run, instances: Instances) -> None:
     """Write again what a complete capture keeps beside the gradients, where it is not whole."""
-    try:
-        require_sealed_lines(run.folder / CONFIG_NAME)
-    except (DamagedError, FileNotFoundError) as error:
-        logger.warning(f"{getattr(error, 'found', error)} It is made again.")
+    if _needs_mending(run.folder / CONFIG_NAME, lambda _: Run(run.folder).config):
         run.save_config()
-    try:
-        read_pool_table(run.folder)
-    except GradsiftError as error:
-        logger.warning(f"{getattr(error, 'found', error)} It is made again.")
+    if _needs_mending(run.folder / POOL_NAME, read_parquet):
         save_pool(run.folder, run.pool, pool_rows(run.pool, instances))
+
+
+def _needs_mending(path: Path, read: Callable[[Path], object]) -> bool:
+    if not path.exists():
+        logger.warning(f"{path}: is missing. It is made again.")
+        return True
+    try:
+        read(path)
+    except DamagedError as error:
+        logger.warning(f"{error.found} It is made again.")
+    except GradsiftError as error:
+        logger.warning(f"{str(error).removesuffix(MENDS_CONFIG)}It is made again.")
+    else:
+        return False
+    return True
 
 
 def _keep_as_own(run: Run, manifest: Manifest) -> None:
@@ -195,11 +221,8 @@ def _keep_as_own(run: Run, manifest: Manifest) -> None:
     try:
         own.save(run.folder)
         run.save_config()
-    except OSError as error:
-        logger.warning(
-            f"{run.folder}: cannot be written ({error.strerror}): later commands will ask for "
-            "`data`"
-        )
+    except GradsiftError as error:
+        logger.warning(f"{error} Until then other commands will ask for `data`.")
 
 
 def estimate_run(run: Run) -> DryRunResult:

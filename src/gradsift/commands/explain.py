@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,7 +15,7 @@ from gradsift.data.pool import place
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.schema import migrated
-from gradsift.seals import DamagedError, read_json, read_parquet
+from gradsift.seals import DamagedError, read_json, read_parquet, sha256_of
 from gradsift.selection.counterfactuals import counterfactual
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import DROPPED
@@ -128,7 +129,8 @@ def _decision(run: Run, selection: str, instance_id: str) -> dict[str, object]:
         raise GradsiftError(f"{path}: is missing. {AGAIN}")
     try:
         table = read_parquet(path)
-        summary = read_json(run.folder / SELECTIONS / selection / SUMMARY)
+        summary = read_json(path.with_name(SUMMARY))
+        _require_its_own(run, path, summary)
     except DamagedError as error:
         raise GradsiftError(f"{error.found} {AGAIN}") from error
     line = table.filter(pc.equal(table["instance_id"], instance_id)).to_pylist()[0]
@@ -150,6 +152,17 @@ def _decision(run: Run, selection: str, instance_id: str) -> dict[str, object]:
         for other, cosine in _near(run, instance_id, float(settings["similarity_threshold"]))
     ]
     return line
+
+
+def _require_its_own(run: Run, decisions: Path, summary: dict[str, Any]) -> None:
+    """Refuse what belongs to another selection, or to one of another run."""
+    # An earlier gradsift noted no digests.
+    expected = summary.get("files", {}).get(DECISIONS)
+    if expected is not None and sha256_of(decisions) != expected:
+        raise DamagedError(decisions, f"it is not that of {SUMMARY} beside it")
+    captured = summary.get("capture")
+    if captured is not None and migrated(captured) != run.store.manifest.identity:
+        raise DamagedError(decisions.with_name(SUMMARY), "it is a selection of another run")
 
 
 def _near(run: Run, instance_id: str, threshold: float) -> list[tuple[str, float]]:

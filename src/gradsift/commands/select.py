@@ -245,6 +245,8 @@ def select_run(
     Raises:
         GradsiftError: As for `select`, or if a selection of that name was made with other settings.
     """
+    if export:  # Which needs the model's tokenizer.
+        run.introduce()
     run.require_unchanged_rows()
     # What an export needs is missed before anything is written.
     setup = Setup(run.config, lambda: run.tokenizer, lambda: run.template_date) if export else None
@@ -262,6 +264,8 @@ def select_run(
     made_with = {"settings": settings, "capture": run.store.manifest.identity}
     remove_leftovers(run.folder)
     with _locked(folder):
+        # Another process may have been faster.
+        _folder(run.folder / SELECTIONS, settings, name)
         selected_file = write_rows(run.rows.source, _places(kept), folder)
         write_parquet(folder / DECISIONS, decisions)
         written = []

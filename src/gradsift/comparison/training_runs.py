@@ -247,6 +247,7 @@ def train_run(
             save_steps=save_steps,
             save_to=unfinished,
             label=training_run.title,
+            made_with=_digest(training_run.weights_identity),
             progress=progress,
         )
         if unfinished is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -11,7 +12,7 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from gradsift.errors import GradsiftError
 from gradsift.schema import migrated
-from gradsift.seals import DamagedError, read_json, write_json
+from gradsift.seals import DamagedError, read_json, short_sha256, write_json
 from gradsift.terms import LAYERS, STATISTICS
 from gradsift.wording import first_line, short
 
@@ -87,6 +88,11 @@ class Manifest:
     complete: bool = False
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def key(self) -> str:
+        """A digest of what must be equal for records to belong together."""
+        return short_sha256(json.dumps(self.identity, sort_keys=True, default=str))
+
     def save(self, folder: Path) -> None:
         """Write the manifest into a run folder, atomically."""
         write_json(folder / MANIFEST_NAME, asdict(self))
@@ -103,8 +109,8 @@ def load_manifest(folder: Path) -> Manifest | None:
         if version in (SCHEMA_VERSION, SCHEMA_VERSION - 1):
             renamed = _of_today(content) if version < SCHEMA_VERSION else {}
             return TypeAdapter(Manifest).validate_python({**content, **renamed})
-    except DamagedError:
-        raise
+    except DamagedError as error:
+        raise GradsiftError(f"{error.found} Restore it, or capture into a new folder.") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = _what_is_wrong(error) if isinstance(error, ValidationError) else first_line(error)
         raise GradsiftError(

@@ -98,6 +98,11 @@ def read_store(folder: str | Path) -> GradientStore:
     folder = Path(folder)
     manifest = load_manifest(folder)
     if manifest is None:
+        if (folder / PARTS_FOLDER).exists():
+            raise GradsiftError(
+                f"{folder / MANIFEST_NAME}: is missing, without which the rest of this run says "
+                "nothing. Restore it, or capture into a new folder."
+            )
         raise GradsiftError(
             f"{folder}: no gradient store here (no {MANIFEST_NAME}). "
             f"Make one with: gradsift capture DATA --model MODEL --out {folder}"
@@ -141,7 +146,8 @@ def _part(folder: Path, part: Part, columns: list[str], *, verify: bool = True) 
     path = folder / PARTS_FOLDER / part.file
     if verify and (fault := fault_of(folder, part)) is not None:
         raise GradsiftError(
-            f"{path}: this part of the gradient store {fault}. Restore it, or capture again."
+            f"{path}: this part of the gradient store {fault}. Restore it, or run the same capture "
+            "command again, which records it anew."
         )
     with pq.ParquetFile(path) as file:
         stored = file.schema_arrow.names

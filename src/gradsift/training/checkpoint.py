@@ -28,6 +28,7 @@ MARKER = "whole.json"  # The file name is older than the word "complete".
 # Keys of the marker; its other values are numbers, for whoever resumes.
 STEP = "step"
 FILES = "files"
+MADE_WITH = "made_with"
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -48,10 +49,13 @@ class Checkpoint:
     about: dict[str, float]
 
 
-def resume_from(folder: Path, steps: Collection[int] | None = None) -> Checkpoint | None:
+def resume_from(
+    folder: Path, steps: Collection[int] | None = None, *, made_with: str
+) -> Checkpoint | None:
     """Return the newest whole checkpoint in a folder, or None where training begins anew.
 
-    Checkpoints that are newer are removed: those that are damaged or unfinished, with a warning,
+    Checkpoints that are newer are removed: those that are damaged, unfinished or of another
+    training than that which `made_with` is a digest of, with a warning,
     and those of other steps than `steps`, of which there are no records. The first process looks,
     and all return what it found.
 
@@ -59,10 +63,10 @@ def resume_from(folder: Path, steps: Collection[int] | None = None) -> Checkpoin
         GradsiftError: If the folder or something in it is a link: whatever is saved there would be
             written elsewhere.
     """
-    return _by_first_process(lambda: _newest_whole(folder, steps))
+    return _by_first_process(lambda: _newest_whole(folder, steps, made_with))
 
 
-def _newest_whole(folder: Path, steps: Collection[int] | None) -> Checkpoint | None:
+def _newest_whole(folder: Path, steps: Collection[int] | None, made_with: str) -> Checkpoint | None:
     whole = None
     require_no_link(folder)  # Before anything is removed in it.
     found = sorted(_checkpoints(folder).items(), reverse=True)
@@ -71,7 +75,7 @@ def _newest_whole(folder: Path, steps: Collection[int] | None) -> Checkpoint | N
             # It is checked once it is needed, and removed before the next one is written.
             continue
         if steps is None or step in steps:
-            whole = _whole_or_warn(path, step)
+            whole = _whole_or_warn(path, step, made_with)
         if whole is None:
             remove(path)
     _require_no_links(folder)
@@ -87,10 +91,10 @@ def _checkpoints(folder: Path) -> dict[int, Path]:
     return {int(match[1]): path for path, match in paths.items() if match}
 
 
-def _whole_or_warn(path: Path, step: int) -> Checkpoint | None:
+def _whole_or_warn(path: Path, step: int, made_with: str) -> Checkpoint | None:
     about: dict[str, float] = {}
     try:
-        about, files = _marked(path, step)
+        about, files = _marked(path, step, made_with)
         damage = first_damage(path, files, ignored=[MARKER])
     except GradsiftError as error:
         damage = str(error)
@@ -102,7 +106,9 @@ def _whole_or_warn(path: Path, step: int) -> Checkpoint | None:
     return None
 
 
-def _marked(path: Path, step: int) -> tuple[dict[str, float], dict[str, str] | None]:
+def _marked(
+    path: Path, step: int, made_with: str
+) -> tuple[dict[str, float], dict[str, str] | None]:
     """Read a marker: what was to be noted, and the digests of the files."""
     marker = path / MARKER
     for part in (path, marker):
@@ -113,7 +119,10 @@ def _marked(path: Path, step: int) -> tuple[dict[str, float], dict[str, str] | N
     about = read_json(marker)
     if not isinstance(about, dict) or about.get(STEP) != step:
         raise GradsiftError(f"{marker} is not that of step {step}")
-    files = about.pop(FILES, None)  # An earlier gradsift noted none.
+    # An earlier gradsift noted neither.
+    if about.pop(MADE_WITH, made_with) != made_with:
+        raise GradsiftError(f"{marker} is that of another training")
+    files = about.pop(FILES, None)
     digests = () if files is None else files.values() if isinstance(files, dict) else [files]
     if not all(isinstance(digest, str) for digest in digests):
         raise GradsiftError(f"{marker} holds something else than digests of files")
@@ -161,10 +170,20 @@ class SaveEvery(TrainerCallback):
         n_steps: int,
         flush: Callable[[int], None] | None = None,
         *,
+        made_with: str,
         last_too: bool = False,
         about: Callable[[], dict[str, object]] = dict,
     ):
-        """Flush is given the number of updates; `about` is for the marker, and whoever resumes."""
+        """Nothing is saved yet.
+
+        Args:
+            n_steps: Optimizer updates between two checkpoints.
+            flush: Is given the number of updates.
+            made_with: A digest of what determines the training: no other resumes from it.
+            last_too: Whether a checkpoint follows the last update, too.
+            about: For the marker, and whoever resumes.
+        """
+        self._made_with = made_with
         self._n_steps = n_steps
         self._flush = flush
         self._last_too = last_too
@@ -187,7 +206,8 @@ class SaveEvery(TrainerCallback):
         if state.is_world_process_zero:
             with writing(current):
                 sync_folder(current)
-                marks = {**self._about(), STEP: state.global_step, FILES: digests_of(current)}
+                marks = {**self._about(), STEP: state.global_step, MADE_WITH: self._made_with}
+                marks[FILES] = digests_of(current)
                 write_json(current / MARKER, marks)
         if self._flush is not None:
             self._flush(state.global_step)

@@ -122,7 +122,9 @@ class PreliminaryEpoch:
         records = RecordWriter(self.instances, writer, progress)
         can_skip = not uses_deepspeed(self.trainer.accelerator)
         self.trainer.add_callback(SkipNonFiniteSteps(records.step_is_finite, can_skip=can_skip))
-        self.trainer.add_callback(SaveEvery(self.steps_between(save_steps), records.flush))
+        self.trainer.add_callback(
+            SaveEvery(self.steps_between(save_steps), records.flush, made_with=writer.manifest.key)
+        )
         self.trainer.record_with(self.recorder, records.add)
         self._check_first_loss()
         with self.recorder:
@@ -134,7 +136,9 @@ class PreliminaryEpoch:
         self.clean_up()
         return EpochResult(tuple(curve), records.n_non_finite, records.n_skipped, resumed_at)
 
-    def train(self, *, save_steps: int | None, progress: Progress = no_progress) -> None:
+    def train(
+        self, *, made_with: str, save_steps: int | None, progress: Progress = no_progress
+    ) -> None:
         """Train the epoch without recording; resumes an earlier session.
 
         The last checkpoint stays, so that an interrupted scoring pass need not train again.
@@ -142,6 +146,7 @@ class PreliminaryEpoch:
         self._check_first_loss()
         train_without_recording(
             self.trainer,
+            made_with=made_with,
             passes=1,
             n_steps=self.n_steps,
             steps_between=self.steps_between(save_steps),
@@ -167,6 +172,6 @@ class PreliminaryEpoch:
         steps = {part.last_step for part in writer.manifest.parts}
         if damaged is not None:  # Where several processes train, each step has several parts.
             steps = {step for step in steps if step < damaged.last_step}
-        checkpoint = resume_from(self._work_dir, steps)
+        checkpoint = resume_from(self._work_dir, steps, made_with=writer.manifest.key)
         writer.keep_until(0 if checkpoint is None else checkpoint.step)
         return checkpoint

@@ -71,6 +71,7 @@ class FineTuned:
 def train_without_recording(
     trainer: RecordingSFTTrainer,
     *,
+    made_with: str,
     passes: float,
     n_steps: int,
     steps_between: int,
@@ -80,7 +81,7 @@ def train_without_recording(
 
     The last checkpoint stays, so that whatever comes after training can be interrupted, too.
     """
-    checkpoint = resume_from(Path(trainer.args.output_dir))
+    checkpoint = resume_from(Path(trainer.args.output_dir), made_with=made_with)
     before = {} if checkpoint is None else checkpoint.about
     done = {key: int(before.get(key, 0)) for key in ("n_instances", "n_tokens")}
     seconds_before, started = before.get("seconds", 0.0), time.perf_counter()
@@ -105,6 +106,7 @@ def train_without_recording(
         SaveEvery(
             steps_between,
             lambda _: tell_kept(progress),
+            made_with=made_with,
             last_too=True,
             about=lambda: {**done, "seconds": seconds()},
         )
@@ -145,13 +147,14 @@ def fine_tune(
     save_steps: int | None = None,
     save_to: Path | None = None,
     label: str,
+    made_with: str = "",
     progress: Progress = no_progress,
 ) -> FineTuned:
     """Train a model in place; resumes from the last whole checkpoint in `work_dir`.
 
     The last checkpoint stays in `work_dir`, so that an evaluation can be interrupted without
     training again: whoever calls removes it. `save_to` gets weights (of LoRA, adapters only) and
-    tokenizer; `label` names the training in errors.
+    tokenizer; `label` names the training in errors; `made_with` is a digest of what determines it.
     """
     # Before the trainer: making a configuration resets what accelerate knows.
     n_steps = settings.max_steps or steps_of(len(instances), settings.epochs, settings)
@@ -159,6 +162,7 @@ def fine_tune(
     trainer = RecordingSFTTrainer(model, tokenizer, instances, settings, work_dir)
     training = train_without_recording(
         trainer,
+        made_with=made_with,
         passes=passes,
         n_steps=n_steps,
         steps_between=save_steps or -(-n_steps // N_CHECKPOINTS),

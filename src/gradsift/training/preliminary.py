@@ -146,7 +146,8 @@ def _train_and_score(
 ) -> int:
     if config.warmup_fraction > 0:
         logger.info(f"training on {len(epoch.instances)} of {len(instances)} instances")
-        epoch.train(save_steps=config.save_steps, progress=progress)
+        key = writer.manifest.key
+        epoch.train(made_with=key, save_steps=config.save_steps, progress=progress)
         logger.info("scoring all instances")
     n_non_finite = record_with_frozen_weights(
         epoch.trainer,
