@@ -36,7 +36,7 @@ def test_settings_of_another_run(run, other, capsys, world):
     with pytest.raises(gs.GradsiftError, match=r"config\.yaml: says sft .*, but the run was captured with"):
         gs.train(run, arm="full", epochs=1)
     own = world / "run" / "config.yaml"
-    code, _, err = invoke(capsys, "run", "--config", own, "--out", run)
+    code, _, err = invoke(capsys, "capture", "--config", own, "--out", run)
     assert (code, "It is made again." in err) == (0, True), err
     assert Run(run).config.seed == 0
 
