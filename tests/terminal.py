@@ -19,9 +19,16 @@ def heed_signals():
 
 
 def in_terminal(
-    arguments, *, at=None, number=signal.SIGINT, columns=80, timeout=120, **environment
+    arguments,
+    *,
+    program=sys.executable,
+    at=None,
+    number=signal.SIGINT,
+    columns=80,
+    timeout=120,
+    **environment,
 ):
-    """Run Python with these arguments in a terminal; return exit code, seconds, what it shows.
+    """Run Python, or another program, in a terminal; return exit code, seconds, what it shows.
 
     As soon as the regular expression `at` is shown, Ctrl-C is typed, or the signal `number` sent;
     the seconds are from there (None without) to the end.
@@ -30,7 +37,7 @@ def in_terminal(
     if pid == 0:
         heed_signals()
         os.environ.update(environment, COLUMNS=str(columns))
-        os.execve(sys.executable, [sys.executable, *map(str, arguments)], os.environ)
+        os.execvpe(program, [program, *map(str, arguments)], os.environ)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     shown, sent, deadline = b"", None, time.monotonic() + timeout
     while time.monotonic() < deadline:

@@ -55,14 +55,28 @@ def test_lines_tell_the_stage_and_a_time_left_of_this_session(display, clock, ca
 def test_what_is_said_of_an_interrupted_stage(display):
     assert display.stopped() is None
     progress = stage(display, "")
-    progress(16, 40, 1600, 4000)
-    assert display.stopped() == "stopped after 16 of 40 rows; the same command resumes"
+    progress(0, 40, 0, 4000)
+    progress(10, 40, 1000, 4000)
+    again = "; the same command begins with them again (none is kept yet)"
+    assert display.stopped() == "stopped after 10 of 40 rows" + again
     tell_kept(progress)
-    progress(18, 40, 1800, 4000)
-    said = "stopped after 18 of 40 rows; the same command resumes (16 of them are kept)"
+    progress(40, 40, 4000, 4000)
+    said = "stopped after 40 of 40 rows; the same command resumes (10 of them are kept)"
     assert display.stopped() == said
-    stage(display, "answered")(1, 9, 10, 90)
-    assert display.stopped() == "stopped after 1 of 9 rows answered; the same command resumes"
+    tell_kept(progress)
+    said = "stopped after all 40 rows, which are kept; the same command goes on with what follows"
+    assert display.stopped() == said
+    stage(display, "answered")(0, 9, 0, 90)
+    assert display.stopped() == "stopped after 0 of 9 rows answered" + again
+    stage(display, "answered")(9, 9, 90, 90)
+    tell_kept(display)
+    assert "after all 9 rows answered, which are kept" in display.stopped()
+    # What it begins with, it has from the disk.
+    progress = stage(display, "scored")
+    progress(4, 9, 40, 90)
+    progress(5, 9, 50, 90)
+    said = "stopped after 5 of 9 rows scored; the same command resumes (4 of them are kept)"
+    assert display.stopped() == said
 
 
 def test_a_function_of_the_callers_own_is_called_as_ever():

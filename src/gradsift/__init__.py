@@ -5,7 +5,6 @@ torch. Type checkers read __init__.pyi, which is written from the settings in co
 """
 
 from importlib import import_module
-from typing import Any
 
 from gradsift.version import __version__
 
@@ -51,7 +50,7 @@ _RENAMED = {"Settings": "SelectionConfig", "losses": "reference_losses"}
 __all__ = ["__version__", *PUBLIC]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _RENAMED:
         raise AttributeError(f"gradsift.{name} is now called gradsift.{_RENAMED[name]}")
     if name not in PUBLIC:

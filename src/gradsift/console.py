@@ -73,14 +73,14 @@ class _Standing:
 
     Attributes:
         done: What was done with the rows that are: "scored"; "" where that needs no word.
-        kept: Rows of them that are on the disk; None if that is not known.
+        kept: Rows of them that are on the disk.
     """
 
     done: str
     n_rows: int
     all_rows: int
     n_tokens: int
-    kept: int | None
+    kept: int
     speed: float
     seconds_left: float | None
     at: float
@@ -101,7 +101,7 @@ class Display:
         """`standing` is where that of the last stage is kept, for all stages of a command."""
         self._screen, self._done = screen, done
         self._standing: list[_Standing] = [] if standing is None else standing
-        self._kept: int | None = None
+        self._kept = 0
         self._first: tuple[float, int] | None = None
         self._last = 0
 
@@ -120,6 +120,7 @@ class Display:
         # Counted anew where the same function is used for another stage.
         if self._first is None or n_tokens < self._last:
             self._first = now, n_tokens
+            self._kept = n_rows  # What a stage begins with, it has from the disk.
         self._last = n_tokens
         seconds, tokens = now - self._first[0], n_tokens - self._first[1]
         speed = tokens / seconds if seconds > 0 else 0.0
@@ -134,9 +135,13 @@ class Display:
         if not self._standing:
             return None
         now = self._standing[0]
-        kept = "" if now.kept is None else f" ({now.kept} of them are kept)"
-        after = f"stopped after {now.n_rows} of {now.all_rows} {now.rows}"
-        return f"{after}; the same command resumes{kept}"
+        if now.kept == now.all_rows:
+            what = f"stopped after all {now.all_rows} {now.rows}, which are kept"
+            return f"{what}; the same command goes on with what follows"
+        after = f"stopped after {now.n_rows} of {now.all_rows} {now.rows}; the same command"
+        if now.kept == 0:
+            return f"{after} begins with them again (none is kept yet)"
+        return f"{after} resumes ({now.kept} of them are kept)"
 
     @property
     def hides_cursor(self) -> bool:

@@ -21,7 +21,7 @@ def stage(progress: Progress, done: str) -> Progress:
 
 
 def tell_kept(progress: Progress) -> None:
-    """Tell a display that all rows done so far are on the disk."""
+    """Tell a display that all rows done so far are on the disk; those it begins with always are."""
     kept = getattr(progress, "kept", None)
     if kept is not None:
         kept()

@@ -6,8 +6,12 @@ import re
 from collections.abc import Iterable
 
 # What a terminal obeys, or shows as other than it is: control characters (C0, DEL, C1), separators
-# of lines, what turns the direction of writing; and halves of characters, which cannot be printed.
-_NOT_TO_BE_PRINTED = "\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+# of lines, what turns the direction of writing, what is not seen at all (but U+200C and U+200D,
+# which words and signs are made with); and halves of characters, which cannot be printed.
+_NOT_TO_BE_PRINTED = (
+    "\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e007f"
+)
 _CONTROL = re.compile(f"[{_NOT_TO_BE_PRINTED}]")
 _CONTROL_BUT_NEWLINE = re.compile(f"(?!\n)[{_NOT_TO_BE_PRINTED}]")
 
@@ -29,12 +33,26 @@ def joined(lines: Iterable[str]) -> str:
 
 def printable_json(text: str) -> str:
     r"""Return JSON that says the same, with control characters inside its texts as \u009b."""
-    return _CONTROL_BUT_NEWLINE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    # JSON counts in units of UTF-16.
+    return _CONTROL_BUT_NEWLINE.sub(
+        lambda match: re.sub(
+            r"....", r"\\u\g<0>", match[0].encode("utf-16-be", "surrogatepass").hex()
+        ),
+        text,
+    )
+
+
+def one_line(error: object) -> str:
+    """Return what an error of a library says in a line: its lines are joined, and no more.
+
+    A name in it stays as it is, so that it can be used once it is escaped.
+    """
+    return re.sub(r"(?:[ \t]*\n)+[ \t]*", " ", str(error).strip()) or type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 def few(names: Iterable[object], n: int = 20) -> str:
@@ -48,6 +66,6 @@ def short(text: object, n: int = 200) -> str:
     """Return what messages show of a text: one line, and no more than its first characters."""
     text = str(text)
     # Only the beginning is split into words: a value may be as long as a file.
-    line = " ".join(text[: 2 * n].split())
+    line = re.sub(r"[ \t\n]+", " ", text[: 2 * n].strip(" \t\n"))
     line = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
     return line if len(text) <= 2 * n and len(line) <= n else line[:n] + "…"

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from gradsift.errors import GradsiftError
+from gradsift.wording import one_line
 
 # Far above what settings, task files and the front matter of dataset cards come to.
 MOST_BYTES = 2_000_000
@@ -57,18 +58,14 @@ def parse_yaml(text: str, where: str) -> Any:
         raise GradsiftError(f"{where}: {error}") from None
     except yaml.composer.ComposerError as error:
         if "single document" not in str(error):
-            raise GradsiftError(f"{where}: not YAML: {_one_line(error)}") from None
+            raise GradsiftError(f"{where}: not YAML: {one_line(error)}") from None
         line = error.problem_mark.line + 1
         raise GradsiftError(
             f"{where}: a second YAML document begins in line {line} (---): put the settings of "
             "both into one, or into files of their own."
         ) from None
     except yaml.YAMLError as error:
-        raise GradsiftError(f"{where}: not YAML: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise GradsiftError(f"{where}: not YAML: {one_line(error)}") from None
 
 
 class _NotTakenError(ValueError):

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import pyarrow as pa
 import pytest
@@ -79,7 +80,25 @@ def test_what_was_met_on_the_way_is_not_what_is_told(tmp_path):
     assert (code, line) == (2, "own words")
 
 
-@pytest.mark.parametrize("arguments", [["settings"], ["settings", "--json"], ["--help"]])
+@pytest.mark.parametrize(
+    "name", ["a  b", "a\r\nb", "a\x85b", "a\u2028b", "a\x1cb", "a\tb"], ids=ascii
+)
+@pytest.mark.parametrize(
+    "error", [lambda path: GradsiftError(f"{path}: is no file"),
+              lambda path: FileNotFoundError(2, "is no file", path), PackageNotFoundError],
+    ids=["own", "of the system", "a mistake"],
+)  # fmt: skip
+def test_a_name_stays_the_name(error, name):
+    _, line = told(error(name), [])
+    if error is PackageNotFoundError:  # Lines of libraries are joined.
+        name = name.replace("\n", " ")
+    assert name in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["settings"], ["settings", "--json"], ["--help"], ["run", "--help"], ["--version"]],
+)
 def test_a_full_stdout(arguments):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -88,7 +107,24 @@ def test_a_full_stdout(arguments):
         )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "No space left on device" in done.stderr
+    assert done.stderr == "gradsift: stdout: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed", "code", "said"),
+    [
+        (["settings", "--json"], 1, 2, "gradsift: stdout: closed: nothing could be shown\n"),
+        (["--help"], 1, 2, "gradsift: stdout: closed: nothing could be shown\n"),
+        (["settings", "nonsense"], 2, 2, ""),
+        (["settings"], 2, 0, ""),
+    ],
+)
+def test_a_closed_stream(arguments, closed, code, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "gradsift", *arguments], capture_output=True, text=True,
+        preexec_fn=lambda: os.close(closed),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, said)
 
 
 @pytest.mark.parametrize("arguments", [["settings"], ["--help"]])

@@ -13,10 +13,13 @@ from terminal import gradsift
 from tiny import save_tiny
 
 TITLE = "\x1b]0;taken\x07"
-BAD = f"{TITLE}\x9b31m\u202egnp.exe\u2066\u2028\x7f\r\b\t"
+BAD = f"{TITLE}\x9b31m\u202egnp.exe\u2066\u2028\x7f\r\b\t\u200f\U000e0041"
 FORGED = "a\nwarning: forged"
 # Everything that none of gradsift's own lines has; \n is its own.
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+CONTROL = re.compile(
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    r"\U000e0000-\U000e007f]"
+)
 
 
 def rows():
@@ -133,6 +136,7 @@ def test_any_encoding(captured, environment):
 
 
 ALL = "".join(map(chr, range(0x20))) + "\x7f\x80\x9b\u2028\u2029\u202e\u2069\udfff\ud800"
+ALL += "\u061c\u200b\u200e\u200f\ufeff\U000e0041"
 
 
 def test_every_control_character_is_escaped():

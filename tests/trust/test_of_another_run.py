@@ -33,7 +33,9 @@ def run(world, tmp_path):
 
 def test_settings_of_another_run(run, other, capsys, world):
     shutil.copy(other / "seed/config.yaml", run)
-    with pytest.raises(gs.GradsiftError, match=r"config\.yaml: says sft .*, but the run was captured with"):
+    with pytest.raises(
+        gs.GradsiftError, match=r"config\.yaml: says sft .*, but the run was captured with"
+    ):
         gs.train(run, arm="full", epochs=1)
     own = world / "run" / "config.yaml"
     code, _, err = invoke(capsys, "capture", "--config", own, "--out", run)

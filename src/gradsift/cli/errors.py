@@ -21,7 +21,7 @@ from gradsift import config as groups
 from gradsift.cli.options import SETTINGS
 from gradsift.errors import GradsiftError
 from gradsift.schema import RENAMED, extra_of, fields_of, nearest, values_renamed
-from gradsift.wording import first_line, short
+from gradsift.wording import first_line, one_line, short
 
 UsageError = typer.BadParameter.__base__
 # Options of before whose setting has another name.
@@ -56,11 +56,11 @@ def told(error: Exception, arguments: Sequence[str]) -> tuple[int, str]:
     if isinstance(error, UsageError):
         return 2, _usage(error, arguments)
     if isinstance(error, GradsiftError):
-        return 2, with_flags(" ".join(str(error).split()), arguments)
+        return 2, with_flags(str(error), arguments)
     if (line := _of_the_system(error, arguments)) is not None:
         return 2, line
     if (package := _missing(error)) is not None:
-        what = " ".join(str(error).split())
+        what = one_line(error)
         return 2, f"{what}. This command needs more packages: pip install '{package}'"
     if type(error).__name__ == "OutOfMemoryError":
         return 2, (
@@ -71,7 +71,7 @@ def told(error: Exception, arguments: Sequence[str]) -> tuple[int, str]:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if f"{os.sep}gradsift{os.sep}" in frame.filename]
     at = f" in {Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
-    what = " ".join(str(error).split())
+    what = one_line(error)
     return 1, (
         f"{type(error).__name__}{at}: {what}. This is a mistake of gradsift's own: please report "
         "it, with the command and what --debug shows. What was computed so far is kept."

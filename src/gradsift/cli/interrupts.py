@@ -13,19 +13,19 @@ import signal
 import socket
 import threading
 import time
-from typing import Any
 
 from gradsift.progress import is_first_process
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP.
-NOTHING_LOST = "stopped; nothing was lost, run the same command again"
+# Of any command: it may have been at nothing that is kept, or be resumed.
+STOPPED = "stopped; nothing on the disk is harmed, run the same command again"
 ENDING = "stopped; the command was done"
 # A terminal that was halted (Ctrl-S) or a full pipe must not hold the process.
 SECONDS_TO_SPEAK = 0.5
 SHOW_CURSOR = "\x1b[?25h"
 
 _stopping = threading.Lock()
-_display: Any = None
+_display: object = None
 _done = False
 
 
@@ -37,19 +37,27 @@ def listen() -> None:
     numbers = {getattr(signal, name) for name in NAMES if hasattr(signal, name)}
     # nohup ignores SIGHUP, and a shell SIGINT for what runs in the background.
     numbers = {number for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    for number in numbers:
+        signal.signal(number, lambda signum, _: _stop(signum))
+    _open_standard_streams()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     # A byte comes out of it as soon as there is a signal, whatever the main thread is busy with.
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    # It does what the handlers do; they come late, but stay if a library takes the wakeup away.
     threading.Thread(target=_watch, args=(reader, writer, numbers), daemon=True).start()
-    for number in numbers:
-        # Does nothing more than the watcher; it is there in case a library takes the wakeup away.
-        signal.signal(number, lambda signum, _: _stop(signum))
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: _forget(numbers))
 
 
-def show_with(display: Any) -> None:
+def _open_standard_streams() -> None:
+    """Open what is closed (2>&-): the next file would get its number, and all that is said."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
+def show_with(display: object) -> None:
     """Say with the help of this `console.Display` how far the command is, if it is stopped."""
     global _display
     _display = display
@@ -76,13 +84,33 @@ def _stop(number: int) -> None:
         speaker.join(SECONDS_TO_SPEAK)
     else:  # The same signal, in the other thread; or one more.
         time.sleep(SECONDS_TO_SPEAK)
+    if hasattr(os, "getpgrp") and os.getpgrp() != os.getpid():
+        _die_of(number)
     os._exit(128 + number)
+
+
+def _die_of(number: int) -> None:
+    """Die of the signal itself, if the C library lets us; a shell shows 128 + number, too.
+
+    A script's shell gets the same Ctrl-C. It goes on with its next command where this one exits
+    with a code, which may be its answer, and stops where it dies of the signal. An interactive
+    shell puts each command into a process group of its own and needs no such hint.
+    """
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        # Not signal.signal: it works in the main thread only, which may be busy in C.
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        libc.signal(number, None)  # SIG_DFL
+        os.kill(os.getpid(), number)
+        time.sleep(SECONDS_TO_SPEAK)
 
 
 def _speak() -> None:
     if not is_first_process():
         return
-    line = ENDING if _done else NOTHING_LOST
+    line = ENDING if _done else STOPPED
     before = ""
     if hasattr(_display, "stopped"):
         line = line if _done else _display.stopped() or line

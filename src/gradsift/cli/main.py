@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -92,6 +93,10 @@ def _show(result: Any, as_json: bool) -> None:
             with_flags(line, sys.argv) if line.startswith(advice) else line
             for line in printable(result.text()).split("\n")
         )
+    _echo(text)
+
+
+def _echo(text: str) -> None:
     try:
         typer.echo(text)
     except OSError as error:
@@ -101,7 +106,7 @@ def _show(result: Any, as_json: bool) -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(load("version").__version__)
+        _echo(load("version").__version__)
         raise typer.Exit
 
 
@@ -414,12 +419,18 @@ def main() -> None:
     """
     debug = "--debug" in sys.argv[1:]
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    shows_nothing = sys.stdout is None
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # Closed (>&-); many a library takes it that they are not.
+            setattr(sys, name, open(os.devnull, "w"))  # ruff: ignore[open-file-with-context-handler]
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # Not where a test or a notebook has put its own.
             stream.reconfigure(errors="backslashreplace")
     try:
         code = app(arguments, standalone_mode=False)
         sys.stdout.flush()
+        if shows_nothing:
+            raise OSError(errno.EBADF, "closed: nothing could be shown", "stdout")
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
@@ -427,11 +438,13 @@ def main() -> None:
     except Exception as error:
         if debug:
             typer.echo(printable(traceback.format_exc()), err=True)
+        if isinstance(error, OSError) and "--help" in arguments:  # Which typer writes.
+            error.filename = "stdout"
         code, line = told(error, arguments)
         if line:
             typer.echo(f"gradsift: {in_line(line)}", err=True)
     if code == 130:
-        typer.echo(f"gradsift: {interrupts.NOTHING_LOST}", err=True)
+        typer.echo(f"gradsift: {interrupts.STOPPED}", err=True)
     _give_up_stdout_if_it_is_full()
     interrupts.ended()
     if code:

@@ -105,7 +105,6 @@ def _compute(run: Run, progress: Progress) -> int:
         if n_done:
             logger.info(f"resumes: {n_done} of {all_rows} rows have reference losses")
         progress(n_done, all_rows, n_tokens, all_tokens)
-        tell_kept(progress)
     model = on_best_device(load_model(run.model).eval()) if to_do else None
     for start in range(0, len(to_do), ROWS_IN_A_PART):
         part, losses = to_do[start : start + ROWS_IN_A_PART], []

@@ -25,7 +25,7 @@ from gradsift.comparison.training_runs import (
 from gradsift.config import ArmTrainingConfig
 from gradsift.errors import GradsiftError
 from gradsift.files import remove, write_text
-from gradsift.progress import Progress, no_progress
+from gradsift.progress import Progress, no_progress, tell_kept
 from gradsift.run_folder import Run
 from gradsift.seals import read_json, sha256_of, write_json
 from gradsift.training.cost import duration
@@ -226,6 +226,7 @@ class Experiment:
             "answers_sha256": sha256_of(answers_file),
         }
         write_json(training_run.folder / SCORES, result)
+        tell_kept(self.progress)
         remove(training_run.checkpoints)
         return result
 

@@ -34,6 +34,7 @@ from gradsift.progress import Progress, no_progress, stage
 from gradsift.run_folder import Run
 from gradsift.seals import short_sha256
 from gradsift.terms import IGNORED_LABEL
+from gradsift.wording import one_line
 
 MOST_NEW_TOKENS = 256
 # Raised when the same model would be given other scores by a newer gradsift; but not for how its
@@ -262,7 +263,7 @@ def _windows(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise GradsiftError(f"`general` {path}: cannot be read ({error}).") from None
+        raise GradsiftError(f"`general` {path}: cannot be read ({one_line(error)}).") from None
     return windows_of(text, tokenizer)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gradsift.errors import GradsiftError
+from gradsift.wording import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -142,4 +143,4 @@ def _actual(conversation: Sequence[dict[str, str]], tokenizer: PreTrainedTokeniz
     try:
         return f"{render(conversation[:-1], True)} … {render(conversation, False)}"
     except Exception as error:  # A template is a program of its author's: it may raise anything.
-        return f"an error ({error})"
+        return f"an error ({one_line(error)})"

@@ -32,7 +32,7 @@ from gradsift.errors import GradsiftError
 from gradsift.evaluation.shared_prefix import SharedPrefixLM
 from gradsift.evaluation.task_files import load_task_file, sandboxed
 from gradsift.seals import short_sha256
-from gradsift.wording import few
+from gradsift.wording import few, one_line
 
 # What is read of each item: the first of these that a task has.
 TASK_METRICS = ("acc", "exact_match", "em", "f1", "acc_norm")
@@ -98,7 +98,7 @@ def _loaded(load: Callable[[], Any], what: str) -> Any:
     except (GradsiftError, SecurityError):
         raise
     except Exception as error:  # Whatever its datasets, their builders and the hub raise.
-        raise GradsiftError(f"`general`: {what} cannot be loaded: {error}") from error
+        raise GradsiftError(f"`general`: {what} cannot be loaded: {one_line(error)}") from error
 
 
 def score_tasks(
@@ -147,7 +147,9 @@ def questions(task: Any, limit: int | None) -> list[object]:
         raise
     except Exception as error:  # A template of the task's author, over data of anybody's.
         name = task.get_config("task")
-        raise GradsiftError(f"`general` {name}: an item cannot be written: {error}") from error
+        raise GradsiftError(
+            f"`general` {name}: an item cannot be written: {one_line(error)}"
+        ) from error
     return [task.get_config("num_fewshot"), task.OUTPUT_TYPE, items]
 
 

@@ -80,7 +80,7 @@ def _newest_whole(folder: Path, steps: Collection[int] | None, made_with: str) -
             remove(path)
     _require_no_links(folder)
     if whole is not None:
-        logger.info(f"resuming after {whole.step} optimizer steps")
+        logger.debug(f"resuming after {whole.step} optimizer steps")
     elif found or steps:
         logger.warning(f"{folder}: no whole checkpoint is there; training begins anew")
     return whole

@@ -115,7 +115,6 @@ def train_without_recording(
         n_rows = min(done["n_instances"], all_rows)
         logger.info(f"resumes: {n_rows} of {all_rows} rows are trained on")
     report()
-    tell_kept(progress)
     if checkpoint is not None and checkpoint.step >= n_steps and not trainer.saves_in_parts:
         # transformers makes one step more where the last one was not the end of a pass.
         trainer.take_up(checkpoint.path)

@@ -61,7 +61,6 @@ class RecordWriter:
         if self._added_ids:
             logger.info(f"resumes: {len(self._added_ids)} of {len(instances)} rows are recorded")
         self._report(len(self._added_ids))
-        tell_kept(progress)
 
     def _report(self, n_rows: int) -> None:
         all_rows = len(self._instances)

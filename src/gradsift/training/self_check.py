@@ -27,6 +27,7 @@ from gradsift.terms import CaptureMethod, LoopMethod, RecordingMethod
 from gradsift.training.layers import base_model, require_method, track, without_dropout
 from gradsift.training.quantized import coupling_of
 from gradsift.training.trainer import RecordingSFTTrainer
+from gradsift.wording import one_line
 
 METHODS: tuple[RecordingMethod, ...] = get_args(CaptureMethod)
 LOOP_METHODS: tuple[RecordingMethod, ...] = get_args(LoopMethod)
@@ -92,7 +93,7 @@ def first_that_passes(
             except _DOES_NOT_FIT as error:
                 kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
                 name = method if len(backends) == 1 else f"{method}, {backend.name}"
-                failures[name] = kind + " ".join(str(error).split())
+                failures[name] = kind + one_line(error)
             else:
                 return recorder, replace(result, tried=failures)
     _require_finite_weights(model)  # Before the recording method is blamed.

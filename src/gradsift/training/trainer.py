@@ -43,6 +43,7 @@ from gradsift.training.saving import SavingTrainer
 from gradsift.training.settings.lora import adapting, lora_config
 from gradsift.training.settings.tokenizer import changes_eos
 from gradsift.training.settings.trainer import TrainerSettings, sft_config
+from gradsift.wording import one_line
 
 
 class RecordingSFTTrainer(SavingTrainer):
@@ -123,7 +124,7 @@ class RecordingSFTTrainer(SavingTrainer):
         except GradsiftError:
             raise
         except (ImportError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise GradsiftError(f"trl refuses the `sft` settings or the model: {reason}") from error
 
     @property

@@ -30,7 +30,7 @@ from gradsift.training.settings.known import (
     refused_of_sft,
     unknown_fields,
 )
-from gradsift.wording import short
+from gradsift.wording import one_line, short
 
 MAPPINGS = (
     "lr_scheduler_kwargs",
@@ -296,11 +296,7 @@ def _require_checkpointing(config: SFTConfig, sft: Mapping[str, object]) -> None
             value = torch.zeros(1, requires_grad=True)
             checkpoint(torch.neg, value, **{"use_reentrant": False, **sft[key]})
         except Exception as error:  # In its own ways.
-            raise GradsiftError(f"sft settings ({given(sft, [key])}): {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+            raise GradsiftError(f"sft settings ({given(sft, [key])}): {one_line(error)}") from error
 
 
 def _require_rows_dealt_once(config: SFTConfig) -> None:
@@ -326,7 +322,7 @@ def _require_loader(config: SFTConfig, sft: Mapping[str, object]) -> None:
         )
     except (ValueError, TypeError, AssertionError) as error:
         raise GradsiftError(
-            f"sft settings ({given(sft, LOADER_SETTINGS)}): {_reason(error)}"
+            f"sft settings ({given(sft, LOADER_SETTINGS)}): {one_line(error)}"
         ) from error
 
 
@@ -371,7 +367,7 @@ def _require_steps(config: SFTConfig, sft: Mapping[str, object]) -> None:
         )
     # Each optimizer and schedule refuses in its own way.
     except Exception as error:
-        reason = _reason(error)
+        reason = one_line(error)
         raise GradsiftError(f"sft settings ({given(sft, STEP_SETTINGS)}): {reason}") from error
 
 

@@ -27,7 +27,7 @@ from gradsift.training.settings.known import (
     refused_of_lora,
     unknown_fields,
 )
-from gradsift.wording import few
+from gradsift.wording import few, one_line
 
 ALL_LINEAR = "all-linear"
 DEFAULTS = {"task_type": "CAUSAL_LM", "target_modules": ALL_LINEAR}
@@ -129,7 +129,7 @@ def _errors_of_peft(lora: Mapping[str, object]) -> Generator[None, None, None]:
         if not _is_of_peft(error):
             raise
         values = ", ".join(f"{key}: {value!r}" for key, value in lora.items()) or "all defaults"
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise GradsiftError(f"lora settings ({values}): peft refuses: {reason}") from error
 
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
 from gradsift.training.settings.known import TOKENIZER_SETTINGS
-from gradsift.wording import few, first_line
+from gradsift.wording import few, first_line, one_line
 
 TEMPLATE_FILES = (".jinja", ".j2")
 N_SHOWN = 5
@@ -72,7 +72,7 @@ def _take_template(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
         try:
             tokenizer.chat_template = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise GradsiftError(f"{where} cannot be read ({error}).") from error
+            raise GradsiftError(f"{where} cannot be read ({one_line(error)}).") from error
         return
     if path.is_file():
         raise GradsiftError(

@@ -16,6 +16,7 @@ from gradsift.errors import GradsiftError
 from gradsift.training.settings.checks import given, require_config, require_values, without_effect
 from gradsift.training.settings.known import SFT_PASSED, TOKENIZER_SETTINGS
 from gradsift.training.settings.lora import lora_config
+from gradsift.wording import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def sft_config(settings: TrainerSettings, output_dir: Path) -> SFTConfig:
             )
         # A file that a setting names may be missing, or no JSON.
         except (TypeError, ValueError, ImportError, OSError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise GradsiftError(f"sft settings ({given(passed, passed)}): {reason}") from error
     if config.activation_offloading and on_cpu:
         raise GradsiftError(
