@@ -217,7 +217,7 @@ MISTAKES = [
      "budget 'x' is not understood"),
     (["run", "--config", "{truth}"], "budget is True"),
     (["capture", "{data}", "--model", "{cut}", "--out", "{new}"], "cannot load the model"),
-    (["capture", "{data}", "--model", "{model}", "--out", "{own}"], "a config.yaml but no run"),
+    (["capture", "{data}", "--model", "{model}", "--out", "{own}"], "holds config.yaml but no run"),
     (["capture", "{data}", "--model", "{model}", "--out", "{new}", "--sft", "optim=[1"],
      "neither JSON nor YAML"),
     (["explain", "{run}", "row3", "--name", "nope"], "no selection 'nope'; there are: grads"),

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import stat
 
 import pytest
 
+import gradsift as gs
 from gradsift.signatures import is_signed, key_file, sign
 
 CONTENT = {"data": {"name": "/a/b", "parts": [1, None]}, "data_sha256": "x"}
@@ -46,10 +48,14 @@ def test_processes_that_begin_at_once_have_one_key():
         assert len(set(pool.map(sign, [CONTENT] * 16, chunksize=1))) == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"short", b"x" * 33])
-def test_a_key_that_is_none_signs_nothing(content):
+@pytest.mark.parametrize("content", [b"", b"short", b"x" * 33, None])
+def test_a_key_that_is_none_signs_nothing_and_says_so(content):
     key_file().parent.mkdir(parents=True)
-    key_file().write_bytes(content)
-    with pytest.raises(OSError, match="expected 32"):
+    if content is None:
+        os.mkfifo(key_file())
+    else:
+        key_file().write_bytes(content)
+    with pytest.raises(OSError, match=r"expected 32|is no file"):
         sign(CONTENT)
-    assert not is_signed(CONTENT, "a" * 64)
+    with pytest.raises(gs.GradsiftError, match=r"gradsift/key: the key .* cannot be used \("):
+        is_signed(CONTENT, "a" * 64)

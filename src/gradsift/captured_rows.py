@@ -6,15 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from gradsift.config import RunConfig
 from gradsift.data.containers.rows import fingerprint
 from gradsift.data.containers.sources import (
     KEPT_LINES,
     KEPT_TABLE,
+    PLAIN,
     Source,
     find_source,
+    require_own_parts,
     require_plain_files,
     require_same_files,
 )
@@ -23,6 +27,9 @@ from gradsift.data.formats import Columns
 from gradsift.data.pool import Pool, read_pool
 from gradsift.errors import GradsiftError
 from gradsift.signatures import is_signed
+from gradsift.store.manifest import MANIFEST_NAME, Manifest
+
+T = TypeVar("T")
 
 
 class CapturedRows:
@@ -36,7 +43,7 @@ class CapturedRows:
     def __init__(
         self,
         folder: Path,
-        about: Mapping[str, Any],
+        manifest: Manifest,
         *,
         named: str | Sequence[str] | None,
         is_own: bool,
@@ -45,27 +52,39 @@ class CapturedRows:
 
         Args:
             folder: The run folder.
-            about: From its manifest.
+            manifest: Its manifest.
             named: Where the user says that they are, if the user says it.
             is_own: Whether the run's settings are the user's own, not read from the folder.
 
         Raises:
             GradsiftError: If the manifest does not say.
         """
+        about = manifest.about
         if not about.keys() >= {"data", "data_sha256", "row_format", "columns"}:
             raise GradsiftError(
                 f"{folder}: does not say which rows it was recorded from. Record with `pool`, the "
                 "rows from load_pool, to select some of them."
             )
-        self._folder, self._about = folder, about
+        self._folder, self._about, self._identity = folder, about, manifest.identity
         self._named, self._is_own = named, is_own
         self.row_format: str = about["row_format"]
-        self.columns = Columns(**about["columns"])
+        # A stranger's may have any shape.
+        self.columns = self._said("columns", Columns)
+        self._captured = self._said("data", Source)
+
+    def _said(self, key: str, kind: type[T]) -> T:
+        try:
+            return TypeAdapter(kind).validate_python(self._about[key])
+        except ValidationError as error:
+            raise GradsiftError(
+                f"{self._folder / MANIFEST_NAME}: this is not a readable manifest (about.{key}: "
+                f"{error.errors()[0]['msg']}). Restore it, or capture into a new folder."
+            ) from None
 
     @cached_property
     def source(self) -> Source:
         """Where they are."""
-        source = Source.of(self._about["data"])
+        source = self._captured
         if self._named is None:
             return replace(source, name=kept_in(self._folder, source.name))
         names = [self._named] if isinstance(self._named, str) else [*self._named]
@@ -92,6 +111,8 @@ class CapturedRows:
         """
         source = self.source
         self._require_own()
+        for part in source.parts or (source,):
+            require_own_parts(part)
         if config is not None and self._named is None and not self._is_own:
             self._require_same_names(config)
         require_same_files(source)
@@ -104,6 +125,12 @@ class CapturedRows:
             )
         require_plain_files(source)
         found, expected = fingerprint(source), self._about["data_sha256"]
+        if found != expected and self._named is not None:
+            raise GradsiftError(
+                f"{source.name}: is not what was captured (its SHA-256 is {found[:16]}…, expected "
+                f"{expected[:16]}…). The rows of this run were in "
+                f"{_shown(_names_of(self._captured))}."
+            )
         if found != expected:
             raise GradsiftError(
                 f"{source.name}: changed since the capture (SHA-256 is {found[:16]}…, the store "
@@ -116,18 +143,28 @@ class CapturedRows:
 
         A folder from somebody else could name any file of the user's.
         """
-        signed = {key: self._about.get(key) for key in ("data", "data_sha256")}
-        inside = all(
-            part.path.parent == self._folder and not part.path.is_symlink()
-            for part in self.source.parts or (self.source,)
-        )
-        named = self._is_own or self._named is not None or inside
-        if not named and not is_signed(signed, self._about.get("signed")):
+        named = self._is_own or self._named is not None or self._lies_inside()
+        if not named and not self._is_signed():
             raise GradsiftError(
                 f"{self._folder}: was captured elsewhere, or by an earlier gradsift; its rows are "
                 f"in {self.names}. If that is the file that is meant, give `data`; or run the "
                 "same capture again, which makes it your own."
             )
+
+    def _lies_inside(self) -> bool:
+        """Return whether the rows are one plain file in the folder, which leads nowhere else."""
+        source = self.source
+        return (
+            source.container in PLAIN
+            and not (source.given or source.parts)
+            and source.path.parent == self._folder
+            and source.path.is_file()
+            and not source.path.is_symlink()
+        )
+
+    def _is_signed(self) -> bool:
+        signed = self._about.get("signed")
+        return signed is not None and is_signed(what_is_signed(self._identity, self._about), signed)
 
     def _require_same_names(self, config: RunConfig) -> None:
         names = [config.data] if isinstance(config.data, str) else [*config.data]
@@ -147,6 +184,19 @@ class CapturedRows:
             entry = DatasetEntry(names, self.row_format, self.columns, source.split)
         where = {"split": source.split, "data_config": source.data_config}
         return read_pool(names, config.model_copy(update=where), entry=entry)
+
+
+def what_is_signed(
+    identity: Mapping[str, object], about: Mapping[str, object]
+) -> dict[str, object]:
+    """Return what a signature is of: which rows this user named, for which run.
+
+    `pool_sha256` is that of `pool.parquet`, which says what bytes of them are copied.
+    """
+    return {
+        "identity": identity,
+        **{key: about.get(key) for key in ("data", "data_sha256", "pool_sha256")},
+    }
 
 
 def kept_in(folder: Path, data: Any) -> Any:

@@ -13,13 +13,11 @@ from gradsift.errors import GradsiftError
 from gradsift.schema import RENAMED, fields_of, migrated, require_known, validated
 from gradsift.store.manifest import MANIFEST_NAME
 from gradsift.trainer_configs.translate import translate
+from gradsift.training.settings.known import PATHS as SFT_PATHS
 from gradsift.yaml_files import read_yaml_file
 
 CONFIG_NAME = "config.yaml"
 PATHS = ("data", "model", "dataset_info", "anchor", "target", "keep", "drop")
-
-# Settings of trl's SFTConfig that may name a file or folder.
-SFT_PATHS = ("chat_template_path", "deepspeed", "fsdp_config", "accelerator_config")
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,9 @@ try:
 except ImportError:  # Windows, where leftovers stay.
     fcntl = None
 
-_TEMPORARY = re.compile(r"\.gradsift-[0-9a-f]{16}\.tmp")
+TEMPORARY = re.compile(r"\.gradsift-[0-9a-f]{16}\.tmp")
+# Of a file that a person writes: settings, a chat template.
+MOST_SETTINGS = 16 << 20
 # How libraries that are not written in Python say that the operating system refused.
 _REFUSED = re.compile(
     r"os error \d+|\[errno \d+\]|no space left|i/o error|input/output error|disk quota|"
@@ -85,6 +87,24 @@ def require_no_link(path: Path) -> None:
         raise GradsiftError(
             f"{path}: is a link, or lies behind one: it leads to {real}. Nothing is written or "
             "removed through links inside a run folder: put a real file or folder there."
+        )
+
+
+def require_plain(path: Path, what: str, *, most: int | None = None) -> None:
+    """Refuse what is there and is no file, or is too large to be what it is taken for.
+
+    A pipe would be waited for, and a device read for ever.
+
+    Args:
+        path: Of the file; that it is there is for whoever opens it.
+        what: Names it in the message.
+        most: Bytes.
+    """
+    if path.exists() and not path.is_file():
+        raise GradsiftError(f"{what}: is no file, but a pipe, a device or a folder.")
+    if most is not None and path.exists() and (size := path.stat().st_size) > most:
+        raise GradsiftError(
+            f"{what}: has {size / 1e6:.0f} MB, expected at most {most / 1e6:.0f} MB."
         )
 
 
@@ -156,11 +176,11 @@ def remove_leftovers(folder: Path) -> None:
     if fcntl is None:
         return
     for place, folders, files in os.walk(folder):
-        for name in filter(_TEMPORARY.fullmatch, (*folders, *files)):
+        for name in filter(TEMPORARY.fullmatch, (*folders, *files)):
             path = Path(place, name)
             if path.is_symlink() or not _is_locked(path):
                 _unlink(path)
-        folders[:] = [name for name in folders if not _TEMPORARY.fullmatch(name)]
+        folders[:] = [name for name in folders if not TEMPORARY.fullmatch(name)]
 
 
 def _is_locked(path: Path) -> bool:

@@ -12,15 +12,22 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from gradsift.captured_rows import what_is_signed
 from gradsift.config import CaptureConfig
 from gradsift.data.example import Plain
 from gradsift.data.language import language_of
 from gradsift.data.pool import Pool, PoolRow
 from gradsift.data.tokenization import Instances
 from gradsift.seals import short_sha256
-from gradsift.signatures import sign
+from gradsift.signatures import key_file, sign
 from gradsift.store.manifest import Manifest
-from gradsift.store.tables import DROPPED, INSTANCE, write_pool_table
+from gradsift.store.tables import (
+    DROPPED,
+    INSTANCE,
+    digest_of_pool,
+    pool_table,
+    write_pool_table,
+)
 from gradsift.training.model import ModelSource, model_fingerprint, tokenizer_fingerprint
 from gradsift.version import __version__
 
@@ -40,37 +47,47 @@ def about_stack(packages: Iterable[str]) -> dict[str, object]:
 def about_pool(pool: Pool, folder: Path) -> dict[str, object]:
     """Return where the rows came from, for the manifest: `select` copies them from there.
 
-    Rows from memory are in the run folder, once `save_pool` put them there. The signature says that
-    it was this user who named them.
+    Rows from memory are in the run folder, once `save_pool` put them there.
     """
     source = pool.source if pool.held is None else pool.held.source(folder.resolve())
-    # As the manifest will say it.
-    named = {"data": json.loads(json.dumps(asdict(source))), "data_sha256": pool.sha256}
-    try:
-        signed = sign(named)
-    except OSError as error:
-        signed = None
-        logger.warning(
-            "the key that tells your runs from those of others cannot be made "
-            f"({error.strerror or error}): later commands will ask for `data`"
-        )
     return {
-        **named,
-        "signed": signed,
+        # As the manifest will say it.
+        "data": json.loads(json.dumps(asdict(source))),
+        "data_sha256": pool.sha256,
         "row_format": pool.row_format,
         "text_pairs": any(isinstance(row.example, Plain) for row in pool.rows),
         "columns": asdict(pool.columns),
     }
 
 
-def with_rows_named(manifest: Manifest, pool: Pool, folder: Path) -> Manifest:
+def signed(manifest: Manifest, rows: Sequence[dict[str, object]]) -> Manifest:
+    """Return a manifest with the signature that it was this user who named its rows.
+
+    `rows` are those that `save_pool` is given: what is copied of the named files.
+    """
+    about = {**manifest.about, "pool_sha256": digest_of_pool(pool_table(rows))}
+    signature = None
+    try:
+        signature = sign(what_is_signed(manifest.identity, about))
+    except OSError as error:
+        logger.warning(
+            f"{key_file()}: the key that tells your runs from those of others cannot be used or "
+            f"made ({error.strerror or error}): later commands will ask for `data`"
+        )
+    return replace(manifest, about={**about, "signed": signature})
+
+
+def with_rows_named(
+    manifest: Manifest, pool: Pool, folder: Path, rows: Sequence[dict[str, object]]
+) -> Manifest:
     """Return a manifest whose rows are where the user named them now, and are signed.
 
     It stays as it is if these are other rows than those that it accounts for.
     """
     if manifest.about.get("data_sha256") != pool.sha256:
         return manifest
-    return replace(manifest, about={**manifest.about, **about_pool(pool, folder)})
+    named = replace(manifest, about={**manifest.about, **about_pool(pool, folder)})
+    return signed(named, rows)
 
 
 def instance_row(

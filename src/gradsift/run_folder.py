@@ -43,7 +43,10 @@ from gradsift.selection.strategies.catalogue import needs_of
 from gradsift.store.manifest import load_manifest
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.tables import (
+    POOL_NAME,
+    LossesMadeFrom,
     ReferenceLossesMissing,
+    digest_of_pool,
     read_losses,
     read_neighbours,
     read_pool_table,
@@ -230,7 +233,15 @@ class Run:
     @cached_property
     def pool_table(self) -> pa.Table:
         """What became of each row: pool.parquet."""
-        return read_pool_table(self.folder)
+        table, manifest = read_pool_table(self.folder), load_manifest(self.folder)
+        # An earlier gradsift noted no digest.
+        expected = None if manifest is None else manifest.about.get("pool_sha256")
+        if expected is not None and digest_of_pool(table) != expected:
+            raise GradsiftError(
+                f"{self.folder / POOL_NAME}: is that of another run. Put the old one back, or run "
+                "the same capture command again, which writes it anew."
+            )
+        return table
 
     def read_rows(self, data: Any = None, split: str | None = None) -> Pool:
         """Load the rows of the run, or others that are written like them.
@@ -257,8 +268,7 @@ class Run:
     @cached_property
     def rows(self) -> CapturedRows:
         """Where the rows of the capture are."""
-        about = self.store.manifest.about
-        return CapturedRows(self.folder, about, named=self._data, is_own=self._is_own)
+        return CapturedRows(self.folder, self.store.manifest, named=self._data, is_own=self._is_own)
 
     def require_unchanged_rows(self) -> None:
         """Refuse rows that are not those of the capture, before any of them is read.
@@ -353,7 +363,7 @@ class Run:
         others |= {item.instance_id for item in instances} ^ set(self.store.instance_ids)
         if not others:
             return instances
-        if self.pool.sha256 == self.store.manifest.about["data_sha256"]:
+        if self.pool.sha256 == self.store.about("data_sha256"):
             raise GradsiftError(
                 f"{self.folder}: {len(others)} of its rows are read or rendered otherwise by this "
                 f"version of gradsift than by the one that captured them: {few(others, 5)}. "
@@ -369,12 +379,12 @@ class Run:
 
         identity, source = self.store.manifest.identity, self.model
         fingerprint = model_fingerprint(source, self.model_config)
-        if fingerprint != identity["model"]:
+        if fingerprint != identity.get("model"):
             raise GradsiftError(
-                f"{self.folder}: was captured with model {identity['model']}, {source.name} is "
+                f"{self.folder}: was captured with model {identity.get('model')}, {source.name} is "
                 f"{fingerprint}. Put the old one back, or capture again."
             )
-        if self._tokenizer_as_loaded[1] != identity["tokenizer"]:
+        if self._tokenizer_as_loaded[1] != identity.get("tokenizer"):
             raise GradsiftError(
                 f"{self.folder}: was captured with another tokenizer or chat template than "
                 f"{source.name} has now. Put the old one back, or capture again."
@@ -395,9 +405,9 @@ class Run:
         """
         made_from = f"{_MADE_BY} {self.store.fingerprint()}"
         saved = read_neighbours(self.folder, made_from)
-        if saved is not None:
-            return Neighbours(*saved[:-1]), saved[-1]
         finite = self.store.finite
+        if saved is not None and len(saved[-1]) == finite.sum():
+            return Neighbours(*saved[:-1]), saved[-1]
         vectors_ND = content_vectors(self.store.content_ND[finite], self.store.step[finite])
         neighbours, cluster_N = find_neighbours(vectors_ND), find_clusters(vectors_ND)
         if len(neighbours) > graph.COMPLETE_ROWS:
@@ -416,10 +426,16 @@ class Run:
         return neighbours, cluster_N
 
     @property
+    def losses_made_from(self) -> LossesMadeFrom:
+        """Which model and instances the reference losses are of."""
+        identity = self.store.manifest.identity
+        return LossesMadeFrom(str(identity.get("model")), str(identity.get("instances")))
+
+    @property
     def has_reference_losses(self) -> bool:
         """Whether the reference losses of all instances were computed."""
         try:
-            read_losses(self.folder, self.store.instance_ids)
+            read_losses(self.folder, self.store.instance_ids, self.losses_made_from)
         except ReferenceLossesMissing:
             return False
         return True
@@ -442,7 +458,11 @@ class Run:
         store, table, finite = self.store, self.pool_table, self.store.finite
         ids = [i for i, ok in zip(store.instance_ids, finite.tolist(), strict=True) if ok]
         at = dict(zip(table["instance_id"].to_pylist(), range(table.num_rows), strict=True))
+        if not at.keys() >= {*store.instance_ids} or len(at) != table.num_rows:
+            raise self._other_pool_table("does not hold each row of the store once")
         lines = table.take(pa.array([at[i] for i in ids], pa.int64()))
+        if lines["n_tokens"].null_count:
+            raise self._other_pool_table("has no n_tokens for some rows of the store")
         return Candidates(
             ids=ids,
             statistics={
@@ -463,8 +483,17 @@ class Run:
                 else {}
             ),
             reference_losses=(
-                read_losses(self.folder, ids) if Need.REFERENCE_LOSSES in needs else {}
+                read_losses(self.folder, ids, self.losses_made_from)
+                if Need.REFERENCE_LOSSES in needs
+                else {}
             ),
+        )
+
+    def _other_pool_table(self, what: str) -> GradsiftError:
+        path = self.folder / POOL_NAME
+        return GradsiftError(
+            f"{DamagedError(path, what).found} Put the old one back, or run its capture command "
+            "again, which writes it anew."
         )
 
     def context(self, config: SelectionConfig, needs: Iterable[Need] | None = None) -> Context:

@@ -40,7 +40,12 @@ class DamagedError(GradsiftError):
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex.
+
+    Raises:
+        DamagedError: If it is no file, but a pipe or a device, which has no end.
+    """
+    require_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -105,11 +110,13 @@ def write_parquet(path: Path, table: pa.Table) -> None:
     write_atomically(path, write)
 
 
-def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file, or some columns of it.
+def read_parquet(
+    path: Path, columns: list[str] | None = None, expected: Iterable[pa.Field] = ()
+) -> pa.Table:
+    """Read one Parquet file, or some columns of it, of which some are `expected` to be there.
 
     Raises:
-        DamagedError: If it is none, or not the one that was written.
+        DamagedError: If it is none, not the one that was written, or without these columns.
     """
     require_file(path)
     with path.open("rb") as file:
@@ -121,9 +128,33 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     # pyarrow's read_table loads its dataset machinery first, and pandas if it is installed.
     try:
         with pq.ParquetFile(path) as file:
-            return file.read(columns)
+            table = file.read(columns)
     except (pa.ArrowException, OSError) as error:
         raise DamagedError(path, f"no Parquet: {first_line(error)}") from error
+    require_columns(path, table, expected)
+    return table
+
+
+def require_columns(path: Path, table: pa.Table, expected: Iterable[pa.Field]) -> None:
+    """Refuse a table whose columns are not those that a file of this kind has: it may be anybody's.
+
+    Raises:
+        DamagedError: If one is missing, there twice, of another type, or not as its type says.
+    """
+    for field in expected:
+        if (n := table.column_names.count(field.name)) != 1:
+            raise DamagedError(path, f"column {field.name!r} is there {n} times, expected once")
+        column = table[field.name]
+        if column.type != field.type:
+            raise DamagedError(
+                path, f"column {field.name!r} is of type {column.type}, expected {field.type}"
+            )
+        if not field.nullable and column.null_count:
+            raise DamagedError(path, f"column {field.name!r} has no value in some rows")
+        try:
+            column.validate(full=True)
+        except pa.ArrowException as error:
+            raise DamagedError(path, f"column {field.name!r}: {first_line(error)}") from error
 
 
 def _place_of_digest(file: BinaryIO) -> int | None:

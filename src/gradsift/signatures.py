@@ -13,6 +13,8 @@ from pathlib import Path
 
 import platformdirs
 
+from gradsift.errors import GradsiftError
+
 KEY_BYTES = 32
 
 
@@ -26,11 +28,20 @@ def sign(content: object) -> str:
 
 
 def is_signed(content: object, signature: object) -> bool:
-    """Return whether a signature is this user's, and of this content."""
+    """Return whether a signature is this user's, and of this content.
+
+    Raises:
+        GradsiftError: If there is a key that cannot be used, which nothing can be told by.
+    """
     try:
         key = _key()
-    except OSError:
-        return False
+    except OSError as error:
+        reason = error.strerror or error
+        raise GradsiftError(
+            f"{key_file()}: the key that tells your runs from those of others cannot be used "
+            f"({reason}). Put the old one back, or remove it: then your runs are as those of "
+            "others, and `data` says which rows are meant."
+        ) from error
     if key is None or not isinstance(signature, str) or not signature.isascii():
         return False
     return hmac.compare_digest(_signature(content, key), signature)
@@ -47,13 +58,15 @@ def _signature(content: object, key: bytes) -> str:
 
 
 def _key() -> bytes | None:
-    try:
-        key = key_file().read_bytes()
-    except FileNotFoundError:
+    path = key_file()
+    if not path.exists():
         return None
-    if len(key) != KEY_BYTES:
-        raise OSError(f"{key_file()}: {len(key)} bytes, expected {KEY_BYTES}; remove it")
-    return key
+    # A pipe would be waited for.
+    if not path.is_file():
+        raise OSError("is no file")
+    if (size := path.stat().st_size) != KEY_BYTES:
+        raise OSError(f"{size} bytes, expected {KEY_BYTES}")
+    return path.read_bytes()
 
 
 def _new_key() -> bytes:

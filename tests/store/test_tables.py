@@ -7,6 +7,7 @@ from gradsift.store.tables import (
     NEIGHBOURS_NAME,
     POOL_NAME,
     POOL_SCHEMA,
+    LossesMadeFrom,
     ReferenceLossesMissing,
     instances_with_losses,
     read_losses,
@@ -50,23 +51,29 @@ def test_a_damaged_graph_is_made_again(tmp_path):
     assert read_neighbours(tmp_path, "this") is None
 
 
+MADE_FROM = LossesMadeFrom("m", "i")
+
+
 def losses(*values):
     return {name: [v + i for v in values] for i, name in enumerate(("response", "alone", "text"))}
 
 
 def test_losses_of_several_parts_are_read_in_the_order_asked_for(tmp_path):
-    write_losses(tmp_path, "m", ["b", "a"], losses(1.0, 2.0))
-    assert instances_with_losses(tmp_path, "m") == {"a", "b"}
+    write_losses(tmp_path, MADE_FROM, ["b", "a"], losses(1.0, 2.0))
+    assert instances_with_losses(tmp_path, MADE_FROM) == {"a", "b"}
     with pytest.raises(
         ReferenceLossesMissing,
         match=r"1 of 3 instances have no reference losses.*gradsift reference-losses",
     ):
-        read_losses(tmp_path, ["a", "b", "c"])
-    write_losses(tmp_path, "m", ["c"], losses(float("nan")))
-    found = read_losses(tmp_path, ["a", "b", "c"])
+        read_losses(tmp_path, ["a", "b", "c"], MADE_FROM)
+    write_losses(tmp_path, MADE_FROM, ["c"], losses(float("nan")))
+    found = read_losses(tmp_path, ["a", "b", "c"], MADE_FROM)
     np.testing.assert_array_equal(found["alone"], [3.0, 2.0, np.nan])
-    with pytest.raises(ValueError, match="made with model m, now it is other"):
-        instances_with_losses(tmp_path, "other")
+    for other in (LossesMadeFrom("other", "i"), LossesMadeFrom("m", "other")):
+        with pytest.raises(ReferenceLossesMissing, match=r"made with .* [mi], this run has other"):
+            instances_with_losses(tmp_path, other)
+        with pytest.raises(ReferenceLossesMissing, match=r"made with .* [mi], this run has other"):
+            read_losses(tmp_path, ["a"], other)
 
 
 def test_a_pool_table_from_before_sources_were_noted_says_that_none_is_known(tmp_path):

@@ -25,7 +25,7 @@ SELECTING = ("explain", "select_new", "select")  # explain tells of all selectio
 SELECTIONS = ("explain", "select", "select_loss", "select_auto")
 KINDS = [
     Kind("manifest", "run", "manifest.json", (*SELECTING, "strategies", "capture"),
-         ("holds a config.yaml but no run",)),
+         ("but no run (no manifest.json)",)),
     Kind("config", "run", "config.yaml", ("select_loss", "train_random")),
     Kind("pool", "run", "pool.parquet", (*SELECTING, "strategies", "losses")),
     Kind("gradients", "run", "gradients/*.parquet", (*SELECTING, "capture")),

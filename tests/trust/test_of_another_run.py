@@ -33,9 +33,7 @@ def run(world, tmp_path):
 
 def test_settings_of_another_run(run, other, capsys, world):
     shutil.copy(other / "seed/config.yaml", run)
-    with pytest.raises(
-        gs.GradsiftError, match=r"config\.yaml: says sft .*, but the run was captured with"
-    ):
+    with pytest.raises(gs.GradsiftError, match=r"config\.yaml: says sft .*, but the run was capt"):
         gs.train(run, arm="full", epochs=1)
     own = world / "run" / "config.yaml"
     code, _, err = invoke(capsys, "capture", "--config", own, "--out", run)
@@ -53,6 +51,26 @@ def test_a_selection_of_another_run(run, other):
     shutil.copytree(other / "seed/selections/c", run / "selections/c")
     with pytest.raises(gs.GradsiftError, match="it is a selection of another run"):
         gs.explain(run, Run(run).store.instance_ids[0], name="c")
+
+
+def test_the_pool_of_another_run(run, other, capsys, world):
+    shutil.copy(other / "rows/pool.parquet", run)
+    with pytest.raises(gs.GradsiftError, match=r"pool\.parquet: is that of another run"):
+        gs.select(run, budget=0.5, name="a")
+    code, _, err = invoke(capsys, "capture", "--config", world / "run/config.yaml", "--out", run)
+    assert (code, "It is made again." in err) == (0, True), err
+    assert gs.select(run, budget=0.5, name="a").ids
+
+
+def test_losses_of_other_rows(run, other):
+    gs.reference_losses(other / "rows")
+    shutil.copytree(other / "rows/losses", run / "losses", dirs_exist_ok=True)
+    for use in (
+        lambda: gs.select(run, budget=0.5, strategy="ifd-loss", name="a"),
+        lambda: gs.reference_losses(run),
+    ):
+        with pytest.raises(gs.GradsiftError, match=r"made with instances sha256 .*, this run has"):
+            use()
 
 
 def test_a_checkpoint_of_another_training(tmp_path, log):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from gradsift.config_files import CONFIG_NAME, with_absolute_files
 from gradsift.data.containers.sources import Source, require_same_files
 from gradsift.data.tokenization import Instances
 from gradsift.errors import GradsiftError
-from gradsift.files import remove
 from gradsift.progress import Progress, is_first_process, no_progress
 from gradsift.provenance import (
     about_pool,
@@ -23,20 +22,22 @@ from gradsift.provenance import (
     identity_of,
     pool_rows,
     save_pool,
+    signed,
     with_rows_named,
 )
 from gradsift.run_folder import MENDS_CONFIG, Run
 from gradsift.schema import takes
-from gradsift.seals import DamagedError, read_parquet
+from gradsift.seals import DamagedError
 from gradsift.store.manifest import (
-    MANIFEST_NAME,
     PARTS_FOLDER,
     Manifest,
     load_manifest,
+    require_no_others,
     require_same_identity,
 )
 from gradsift.store.reader import GradientStore, fault_of
-from gradsift.store.tables import POOL_NAME
+from gradsift.store.tables import POOL_NAME, digest_of_pool, pool_table, read_pool_table
+from gradsift.training.checkpoint import remove_checkpoints
 from gradsift.training.cost import CostEstimate
 from gradsift.training.model import (
     require_adapters,
@@ -68,7 +69,7 @@ class CaptureResult:
             "run": str(self.store.folder),
             "n_instances": manifest.n_instances,
             "n_non_finite": int((~self.store.finite).sum()),
-            **{key: manifest.about[key] for key in ("self_check", "estimate", "seconds")},
+            **{key: self.store.about(key) for key in ("self_check", "estimate", "seconds")},
         }
 
     def text(self) -> str:
@@ -142,10 +143,7 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
     """
     _require_settings(run)
     out, config, pool = run.folder, run.config, run.pool
-    if (out / CONFIG_NAME).exists() and not (out / MANIFEST_NAME).exists():
-        raise GradsiftError(
-            f"{out} holds a {CONFIG_NAME} but no run: it would be overwritten. Use another `out`."
-        )
+    require_no_others(out)
     with without_progress_bars():
         instances = _usable_instances(run)
         identity = identity_of(run.model, run.model_config, run.tokenizer, pool, instances, config)
@@ -160,24 +158,27 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
                 logger.info(f"{out}: the capture is complete; nothing to do")
                 if is_first_process():
                     # A kill between the last part and the tidying up leaves them.
-                    remove(out / CHECKPOINTS)
-                    _keep_as_own(run, existing)
-                    _mend(run, instances)
+                    remove_checkpoints(out / CHECKPOINTS)
+                    rows = pool_rows(pool, instances)
+                    _keep_as_own(run, existing, rows)
+                    _mend(run, rows)
                 return run.store
         epoch = prepare(run.model, run.tokenizer, instances.items, config, out / CHECKPOINTS)
         _, about = check_and_estimate(epoch, instances.items, config)
         packages = (*STACK, BITSANDBYTES) if BITSANDBYTES in about["weights"] else STACK
         about |= {**about_stack(packages), **about_pool(pool, out)}
         about |= {"model": run.model.name, "notes": dict(instances.notes)}
+        rows = pool_rows(pool, instances)
         manifest = Manifest(identity, about, len(instances.items), config.layers_recorded)
+        manifest = signed(manifest, rows)
         with epoch.writer(out, manifest, config.sketch_size) as writer:
             if writer.rank == 0:
                 # The settings are saved once it is sure that this folder is theirs.
                 run.save_config()
-                save_pool(out, pool, pool_rows(pool, instances))
+                save_pool(out, pool, rows)
             train_and_record(epoch, instances.items, config, writer, progress)
             if writer.rank == 0:
-                _keep_as_own(run, writer.manifest)
+                _keep_as_own(run, writer.manifest, rows)
     return run.store
 
 
@@ -190,12 +191,17 @@ def _is_whole(run: Run, manifest: Manifest) -> bool:
     return not any(faults.values())
 
 
-def _mend(run: Run, instances: Instances) -> None:
+def _mend(run: Run, rows: Sequence[dict[str, object]]) -> None:
     """Write again what a complete capture keeps beside the gradients, where it is not whole."""
     if _needs_mending(run.folder / CONFIG_NAME, lambda _: Run(run.folder).config):
         run.save_config()
-    if _needs_mending(run.folder / POOL_NAME, read_parquet):
-        save_pool(run.folder, run.pool, pool_rows(run.pool, instances))
+
+    def read_pool(path: Path) -> None:
+        if digest_of_pool(read_pool_table(run.folder)) != digest_of_pool(pool_table(rows)):
+            raise DamagedError(path, "does not say what became of these rows")
+
+    if _needs_mending(run.folder / POOL_NAME, read_pool):
+        save_pool(run.folder, run.pool, rows)
 
 
 def _needs_mending(path: Path, read: Callable[[Path], object]) -> bool:
@@ -207,15 +213,16 @@ def _needs_mending(path: Path, read: Callable[[Path], object]) -> bool:
     except DamagedError as error:
         logger.warning(f"{error.found} It is made again.")
     except GradsiftError as error:
-        logger.warning(f"{str(error).removesuffix(MENDS_CONFIG)}It is made again.")
+        found = getattr(error.__cause__, "found", str(error).removesuffix(MENDS_CONFIG).rstrip())
+        logger.warning(f"{found} It is made again.")
     else:
         return False
     return True
 
 
-def _keep_as_own(run: Run, manifest: Manifest) -> None:
+def _keep_as_own(run: Run, manifest: Manifest, rows: Sequence[dict[str, object]]) -> None:
     """Make a capture that was begun elsewhere the user's own, who named the same rows."""
-    own = with_rows_named(manifest, run.pool, run.folder)
+    own = with_rows_named(manifest, run.pool, run.folder, rows)
     if own == manifest:
         return
     try:

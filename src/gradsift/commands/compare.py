@@ -147,7 +147,7 @@ def compare(
         run=run.folder,
         board=board,
         verdicts=decide(questions_of(board)),
-        capture_seconds=run.store.manifest.about["seconds"],
+        capture_seconds=run.store.about("seconds"),
         capture_tokens=sum(len(item.input_ids) for item in run.instances),
         made_with={
             "test": test_pool.source.name,
@@ -227,14 +227,14 @@ def _forecast(experiment: Experiment) -> Forecast:
 def _made_with(
     run: Run, trainer: TrainerSettings, save_steps: int | None, selection: SelectionConfig
 ) -> dict[str, object]:
-    about, how = run.store.manifest.about, asdict(trainer)
+    about, how = run.store.about, asdict(trainer)
     del how["max_steps"]
     return {
-        "model": about["model"],
+        "model": about("model"),
         "data": run.pool.source.name,
         "training": {**how, "save_steps": save_steps},
         "selection": selection.model_dump(mode="json"),
-        "versions": about["versions"],
+        "versions": about("versions"),
     }
 
 

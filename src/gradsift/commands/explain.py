@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradsift.commands.select import DECISIONS, SELECTIONS, SUMMARY
@@ -15,14 +16,38 @@ from gradsift.data.pool import place
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.schema import migrated
-from gradsift.seals import DamagedError, read_json, read_parquet, sha256_of
+from gradsift.seals import DamagedError, read_json, read_parquet, require_columns, sha256_of
 from gradsift.selection.counterfactuals import counterfactual
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import DROPPED
 from gradsift.terms import LAYERS
-from gradsift.wording import few, joined
+from gradsift.wording import few, first_line, joined
 
 _SHOWN = 5
+_EXPECTED = (
+    pa.field("instance_id", pa.string(), nullable=False),
+    pa.field("decision", pa.string(), nullable=False),
+    pa.field("selected", pa.bool_(), nullable=False),
+    pa.field("reason", pa.string(), nullable=False),
+)
+# Of some strategies, or of later gradsifts.
+_NUMBERS = (
+    pa.field("rank", pa.int64()),
+    *(
+        pa.field(name, pa.float64())
+        for name in (
+            "measure",
+            "marginal_gain",
+            "gradient_gain",
+            "diversity_gain",
+            "similarity_penalty",
+            "gradient_score",
+            "density_pct",
+            "nearest_similarity",
+        )
+    ),
+    pa.field("nearest_selected", pa.string()),
+)
 AGAIN = "Remove that folder and select again, with the same settings."
 
 logger = logging.getLogger(__name__)
@@ -128,28 +153,43 @@ def _decision(run: Run, selection: str, instance_id: str) -> dict[str, object]:
     if not path.exists():
         raise GradsiftError(f"{path}: is missing. {AGAIN}")
     try:
-        table = read_parquet(path)
+        table = read_parquet(path, expected=_EXPECTED)
+        require_columns(path, table, [one for one in _NUMBERS if one.name in table.column_names])
         summary = read_json(path.with_name(SUMMARY))
         _require_its_own(run, path, summary)
     except DamagedError as error:
         raise GradsiftError(f"{error.found} {AGAIN}") from error
-    line = table.filter(pc.equal(table["instance_id"], instance_id)).to_pylist()[0]
-    line["what_if"] = None
+    lines = table.filter(pc.equal(table["instance_id"], instance_id)).to_pylist()
+    if len(lines) != 1:
+        raise GradsiftError(f"{path}: has {len(lines)} lines for row {instance_id!r}. {AGAIN}")
+    line = {**lines[0], "what_if": None}
     if line["decision"] == "dropped":
         return line
-    settings = migrated(summary["settings"])
-    line["what_if"] = counterfactual(
-        line,
-        table,
-        strategy=str(summary["strategy"]),
-        by_tokens=str(summary["budget"]).endswith("tok"),
-        alpha=float(settings["alpha"]),
-        expected_rows=float(summary["expected_rows"]),
-    )
+    try:
+        settings = migrated(summary["settings"])
+        threshold = float(settings["similarity_threshold"])
+        line["what_if"] = counterfactual(
+            line,
+            table,
+            strategy=str(summary["strategy"]),
+            by_tokens=str(summary["budget"]).endswith("tok"),
+            alpha=float(settings["alpha"]),
+            expected_rows=float(summary["expected_rows"]),
+        )
+        near = _near(run, instance_id, threshold)
+        # What is said of a row needs these numbers, which a stranger's table may not have.
+        _numbers(line)
+    except (
+        TypeError, AttributeError, ValueError, ArithmeticError, LookupError, pa.ArrowException
+    ) as error:  # fmt: skip
+        raise GradsiftError(
+            f"{path.parent}: {DECISIONS} and {SUMMARY} do not hold what a selection says "
+            f"({type(error).__name__}: {first_line(error)}). {AGAIN}"
+        ) from error
     kept = set(table.filter(table["selected"])["instance_id"].to_pylist())
     line["near_duplicates"] = [
         {"instance_id": other, "similarity": cosine, "selected": other in kept}
-        for other, cosine in _near(run, instance_id, float(settings["similarity_threshold"]))
+        for other, cosine in near
     ]
     return line
 

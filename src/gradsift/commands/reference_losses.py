@@ -92,9 +92,8 @@ def reference_losses(
 
 
 def _compute(run: Run, progress: Progress) -> int:
-    fingerprint = run.store.manifest.identity["model"]
     remove_leftovers(run.folder)
-    done = instances_with_losses(run.folder, fingerprint)
+    done = instances_with_losses(run.folder, run.losses_made_from)
     to_do = [item for item in run.instances if item.instance_id not in done]
     # Rows of about the same length go together, as little is padded then.
     to_do.sort(key=lambda item: (len(item.input_ids), item.instance_id))
@@ -116,7 +115,7 @@ def _compute(run: Run, progress: Progress) -> int:
             progress(n_done + start + len(losses), all_rows, n_tokens, all_tokens)
         write_losses(
             run.folder,
-            fingerprint,
+            run.losses_made_from,
             [item.instance_id for item in part],
             {name: [getattr(row, name) for row in losses] for name in LOSS_NAMES},
         )

@@ -11,6 +11,7 @@ from gradsift.config import RunConfig
 from gradsift.config_files import run_config
 from gradsift.data.containers.memory import is_name
 from gradsift.data.exports.write import require_form
+from gradsift.data.id_lists import read_ids
 from gradsift.data.pool import Pool, read_pool
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
@@ -91,6 +92,10 @@ def run_stages(
         budget = parse_budget(config.budget)
     elif selecting and not dry_run:
         raise GradsiftError("`budget` is missing: give 50%, 500 (rows), 20000tok (tokens) or auto.")
+    if selecting:
+        # A list that cannot be read is found out before hours of training.
+        for name in ("keep", "drop"):
+            read_ids(getattr(config, name), name, config.id_column or "id")
     run = Run(config.out, config=config, pool=pool)
     for line in run.pool.notes():
         logger.info(line)

@@ -18,7 +18,7 @@ from filelock import FileLock
 from gradsift.config import RowsConfig, SelectionConfig, SubsetConfig, TrustConfig
 from gradsift.data.containers.lines import Place
 from gradsift.data.containers.rows import read_rows, write_rows
-from gradsift.data.containers.sources import find_written
+from gradsift.data.containers.sources import LINES, find_written
 from gradsift.data.exports.rows import ExportRow, Setup
 from gradsift.data.exports.write import write_export
 from gradsift.errors import GradsiftError
@@ -32,6 +32,7 @@ from gradsift.selection.decisions import counts_of, decision_table, weight_colum
 from gradsift.selection.selector import Selection, select_rows
 from gradsift.selection.strategies.catalogue import needs_of, uses_score
 from gradsift.store.reader import GradientStore
+from gradsift.store.tables import POOL_NAME
 from gradsift.wording import joined
 
 if TYPE_CHECKING:
@@ -263,10 +264,11 @@ def select_run(
         decisions = decisions.append_column("weight", weight_column(decisions))
     made_with = {"settings": settings, "capture": run.store.manifest.identity}
     remove_leftovers(run.folder)
+    places = _places(run, kept)
     with _locked(folder):
         # Another process may have been faster.
         _folder(run.folder / SELECTIONS, settings, name)
-        selected_file = write_rows(run.rows.source, _places(kept), folder)
+        selected_file = write_rows(run.rows.source, places, folder)
         write_parquet(folder / DECISIONS, decisions)
         written = []
         if selection.curve_S is not None:
@@ -338,10 +340,32 @@ def _warnings(run: Run, selection: Selection, config: SelectionConfig) -> list[s
     )
 
 
-def _places(rows: pa.Table) -> list[Place]:
-    """Return where rows of the pool table lie."""
+def _places(run: Run, rows: pa.Table) -> list[Place]:
+    """Return where rows of the pool table lie.
+
+    Raises:
+        GradsiftError: If that is nowhere in the source.
+    """
+    source = run.rows.source
     in_file = pc.coalesce(rows["index_in_file"], rows["row"]).to_pylist()
-    return list(map(Place, in_file, *(rows[n].to_pylist() for n in ("start", "end", "file"))))
+    places = list(map(Place, in_file, *(rows[n].to_pylist() for n in ("start", "end", "file"))))
+    containers = {part.label: part.container for part in source.parts or (source,)}
+    last: dict[str | None, tuple[int, int]] = {}
+    for place in places:
+        # One after the other: bytes of lines, positions in a table.
+        row, end = last.get(place.file, (-1, 0))
+        fits = place.file in containers and place.row > row
+        if fits and containers[place.file] in LINES:
+            fits = place.start is not None and place.end is not None
+            fits = fits and end <= place.start < place.end
+        if not fits:
+            raise GradsiftError(
+                f"{run.folder / POOL_NAME}: damaged or changed (its rows do not lie one after the "
+                f"other in {source.name}). Put the old one back, or run its capture command again, "
+                "which writes it anew."
+            )
+        last[place.file] = (place.row, place.end or 0)
+    return places
 
 
 def _counts_line(counts: dict[str, object]) -> str:

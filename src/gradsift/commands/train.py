@@ -41,13 +41,14 @@ from gradsift.config import (
     TrustConfig,
 )
 from gradsift.errors import GradsiftError
-from gradsift.files import remove, remove_leftovers, whole_folder, writing
+from gradsift.files import remove_leftovers, whole_folder, writing
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
 from gradsift.schema import takes
 from gradsift.seals import short_sha256
 from gradsift.selection.candidates import Need
 from gradsift.store.reader import GradientStore
+from gradsift.training.checkpoint import remove_checkpoints
 from gradsift.training.finetune import TrainingSummary
 from gradsift.training.model import without_progress_bars
 from gradsift.training.settings.trainer import require_settings
@@ -175,7 +176,7 @@ def _train_into(
         tuned = train_run(
             training_run, run, save_to=folder, save_steps=save_steps, progress=progress
         )
-        remove(training_run.checkpoints)
+        remove_checkpoints(training_run.checkpoints)
         return folder, tuned.training
 
 

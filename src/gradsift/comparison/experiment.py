@@ -24,10 +24,11 @@ from gradsift.comparison.training_runs import (
 )
 from gradsift.config import ArmTrainingConfig
 from gradsift.errors import GradsiftError
-from gradsift.files import remove, write_text
+from gradsift.files import write_text
 from gradsift.progress import Progress, no_progress, tell_kept
 from gradsift.run_folder import Run
-from gradsift.seals import read_json, sha256_of, write_json
+from gradsift.seals import DamagedError, read_json, require_file, sha256_of, write_json
+from gradsift.training.checkpoint import remove_checkpoints
 from gradsift.training.cost import duration
 from gradsift.training.finetune import FineTuned
 from gradsift.training.model import load_model, on_best_device
@@ -114,7 +115,7 @@ class Experiment:
             if result is None:
                 continue
             digest, answers = result.get("answers_sha256"), path.with_name(ANSWERS)
-            if digest is not None and answers.exists() and sha256_of(answers) != digest:
+            if digest is not None and answers.exists() and _digest_of(answers) != digest:
                 self._warn_once(f"{answers} is damaged; this model is evaluated again")
                 continue
             alike = self.suite.would_score_alike(result["scores"])
@@ -150,11 +151,12 @@ class Experiment:
     def _answers_beside(self, path: Path) -> list[str] | None:
         """Read the answers to the held-out prompts, in their order, if all of them are there."""
         try:
+            require_file(path.with_name(ANSWERS))
             # Not splitlines: an answer may have other signs that end a line.
             text = path.with_name(ANSWERS).read_text(encoding="utf-8")
             lines = [json.loads(line) for line in text.split("\n") if line]
             found = [(line["reference"], str(line["answer"])) for line in lines]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (DamagedError, OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         references, answers = [list(column) for column in zip(*found, strict=True)] or [[], []]
         return answers if references == list(self.suite.references) else None
@@ -227,7 +229,7 @@ class Experiment:
         }
         write_json(training_run.folder / SCORES, result)
         tell_kept(self.progress)
-        remove(training_run.checkpoints)
+        remove_checkpoints(training_run.checkpoints)
         return result
 
     def _tuned(self, training_run: TrainingRun) -> FineTuned:
@@ -298,3 +300,10 @@ def _require_finite(scores: Mapping[str, Any], training_run: TrainingRun) -> Non
             f"{training_run.title}: its held-out loss is not a finite number; the training "
             "diverged. Lower learning_rate, or leave the arm out; what is done is kept."
         )
+
+
+def _digest_of(path: Path) -> str | None:
+    try:
+        return sha256_of(path)
+    except DamagedError:  # No file.
+        return None

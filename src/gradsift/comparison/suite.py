@@ -30,6 +30,7 @@ from gradsift.evaluation.text_metrics import (
     score_texts,
     signatures_of,
 )
+from gradsift.files import require_plain
 from gradsift.progress import Progress, no_progress, stage
 from gradsift.run_folder import Run
 from gradsift.seals import short_sha256
@@ -260,6 +261,7 @@ def _task_texts(tasks: dict[str, Any] | None, config: EvaluationConfig) -> dict[
 
 
 def _windows(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    require_plain(path, f"`general` {path}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

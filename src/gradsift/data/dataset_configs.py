@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from gradsift.data.formats import Columns
 from gradsift.errors import GradsiftError
+from gradsift.files import MOST_SETTINGS, require_plain
+from gradsift.schema import of_type
 
 # Roles as LLaMA-Factory's tags name them → what chat templates call them.
 TAG_ROLES = {
@@ -37,6 +39,12 @@ ENTRY_KEYS = (
     "tags",
     "split",
 )
+
+
+_TYPES = {
+    **dict.fromkeys(("hf_hub_url", "file_name", "split", "formatting"), str),
+    **dict.fromkeys(("columns", "tags"), dict[str, str | None] | None),
+}
 
 
 class DatasetEntry(NamedTuple):
@@ -110,6 +118,7 @@ def _data(path: Path, name: str, entry: dict[str, Any]) -> tuple[str, str | None
 
 
 def _entry(path: Path, name: str) -> dict[str, Any]:
+    require_plain(path, str(path), most=MOST_SETTINGS)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -121,4 +130,6 @@ def _entry(path: Path, name: str) -> dict[str, Any]:
         raise GradsiftError(f"{path}: no dataset {name!r}; there are: {known}.")
     if not isinstance(content[name], dict):
         raise GradsiftError(f"{path}: {name!r} is no object with file_name, formatting, columns.")
+    for key, value in content[name].items():
+        of_type(_TYPES.get(key, Any), value, f"{path}: {name!r}: {key}")
     return content[name]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gradsift.data.containers.streams import open_utf8
 from gradsift.errors import GradsiftError
+from gradsift.files import require_plain
 from gradsift.wording import few, short
 
 
@@ -27,6 +28,7 @@ def read_ids(
     """
     if path is None:
         return []
+    require_plain(Path(path), f"`{setting}` {path}")
     try:
         # Not splitlines: text may hold other line breaks than a file of lines has.
         with open_utf8(Path(path)) as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,14 @@ from gradsift.gradients.check import CheckResult
 from gradsift.gradients.records import Records
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.gradients.tracking import TrackedModel, shape_of
-from gradsift.provenance import about_pool, about_stack, dropped_row, instance_row, save_pool
+from gradsift.provenance import (
+    about_pool,
+    about_stack,
+    dropped_row,
+    instance_row,
+    save_pool,
+    signed,
+)
 from gradsift.recording.loop_batch import LoopBatch
 from gradsift.recording.row_names import ByColumn, ByContent, RowNames
 from gradsift.seals import short_sha256
@@ -116,13 +124,16 @@ class LoopRecordWriter:
             self._unwritten += rows
         if not any(self._store.gather(bool(self._n_tokens))):
             raise GradsiftError("nothing was recorded: no backward pass of this model was seen.")
+        more: dict[str, object] = {}
         if self._pool is not None:
             gathered = self._store.gather(self._n_tokens)
             n_tokens = {key: n for counts in gathered for key, n in counts.items()}
             if self._store.rank == 0:
                 rows = [_pool_row(row, n_tokens) for row in self._pool.rows]
                 save_pool(self._out, self._pool, rows)
-        self._flush(step, complete=True)
+                about = signed(self._store.manifest, rows).about
+                more = {key: about[key] for key in ("pool_sha256", "signed")}
+        self._flush(step, more, complete=True)
 
     def _read(self) -> None:
         unread, self._unread = self._unread, []
@@ -150,12 +161,15 @@ class LoopRecordWriter:
                 rows = store_rows(record, instance_id)
                 self._not_finite.setdefault(instance_id, (n_tokens, rows))
 
-    def _flush(self, step: int, *, complete: bool = False) -> None:
+    def _flush(
+        self, step: int, more: Mapping[str, object] | None = None, *, complete: bool = False
+    ) -> None:
         self._read()
         about = {
             "self_check": None if self.check is None else asdict(self.check),
             "n_repeated": self.n_repeated,
             "n_unknown": self.n_unknown,
+            **(more or {}),
         }
         self._store.append(self._unwritten, last_step=step, about=about, complete=complete)
         self._unwritten = []

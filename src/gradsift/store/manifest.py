@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
-from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from gradsift.errors import GradsiftError
+from gradsift.files import TEMPORARY
 from gradsift.schema import migrated
 from gradsift.seals import DamagedError, read_json, short_sha256, write_json
 from gradsift.terms import LAYERS, STATISTICS
@@ -20,6 +22,21 @@ MANIFEST_NAME = "manifest.json"
 PARTS_FOLDER = "gradients"
 # Version 3 is read too: it calls the column el2n error_norm, and some settings otherwise.
 SCHEMA_VERSION = 4
+# What else is in a run folder, written by whom it may.
+_NAMES_IN_RUNS = (
+    PARTS_FOLDER,
+    "checkpoints",
+    "config.yaml",
+    "pool.parquet",
+    "pool-data.arrow",
+    "pool-data.jsonl",
+    "neighbours.parquet",
+    "losses",
+    "selections",
+    "arms",
+    "comparison.json",
+    "comparison.md",
+)
 STATUS_OK = "ok"
 STATUS_NON_FINITE = "non_finite"
 
@@ -63,6 +80,23 @@ class Part:
     sha256: str
 
 
+class _About(BaseModel, extra="allow"):
+    """What `about` may say; any of it may be absent."""
+
+    data: dict[str, Any] = None
+    data_sha256: str = None
+    signed: str | None = None
+    pool_sha256: str = None
+    row_format: str = None
+    columns: dict[str, Any] = None
+    self_check: dict[str, Any] | None = None
+    estimate: dict[str, Any] | None = None
+    seconds: float = None
+    n_steps_skipped: int = None
+    model: str = None
+    versions: dict[str, str] = None
+
+
 @dataclass(frozen=True)
 class Manifest:
     """How a store was made.
@@ -98,21 +132,48 @@ class Manifest:
         write_json(folder / MANIFEST_NAME, asdict(self))
 
 
+def require_no_others(folder: Path) -> None:
+    """Refuse a folder without a run that holds what a run would write over, or remove.
+
+    Raises:
+        GradsiftError: Naming what is there; empty folders are nothing.
+    """
+    if (folder / MANIFEST_NAME).exists():
+        return
+    there = [name for name in _NAMES_IN_RUNS if _holds_something(folder / name)]
+    if there:
+        raise GradsiftError(
+            f"{folder} holds {', '.join(there)} but no run (no {MANIFEST_NAME}): that would be "
+            "overwritten. Use another `out`."
+        )
+
+
+def _holds_something(path: Path) -> bool:
+    if path.is_dir() and not path.is_symlink():
+        return any(not TEMPORARY.fullmatch(one.name) for one in path.iterdir())
+    return os.path.lexists(path)
+
+
 def load_manifest(folder: Path) -> Manifest | None:
     """Read the manifest of a run folder, if there is one."""
     path = folder / MANIFEST_NAME
     if not path.exists():
         return None
+    about = ""
     try:
         content = read_json(path)
         version = content["schema_version"]
         if version in (SCHEMA_VERSION, SCHEMA_VERSION - 1):
             renamed = _of_today(content) if version < SCHEMA_VERSION else {}
-            return TypeAdapter(Manifest).validate_python({**content, **renamed})
+            manifest = TypeAdapter(Manifest).validate_python({**content, **renamed})
+            about = "about."
+            _About.model_validate(manifest.about)
+            return manifest
     except DamagedError as error:
         raise GradsiftError(f"{error.found} Restore it, or capture into a new folder.") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        what = _what_is_wrong(error) if isinstance(error, ValidationError) else first_line(error)
+        is_shape = isinstance(error, ValidationError)
+        what = about + _what_is_wrong(error) if is_shape else first_line(error)
         raise GradsiftError(
             f"{path}: this is not a readable manifest ({what}). Restore it, or capture into a new "
             "folder."

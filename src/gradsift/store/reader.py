@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gradsift.errors import GradsiftError
-from gradsift.seals import sha256_of, short_sha256
+from gradsift.seals import DamagedError, require_columns, sha256_of, short_sha256
 from gradsift.store.manifest import (
     MANIFEST_NAME,
     PARTS_FOLDER,
@@ -20,8 +21,10 @@ from gradsift.store.manifest import (
     Manifest,
     Part,
     load_manifest,
+    record_schema,
 )
-from gradsift.terms import LM_HEAD, STATISTICS
+from gradsift.terms import LAYERS, LM_HEAD, STATISTICS
+from gradsift.wording import few, first_line
 
 # What a column is called in stores of schema version 3.
 _FORMER_NAMES = {"el2n": "error_norm"}
@@ -69,6 +72,19 @@ class GradientStore:
         """Layer → [N, K²] float32 gradient sketches, read when they are first asked for."""
         return {layer: self._matrix("sketch", layer) for layer in self.layers}
 
+    def about(self, key: str) -> Any:
+        """Return what the manifest's `about` says under a key.
+
+        Raises:
+            GradsiftError: If it does not say.
+        """
+        if key not in self.manifest.about:
+            raise GradsiftError(
+                f"{self.folder / MANIFEST_NAME}: about.{key} is missing. Restore it, or capture "
+                "into a new folder."
+            )
+        return self.manifest.about[key]
+
     def fingerprint(self) -> str:
         """Return a digest of everything that is stored; equal for equal stores."""
         parts = sorted(part.sha256 for part in self.manifest.parts)
@@ -76,10 +92,13 @@ class GradientStore:
 
     def _matrix(self, column: str, layer: str) -> np.ndarray:
         names = ["instance_id", "layer", "step", column]
-        table = pa.concat_tables(
-            [_part(self.folder, part, names, verify=False) for part in self.manifest.parts]
+        parts = self.manifest.parts
+        table = _joined(
+            self.folder, [_part(self.folder, part, names, verify=False) for part in parts]
         )
         rows = _of_layer(self.folder, table, layer, len(self.instance_ids))
+        if rows[column].null_count:
+            raise _not_of_parts(self.folder, f"records of layer {layer} without {column}")
         return _as_matrix(rows[column])
 
 
@@ -107,6 +126,12 @@ def read_store(folder: str | Path) -> GradientStore:
             f"{folder}: no gradient store here (no {MANIFEST_NAME}). "
             f"Make one with: gradsift capture DATA --model MODEL --out {folder}"
         )
+    layers = manifest.layers
+    if LM_HEAD not in layers or not {*layers} <= {*LAYERS}:
+        raise GradsiftError(
+            f"{folder / MANIFEST_NAME}: layers are {few(layers)}, expected {LM_HEAD} and of "
+            f"{few(LAYERS)}. Restore it, or capture into a new folder."
+        )
     if not manifest.complete:
         recorded = sum(part.n_records for part in manifest.parts) // len(manifest.layers)
         expected = "?" if manifest.n_instances is None else manifest.n_instances
@@ -116,8 +141,7 @@ def read_store(folder: str | Path) -> GradientStore:
         )
     names = ["instance_id", "layer", "step", "loss", "el2n", "n_response_tokens"]
     names += [*STATISTICS, "status"]
-    table = pa.concat_tables([_part(folder, part, names) for part in manifest.parts])
-    layers = manifest.layers
+    table = _joined(folder, [_part(folder, part, names) for part in manifest.parts])
     by_layer = {layer: _of_layer(folder, table, layer, manifest.n_instances) for layer in layers}
     head = by_layer[LM_HEAD]
     ids = head["instance_id"].to_pylist()
@@ -149,10 +173,35 @@ def _part(folder: Path, part: Part, columns: list[str], *, verify: bool = True) 
             f"{path}: this part of the gradient store {fault}. Restore it, or run the same capture "
             "command again, which records it anew."
         )
-    with pq.ParquetFile(path) as file:
-        stored = file.schema_arrow.names
-        names = [name if name in stored else _FORMER_NAMES[name] for name in columns]
-        return file.read(names).select(names).rename_columns(columns)
+    try:
+        with pq.ParquetFile(path) as file:
+            stored = file.schema_arrow.names
+            names = [name if name in stored else _FORMER_NAMES.get(name, name) for name in columns]
+            table = file.read(names)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedError(path, f"no Parquet: {first_line(error)}") from error
+    # How wide these are is for the others to agree with.
+    places = map(table.schema.get_field_index, ("content_features", "sketch"))
+    types = (table.schema.types[at] if at >= 0 else None for at in places)
+    known = record_schema(*(getattr(kind, "list_size", 1) for kind in types))
+    pairs = zip(names, columns, strict=True)
+    require_columns(path, table, [known.field(column).with_name(name) for name, column in pairs])
+    # Whether a field may be null is said or not; none of these is.
+    return pa.table([table[name] for name in names], names=columns)
+
+
+def _joined(folder: Path, parts: list[pa.Table]) -> pa.Table:
+    if not parts:
+        raise _not_of_parts(folder, "no parts")
+    if any(part.schema.types != parts[0].schema.types for part in parts):
+        raise _not_of_parts(folder, "parts with records of different sizes")
+    return pa.concat_tables(parts)
+
+
+def _not_of_parts(folder: Path, what: str) -> GradsiftError:
+    return GradsiftError(
+        f"{folder / PARTS_FOLDER}: the gradient store has {what}. Restore it, or capture again."
+    )
 
 
 def fault_of(folder: Path, part: Part) -> str | None:

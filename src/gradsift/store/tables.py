@@ -7,16 +7,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
 
 from gradsift.errors import GradsiftError
 from gradsift.files import remove
-from gradsift.seals import DamagedError, read_parquet, write_parquet
+from gradsift.seals import DamagedError, read_parquet, require_columns, write_parquet
 
 POOL_NAME = "pool.parquet"
 NEIGHBOURS_NAME = "neighbours.parquet"
@@ -27,6 +31,7 @@ DROPPED = "dropped"
 # Keys of a table's metadata.
 _MADE_FROM = b"made_from"
 _MODEL = b"model"
+_INSTANCES = b"instances"
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +57,38 @@ POOL_SCHEMA = pa.schema(
 )
 
 
+_GRAPH = (
+    pa.field("floor", pa.float32(), nullable=False),
+    pa.field("neighbours", pa.large_list(pa.int32()), nullable=False),
+    pa.field("cosines", pa.large_list(pa.float32()), nullable=False),
+)
+_LOSSES = (
+    pa.field("instance_id", pa.string(), nullable=False),
+    *(pa.field(name, pa.float64(), nullable=False) for name in LOSS_NAMES),
+)
+_LOSS_COLUMNS = [field.name for field in _LOSSES]
+
+
 def write_pool_table(folder: Path, rows: Sequence[dict[str, object]]) -> None:
     """Write `pool.parquet`, atomically: values by column of POOL_SCHEMA.
 
     `start` and `end` are the row's bytes in the input file, where it has lines; token counts are
     null for dropped rows. `file` and `index_in_file` are null where all rows are of one file.
     """
-    write_parquet(folder / POOL_NAME, pa.Table.from_pylist(list(rows), schema=POOL_SCHEMA))
+    write_parquet(folder / POOL_NAME, pool_table(rows))
+
+
+def pool_table(rows: Sequence[dict[str, object]]) -> pa.Table:
+    """Return the table of `write_pool_table`."""
+    return pa.Table.from_pylist(list(rows), schema=POOL_SCHEMA)
+
+
+def digest_of_pool(table: pa.Table) -> str:
+    """Return a digest of what a pool table says, however it lies in its file."""
+    sink = pa.BufferOutputStream()
+    # Of which an empty text and none are told apart, and which is fast.
+    csv.write_csv(table.select(POOL_SCHEMA.names).cast(POOL_SCHEMA), sink)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
 def read_pool_table(folder: Path) -> pa.Table:
@@ -75,6 +105,9 @@ def read_pool_table(folder: Path) -> pa.Table:
         )
     try:
         table = read_parquet(path)
+        # An earlier gradsift did not note all of it.
+        there = [one for one in POOL_SCHEMA if one.name in table.column_names or not one.nullable]
+        require_columns(path, table, there)
     except DamagedError as error:
         raise GradsiftError(
             f"{error.found} Put the old one back, or run its capture command again, which writes "
@@ -121,20 +154,63 @@ def read_neighbours(folder: Path, made_from: str) -> tuple[np.ndarray, ...] | No
         return None
     try:
         table = read_parquet(path)
+        if (table.schema.metadata or {}).get(_MADE_FROM) != made_from.encode():
+            return None
+        # Before, clusters were called topics.
+        cluster = "cluster" if "cluster" in table.column_names else "topic"
+        require_columns(path, table, (*_GRAPH, pa.field(cluster, pa.int32(), nullable=False)))
+        neighbours, cosines = (table[name].combine_chunks() for name in ("neighbours", "cosines"))
+        _require_graph(path, neighbours, cosines)
     except DamagedError as error:
         logger.warning(f"{error.found} It is made again.")
         return None
-    if (table.schema.metadata or {}).get(_MADE_FROM) != made_from.encode():
-        return None
-    neighbours, cosines = (table[name].combine_chunks() for name in ("neighbours", "cosines"))
     return (
         neighbours.offsets.to_numpy(),
         neighbours.values.to_numpy(),
         cosines.values.to_numpy(),
         table["floor"].to_numpy(),
-        # Before, clusters were called topics.
-        table["cluster" if "cluster" in table.column_names else "topic"].to_numpy(),
+        table[cluster].to_numpy(),
     )
+
+
+def _require_graph(path: Path, neighbours: pa.Array, cosines: pa.Array) -> None:
+    rows = neighbours.values
+    if (
+        rows.null_count
+        or cosines.values.null_count
+        or not neighbours.offsets.equals(cosines.offsets)
+    ):
+        raise DamagedError(path, "not every neighbour has its cosine")
+    if len(rows) and not (pc.min(rows).as_py() >= 0 and pc.max(rows).as_py() < len(neighbours)):
+        raise DamagedError(path, "names neighbours that are no rows")
+
+
+@dataclass(frozen=True)
+class LossesMadeFrom:
+    """What reference losses are of: the model, and a digest of the tokenized rows."""
+
+    model: str
+    instances: str
+
+    def metadata(self) -> dict[bytes, bytes]:
+        """Return what a part notes of it."""
+        return {_MODEL: self.model.encode(), _INSTANCES: self.instances.encode()}
+
+    def require_same(self, path: Path, table: pa.Table) -> None:
+        """Refuse a part that is of another model or of other rows.
+
+        Raises:
+            ReferenceLossesMissing: Naming both.
+        """
+        noted = table.schema.metadata or {}
+        for key, value in self.metadata().items():
+            # An earlier gradsift noted the model alone.
+            found = noted.get(key, value if key == _INSTANCES else b"")
+            if found != value:
+                raise ReferenceLossesMissing(
+                    f"{path}: made with {key.decode()} {found.decode('utf-8', 'replace')}, this "
+                    f"run has {value.decode()}. Remove the folder {LOSSES_FOLDER} to make it again."
+                )
 
 
 class ReferenceLossesMissing(GradsiftError):
@@ -142,49 +218,53 @@ class ReferenceLossesMissing(GradsiftError):
 
 
 def write_losses(
-    folder: Path, model: str, ids: Sequence[str], losses: dict[str, Sequence[float]]
+    folder: Path,
+    made_from: LossesMadeFrom,
+    ids: Sequence[str],
+    losses: dict[str, Sequence[float]],
 ) -> None:
     """Write one more part of reference losses by LOSS_NAMES, atomically, with what made them."""
     numbers = [int(path.stem.partition("-")[2]) for path in _loss_parts(folder)]
     name = f"part-{max(numbers, default=-1) + 1:05d}.parquet"
     columns = {"instance_id": pa.array(ids, pa.string())}
     columns |= {name: pa.array(losses[name], pa.float64()) for name in LOSS_NAMES}
-    table = pa.table(columns).replace_schema_metadata({_MODEL: model.encode()})
+    table = pa.table(columns).replace_schema_metadata(made_from.metadata())
     write_parquet(folder / LOSSES_FOLDER / name, table)
 
 
-def instances_with_losses(folder: Path, model: str) -> set[str]:
-    """Return which instances have their reference losses already, all with this model.
+def instances_with_losses(folder: Path, made_from: LossesMadeFrom) -> set[str]:
+    """Return which instances have their reference losses already, all made from the same.
 
     A part that is not what was written is removed, so that its instances are done again.
     """
     done: set[str] = set()
     for path in _loss_parts(folder):
         try:
-            table = read_parquet(path, columns=["instance_id"])
+            table = read_parquet(path, ["instance_id"], _LOSSES[:1])
         except DamagedError as error:
             logger.warning(f"{error.found} It is made again.")
             remove(path)
             continue
-        made_with = (table.schema.metadata or {}).get(_MODEL, b"").decode()
-        if made_with != model:
-            raise GradsiftError(
-                f"{path}: made with model {made_with}, now it is {model}. Remove the folder "
-                f"{LOSSES_FOLDER} to make it again."
-            )
+        made_from.require_same(path, table)
         done.update(table["instance_id"].to_pylist())
     return done
 
 
-def read_losses(folder: Path, ids: Sequence[str]) -> dict[str, np.ndarray]:
+def read_losses(
+    folder: Path, ids: Sequence[str], made_from: LossesMadeFrom
+) -> dict[str, np.ndarray]:
     """Read the reference losses of some instances: each of LOSS_NAMES → [N].
 
     Raises:
-        ReferenceLossesMissing: If some have none, or a part of them is not what was written.
+        ReferenceLossesMissing: If some have none, or a part of them is not what was written, or of
+            another model or other rows.
     """
     again = f"Compute them with: gradsift reference-losses {folder}"
     try:
-        rows = [row for path in _loss_parts(folder) for row in read_parquet(path).to_pylist()]
+        parts = {path: read_parquet(path, expected=_LOSSES) for path in _loss_parts(folder)}
+        for path, part in parts.items():
+            made_from.require_same(path, part)
+        rows = [row for part in parts.values() for row in part.select(_LOSS_COLUMNS).to_pylist()]
     except DamagedError as error:
         raise ReferenceLossesMissing(f"{error.found} {again}") from error
     by_id = {row["instance_id"]: row for row in rows}

@@ -21,6 +21,7 @@ from gradsift.store.manifest import (
     Part,
     load_manifest,
     record_schema,
+    require_no_others,
     require_same_identity,
 )
 from gradsift.store.reader import fault_of
@@ -107,7 +108,9 @@ class StoreWriter:
     def recorded_ids(self) -> set[str]:
         """Return the instances that the parts named in the manifest hold."""
         paths = [self._folder / PARTS_FOLDER / part.file for part in self._manifest.parts]
-        columns = [read_parquet(path, ["instance_id"])["instance_id"] for path in paths]
+        expected = [self._schema.field("instance_id")]
+        tables = [read_parquet(path, ["instance_id"], expected) for path in paths]
+        columns = [table["instance_id"] for table in tables]
         return {instance_id for column in columns for instance_id in column.to_pylist()}
 
     def keep_until(self, step: int) -> None:
@@ -195,6 +198,7 @@ class StoreWriter:
     def _resume(self) -> None:
         existing = load_manifest(self._folder)
         if existing is None:
+            require_no_others(self._folder)
             self._save((), complete=False)
         else:
             require_same_identity(self._folder, existing.identity, self._manifest.identity)
@@ -213,6 +217,7 @@ class StoreWriter:
         named = {part.file for part in self._manifest.parts}
         folder = self._folder / PARTS_FOLDER
         require_no_link(folder)
-        for path in folder.glob("*"):
+        # Whatever else is called otherwise is none of ours.
+        for path in folder.glob("part-*.parquet"):
             if path.name not in named:
                 remove(path)

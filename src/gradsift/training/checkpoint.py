@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gradsift.errors import GradsiftError
-from gradsift.files import remove, require_no_link, sync_folder, writing
+from gradsift.files import remove, remove_leftovers, require_no_link, sync_folder, writing
 from gradsift.seals import read_json, write_json
 from gradsift.training.digests import digests_of, first_damage
 
@@ -137,6 +138,16 @@ def keep_newest(folder: Path) -> None:
     for step, path in found.items():
         if step != max(found):
             remove(path)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints, and their folder unless it holds something else."""
+    require_no_link(folder)
+    for path in _checkpoints(folder).values():
+        remove(path)
+    remove_leftovers(folder)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _require_no_links(folder: Path) -> None:

@@ -10,7 +10,6 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.data.tokenization import Instance
-from gradsift.files import remove
 from gradsift.gradients.check import CheckResult
 from gradsift.gradients.recorder import Recorder
 from gradsift.gradients.sketch import SketchSpec
@@ -18,7 +17,13 @@ from gradsift.gradients.tracking import shape_of
 from gradsift.progress import Progress, no_progress
 from gradsift.store.manifest import Manifest
 from gradsift.store.writer import StoreWriter
-from gradsift.training.checkpoint import Checkpoint, SaveEvery, SkipNonFiniteSteps, resume_from
+from gradsift.training.checkpoint import (
+    Checkpoint,
+    SaveEvery,
+    SkipNonFiniteSteps,
+    remove_checkpoints,
+    resume_from,
+)
 from gradsift.training.finetune import loss_curve, train_without_recording
 from gradsift.training.layers import track
 from gradsift.training.record_writer import RecordWriter
@@ -160,7 +165,7 @@ class PreliminaryEpoch:
     def clean_up(self) -> None:
         """Remove the checkpoints."""
         if self.trainer.is_world_process_zero():
-            remove(self._work_dir)
+            remove_checkpoints(self._work_dir)
 
     def steps_between(self, save_steps: int | None) -> int:
         """Return the optimizer updates between two checkpoints."""

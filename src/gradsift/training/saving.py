@@ -50,6 +50,9 @@ class SavingTrainer(SFTTrainer):
         if self.args.should_save:  # A pickle that nobody reads.
             (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write none: trl's own says nothing of how gradsift trains."""
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir)
         with writing(folder / f"checkpoint-{self.state.global_step}"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -191,6 +192,11 @@ def _configurations(folder: Path) -> dict[str, Any]:
             continue
         name = str(entry.get("config_name", "default"))
         inside = folder / str(entry.get("data_dir") or name)
+        if not Path(os.path.abspath(inside)).is_relative_to(os.path.abspath(folder)):
+            raise GradsiftError(
+                f"{readme}: names {str(inside)!r} for the configuration {name!r}, which lies "
+                "outside of the folder. Give the files themselves."
+            )
         if entry.get("data_files") or inside.is_dir():
             configs[name] = entry.get("data_files") or inside
     return configs

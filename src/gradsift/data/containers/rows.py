@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from gradsift.data.containers import lines
 from gradsift.data.containers.lines import Place
-from gradsift.data.containers.sources import LINES, RawRow, Source
+from gradsift.data.containers.sources import LINES, RawRow, Source, require_own_parts
 from gradsift.data.containers.streams import is_empty, uncompressed_name
 from gradsift.data.containers.tables import (
     Block,
@@ -79,6 +79,7 @@ def fingerprint(source: Source) -> str:
     if source.container not in ("disk", "hub", "files"):
         return sha256_of(source.path)
     digest = hashlib.sha256()
+    require_own_parts(source)
     if source.container == "hub":
         digest.update(_dataset(source)._fingerprint.encode())
     for path in sorted(source.path.rglob("*.arrow")) if source.container == "disk" else ():
@@ -203,6 +204,7 @@ def _table(source: Source) -> pa.Table:
 
 
 def _dataset(source: Source) -> Any:
+    require_own_parts(source)
     try:
         import datasets
     except ImportError:

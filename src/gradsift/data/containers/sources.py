@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import glob
+import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import takewhile
 from pathlib import Path
@@ -16,7 +17,8 @@ from gradsift.data.containers.folders import SHARD, data_files, is_run
 from gradsift.data.containers.streams import COMPRESSED, encoding_of, open_utf8, uncompressed_name
 from gradsift.data.containers.whole_objects import refuse_one_object
 from gradsift.errors import GradsiftError
-from gradsift.wording import few
+from gradsift.files import MOST_SETTINGS, require_plain
+from gradsift.wording import few, first_line, short
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -30,6 +32,8 @@ SUFFIXES = {
 }
 # Containers of lines, which may be compressed.
 LINES = ("jsonl", "json", "csv")
+# Of one file, which is all that is read.
+PLAIN = (*LINES, "parquet", "arrow", "memory")
 # What rows that came from memory are called in their run folder.
 # What files begin with that are no text.
 _MAGIC = (
@@ -95,6 +99,15 @@ class Source:
     given: tuple[str, ...] = ()
     parts: tuple[Source, ...] = ()
     label: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no source is, such as a folder with parts elsewhere."""
+        if self.container not in (*PLAIN, "disk", "hub", "files"):
+            raise ValueError(f"container {self.container[:20]!r} is not known")
+        if (self.container == "files") != bool(self.parts):
+            raise ValueError("several files and nothing else have parts")
+        if any(part.parts for part in self.parts):
+            raise ValueError("parts have no parts")
 
     @property
     def path(self) -> Path:
@@ -290,6 +303,56 @@ def require_plain_files(source: Source) -> None:
         for path in inside if part.container != "hub" else ():
             if not (path.is_file() or (path.is_dir() and part.container == "disk")):
                 raise GradsiftError(f"{path}: is no file, but a pipe, a device or a folder.")
+
+
+def require_own_parts(source: Source) -> None:
+    """Refuse what a library would follow to files elsewhere: names in a folder, a folder as a hub.
+
+    Raises:
+        GradsiftError: For a folder of `save_to_disk` that names files or splits that are not its
+            own, or a dataset of the hub whose name is also a path, which would be read instead.
+    """
+    if source.container == "hub" and os.path.lexists(source.name):
+        raise GradsiftError(
+            f"{source.name}: was a dataset of the hub, and here is a file or folder of that name, "
+            "which would be read instead. Work in another folder, or say with `data` what is meant."
+        )
+    if source.container != "disk":
+        return
+    splits = source.path / "dataset_dict.json"
+    folders = [source.path]
+    if splits.exists():
+        names = _names_in(splits, lambda said: said["splits"])
+        _require_plain_names(splits, names)
+        folders += [source.path / name for name in names]
+    for folder in folders:
+        state = folder / "state.json"
+        if state.exists():
+            files = _names_in(state, lambda said: [one["filename"] for one in said["_data_files"]])
+            # Whatever else is read than .arrow files would be missing in the digest.
+            _require_plain_names(state, files, suffix=".arrow")
+
+
+def _names_in(path: Path, names_of: Callable[[Any], list[Any]]) -> list[Any]:
+    require_plain(path, str(path), most=MOST_SETTINGS)
+    try:
+        return list(names_of(json.loads(path.read_text(encoding="utf-8"))))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise GradsiftError(
+            f"{path}: not as `save_to_disk` writes it ({type(error).__name__}: "
+            f"{first_line(error)}). Restore it, or make it again."
+        ) from error
+
+
+def _require_plain_names(path: Path, names: Sequence[Any], suffix: str = "") -> None:
+    for name in names:
+        plain = isinstance(name, str) and name not in ("", ".", "..") and not {*name} & {*"/\\:"}
+        place = path.parent / name if plain else path
+        if not plain or not name.endswith(suffix) or place.is_symlink():
+            raise GradsiftError(
+                f"{path}: names {short(repr(name), 80)}, expected plain names of what lies beside "
+                "it: nothing else is read."
+            )
 
 
 def require_same_files(source: Source) -> None:

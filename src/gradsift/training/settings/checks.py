@@ -28,6 +28,7 @@ from gradsift.training.settings.known import (
     RESERVED,
     SFT_PASSED,
     refused_of_sft,
+    require_plain_files,
     unknown_fields,
 )
 from gradsift.wording import one_line, short
@@ -101,6 +102,7 @@ CONSTANT, CONSTANTS = "constant", ("constant", "constant_with_warmup")
 
 def require_values(sft: Mapping[str, object]) -> None:
     """Refuse settings that gradsift decides or does not have, and values of the wrong kind."""
+    require_plain_files(sft)
     reasons = [f"{key}: {reason}" for key, reason in refused_of_sft(sft).items()]
     if reasons:
         raise GradsiftError(f"sft settings that gradsift decides itself: {'; '.join(reasons)}.")

@@ -7,8 +7,10 @@ A field of a newer version that is in no table is refused when somebody gives it
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from gradsift.files import MOST_SETTINGS, require_plain
 from gradsift.terms import LM_HEAD
 
 
@@ -42,6 +44,8 @@ SFT_PASSED = _names(
 )
 
 # Of those, what rows are rendered and tokenized with: see tokenizer.py.
+# Settings that may name a file, or a folder.
+PATHS = ("chat_template_path", "deepspeed", "fsdp_config", "accelerator_config")
 TOKENIZER_SETTINGS = ("chat_template_path", "eos_token", "pad_token")
 
 _EPOCHS = "the preliminary epoch is one epoch; an arm has `epochs`"
@@ -222,3 +226,11 @@ HEAD_IS_NOT_ADAPTED = (
     "trl trains no adapter of the head. Leave it out, or train the head itself: "
     f"modules_to_save: [{LM_HEAD}]."
 )
+
+
+def require_plain_files(sft: Mapping[str, object]) -> None:
+    """Refuse a pipe, a device or a huge file in place of one of settings or a template."""
+    for key in PATHS:
+        value = sft.get(key)
+        if isinstance(value, str) and not Path(value).is_dir():
+            require_plain(Path(value), f"sft setting {key}: {value}", most=MOST_SETTINGS)

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
-from gradsift.training.settings.known import TOKENIZER_SETTINGS
+from gradsift.training.settings.known import TOKENIZER_SETTINGS, require_plain_files
 from gradsift.wording import few, first_line, one_line
 
 TEMPLATE_FILES = (".jinja", ".j2")
@@ -23,6 +23,7 @@ def set_up_tokenizer(tokenizer: PreTrainedTokenizerBase, sft: Mapping[str, objec
     has it. Tokens that the model does not have are refused: trl would give them new, untrained rows
     of the embedding.
     """
+    require_plain_files(sft)
     for key in TOKENIZER_SETTINGS:
         value = sft.get(key)
         if value is not None and (not isinstance(value, str) or not value):
