@@ -119,7 +119,7 @@ def test_it_is_said_whether_the_file_or_its_reader_changed(former, monkeypatch, 
         rows = tmp_path / "rows.jsonl"
         rows.write_text((former.parent / "rows.jsonl").read_text().replace("red", "blue"))
         run = gs.Run(run.folder, data=str(rows))
-        message = "Put the old file back"
+        message = "is not what was captured"
     with pytest.raises(gs.GradsiftError, match=message):
         _ = run.instances
 

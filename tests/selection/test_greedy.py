@@ -59,8 +59,9 @@ def test_lazy_greedy_is_greedy(seed, n, gamma, sparse):
     rows = 1 + seed % n
     found, gains = lazy_greedy(objective, rows_of(n, rows))
     order, expected = slow_greedy(objective, np.ones(n), ResolvedBudget("rows", rows, float(rows)))
-    assert found.tolist() == order
-    np.testing.assert_allclose(gains.marginal_N[order], expected, atol=1e-9)
+    # Rows that tie but for rounding may come in either order.
+    np.testing.assert_allclose(gains.marginal_N[found], expected, atol=1e-9)
+    assert found.tolist() == order or sorted(found.tolist()) == sorted(order)
 
 
 @given(st.integers(0, 10**6))

@@ -852,7 +852,7 @@ def test_resolve_puts_three_together(tmp_path, caplog):
         "modules_to_save": ["embed_tokens", "lm_head"],
     }
     assert (config.load_in, config.batching, config.data) == ("4bit", "packed", "rows.jsonl")
-    assert len(caplog.messages) == 4
+    assert len(caplog.messages) == 5
     overridden = "command line: sequence_len, lora_r, weight_decay, warmup_steps"
     assert caplog.messages[2].endswith(overridden)
     assert resolve({"data": "r", "out": "o", "lora": True}, None, theirs).lora["r"] == 32

@@ -9,6 +9,7 @@ faults.c), `uid`, `file_limit` (bytes), `links` (paths, with {pid}, made symlink
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -30,8 +31,10 @@ def import_everything():
     import gradsift
 
     for module in pkgutil.walk_packages(gradsift.__path__, "gradsift."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+        # Triton may be missing.
+        with contextlib.suppress(ImportError):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
     for name in ("trl.trainer.sft_trainer", "lm_eval", "altair", "peft", "sacrebleu", "nltk"):
         importlib.import_module(name)
     importlib.import_module("transformers.models.llama.modeling_llama")

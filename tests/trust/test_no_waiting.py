@@ -133,12 +133,13 @@ def test_of_texts_that_are_scored(world, fresh_run, tmp_path, endless):
 @ENDLESS
 def test_of_answers(world, finished, tmp_path, endless):
     copy = Path(shutil.copytree(world, tmp_path / "world"))
-    for answers in copy.glob("run/arms/base*/answers.jsonl"):
+    there = sorted(copy.glob("run/arms/base*/answers.jsonl"))
+    assert there
+    for answers in there:
         endless(answers)
     compared(copy, arms="base", name="again")
-    (answers,) = copy.glob("run/arms/base*/answers.jsonl")
-    assert answers.is_file()
-    assert not answers.is_symlink()
+    # That of the comparison that was made again; others may be of other questions.
+    assert any(answers.is_file() and not answers.is_symlink() for answers in there)
 
 
 def test_of_the_key(world, fresh_run, tmp_path, monkeypatch):

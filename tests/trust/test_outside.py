@@ -236,7 +236,7 @@ def test_a_part_outside_is_refused(folders, received, table, name, command):
     verdict = judged(outcome, before, victim)
     if outcome.code == 0:
         verdict = (SILENT, f"{command}: read {name}")
-    elif "elsewhere.parquet" not in outcome.last_line:
+    elif "manifest.json" not in outcome.last_line:
         verdict = (UNNAMED, outcome.last_line) if verdict[0] == NAMED else verdict
     assert (root / "elsewhere.parquet").exists()
     assert not (broken := table.add(f"part {name}: {command}", "test_outside", [verdict])), broken

@@ -90,7 +90,7 @@ def test_rows_want_the_users_word(world, received, command, monkeypatch):
     # The file of that name may be another one.
     other = received.parent / "other.jsonl"
     other.write_text(Path(data).read_text().replace("red", "blue"))
-    with pytest.raises(gs.GradsiftError, match=r"other\.jsonl: changed since the capture"):
+    with pytest.raises(gs.GradsiftError, match=r"other\.jsonl: is not what was captured"):
         COMMANDS[command](received, {"data": str(other)})
     assert not read
     COMMANDS[command](received, {"data": data})
