@@ -73,6 +73,15 @@ def test_killed_anywhere_and_resumed_the_comparison_is_the_same(
         assert found[part] == expected[part]
 
 
+def test_checkpoints_that_a_kill_left_behind_a_result_are_removed(world, fresh_run):
+    options = {"test": str(world / "test.jsonl"), "arms": "full", "general": (), "epochs": 1}
+    compare(fresh_run, **options)
+    (folder,) = (fresh_run / "arms").glob("full-0-*")
+    (folder / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    compare(fresh_run, **options)
+    assert not (folder / "checkpoints").exists()
+
+
 def test_what_another_process_does_is_waited_for(world, fresh_run, tmp_path, log):
     only = {"arms": ("base",), "general": (), "epochs": 1, "max_new_tokens": 4}
     compare(fresh_run, test=str(world / "test.jsonl"), **only)

@@ -161,6 +161,9 @@ def _train_into(
             saved = out
         else:
             saved = find_whole(training_run)
+        if saved is not None:
+            # A kill between the weights and the tidying up leaves them.
+            remove_checkpoints(training_run.checkpoints)
         if saved is not None and out in (None, saved):
             logger.info(f"{saved}: this arm is trained; nothing to do")
             return saved, training_in(saved)

@@ -67,6 +67,8 @@ class Experiment:
                     busy.append(at)
                 else:
                     results[at] = result
+                    # A kill between the result and the tidying up leaves them.
+                    remove_checkpoints(self.training_runs[at].checkpoints)
             if busy and not waits:
                 logger.info(f"{len(busy)} arms are with another process: waiting for them")
             # What others do is waited for, and done here if they die.
