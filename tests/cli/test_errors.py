@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -35,7 +36,9 @@ def test_a_file_that_cannot_be_written(number, wrap, tmp_path):
     code, line = told(wrap(OSError(number, os.strerror(number), path)), ["capture"])
     assert code == 2
     assert line.startswith(f"{path}: {os.strerror(number)} (")
-    assert f" MiB free on the file system of {path}). " in line
+    assert re.search(
+        rf"\(\d+\.\d [GM]B free on the file system of {re.escape(str(path))}\)\. ", line
+    )
     assert "\n" not in line
     assert MISTAKE not in line
 

@@ -251,7 +251,7 @@ def test_a_folder_in_the_run_is_not_its_rows(received, private, name):
 
 
 @pytest.mark.parametrize("value", [
-    {"given": ["/work/**/*.jsonl"]}, {"container": "hub"}, {"container": "disk"},
+    {"given": ["/somewhere/**/*.jsonl"]}, {"container": "hub"}, {"container": "disk"},
     {"container": "files", "parts": [{"name": "{run}/pool-data.jsonl", "container": "jsonl"}]},
 ])  # fmt: skip
 def test_only_one_plain_file_is_inside(world, received, value):

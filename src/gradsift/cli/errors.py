@@ -7,7 +7,6 @@ import errno
 import itertools
 import os
 import re
-import shutil
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires
@@ -20,6 +19,7 @@ from pydantic.fields import FieldInfo
 from gradsift import config as groups
 from gradsift.cli.options import SETTINGS
 from gradsift.errors import GradsiftError
+from gradsift.files import free_space
 from gradsift.schema import RENAMED, extra_of, fields_of, nearest, values_renamed
 from gradsift.wording import first_line, one_line, short
 
@@ -118,8 +118,8 @@ def _told_of_file(path: str | None, what: str, number: int | None, arguments: Se
     # Where no file is named, it is one of the folder that the command works on, most likely.
     near = path or _folder_in(arguments)
     line = f"{path or 'a file could not be written'}: {what}"
-    if near is not None and (free := _free(Path(near))) is not None:
-        line += f" ({free} free on the file system of {near})"
+    if near is not None:
+        line += f" ({free_space(Path(near).absolute())} on the file system of {near})"
     return f"{line}. {CANNOT_BE_WRITTEN.get(number, 'Mend that')}; {KEPT}"
 
 
@@ -128,16 +128,6 @@ def _folder_in(arguments: Sequence[str]) -> str | None:
     values = [word.partition("=")[2] for word in arguments if word.startswith("--out=")]
     values += [b for a, b in itertools.pairwise(arguments) if a == "--out"] + [*arguments]
     return next((word for word in values if os.path.isdir(word)), None)
-
-
-def _free(path: Path) -> str | None:
-    """Return how much room there is where a file is, or would be."""
-    existing = next((one for one in (path, *path.absolute().parents) if one.exists()), None)
-    try:
-        n_bytes = shutil.disk_usage(existing or ".").free
-    except OSError:
-        return None
-    return f"{n_bytes / 2**20:.1f} MiB"
 
 
 def _usage(error: Exception, arguments: Sequence[str]) -> str:

@@ -8,10 +8,9 @@ from pathlib import Path
 from gradsift.seals import sha256_of
 
 
-def digests_of(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
-    """Return the SHA-256 of a folder's files, by their names in it; of all of them, or of some."""
-    names = sorted(files_of(folder)) if names is None else names
-    return {name: sha256_of(folder / name) for name in names}
+def digests_of(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of a folder's files, by their names in it."""
+    return {name: sha256_of(folder / name) for name in sorted(files_of(folder))}
 
 
 def files_of(folder: Path) -> set[str]:
