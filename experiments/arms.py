@@ -3,7 +3,8 @@
 OUT has a folder for each pool, with tokens ready: `rows.jsonl` (id, input_ids, labels) and
 `tests/NAME.jsonl` (the same); and `jobs.jsonl`, a line for each training: pool, arm, training (its
 number, from 0), rows (ids), seed, epochs, learning_rate, and steps where not the epochs decide. A
-job may name a `replay` file of rows beside it, all of which are mixed in. Jobs are done in the
+job may name a `replay` file of rows beside it, all of which are mixed in, and the only `tests` it
+is asked. Jobs are done in the
 order of the file by as many workers as are started; a line of CELLS for each, and what stands
 there already is left out. The loop is trl's: AdamW, a rate that falls linearly to 0, batches of 8,
 gradients clipped at 1, the mean over a batch's response tokens.
@@ -73,6 +74,7 @@ def work(arguments):
         losses = {
             path.stem: [round(loss, 6) for loss in response_losses(model, read_instances(path))]
             for path in sorted((folder / "tests").glob("*.jsonl"))
+            if path.stem in job.get("tests", [path.stem])
         }
         cell = {key: value for key, value in job.items() if key != "rows"}
         cell |= {"n_rows": len(chosen), **counts, "losses": losses}
@@ -96,7 +98,7 @@ def next_job(arguments):
     for key, job in keys.items():
         if key in done:
             continue
-        # Held while it is trained; another worker, or a later start after a crash, looks at the pid.
+        # A job whose worker died is taken over.
         if claim(arguments.cells / "claims" / "-".join(map(str, key)).replace("/", "_")):
             return job
     return None

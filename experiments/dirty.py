@@ -1,9 +1,9 @@
 """Dirty pools: does a subset teach more than all rows, and more than a random subset?
 
-Each domain's pool has N rows, of which a quarter have the answer of another row, 5 % a garbled one,
-and a quarter are exact or near copies of clean rows; tested on every test row of the same kind.
-`pools` makes and captures them (it resumes), `jobs` says what is trained (it adds to what is there),
-`arms.py` trains.
+Each domain's pool has N rows: a quarter have the answer of another row, 5 % a garbled one, and a
+quarter are exact or near copies of clean rows. Every test row of the same kind is a test item.
+`pools` makes and captures them (it resumes), `jobs` says what is trained (it adds to what is
+there), `arms.py` trains.
 
 Usage:
     python experiments/dirty.py pools OUT --data DIR
@@ -16,14 +16,11 @@ import json
 import random
 from pathlib import Path
 
+import safety
+from lab import add_jobs, n_rows_of, prepare, selected
 from planting import planted_pool, read_rows
-from pools import prepare, write_rows
 
 import gradsift as gs
-from gradsift.config import SelectionConfig
-from gradsift.selection.constraints import parse_budget
-from gradsift.selection.selector import choose_rows
-from gradsift.selection.strategies.catalogue import needs_of
 
 SHARES = {"swapped": 0.25, "garbled": 0.05, "exact copy": 0.125, "near copy": 0.125}
 BAD = ("swapped", "garbled")
@@ -65,7 +62,7 @@ def main():
     pools.set_defaults(act=make_pools)
     jobs = commands.add_parser("jobs")
     jobs.add_argument("--part", choices=PARTS, nargs="+", required=True)
-    jobs.set_defaults(act=add_jobs)
+    jobs.set_defaults(act=list_jobs)
     for command in (pools, jobs):
         command.add_argument("out", type=Path)
         command.add_argument("--domains", nargs="+", default=DOMAINS)
@@ -79,26 +76,22 @@ def make_pools(arguments):
         prepare(
             arguments.out / domain,
             planted_pool(rows, arguments.rows, arguments.seed, SHARES),
-            {"test": read_rows(arguments.data / domain / "test.jsonl")},
+            {"test": read_rows(arguments.data / domain / "test.jsonl"), **safety.tests()},
             model=arguments.model,
             text=arguments.data / "bench" / "wikitext2_test.txt",
         )
 
 
-def add_jobs(arguments):
-    path = arguments.out / "jobs.jsonl"
-    jobs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    known = {(job["pool"], job["arm"], job["training"]) for job in jobs}
+def list_jobs(arguments):
+    jobs = []
     for part in arguments.part:
         for name, budget, n_trainings, settings in PARTS[part]:
             for domain in arguments.domains:
-                run = gs.Run(arguments.out / domain / "run")
+                folder = arguments.out / domain
+                run = gs.Run(folder / "run")
                 for training in range(n_trainings):
-                    job = make_job(run, arguments.out / domain, name, budget, training, settings)
-                    if (job["pool"], job["arm"], job["training"]) not in known:
-                        jobs.append(job)
-    write_rows(path, jobs)
-    print(len(jobs), "jobs")
+                    jobs.append(make_job(run, folder, name, budget, training, settings))
+    add_jobs(arguments.out / "jobs.jsonl", jobs)
 
 
 def make_job(run, folder, name, budget, training, settings):
@@ -112,7 +105,7 @@ def make_job(run, folder, name, budget, training, settings):
     pool = [json.loads(line) for line in (folder / "pool.jsonl").read_text().splitlines()]
     planted = {row["id"]: row["planted"] for row in pool}
     ids = [item.instance_id for item in run.instances]
-    n = None if budget is None else parse_budget(budget).resolve(len(ids), 0).amount
+    n = None if budget is None else n_rows_of(run, budget)
     draw = random.Random(training)
     if name == BASE:
         job["rows"] = []
@@ -129,13 +122,6 @@ def make_job(run, folder, name, budget, training, settings):
         job["rows"] = selected(run, budget, settings)
     job["bad"] = sum(planted[i] in BAD for i in job["rows"]) / max(1, len(job["rows"]))
     return job
-
-
-def selected(run, budget, settings):
-    config = SelectionConfig(**settings)
-    pool = run.candidates(needs_of(config))
-    rows_S = choose_rows(pool, parse_budget(budget), config, run.context(config))
-    return [pool.ids[row] for row in rows_S]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
-"""A folder for each pool of an experiment: rows, test rows, their capture, and tokens for `arms`."""
+"""A folder for each pool of an experiment: rows, tests, their capture, and tokens for arms.py."""
 
 import json
 from pathlib import Path
 
 import gradsift as gs
+from gradsift.config import SelectionConfig
 from gradsift.console import talk_on_stderr
 from gradsift.evaluation.losses import windows_of
+from gradsift.selection.constraints import parse_budget
+from gradsift.selection.selector import choose_rows
+from gradsift.selection.strategies.catalogue import needs_of
 
 MAX_LENGTH = 160
 N_WINDOWS = 24
@@ -43,6 +47,43 @@ def prepare(folder, rows, tests, *, model="demo", text=None, max_length=MAX_LENG
         ]
         write_rows(folder / "tests" / "text.jsonl", lines)
     return run
+
+
+def capture_target(folder, rows, model="demo"):
+    """Capture rows to be like, with the untrained model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "rows.jsonl", rows)
+    gs.capture(
+        model,
+        load(folder / "rows.jsonl"),
+        out=folder / "run",
+        max_length=MAX_LENGTH,
+        record_at="after",
+        warmup_fraction=0.0,
+        signal="full",
+        progress=talk_on_stderr(),
+    )
+
+
+def add_jobs(path, jobs):
+    """Add trainings for `arms.py` to what is there already, each once."""
+    there = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    named = {(job["pool"], job["arm"], job["training"]): job for job in [*jobs, *there]}
+    write_rows(path, named.values())
+    print(len(named), "jobs")
+
+
+def selected(run, budget, settings):
+    """Return the ids that a selection takes."""
+    config = SelectionConfig(**settings)
+    pool = run.candidates(needs_of(config))
+    rows_S = choose_rows(pool, parse_budget(budget), config, run.context(config))
+    return [pool.ids[row] for row in rows_S]
+
+
+def n_rows_of(run, budget):
+    """Return the rows that a budget comes to."""
+    return round(parse_budget(budget).resolve(len(run.instances), 0).amount)
 
 
 def load(path):
