@@ -1,13 +1,13 @@
-"""Dirty pools: does a subset teach more than all rows, and more than a random subset?
+"""Pools of one domain, dirty or clean: does a subset teach more than all rows, or a random subset?
 
-Each domain's pool has N rows: a quarter have the answer of another row, 5 % a garbled one, and a
-quarter are exact or near copies of clean rows. Every test row of the same kind is a test item.
-`pools` makes and captures them (it resumes), `jobs` says what is trained (it adds to what is
-there), `arms.py` trains.
+A dirty pool has N rows of a domain: a quarter have the answer of another row, 5 % a garbled one,
+and a quarter are exact or near copies of clean rows. A clean one has the rows as they are. Every
+test row of the same kind is a test item. `pools` makes and captures them (it resumes), `jobs` says
+what is trained (it adds to what is there), `arms.py` trains.
 
 Usage:
-    python experiments/dirty.py pools OUT --data DIR
-    python experiments/dirty.py jobs OUT --part controls
+    python experiments/domains.py pools OUT --data DIR --kind dirty
+    python experiments/domains.py jobs OUT --part controls
     python experiments/arms.py OUT experiments/results/dirty
 """
 
@@ -22,7 +22,10 @@ from planting import planted_pool, read_rows
 
 import gradsift as gs
 
-SHARES = {"swapped": 0.25, "garbled": 0.05, "exact copy": 0.125, "near copy": 0.125}
+SHARES = {
+    "dirty": {"swapped": 0.25, "garbled": 0.05, "exact copy": 0.125, "near copy": 0.125},
+    "clean": dict.fromkeys(("swapped", "garbled", "exact copy", "near copy"), 0.0),
+}
 BAD = ("swapped", "garbled")
 DOMAINS = ("medicine", "finance", "law")
 REGIME = {"epochs": 2, "learning_rate": 2e-4}
@@ -56,6 +59,7 @@ def main():
     commands = parser.add_subparsers(required=True)
     pools = commands.add_parser("pools")
     pools.add_argument("--data", type=Path, required=True, help="folder of DOMAIN/train.jsonl")
+    pools.add_argument("--kind", choices=SHARES, required=True)
     pools.add_argument("--rows", type=int, default=400)
     pools.add_argument("--seed", type=int, default=0)
     pools.add_argument("--model", default="demo")
@@ -75,7 +79,7 @@ def make_pools(arguments):
         rows = read_rows(arguments.data / domain / "train.jsonl")
         prepare(
             arguments.out / domain,
-            planted_pool(rows, arguments.rows, arguments.seed, SHARES),
+            planted_pool(rows, arguments.rows, arguments.seed, SHARES[arguments.kind]),
             {"test": read_rows(arguments.data / domain / "test.jsonl"), **safety.tests()},
             model=arguments.model,
             text=arguments.data / "bench" / "wikitext2_test.txt",
