@@ -1,8 +1,9 @@
 """Prepare what `learn_and_forget.py` trains and tests on: rows of three domains, general tasks.
 
-Each domain gets N training and M test rows, drawn with a seed among those whose prompt is short
-enough; every response, of training and of test, is cut after so many tokens. The domain of a row's
-source stays with it. The general tasks are the first rows of each file, as lm-eval tasks.
+Each domain gets N training rows and all test rows, unless M are asked for, drawn with a seed among
+those whose prompt is short enough; every response, of training and of test, is cut after so many
+tokens. The domain of a row's source stays with it. The general tasks are the files' rows, or the
+first of each, as lm-eval tasks.
 
 Usage:
     python experiments/domain_data.py OUT --data DIR --bench DIR
@@ -44,8 +45,8 @@ def main():
     parser.add_argument("--bench", type=Path, required=True, help="folder of TASK.jsonl")
     parser.add_argument("--domains", nargs="+", default=["medicine", "law", "finance"])
     parser.add_argument("--train-rows", type=int, default=600)
-    parser.add_argument("--test-rows", type=int, default=120)
-    parser.add_argument("--bench-rows", type=int, default=200)
+    parser.add_argument("--test-rows", type=int, help="of each domain; all if not given")
+    parser.add_argument("--bench-rows", type=int, help="of each task; all if not given")
     parser.add_argument("--response-tokens", type=int, default=48)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--general-words", type=int, default=6000)
@@ -60,7 +61,7 @@ def main():
             rows = read(arguments.data / domain / f"{split}.jsonl")
             rows = [shortened(row, tokenizer, arguments) for row in rows]
             rows = [row for row in rows if row is not None]
-            rows = random.Random(arguments.seed).sample(rows, n)
+            rows = random.Random(arguments.seed).sample(rows, len(rows) if n is None else n)
             write(folder / f"{split}.jsonl", rows)
             n_tokens = [len(tokenizer(row["prompt"] + row["response"]).input_ids) for row in rows]
             print(domain, split, len(rows), "rows, mean tokens", sum(n_tokens) / len(rows))

@@ -4,12 +4,16 @@
 and numbers of epochs; the regimes below were chosen from that table before any other arm was looked
 at. `run` captures a domain and compares arms in one regime; it resumes, also from the item-by-item
 scores that RESULTS holds already, and several processes may share a domain. With --done-only it
-trains nothing, compares what is there, and notes which trainings are missing. `selections` says
-what the ablations select, without training. `table` prints what README shows of a part.
+trains nothing, compares what is there, and notes which trainings are missing. `recompute` makes all
+comparisons again from the item-by-item scores alone, without a run. `selections` says what the
+ablations select, without training. `table` prints what README shows of a part.
+
+RESULTS was made with `domain_data.py --test-rows 120 --bench-rows 200`.
 
 Usage:
     python experiments/learn_and_forget.py regimes OUT --results RESULTS --domain medicine
     python experiments/learn_and_forget.py run OUT --results RESULTS --domain law --regime best
+    python experiments/learn_and_forget.py recompute --results RESULTS
     python experiments/learn_and_forget.py selections OUT --results RESULTS --domain medicine
     python experiments/learn_and_forget.py table --results RESULTS
 """
@@ -21,7 +25,10 @@ from pathlib import Path
 
 import gradsift as gs
 from gradsift.comparison.arms import parse_arms
+from gradsift.comparison.results import EvaluatedModel, Scoreboard, caveats_of, questions_of
+from gradsift.comparison.tables import Comparison
 from gradsift.console import talk_on_stderr
+from gradsift.evaluation.conclusions import decide
 from gradsift.schema import RENAMED
 
 TASKS = ("arc_easy", "blimp", "lambada", "piqa", "sciq")
@@ -83,6 +90,8 @@ def main():
     run.add_argument("--seeds", type=int, default=3, help="of the arms that name no number")
     run.add_argument("--done-only", action="store_true")
     run.set_defaults(act=run_part)
+    again = commands.add_parser("recompute")
+    again.set_defaults(act=recompute)
     selections = commands.add_parser("selections")
     selections.set_defaults(act=tell_of_selections)
     for command in (regimes, run, selections):
@@ -91,7 +100,7 @@ def main():
     table = commands.add_parser("table")
     table.add_argument("--part", choices=PARTS, default="main")
     table.set_defaults(act=print_table)
-    for command in (regimes, run, selections, table):
+    for command in (regimes, run, again, selections, table):
         command.add_argument("--results", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.act(arguments)
@@ -190,6 +199,56 @@ def lay_down(run, cells):
             cell["training"].pop("loss_curve", None)
         lines.append(json.dumps(cell, separators=(",", ":")))
     cells.write_text("\n".join(lines) + "\n")
+
+
+def recompute(arguments):
+    """Make every comparison of the results again, with the intervals of today."""
+    for path in sorted(arguments.results.glob("*.json")):
+        before = json.loads(path.read_text())
+        if "made_with" not in before:
+            continue
+        domain = path.name.partition("-")[0]
+        cells = (arguments.results / f"{domain}-cells.jsonl").read_text().splitlines()
+        models = models_of(before, [json.loads(line) for line in cells])
+        if models is None:
+            print(f"{path.name}: its scores are not in the cells; left as it is")
+            continue
+        board, costs = Scoreboard(models), before["cost"].values()
+        comparison = Comparison(
+            run=Path(before["run"]),
+            board=board,
+            verdicts=decide(questions_of(board)),
+            capture_seconds=max(cost["capture_seconds"] for cost in costs),
+            capture_tokens=max(cost["capture_tokens"] for cost in costs),
+            made_with=before["made_with"],
+            notes=tuple(dict.fromkeys([*before["notes"], *caveats_of(board)])),
+        )
+        summary = {**comparison.summary(), "missing": before.get("missing", [])}
+        path.write_text(json.dumps(summary, indent=1) + "\n")
+        if path.with_suffix(".md").exists():
+            path.with_suffix(".md").write_text(comparison.markdown())
+
+
+def models_of(comparison, cells):
+    """Find the trainings of a comparison among the cells of its domain, by what they scored."""
+    models = []
+    saved = {in_todays_words(label): arm for label, arm in comparison["arms"].items()}
+    for arm in parse_arms(list(map(in_todays_words, comparison["made_with"]["arms"])), (), 1):
+        for index, loss in enumerate(saved[arm.label]["levels"]["loss"]["by_seed"]):
+            found = [cell for cell in cells if is_training(cell, arm, index, loss)]
+            if not found:
+                return None
+            cell = found[0]
+            models.append(
+                EvaluatedModel(arm, index, cell["n_rows"], cell["training"], cell["scores"])
+            )
+    return models
+
+
+def is_training(cell, arm, index, loss):
+    losses = cell["scores"]["rows"]["loss"]
+    is_arm = in_todays_words(cell["arm"]) == arm.label and cell["seed"] == index
+    return is_arm and abs(sum(losses) / len(losses) - loss) < 1e-9
 
 
 def tell_of_selections(arguments):

@@ -258,6 +258,23 @@ def test_the_evidence_in_the_readme_is_the_experiments_own():
     assert done.stdout.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_simulated_intervals_in_the_docs_are_the_experiments_own():
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "experiments/intervals.py"),
+            "table",
+            "--results",
+            str(ROOT / "experiments/results/intervals.json"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    page = (ROOT / "docs/comparing.md").read_text(encoding="utf-8")
+    assert f"<!-- intervals -->\n{done.stdout}<!-- /intervals -->" in page
+
+
 def test_the_commands_of_the_readme_work(tmp_path, monkeypatch, capsys):
     """With a tiny model in place of the hub's, and a file of ten rows."""
     from test_cli import invoke

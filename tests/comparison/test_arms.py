@@ -4,10 +4,14 @@ import re
 
 import pytest
 
-from gradsift.comparison.arms import arm_settings, needs_of_arms, parse_arms
+from gradsift.comparison.arms import DRAWING, arm_settings, needs_of_arms, parse_arms
 from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.selection.candidates import Need
+from gradsift.selection.constraints import parse_budget
+from gradsift.selection.selector import choose_rows
+from gradsift.selection.strategies.catalogue import STRATEGIES
+from pools import context_for, make_pool
 
 
 def test_arms_come_once_for_each_budget():
@@ -59,3 +63,18 @@ def test_needs_are_those_of_all_arms():
 def test_a_setting_that_is_none_is_answered_with_what_it_is_called(text, message):
     with pytest.raises(GradsiftError, match=message):
         parse_arms((text,), ("50%",), 1)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_what_draws_its_rows_is_known(name):
+    pool = make_pool()
+    first, *others = (
+        choose_rows(
+            pool,
+            parse_budget(10),
+            SelectionConfig(strategy=name, seed=seed),
+            context_for(pool),
+        ).tolist()
+        for seed in range(4)
+    )
+    assert any(set(other) != set(first) for other in others) == (name in DRAWING)

@@ -169,6 +169,12 @@ DAMAGES = {
     "another identity": loses("identity", "dtype"),
     "a text": lambda path: change(path, lambda r: r["scores"]["rows"]["loss"].insert(0, "a")),
     "nothing": lambda path: change(path, lambda r: r["scores"].update(rows=None)),
+    "no number of rows seen": lambda path: change(
+        path,
+        lambda r: r.update(
+            training={"n_steps": 1, "n_tokens": 1, "seconds": 1, "n_instances": "all"}
+        ),
+    ),
 }
 
 

@@ -1,9 +1,14 @@
-"""Scores of answers in several languages, and what is said of them."""
+"""Scores of answers in several languages, what is said of them, and whose trainings are alike."""
 
+import re
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from gradsift.comparison.arms import parse_arms
 from gradsift.comparison.results import EvaluatedModel, Scoreboard, caveats_of
+from gradsift.comparison.tables import Comparison
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.text_metrics import WITHOUT, score_texts
 
@@ -64,7 +69,7 @@ def test_meteor_is_left_out_where_it_says_little(references, said):
 def test_of_english_answers_nothing_is_said():
     board = board_of(([EN] * 20, [EN] * 20), (["No."] * 20, [EN] * 20))
     assert "meteor" in board.metrics
-    assert caveats_of(board) == []
+    assert [note for note in caveats_of(board) if "trained once" not in note] == []
 
 
 def test_scores_under_two_tokenizers_are_not_compared():
@@ -78,3 +83,121 @@ def test_bleu_is_left_out_where_no_reference_has_its_longest_ngram():
     assert any(note.startswith("no BLEU") for note in caveats_of(board))
     longer = board_of((["yes", "no"], ["yes", "no no no no"]))
     assert "bleu" in longer.metrics
+
+
+COST = {"n_steps": 9, "seconds": 1.0, "n_tokens": 9}
+
+
+def board_with(*texts, loss=None, training=None, tasks=None):
+    """A board of arms whose held-out losses are drawn, each training's shifted by chance."""
+    rng = np.random.default_rng(0)
+
+    def scores(arm, index):
+        shift = 0.0 if arm.name == "base" else rng.normal(0, 0.1)
+        lost = {} if tasks is None else {"t": {"scores": tasks(arm, rng)}}
+        losses = rng.normal(2 + shift, 0.3, 60) if loss is None else loss(arm, index)
+        rows = {"source": ["all"] * 60, "loss": losses}
+        return {"rows": rows, "tasks": lost, "texts": {}, "seconds": 1.0}
+
+    models = [
+        EvaluatedModel(
+            arm,
+            index,
+            {"full-equal-steps": 100, "base": 0}.get(arm.name, 50),
+            None if arm.name == "base" else {**COST, **(training or {}).get(arm.name, {})},
+            scores(arm, index),
+        )
+        for arm in parse_arms(texts, (), 3)
+        for index in range(arm.n_seeds)
+    ]
+    return Scoreboard(models)
+
+
+def test_arms_borrow_from_those_whose_rows_vary_as_theirs_do():
+    texts = ("base", "full", "grads@50%:seeds=1", "random@50%", "k-means@50%", "random@5%")
+    board = board_with(*texts)
+    fixed, drawn = ["full", "grads 50%"], ["random 50%", "k-means 50%", "random 5%"]
+    assert board.lenders("full") == [["full"], fixed, [*fixed, *drawn]]
+    assert board.lenders("grads 50%") == [["grads 50%"], fixed, [*fixed, *drawn]]
+    # Few rows vary more than many.
+    assert board.lenders("random 50%") == [drawn[:2], drawn]
+    assert board.lenders("random 5%") == [["random 5%"], drawn]
+
+    def dfs(*arms):
+        parts = board.difference(*arms, "loss").uncertainty.seeds
+        return [part.df for part in parts]
+
+    assert dfs("grads 50%", "full") == [2]
+    assert dfs("grads 50%", "random 50%") == [2, 4]
+    assert dfs("grads 50%", "base") == [2]
+    assert dfs("random 5%", "random 50%") == [2, 4]
+    assert board.level("base", "loss").uncertainty.seeds == []
+
+
+def test_an_arm_of_many_trainings_needs_no_others():
+    texts = ("loss-low@50%", "grads@50%:seeds=5", "random@50%:seeds=2", "random@5%")
+    board = board_with(*texts)
+    assert board.lenders("grads 50%")[0] == ["grads 50%"]
+    parts = board.difference("grads 50%", "loss-low 50%", "loss").uncertainty.seeds
+    assert [part.df for part in parts] == [4, 6]
+    # One degree of freedom is too few, where others have more.
+    (seeds,) = board.level("random 50%", "loss").uncertainty.seeds
+    assert seeds.df == 3
+
+
+@pytest.mark.parametrize(("seen", "draws"), [(40, True), (100, False), (98, False), (None, False)])
+def test_all_rows_in_less_than_a_pass_are_a_draw(seen, draws):
+    training = {"full-equal-steps": {} if seen is None else {"n_instances": seen}}
+    board = board_with("full", "full-equal-steps@5%", "random@5%", training=training)
+    _, alike, *_ = board.lenders("full-equal-steps 5%")
+    steps = "full-equal-steps 5%"
+    assert alike == ([steps, "random 5%"] if draws else ["full", steps])
+
+
+def test_an_arm_whose_spread_nothing_shows_is_noted():
+    board = board_with("base", "full", "random@50%:seeds=1")
+    (note,) = (note for note in caveats_of(board) if "trained once" in note)
+    assert note.startswith("random 50%: trained once")
+    assert [
+        part.df for part in board.difference("full", "random 50%", "loss").uncertainty.seeds
+    ] == [2]
+    # Drawn rows differ more than fixed ones: too wide an interval, which is better than none.
+    board = board_with("base", "full:seeds=1", "random@50%")
+    assert not any("trained once" in note for note in caveats_of(board))
+    (seeds,) = board.level("full", "loss").uncertainty.seeds
+    assert seeds.df == 2
+
+
+def test_forgetting_relative_to_full_has_an_interval_or_is_not_there():
+    def tasks_where(lost):
+        share = {"base": 0.9, "full": 0.9 - lost, "grads": 0.9 - lost / 2}
+        return lambda arm, rng: (rng.random(400) < share[arm.name]).astype(float)
+
+    arms = ("base", "full", "grads@50%")
+    found = board_with(*arms, tasks=tasks_where(0.4)).relative_to_full("grads 50%")
+    assert found.low < found.value < found.high < 0
+    assert found.low > -1
+    board = board_with(*arms, tasks=tasks_where(0.0))
+    assert board.relative_to_full("grads 50%") is None
+    assert board.relative_to_full("full") is None
+    assert board_with(*arms).relative_to_full("grads 50%") is None
+
+
+def test_the_tables_show_the_share_of_fulls_forgetting_with_its_interval():
+    share = {"base": 0.9, "full": 0.5, "grads": 0.7}
+    board = board_with(
+        "base",
+        "full",
+        "grads@50%",
+        tasks=lambda arm, rng: (rng.random(400) < share[arm.name]).astype(float),
+    )
+    comparison = Comparison(Path("run"), board, [], 0.0, 0, {})
+    found = comparison.summary()["arms"]
+    shown = found["grads 50%"]["forgotten_relative_to_full"]
+    assert shown["low"] < shown["value"] < shown["high"]
+    assert shown["value"] == pytest.approx(-50, abs=15)
+    assert found["full"]["forgotten_relative_to_full"] is None
+    head, *rows = comparison.forgetting_table()
+    cells = {row[0]: row[head.index("relative to full")] for row in rows}
+    assert cells["full"] == ""
+    assert re.fullmatch(r"-\d\d% \[-\d\d, -\d\d\]", cells["grads 50%"])

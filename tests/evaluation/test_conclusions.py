@@ -6,21 +6,19 @@ import numpy as np
 import pytest
 
 from gradsift.evaluation.conclusions import Question, decide, holm, holm_multipliers
-from gradsift.evaluation.intervals import Estimate, VarianceComponent
+from gradsift.evaluation.intervals import Estimate
 from gradsift.evaluation.metrics import GENERAL, LEARNING
+from gradsift.evaluation.uncertainty import Contribution, Spread, Uncertainty, VarianceComponent
+
+
+def by_items(variance, n_items=100):
+    return Uncertainty(VarianceComponent(variance, max(n_items - 1, 1)), ())
 
 
 def estimate(value, p):
-    return Estimate(
-        value,
-        value - 1,
-        value + 1,
-        p,
-        100,
-        (3, 3),
-        VarianceComponent(0.3, 99),
-        VarianceComponent(0.1, 4),
-    )
+    arms = tuple(Contribution(weight, 3, Spread(0.15, 0.0, 4)) for weight in (1.0, -1.0))
+    known = Uncertainty(VarianceComponent(0.3, 99), arms)
+    return Estimate(value, value - 1, value + 1, p, 100, (3, 3), known)
 
 
 def learning(arm="a", **metrics):
@@ -80,17 +78,13 @@ def test_forgetting_cannot_be_compared_where_there_was_none():
 
 
 def test_what_has_no_interval_was_not_kept():
-    one = {
-        "accuracy": Estimate(
-            -9.0, -np.inf, np.inf, 1.0, 1, (1, 1), VarianceComponent(np.inf, 1), None
-        )
-    }
+    one = {"accuracy": Estimate(-9.0, -np.inf, np.inf, 1.0, 1, (1, 1), by_items(np.inf, 1))}
     (verdict,) = decide([Question(GENERAL, "a", "full", "full", one, one, one)])
     assert verdict.answer == "cannot tell"
 
 
 def test_what_is_needed_counts_the_comparisons():
-    found = Estimate(0.5, -1, 2, 0.3, 100, (1, 1), VarianceComponent(0.3, 99), None)
+    found = Estimate(0.5, -1, 2, 0.3, 100, (1, 1), by_items(0.3))
     many = [Question(LEARNING, arm, "random", "random", {"bleu": found}) for arm in "abcdefgh"]
     alone, among = (
         int(re.search(r"BLEU about (\d+) more", v[0].sentence)[1])
@@ -100,7 +94,7 @@ def test_what_is_needed_counts_the_comparisons():
 
 
 def test_models_that_answer_everything_alike_need_no_more_rows():
-    same = Estimate(0.0, 0.0, 0.0, 1.0, 100, (1, 1), VarianceComponent(0.0, 99), None)
+    same = Estimate(0.0, 0.0, 0.0, 1.0, 100, (1, 1), by_items(0.0))
     (verdict,) = decide([Question(LEARNING, "a", "random", "random", {"bleu": same})])
     assert verdict.answer == "nothing to tell"
     assert "both answered everything alike" in verdict.sentence
@@ -108,7 +102,7 @@ def test_models_that_answer_everything_alike_need_no_more_rows():
 
 
 def test_a_single_item_has_no_interval():
-    one = Estimate(2.0, -np.inf, np.inf, 1.0, 1, (1, 1), VarianceComponent(np.inf, 1), None)
+    one = Estimate(2.0, -np.inf, np.inf, 1.0, 1, (1, 1), by_items(np.inf, 1))
     (verdict,) = decide([Question(LEARNING, "a", "random", "random", {"bleu": one})])
     assert verdict.answer == "cannot tell"
     assert "BLEU +2.00 [no interval] (p 1.000); for BLEU more than one item" in verdict.sentence

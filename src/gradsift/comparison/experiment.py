@@ -262,6 +262,7 @@ def _require_shape(result: dict[str, Any], suite: EvaluationSuite) -> None:
     _require_numbers([scores["seconds"]], 1)
     if training is not None:
         _require_numbers([training[name] for name in ("n_steps", "n_tokens", "seconds")], 3)
+        _require_numbers([training.get("n_instances", 0)], 1)
     _require_numbers(scores["rows"]["loss"], len(suite.instances))
     if scores["rows"]["source"] != list(suite.sources):
         raise ValueError

@@ -10,10 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from gradsift.comparison.arms import BASE, FULL, FULL_STEPS, RANDOM, Arm
+from gradsift.comparison.arms import BASE, DRAWING, FULL, FULL_STEPS, RANDOM, Arm
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.conclusions import Question
-from gradsift.evaluation.intervals import Estimate, estimate_difference, pooled_seed_spread
+from gradsift.evaluation.intervals import (
+    SIGNIFICANT,
+    Estimate,
+    Interval,
+    Measured,
+    estimate_difference,
+    estimate_level,
+    estimate_relative_change,
+    pooled_spread,
+)
 from gradsift.evaluation.metrics import (
     DECIDING,
     GENERAL,
@@ -23,10 +32,17 @@ from gradsift.evaluation.metrics import (
     replicate,
     resampling_weights,
 )
+from gradsift.evaluation.uncertainty import NO_SPREAD, Spread
 
 N_RESAMPLINGS = 1000
 # Items of a set from which on a bootstrap's interval is worth its name.
 ENOUGH_ITEMS = 20
+# Trainings of an arm from which on it needs no others' to know its spread.
+OWN_SPREAD = 5
+# Degrees of freedom of a spread below which more arms are asked for theirs.
+ENOUGH_DF = 2
+# Below so many passes over its rows a training sees a draw of them.
+WHOLE_PASS = 0.9
 # Tokens that BLEU looks at together, at most.
 LONGEST_NGRAM = 4
 # METEOR's items, where other references are in other languages.
@@ -58,6 +74,14 @@ class EvaluatedModel:
         """Optimizer updates."""
         return None if self.training is None else self.training["n_steps"]
 
+    @property
+    def draws_rows(self) -> bool:
+        """Whether other rows are trained on under another seed."""
+        seen = self.n_rows if self.training is None else self.training.get("n_instances")
+        # As full-equal-steps does at a small budget, which ends within its first pass.
+        is_part = seen is not None and seen < WHOLE_PASS * self.n_rows
+        return self.arm.name in DRAWING or is_part
+
 
 class Scoreboard:
     """All arms, each metric on the items and on the same resamplings of them.
@@ -81,6 +105,7 @@ class Scoreboard:
         self.sizes = _same_sizes(list(self._item_sets.values()))
         self._weights = resampling_weights(self.sizes, N_RESAMPLINGS, seed=0)
         self._replicated: dict[tuple[int, str], Replicated] = {}
+        self._spreads: dict[tuple[tuple[str, ...], str], Spread | None] = {}
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -105,25 +130,70 @@ class Scoreboard:
 
     def level(self, label: str, metric: str) -> Estimate:
         """Return a metric of an arm, with its interval."""
-        return self._estimate(label, None, metric)
+        return estimate_level(self._measured(label, metric))
 
     def difference(self, label: str, rival: str, metric: str) -> Estimate:
         """Return a metric of an arm less that of another, with its interval."""
-        return self._estimate(label, rival, metric)
+        return estimate_difference(self._measured(label, metric), self._measured(rival, metric))
 
-    def _estimate(self, label: str, rival: str | None, metric: str) -> Estimate:
-        item_sets = self._item_sets[id(self.models[label][0])][metric]
-        return estimate_difference(
-            self.replicates(label, metric),
-            [] if rival is None else self.replicates(rival, metric),
-            n_items=sum(len(items) for items in item_sets.values()),
-            smallest_set=min(len(items) for items in item_sets.values()),
-            seed_spread=pooled_seed_spread([self.replicates(arm, metric) for arm in self.arms]),
-            trained=(
-                self.arms[label].is_trained,
-                rival is not None and self.arms[rival].is_trained,
-            ),
+    def relative_to_full(self, label: str) -> Interval | None:
+        """Return how much more accuracy an arm lost than full fine-tuning, as a share of that.
+
+        −1 is nothing lost. None where full did not measurably lose any, or is not there.
+        """
+        if not {BASE, FULL} <= self.arms.keys() or label in (BASE, FULL):
+            return None
+        if "accuracy" not in self.metrics:
+            return None
+        lost = self.difference(BASE, FULL, "accuracy")
+        if lost.value <= 0 or lost.p >= SIGNIFICANT:
+            return None
+        return estimate_relative_change(
+            *(self._measured(arm, "accuracy") for arm in (BASE, label, FULL))
         )
+
+    def _measured(self, label: str, metric: str) -> Measured:
+        return Measured(self.replicates(label, metric), self._spread(label, metric))
+
+    def _spread(self, label: str, metric: str) -> Spread | None:
+        if not self.arms[label].is_trained:
+            return NO_SPREAD
+        spread = None
+        for lenders in self.lenders(label):
+            spread = self._pooled(tuple(lenders), metric) or spread
+            if spread is not None and spread.df >= ENOUGH_DF:
+                return spread
+        return spread
+
+    def _pooled(self, lenders: tuple[str, ...], metric: str) -> Spread | None:
+        key = (lenders, metric)
+        if key not in self._spreads:
+            arms = [self.replicates(lender, metric) for lender in lenders]
+            self._spreads[key] = pooled_spread(arms)
+        return self._spreads[key]
+
+    def lenders(self, label: str) -> list[list[str]]:
+        """Return the arms whose trainings say how an arm's differ, the better ones first.
+
+        Its own, if they are many. Else those of its class, and of its budget if these are enough:
+        trainings on few rows differ in another measure than those on many. Arms that draw their
+        rows differ by the draw, too; so they may say how fixed ones differ at most, where nothing
+        else does, but never the other way round.
+        """
+        draws, budget = self._draws(label), self.arms[label].budget
+        trained = [other for other in self.arms if self.arms[other].is_trained]
+        alike = [other for other in trained if self._draws(other) == draws]
+        of_budget = [other for other in alike if self.arms[other].budget == budget]
+        own = [[label]] if len(self.models[label]) >= OWN_SPREAD else []
+        return [*own, of_budget, alike, *([] if draws else [trained])]
+
+    def knows_spread(self, label: str) -> bool:
+        """Return whether anything says how trainings of an arm differ; of base nothing needs to."""
+        is_known = (len(self.models[arm]) > 1 for arms in self.lenders(label) for arm in arms)
+        return not self.arms[label].is_trained or any(is_known)
+
+    def _draws(self, label: str) -> bool:
+        return any(model.draws_rows for model in self.models[label])
 
     def forgetting(self, label: str) -> dict[str, Estimate]:
         """Estimate by general metric what an arm lost against base: above 0 is forgotten.
@@ -229,6 +299,12 @@ def caveats_of(board: Scoreboard) -> list[str]:
     few = [f"{size} of {name}" for name, size in board.sizes.items() if size < ENOUGH_ITEMS]
     if few:
         caveats.append(f"few items ({', '.join(few)}): intervals from so few are rough")
+    alone = [label for label in board.arms if not board.knows_spread(label)]
+    if alone:
+        caveats.append(
+            f"{', '.join(alone)}: trained once, and no arm more often whose trainings differ as "
+            "much (rows drawn, or fixed): how its own would differ is in no interval"
+        )
     caveats += _language_caveats(board)
     for name, size in ((RANDOM, "is as large"), (FULL_STEPS, "has as many steps")):
         rivals = board.named(name)

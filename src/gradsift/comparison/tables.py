@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from gradsift.comparison.arms import BASE, FULL
+from gradsift.comparison.arms import BASE
 from gradsift.comparison.results import Scoreboard
 from gradsift.evaluation.conclusions import Verdict
-from gradsift.evaluation.intervals import SIGNIFICANT, Estimate
+from gradsift.evaluation.intervals import Estimate, Interval
 from gradsift.evaluation.metrics import GENERAL, LEARNING, METRICS
 from gradsift.wording import joined
 
 Table = list[list[str]]
 
+_PERCENT = "{value:+.0f}% [{low:+.0f}, {high:+.0f}]"
 _SMALL_PRINT = (
-    "; ± and [ ] are 95 % intervals over items and seeds (items only, where an arm was trained "
-    "once and no other twice), each for itself; p-values are adjusted for the number of arms and "
-    "metrics (Holm), so one may be above 0.05 beside an interval without 0. ±? means one item, "
-    "hence no interval.",
+    "; ± and [ ] are 95 % intervals over items and trainings, each for itself; p-values are "
+    "adjusted for the number of arms and metrics (Holm), so one may be above 0.05 beside an "
+    "interval without 0. ±? means one item, hence no interval.",
     "minutes: training, and the preliminary epoch where an arm needs it. forgotten: base less arm "
     "(of losses: arm less base), above 0 is forgotten.",
 )
@@ -118,7 +118,7 @@ class Comparison:
             "forgotten": {
                 name: _estimate(estimate) for name, estimate in board.forgetting(label).items()
             },
-            "forgotten_relative_to_full": relative_to_full(board, label),
+            "forgotten_relative_to_full": _relative(board.relative_to_full(label)),
         }
 
     def _n_steps(self, label: str) -> float | None:
@@ -162,9 +162,9 @@ class Comparison:
         for label in board.arms:
             if label == BASE:
                 continue
-            forgotten, relative = board.forgetting(label), relative_to_full(board, label)
+            forgotten, relative = board.forgetting(label), _relative(board.relative_to_full(label))
             row = [label, *(_signed(name, forgotten[name]) for name in names)]
-            row.append("" if relative is None else f"{relative:+.0f}%")
+            row.append("" if relative is None else _PERCENT.format(**relative))
             for name in divided:
                 sign = 1 if METRICS[name].higher_is_better else -1
                 row += [
@@ -190,19 +190,9 @@ class Comparison:
         return [asked + first, *others, *(["signatures: " + "; ".join(how) + "."] if how else [])]
 
 
-def relative_to_full(board: Scoreboard, label: str) -> float | None:
-    """Return how much more an arm forgot than full fine-tuning, in per cent, as the paper counts.
-
-    −100 is nothing forgotten; None where full did not measurably forget, or is not there.
-    """
-    if BASE not in board.arms or FULL not in board.arms or label in (BASE, FULL):
-        return None
-    if "accuracy" not in board.metrics:
-        return None
-    full = board.difference(BASE, FULL, "accuracy")
-    if full.value <= 0 or full.p >= SIGNIFICANT:
-        return None
-    return 100 * (board.difference(BASE, label, "accuracy").value / full.value - 1)
+def _relative(interval: Interval | None) -> dict[str, float] | None:
+    # In per cent, as the paper counts.
+    return None if interval is None else {key: 100 * v for key, v in vars(interval).items()}
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _decide(question: Question, adjusted: dict[str, float], n_tests: dict[str, i
 def _nothing_to_tell(question: Question, *, any_clear: bool) -> str | None:
     """Return why there is nothing to compare, or None."""
     differences = [question.differences[name] for name in question.deciding]
-    if differences and all(d.value == 0 and d.items.variance == 0 for d in differences):
+    if differences and all(d.value == 0 and d.uncertainty.items.variance == 0 for d in differences):
         return "both answered everything alike"
     if question.kind == GENERAL:
         if _kept_all(question, question.arm_forgot) and _kept_all(question, question.rival_forgot):

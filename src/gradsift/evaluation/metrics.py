@@ -1,6 +1,6 @@
 """The metrics of a comparison, computed for any resampling of the items.
 
-Shapes: N items, K statistics of an item, B resamplings.
+Shapes: N items, K statistics of an item (of a Replicated: K sets of items), B resamplings.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ class Replicated:
     """A metric of one trained model, and what it would be on resampled items.
 
     Attributes:
-        value: On the items as they are.
-        values_B: On each resampling.
+        value: On the items as they are, the mean over their sets.
+        values_BK: On each resampling of each set.
+        n_K: Number of items of each set.
     """
 
     value: float
-    values_B: np.ndarray
+    values_BK: np.ndarray
+    n_K: tuple[int, ...]
 
 
 def _mean(sums_BK: np.ndarray, n_B: np.ndarray) -> np.ndarray:
@@ -105,7 +107,8 @@ def replicate(metric: Metric, item_sets: ItemSets, weights: Mapping[str, np.ndar
         values.append(metric.of_sums(ones_1N @ items_NK, ones_1N.sum(1))[0])
         weights_BN = weights[name]
         replicates.append(metric.of_sums(weights_BN @ items_NK, weights_BN.sum(1)))
-    return Replicated(float(np.mean(values)), np.mean(replicates, axis=0))
+    n_K = tuple(len(items_NK) for items_NK in item_sets.values())
+    return Replicated(float(np.mean(values)), np.stack(replicates, axis=1), n_K)
 
 
 def resampling_weights(n_items: Mapping[str, int], n: int, seed: int) -> dict[str, np.ndarray]:
