@@ -20,6 +20,9 @@ TRAINING, EVALUATION = "Training", "Evaluation"
 # In the order in which help lists them.
 GROUPS = (DATA, MODEL, CAPTURE, TRAINING, SELECTION, EVALUATION)
 
+# What `replay` says where the model is to write the rows, and the share if none is given.
+SELF, REPLAY_RATIO = "self", 0.05
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 Batching = Literal["packed", "by_length", "random"]
 Layer = Literal["embedding", "lm_head"]
@@ -409,6 +412,57 @@ class ArmTrainingConfig(TrainerConfig):
     keep_models: bool = setting(
         False, "Keep the weights of every arm, to ask them more later.", TRAINING, option=True
     )
+
+
+class ReplayConfig(Group):
+    """General rows that are trained on beside an arm's own, against forgetting."""
+
+    replay: PathText | None = setting(
+        None,
+        "General rows that are trained on beside an arm's own, against forgetting: file, folder, "
+        "hub id, run folder, or self (the untrained model writes them).",
+        TRAINING,
+        option=True,
+    )
+    replay_ratio: float | None = setting(
+        None,
+        "Share of replay in the tokens that have a loss (0.05).",
+        TRAINING,
+        option=True,
+        gt=0,
+        lt=1,
+    )
+    replay_choice: Literal["random", "least_conflict"] = setting(
+        "random",
+        "Which of these rows: random, or least_conflict with an arm's own, of a run folder.",
+        TRAINING,
+    )
+    replay_split: str | None = setting(
+        None, "Split of rows for replay that come in several.", TRAINING
+    )
+
+    @model_validator(mode="after")
+    def _of_some_rows(self) -> ReplayConfig:
+        fields = type(self).model_fields.items()
+        idle = [name for name, field in fields if getattr(self, name) != field.default]
+        if self.replay is None and idle:
+            raise ValueError(
+                f"`{idle[0]}` is given, but no rows for it: add `replay` with a file, a folder, a "
+                "hub id, a run folder or self"
+            )
+        if self.replay == SELF and (self.replay_split or self.replay_choice != "random"):
+            raise ValueError(
+                "`replay: self` writes its rows, which are taken as they come: leave out "
+                "`replay_choice` and `replay_split`"
+            )
+        return self
+
+    @property
+    def ratio(self) -> float:
+        """Of arms that do not say their own; 0 without replay."""
+        if self.replay is None:
+            return 0.0
+        return REPLAY_RATIO if self.replay_ratio is None else self.replay_ratio
 
 
 class ArmConfig(Group):

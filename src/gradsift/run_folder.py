@@ -539,6 +539,19 @@ class Run:
                 "rows, captured with the same model (gradsift capture ROWS --model MODEL --set "
                 "warmup_fraction=0 --out RUN)."
             )
+        other = self.comparable_store(folder)
+        return Reference(
+            {layer: sketch[other.finite] for layer, sketch in other.sketches.items()},
+            other.content_ND[other.finite],
+            other.step[other.finite],
+        )
+
+    def comparable_store(self, folder: str) -> GradientStore:
+        """Return the store of another run whose gradients can be compared with those of this one.
+
+        Raises:
+            GradsiftError: If they cannot.
+        """
         other = Run(folder).store
         for key in ("model", "sketch_size", "seed"):
             mine, its = (s.manifest.identity.get(key) for s in (self.store, other))
@@ -549,11 +562,7 @@ class Run:
                 )
         if not other.finite.any():
             raise GradsiftError(f"{folder}: none of its gradients is finite.")
-        return Reference(
-            {layer: sketch[other.finite] for layer, sketch in other.sketches.items()},
-            other.content_ND[other.finite],
-            other.step[other.finite],
-        )
+        return other
 
 
 def _without_refused(

@@ -78,3 +78,33 @@ def test_what_draws_its_rows_is_known(name):
         for seed in range(4)
     )
     assert any(set(other) != set(first) for other in others) == (name in DRAWING)
+
+
+def test_replay_is_that_of_all_arms_or_an_arms_own():
+    texts = ("base", "full", "full:replay=0", "grads:alpha=0:replay=0.125:seeds=1", "random@7")
+    arms = parse_arms(texts, ("50%",), 2, replay_share=0.07)
+    assert [(arm.label, arm.replay_share, arm.n_seeds) for arm in arms] == [
+        ("base", 0.0, 1),
+        ("full + replay 7%", 0.07, 2),
+        ("full", 0.0, 2),
+        ("grads:alpha=0 50% + replay 12.5%", 0.125, 1),
+        ("random 7 + replay 7%", 0.07, 2),
+    ]
+    assert arms[3].family == "grads:alpha=0 + replay 12.5%"
+    # It is none of the selection's settings.
+    assert arms[3].settings == {"alpha": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("full:replay=1", "replay is 1, expected a share"),
+        ("full:replay=5%", "replay is '5%', expected a share"),
+        ("full:replay=true", "replay is True"),
+        ("base:replay=0.1", "base is not trained, so it has no replay"),
+        ("full:replya=0.1", "did you mean replay"),
+    ],
+)
+def test_a_share_that_is_none_is_refused(text, message):
+    with pytest.raises(GradsiftError, match=message):
+        parse_arms((text,), ("50%",), 1)

@@ -195,6 +195,7 @@ def _resolved(
 
 @command(
     groups.SubsetConfig,
+    groups.ReplayConfig,
     groups.TrustConfig,
     examples=(
         "gradsift select runs/mine --budget 5%",
@@ -210,8 +211,10 @@ def select(
     json_: Json = False,
 ) -> None:
     """Select from a captured run, in seconds: another budget, another strategy."""
-    _progress()
-    selected = load("commands.select").select(run_folder, budget=budget, data=data, **settings)
+    progress = _progress()
+    selected = load("commands.select").select(
+        run_folder, budget=budget, data=data, progress=progress, **settings
+    )
     _show(selected, json_)
 
 
@@ -290,6 +293,7 @@ def stability(
 @command(
     groups.ArmConfig,
     groups.ArmTrainingConfig,
+    groups.ReplayConfig,
     groups.SelectionConfig,
     groups.TrustConfig,
     without=("strategy", "keep_models"),
@@ -307,6 +311,7 @@ def train(
 @command(
     groups.ArmsConfig,
     groups.ArmTrainingConfig,
+    groups.ReplayConfig,
     groups.EvaluationConfig,
     groups.SelectionConfig,
     without=("strategy",),

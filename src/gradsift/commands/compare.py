@@ -16,11 +16,17 @@ from gradsift.comparison.plots import PLOTS, plots_of
 from gradsift.comparison.results import Scoreboard, caveats_of, questions_of
 from gradsift.comparison.suite import make_suite, overlap_with
 from gradsift.comparison.tables import Comparison
-from gradsift.comparison.training_runs import TrainingRun, settings_of_arm, training_runs_for
+from gradsift.comparison.training_runs import (
+    TrainingRun,
+    replay_notes,
+    settings_of_arm,
+    training_runs_for,
+)
 from gradsift.config import (
     ArmsConfig,
     ArmTrainingConfig,
     EvaluationConfig,
+    ReplayConfig,
     RowsConfig,
     SelectionConfig,
 )
@@ -29,6 +35,7 @@ from gradsift.errors import GradsiftError
 from gradsift.evaluation.conclusions import decide
 from gradsift.files import remove, remove_leftovers, write_text
 from gradsift.progress import Progress, no_progress
+from gradsift.replay.source import replay_of
 from gradsift.run_folder import Run
 from gradsift.schema import takes
 from gradsift.seals import DamagedError, read_json, write_json
@@ -80,6 +87,7 @@ class Forecast:
 @takes(
     ArmsConfig,
     ArmTrainingConfig,
+    ReplayConfig,
     EvaluationConfig,
     SelectionConfig,
     RowsConfig,
@@ -116,10 +124,16 @@ def compare(
     Raises:
         GradsiftError: If a setting does not fit, or rows or model changed since the capture.
     """
-    named, training, evaluation, selection, where = arm_settings(
-        settings, ArmsConfig, ArmTrainingConfig, EvaluationConfig, SelectionConfig, RowsConfig
+    named, training, replaying, evaluation, selection, where = arm_settings(
+        settings,
+        ArmsConfig,
+        ArmTrainingConfig,
+        ReplayConfig,
+        EvaluationConfig,
+        SelectionConfig,
+        RowsConfig,
     )
-    arms = parse_arms(named.arms, named.budgets, named.seeds)
+    arms = parse_arms(named.arms, named.budgets, named.seeds, replaying.ratio)
     run = Run.of(run, data=where.data, trust_remote_code=evaluation.trust_remote_code)
     name = COMPARISON if name is None else name
     _require_free(run.folder, name)
@@ -130,10 +144,15 @@ def compare(
         require_settings(trainer)
         test_pool = test if isinstance(test, Pool) else _held_out(run, test, test_split)
         suite = make_suite(test_pool, run, evaluation)
+        replay = replay_of(run, replaying, any(arm.replay_share for arm in arms), progress)
         compute_missing_losses(run, arms, selection, progress)
         rows = rows_of(run, arms, selection)
-        training_runs = training_runs_for(run, arms, rows, trainer, suite.identity)
+        training_runs = training_runs_for(
+            run, arms, rows, trainer, suite.identity, replay, dry_run=dry_run
+        )
         notes = [*_overlap(pool, test_pool), *_equal_arms(training_runs)]
+        if replay is not None:
+            notes += [*replay_notes(training_runs), *replay.overlaps(test_pool, _texts(evaluation))]
         experiment = Experiment(run, training_runs, suite, training, progress)
         forecast = _forecast(experiment)
         for line in (*notes, forecast.text()):
@@ -154,6 +173,7 @@ def compare(
             "arms": [arm.text for arm in arms],
             "evaluation": suite.identity,
             **_made_with(run, trainer, training.save_steps, selection),
+            **({} if replay is None else {"replay": replay.made_with(replaying)}),
         },
         notes=(*notes, *caveats_of(board)),
     )
@@ -197,6 +217,12 @@ def _overlap(pool: Pool, test: Pool) -> list[str]:
         f"{n_rows} of {len(test.rows)} test rows stand word for word in the pool: what was learnt "
         "by heart counts as learnt"
     ]
+
+
+def _texts(evaluation: EvaluationConfig) -> list[tuple[str, str]]:
+    """Return the general texts, which were read before; names and texts."""
+    files = [name for name in evaluation.general if name.endswith(".txt")]
+    return [(name, Path(name).read_text(encoding="utf-8")) for name in files]
 
 
 def _equal_arms(training_runs: Sequence[TrainingRun]) -> list[str]:

@@ -15,7 +15,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from gradsift.config import RowsConfig, SelectionConfig, SubsetConfig, TrustConfig
+from gradsift.config import (
+    ReplayConfig,
+    RowsConfig,
+    SelectionConfig,
+    SubsetConfig,
+    TrustConfig,
+)
 from gradsift.data.containers.lines import Place
 from gradsift.data.containers.rows import read_rows, write_rows
 from gradsift.data.containers.sources import LINES, find_written
@@ -23,6 +29,9 @@ from gradsift.data.exports.rows import ExportRow, Setup
 from gradsift.data.exports.write import write_export
 from gradsift.errors import GradsiftError
 from gradsift.files import make_folder, remove, remove_leftovers, writing
+from gradsift.progress import Progress, no_progress
+from gradsift.replay.rows import Replayed
+from gradsift.replay.shares import tokens_for
 from gradsift.run_folder import Run
 from gradsift.schema import migrated, split_settings, takes
 from gradsift.seals import DamagedError, read_json, sha256_of, write_json, write_parquet
@@ -39,11 +48,15 @@ if TYPE_CHECKING:
     import datasets
     import pandas
 
+    from gradsift.replay.source import Replay
+
 SELECTIONS = "selections"
 DECISIONS = "decisions.parquet"
 SUMMARY = "selection.json"
 CURVE = "curve.parquet"
 EXPORT = "export"
+# Of an export: which of its rows are of replay.
+REPLAY = "replay.json"
 NO_DATASETS = "to_dataset() needs the package datasets: pip install 'gradsift[train]'"
 NO_PANDAS = "to_pandas() needs the package pandas: pip install pandas"
 
@@ -187,11 +200,12 @@ class SelectResult:
         return joined(lines)
 
 
-@takes(SubsetConfig, RowsConfig, TrustConfig)
+@takes(SubsetConfig, ReplayConfig, RowsConfig, TrustConfig)
 def select(
     run: str | Path | GradientStore | Run | SelectResult,
     *,
     budget: str | int | float,
+    progress: Progress = no_progress,
     **settings: Any,
 ) -> SelectResult:
     """Select rows of a captured run and write them, in seconds and without torch.
@@ -199,6 +213,8 @@ def select(
     Args:
         run: A run folder, its store, or another selection of it.
         budget: Of the usable rows: "50%" or 0.5, 500 (rows), "20000tok" (tokens), "auto".
+        progress: Of what the model writes for an export with `replay` self; called with rows done,
+            rows in all, tokens done, tokens in all.
         **settings: How to select; see Settings.
 
     Returns:
@@ -207,7 +223,9 @@ def select(
     Raises:
         GradsiftError: If a setting does not fit, or the input changed since the capture.
     """
-    config, rows, trust = split_settings(settings, SubsetConfig, RowsConfig, TrustConfig)
+    config, replaying, rows, trust = split_settings(
+        settings, SubsetConfig, ReplayConfig, RowsConfig, TrustConfig
+    )
     parsed = parse_budget(budget)
     needs_of(config)  # What is no strategy or score is found out before anything is read.
     return select_run(
@@ -217,6 +235,8 @@ def select(
         name=config.name,
         weights=config.weights,
         export=config.export,
+        replaying=replaying,
+        progress=progress,
     )
 
 
@@ -228,6 +248,8 @@ def select_run(
     name: str | None,
     weights: bool,
     export: Sequence[str] = (),
+    replaying: ReplayConfig | None = None,
+    progress: Progress = no_progress,
 ) -> SelectResult:
     """Select rows of a captured run and write them.
 
@@ -239,6 +261,8 @@ def select_run(
         weights: Whether decisions.parquet gets a `weight` for each selected row: its gradient
             score divided by the mean over the subset.
         export: Trainers in whose own form the rows are written too.
+        replaying: Which rows of replay the exports get beside them.
+        progress: Of what the model writes for them.
 
     Returns:
         What was written.
@@ -246,11 +270,18 @@ def select_run(
     Raises:
         GradsiftError: As for `select`, or if a selection of that name was made with other settings.
     """
+    replaying = replaying or ReplayConfig()
+    if replaying.replay is not None and not export:
+        raise GradsiftError(
+            f"`replay` {replaying.replay}: a selection is your own rows alone; rows of replay go "
+            "into an export: add `export`, or leave it out."
+        )
     if export:  # Which needs the model's tokenizer.
         run.introduce()
     run.require_unchanged_rows()
     # What an export needs is missed before anything is written.
     setup = Setup(run.config, lambda: run.tokenizer, lambda: run.template_date) if export else None
+    replay = _replay(run, replaying, progress)
     settings = _plain(budget, config)
     folder = _folder(run.folder / SELECTIONS, settings, name)
     context, table = run.context(config), run.pool_table
@@ -293,7 +324,15 @@ def select_run(
             weighted = decisions["weight"].filter(decisions["selected"])
             kept = kept.append_column("weight", weighted)
         try:
-            result = _exported(result, export, _export_rows(run, kept), setup)
+            rows = _export_rows(run, kept)
+            replayed = None
+            if replay is not None:
+                n_own = pc.sum(kept["n_response_tokens"]).as_py()
+                replay.prepare(tokens_for(replaying.ratio, n_own))
+                replayed = replay.beside(
+                    selection.ids, n_own, replaying.ratio, config.seed, "the selection"
+                )
+            result = _exported(result, export, rows, setup, replayed)
         except GradsiftError as error:
             logger.info(_counts_line(counts))
             for line in warnings:
@@ -378,16 +417,59 @@ def _counts_line(counts: dict[str, object]) -> str:
     )
 
 
+def _replay(run: Run, config: ReplayConfig, progress: Progress) -> Replay | None:
+    if config.replay is None:
+        return None
+    from gradsift.replay.source import replay_of  # Which loads torch.
+
+    return replay_of(run, config, True, progress)
+
+
 def _exported(
-    result: SelectResult, export: Sequence[str], rows: Sequence[ExportRow], setup: Setup
+    result: SelectResult,
+    export: Sequence[str],
+    rows: Sequence[ExportRow],
+    setup: Setup,
+    replayed: Replayed | None,
 ) -> SelectResult:
     """Write rows for each trainer; returns the result with files and notes."""
     written, notes = [*result.written], [*result.notes]
+    if replayed is not None:
+        rows = [*rows, *_as_exported(replayed)]
+        path = result.folder / EXPORT / REPLAY
+        ids = [row.instance_id for row in rows if row.is_replay]
+        write_json(path, {**replayed.summary(), "ids": ids})
+        written.append(path)
+        notes += _notes_on(replayed)
     for trainer in dict.fromkeys(export):
         exported = write_export(trainer, rows, result.folder / EXPORT, setup)
         written += exported.files
         notes += [f"export {trainer}: {line}" for line in exported.notes]
     return replace(result, written=tuple(written), notes=tuple(notes))
+
+
+def _as_exported(replayed: Replayed) -> list[ExportRow]:
+    return [
+        ExportRow(row.instance.instance_id, row.example, row.source, is_replay=True)
+        for row in replayed.rows
+        if row.example is not None
+    ]
+
+
+def _notes_on(replayed: Replayed) -> list[str]:
+    n_rows, warning = len(replayed.rows), replayed.warning()
+    n_stopped = sum(not row.finished for row in replayed.rows)
+    lines = [
+        f"exports: {n_rows} rows of replay ({replayed.of}) come after the selected ones, "
+        f"{100 * replayed.share:.1f} % of the tokens that have a loss; {EXPORT}/{REPLAY} names them"
+    ]
+    lines += [warning] if warning is not None else []
+    if n_stopped:
+        lines.append(
+            f"{n_stopped} of them were still being written when the model was stopped: a trainer "
+            "ends them with its end-of-sequence token, unless it cuts them there"
+        )
+    return lines
 
 
 def _export_rows(run: Run, kept: pa.Table) -> list[ExportRow]:

@@ -38,6 +38,7 @@ def explain_settings(name: str | None = None) -> SettingsResult:
         config.RunConfig,
         config.ArmsConfig,
         config.ArmTrainingConfig,
+        config.ReplayConfig,
         config.EvaluationConfig,
         config.PlanConfig,
     )

@@ -28,6 +28,7 @@ from gradsift.comparison.training_runs import (
     find_whole,
     lock_of,
     read_metadata,
+    replay_notes,
     settings_of_arm,
     train_run,
     training_in,
@@ -36,6 +37,7 @@ from gradsift.comparison.training_runs import (
 from gradsift.config import (
     ArmConfig,
     ArmTrainingConfig,
+    ReplayConfig,
     RowsConfig,
     SelectionConfig,
     TrustConfig,
@@ -43,6 +45,7 @@ from gradsift.config import (
 from gradsift.errors import GradsiftError
 from gradsift.files import remove_leftovers, whole_folder, writing
 from gradsift.progress import Progress, no_progress
+from gradsift.replay.source import replay_of
 from gradsift.run_folder import Run
 from gradsift.schema import takes
 from gradsift.seals import short_sha256
@@ -70,10 +73,11 @@ class TrainResult:
     Attributes:
         folder: With its weights and tokenizer.
         arm: What it was trained on.
-        n_rows: How many rows.
+        n_rows: How many rows, those of replay among them.
         n_steps: Optimizer updates.
         n_tokens: Tokens trained on.
         seconds: Of training.
+        replay: How many of the rows are of replay, and their share; None without.
     """
 
     folder: Path
@@ -82,6 +86,7 @@ class TrainResult:
     n_steps: int
     n_tokens: int
     seconds: float
+    replay: dict[str, Any] | None = None
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
@@ -90,10 +95,21 @@ class TrainResult:
     def text(self) -> str:
         """Return what a person wants to know."""
         done = f"{self.n_rows} rows, {self.n_steps} steps, {self.n_tokens} tokens"
+        if self.replay is not None:
+            n_rows, share = self.replay["n_rows"], 100 * self.replay["share"]
+            done += f" (replay: {n_rows} rows, {share:.1f} % of the tokens that have a loss)"
         return joined([f"{self.arm}: {done}, {self.seconds:.0f} s", str(self.folder)])
 
 
-@takes(ArmConfig, ArmTrainingConfig, SelectionConfig, RowsConfig, TrustConfig, without=NOT_TAKEN)
+@takes(
+    ArmConfig,
+    ArmTrainingConfig,
+    ReplayConfig,
+    SelectionConfig,
+    RowsConfig,
+    TrustConfig,
+    without=NOT_TAKEN,
+)
 def train(
     run: str | Path | GradientStore | Run,
     *,
@@ -113,22 +129,39 @@ def train(
     Raises:
         GradsiftError: If a setting does not fit, or rows or model changed since the capture.
     """
-    arm, training, selection, where, trust = arm_settings(
-        settings, ArmConfig, ArmTrainingConfig, SelectionConfig, RowsConfig, TrustConfig
+    arm, training, replaying, selection, where, trust = arm_settings(
+        settings,
+        ArmConfig,
+        ArmTrainingConfig,
+        ReplayConfig,
+        SelectionConfig,
+        RowsConfig,
+        TrustConfig,
     )
-    parsed = parse_arm(arm.arm, arm.budget)
+    parsed = parse_arm(arm.arm, arm.budget, replaying.ratio)
     run = Run.of(run, data=where.data, trust_remote_code=trust.trust_remote_code)
     run.introduce()
     with without_progress_bars():
         trainer = settings_of_arm(training, run.config, selection.seed)
         remove_leftovers(run.folder)
+        replay = replay_of(run, replaying, bool(parsed.replay_share), progress)
         compute_missing_losses(run, [parsed], selection, progress)
         rows = rows_of(run, [parsed], selection)
-        (training_run,) = training_runs_for(run, [parsed], rows, trainer)
+        (training_run,) = training_runs_for(run, [parsed], rows, trainer, replay=replay)
+        for note in replay_notes([training_run]):
+            logger.warning(note)
         out = None if arm.out is None else _own_folder(arm.out)
         folder, done = _train_into(out, training_run, run, training.save_steps, progress)
-    n_rows = len(training_run.instances)
-    return TrainResult(folder, parsed.label, n_rows, done.n_steps, done.n_tokens, done.seconds)
+    n_rows, replayed = len(training_run.instances), training_run.replayed
+    return TrainResult(
+        folder,
+        parsed.label,
+        n_rows,
+        done.n_steps,
+        done.n_tokens,
+        done.seconds,
+        None if replayed is None else replayed.summary(),
+    )
 
 
 def compute_missing_losses(

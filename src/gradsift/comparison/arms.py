@@ -8,6 +8,7 @@ from typing import Any
 
 from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
+from gradsift.replay.shares import percent
 from gradsift.run_folder import Run
 from gradsift.schema import Group, nearest, parse_pair, require_known, split_settings, validated
 from gradsift.selection.candidates import Need
@@ -28,9 +29,11 @@ NOT_SELECTED = (BASE, FULL, FULL_STEPS)
 
 _SYNTAX = (
     "expected base, full, full-equal-steps or a strategy that `gradsift strategies` lists, then "
-    "perhaps @BUDGET, then perhaps :key=value for settings of the selection or seeds, as in "
-    "grads@50%:alpha=0:seeds=1"
+    "perhaps @BUDGET, then perhaps :key=value for settings of the selection, seeds or replay, as "
+    "in grads@50%:alpha=0:seeds=1"
 )
+# What an arm may say that is no setting of its selection.
+_OF_THE_TRAINING = ("seeds", "replay")
 # Settings of a selection that an arm says in another way.
 _SAID_ELSEWHERE = {"strategy": "the name of the arm", "budget": "@BUDGET"}
 
@@ -45,6 +48,7 @@ class Arm:
         budget: Of its rows (for full-equal-steps: of its steps); None for base and full.
         settings: Of its selection, where they differ from the others'.
         n_seeds: Trainings.
+        replay_share: Of general rows in what it is trained on; 0 for none.
     """
 
     text: str
@@ -52,12 +56,23 @@ class Arm:
     budget: Budget | None
     settings: dict[str, Any] = field(default_factory=dict)
     n_seeds: int = 1
+    replay_share: float = 0.0
 
     @property
     def label(self) -> str:
         """Its name in tables."""
+        return self._named("" if self.budget is None else f" {self.budget}")
+
+    @property
+    def family(self) -> str:
+        """Its name without its budget."""
+        return self._named("")
+
+    def _named(self, budget: str) -> str:
         name = ":".join([self.name, *(f"{key}={value}" for key, value in self.settings.items())])
-        return name if self.budget is None else f"{name} {self.budget}"
+        return (
+            name + budget + (f" + replay {percent(self.replay_share)}" if self.replay_share else "")
+        )
 
     @property
     def is_trained(self) -> bool:
@@ -90,8 +105,8 @@ def arm_settings(values: Mapping[str, Any], *groups: type[Group]) -> list[Any]:
     return models
 
 
-def parse_arm(text: str, budget: str | int | float | None) -> Arm:
-    """Read the one arm that is trained once."""
+def parse_arm(text: str, budget: str | int | float | None, replay_share: float = 0.0) -> Arm:
+    """Read the one arm that is trained once; `replay_share` is its own if it says none."""
     text = text.strip()
     head, *pairs = text.split(":")
     if any(pair.startswith("seeds=") for pair in pairs):
@@ -99,19 +114,22 @@ def parse_arm(text: str, budget: str | int | float | None) -> Arm:
     if budget is not None and (head in (BASE, FULL) or "@" in head):
         has = "names its budget" if "@" in head else "has no budget"
         raise GradsiftError(f"arm {text!r}: it {has}, so leave out `budget` {budget}.")
-    (arm,) = _parse(text, [] if budget is None else [budget], 1, "`budget`")
+    (arm,) = _parse(text, [] if budget is None else [budget], 1, replay_share, "`budget`")
     if not arm.is_trained:
         raise GradsiftError(f"arm {text!r}: there is nothing to train.")
     return arm
 
 
 def parse_arms(
-    texts: Sequence[str], budgets: Sequence[str | int | float], n_seeds: int
+    texts: Sequence[str],
+    budgets: Sequence[str | int | float],
+    n_seeds: int,
+    replay_share: float = 0.0,
 ) -> list[Arm]:
     """Read arms such as full, grads:alpha=0 or loss-low@50%:seeds=1, each once.
 
     Those that name no budget come once for each of `budgets`; those that name no seeds are trained
-    `n_seeds` times.
+    `n_seeds` times; those that name no share of replay have `replay_share`.
     """
     if n_seeds < 1:
         raise GradsiftError(f"`seeds` is {n_seeds}, expected at least 1.")
@@ -119,14 +137,14 @@ def parse_arms(
         raise GradsiftError(f"`arms` names none; {_SYNTAX}.")
     arms: dict[str, Arm] = {}
     for text in texts:
-        for arm in _parse(text.strip(), budgets, n_seeds, "`budgets`"):
+        for arm in _parse(text.strip(), budgets, n_seeds, replay_share, "`budgets`"):
             if arms.setdefault(arm.label, arm).n_seeds != arm.n_seeds:
                 raise GradsiftError(f"arm {text!r}: {arm.label} is there twice, with other seeds.")
     return list(arms.values())
 
 
 def _parse(
-    text: str, budgets: Sequence[str | int | float], n_seeds: int, setting: str
+    text: str, budgets: Sequence[str | int | float], n_seeds: int, share: float, setting: str
 ) -> list[Arm]:
     where = f"arm {text!r}"
     head, *pairs = text.split(":")
@@ -138,6 +156,11 @@ def _parse(
     has_seeds, seeds = "seeds" in settings, settings.pop("seeds", n_seeds)
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise GradsiftError(f"{where}: seeds is {seeds!r}, expected a number from 1.")
+    has_replay, share = "replay" in settings, settings.pop("replay", share)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        raise GradsiftError(
+            f"{where}: replay is {share!r}, expected a share such as 0.05, below 1; 0 is none."
+        )
     if settings and name not in STRATEGIES:
         raise GradsiftError(
             f"{where}: {name} selects nothing, so it has no {next(iter(settings))}."
@@ -147,21 +170,25 @@ def _parse(
             raise GradsiftError(f"{where}: {name} has no budget.")
         if name == BASE and has_seeds:
             raise GradsiftError(f"{where}: {name} is not trained, so it has no seeds.")
-        return [Arm(text, name, None, {}, 1 if name == BASE else seeds)]
+        if name == BASE and has_replay:
+            raise GradsiftError(f"{where}: {name} is not trained, so it has no replay.")
+        if name == BASE:
+            return [Arm(text, name, None)]
+        return [Arm(text, name, None, {}, seeds, float(share))]
     if not at and not budgets:
         raise GradsiftError(f"{where}: no budget is given: add {setting} 50% or write {name}@50%.")
     parsed = [parse_budget(budget) for budget in ([arm_budget] if at else budgets)]
     if any(budget.kind == "auto" for budget in parsed):
         raise GradsiftError(f"{where}: budget auto differs from arm to arm: give a number.")
-    return [Arm(text, name, budget, settings, seeds) for budget in parsed]
+    return [Arm(text, name, budget, settings, seeds, float(share)) for budget in parsed]
 
 
 def _parse_settings(pairs: Sequence[str], where: str) -> dict[str, Any]:
     settings = dict(parse_pair(pair, f"{where}:") for pair in pairs)
     for key in settings.keys() & _SAID_ELSEWHERE.keys():
         raise GradsiftError(f"{where}: {key} is said by {_SAID_ELSEWHERE[key]}.")
-    require_known(settings, [*SelectionConfig.model_fields, "seeds"], where)
-    selection = {key: value for key, value in settings.items() if key != "seeds"}
+    require_known(settings, [*SelectionConfig.model_fields, *_OF_THE_TRAINING], where)
+    selection = {key: value for key, value in settings.items() if key not in _OF_THE_TRAINING}
     require_known_names(validated(SelectionConfig, selection, where), f"{where}: ")
     return settings
 

@@ -80,6 +80,7 @@ class Experiment:
                 len(training_run.instances),
                 results[at]["training"],
                 results[at]["scores"],
+                None if training_run.replayed is None else training_run.replayed.summary(),
             )
             for at, training_run in enumerate(self.training_runs)
         ]

@@ -74,7 +74,7 @@ def _panel(arms: Mapping[str, Any], metric: str) -> alt.LayerChart:
     title = METRICS[metric].label
     points = [
         {
-            "arm": ":".join([arm["name"], *(f"{k}={v}" for k, v in arm["settings"].items())]),
+            "arm": arm["family"],
             "budget": arm["budget"] or ("none" if label == BASE else "all"),
             **_ends("y", arm["levels"][metric]),
         }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,11 @@ from gradsift.evaluation.metrics import (
 )
 from gradsift.evaluation.uncertainty import NO_SPREAD, Spread
 
+# What the questions have in common that ask whether replay helps an arm.
+REPLAY = "replay"
+# By how much the steps of two arms with replay may differ that are called equal: a share of other
+# rows is another number of rows.
+STEPS_APART = 0.02
 N_RESAMPLINGS = 1000
 # Items of a set from which on a bootstrap's interval is worth its name.
 ENOUGH_ITEMS = 20
@@ -61,6 +67,7 @@ class EvaluatedModel:
         n_rows: Trained on.
         training: Steps, tokens, seconds; None for base.
         scores: Item by item, from an evaluation suite.
+        replay: Share and rows of replay in what it was trained on; None without.
     """
 
     arm: Arm
@@ -68,6 +75,7 @@ class EvaluatedModel:
     n_rows: int
     training: Mapping[str, Any] | None
     scores: Mapping[str, Any]
+    replay: Mapping[str, Any] | None = None
 
     @property
     def n_steps(self) -> int | None:
@@ -182,7 +190,13 @@ class Scoreboard:
         """
         draws, budget = self._draws(label), self.arms[label].budget
         trained = [other for other in self.arms if self.arms[other].is_trained]
-        alike = [other for other in trained if self._draws(other) == draws]
+        # Rows of replay may be drawn, too, but few of them.
+        replays = bool(self.arms[label].replay_share)
+        alike = [
+            other
+            for other in trained
+            if self._draws(other) == draws and bool(self.arms[other].replay_share) == replays
+        ]
         of_budget = [other for other in alike if self.arms[other].budget == budget]
         own = [[label]] if len(self.models[label]) >= OWN_SPREAD else []
         return [*own, of_budget, alike, *([] if draws else [trained])]
@@ -252,11 +266,16 @@ class Scoreboard:
         return dict(Counter(scores.get("answers", {}).get("language", [])).most_common())
 
     def is_as_large(self, label: str, rival: str) -> bool:
-        """Return whether a rival has as many rows, or steps for full-equal-steps."""
+        """Return whether a rival has as many rows (full-equal-steps: steps), and as much replay."""
         model, other = self.models[label][0], self.models[rival][0]
+        if model.arm.replay_share != other.arm.replay_share:
+            return False
         if other.arm.name == FULL_STEPS:
             # For a budget of tokens it has as many steps as a random subset, which may be others.
-            return model.n_steps == other.n_steps
+            apart = STEPS_APART if model.arm.replay_share else 0
+            assert model.n_steps is not None
+            assert other.n_steps is not None
+            return abs(model.n_steps - other.n_steps) <= apart * other.n_steps
         # The same size may be said in other words: 50 % of 24 rows, or 12.
         return other.arm.budget in (None, model.arm.budget) or model.n_rows == other.n_rows
 
@@ -270,14 +289,20 @@ class Scoreboard:
 
 
 def questions_of(board: Scoreboard) -> list[Question]:
-    """Ask of each selected subset whether it beat full, random, and full at equal steps."""
-    questions = []
+    """Ask of each selected subset whether it beat full, random, and full at equal steps.
+
+    Of each arm with replay it is asked whether it beat the same arm without.
+    """
+    pairs = []
     for label in board.subsets():
         for family in (FULL, RANDOM, FULL_STEPS):
             rivals = (rival for rival in board.named(family) if board.is_as_large(label, rival))
-            rival = next(rivals, None)
-            if rival is not None:
-                questions += [_question(board, kind, label, rival, family) for kind in DECIDING]
+            pairs += [(label, rival, family) for rival in islice(rivals, 1)]
+    for label, arm in board.arms.items():
+        rival = replace(arm, replay_share=0.0).label
+        if arm.replay_share and rival in board.arms:
+            pairs.append((label, rival, REPLAY))
+    questions = [_question(board, kind, *pair) for pair in pairs for kind in DECIDING]
     return [question for question in questions if question.deciding]
 
 
@@ -306,11 +331,15 @@ def caveats_of(board: Scoreboard) -> list[str]:
             "much (rows drawn, or fixed): how its own would differ is in no interval"
         )
     caveats += _language_caveats(board)
+    replays = any(arm.replay_share for arm in board.arms.values())
+    also = " and has as much replay" if replays else ""
     for name, size in ((RANDOM, "is as large"), (FULL_STEPS, "has as many steps")):
         rivals = board.named(name)
         for label in board.subsets():
             if rivals and not any(board.is_as_large(label, rival) for rival in rivals):
-                caveats.append(f"{label}: no {name} arm {size}, so it is not compared with one")
+                caveats.append(
+                    f"{label}: no {name} arm {size}{also}, so it is not compared with one"
+                )
     return caveats
 
 

@@ -102,6 +102,8 @@ class Comparison:
             "name": arm.name,
             "budget": None if arm.budget is None else str(arm.budget),
             "settings": arm.settings,
+            "family": arm.family,
+            "replay": self._replay(label),
             "n_seeds": len(models),
             "n_rows": _mean([model.n_rows for model in models]),
             "n_steps": self._n_steps(label),
@@ -121,6 +123,14 @@ class Comparison:
             "forgotten_relative_to_full": _relative(board.relative_to_full(label)),
         }
 
+    def _replay(self, label: str) -> dict[str, Any] | None:
+        """Return where an arm's rows of replay come from, and how much they are, as means."""
+        found = [one.replay for one in self.board.models[label] if one.replay is not None]
+        if not found:
+            return None
+        means = {key: _mean([one[key] for one in found]) for key in ("share", "n_rows", "n_tokens")}
+        return {"rows_of": found[0]["rows_of"], "ratio": found[0]["ratio"], **means}
+
     def _n_steps(self, label: str) -> float | None:
         models = self.board.models[label]
         return _mean([model.n_steps for model in models if model.n_steps is not None])
@@ -134,7 +144,9 @@ class Comparison:
     def main_table(self) -> Table:
         """Return the arms with rows, steps, domain metrics and cost."""
         board, names = self.board, self.board.measured(LEARNING)
-        head = ["arm", "seeds", "rows", "steps", *(_arrow(name) for name in names), "minutes"]
+        replayed = {label: self._replay(label) for label in board.arms}
+        more = ["tokens", "replay"] if any(replayed.values()) else []
+        head = ["arm", "seeds", "rows", "steps", *more, *map(_arrow, names), "minutes"]
         rows = []
         for label, models in board.models.items():
             steps, cost = self._n_steps(label), self.cost(label)
@@ -145,11 +157,17 @@ class Comparison:
                     str(len(models)) if board.arms[label].is_trained else "",
                     f"{_mean([model.n_rows for model in models]):.0f}",
                     "" if steps is None else f"{steps:.0f}",
+                    *(self._trained_on(label, replayed[label]) if more else []),
                     *(_level(name, board.level(label, name)) for name in names),
                     f"{minutes:.1f}",
                 ]
             )
         return [head, *rows]
+
+    def _trained_on(self, label: str, replay: dict[str, Any] | None) -> list[str]:
+        n_tokens = self.cost(label)["training_tokens"]
+        share = "" if replay is None else f"{100 * replay['share']:.1f}%"
+        return ["" if n_tokens is None else f"{n_tokens:.0f}", share]
 
     def forgetting_table(self) -> Table:
         """Return the arms with what they forgot: by metric with intervals, then by task."""
@@ -187,6 +205,11 @@ class Comparison:
             for name in self.board.metrics
             if name in signatures
         ]
+        if any(arm.replay_share for arm in self.board.arms.values()):
+            others.append(
+                "tokens: trained on in all passes. replay: share of general rows in the tokens "
+                "that have a loss; they are among rows, steps and tokens."
+            )
         return [asked + first, *others, *(["signatures: " + "; ".join(how) + "."] if how else [])]
 
 

@@ -20,6 +20,9 @@ from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
 from gradsift.files import make_folder, remove, require_no_link, whole_folder
 from gradsift.progress import Progress
+from gradsift.replay.rows import Replayed, mixed
+from gradsift.replay.shares import tokens_for
+from gradsift.replay.source import Replay
 from gradsift.run_folder import Run
 from gradsift.seals import read_json, short_sha256, write_json
 from gradsift.training.digests import digests_of, files_of, first_damage
@@ -56,10 +59,11 @@ class TrainingRun:
     Attributes:
         arm: Of which arm.
         index: Number of its training, from 0.
-        instances: Trained on; empty for base.
+        instances: Trained on, those of replay among them; empty for base.
         settings: None for base.
         identity: Everything that determines the result.
         arms_folder: Where the run folder has a folder for each of them.
+        replayed: Which of the instances are of replay, if any are.
     """
 
     arm: Arm
@@ -68,6 +72,7 @@ class TrainingRun:
     settings: TrainerSettings | None
     identity: dict[str, object]
     arms_folder: Path
+    replayed: Replayed | None = None
 
     @property
     def title(self) -> str:
@@ -157,6 +162,9 @@ def training_runs_for(
     rows: Callable[[Arm, int], Sequence[str]],
     settings: TrainerSettings,
     evaluation: Mapping[str, object] | None = None,
+    replay: Replay | None = None,
+    *,
+    dry_run: bool = False,
 ) -> list[TrainingRun]:
     """List all that is to be trained.
 
@@ -169,31 +177,77 @@ def training_runs_for(
         rows: From `rows_of`.
         settings: How every arm is trained; the number of a training is added to the seed.
         evaluation: Identity of what is asked after training, if anything is.
+        replay: Of the arms that have a share of it.
+        dry_run: Whether nothing may be written: rows of replay are then estimated.
     """
     require_adapters(run.model, run.model_config, has_adapters=settings.lora is not None)
     captured = run.store.manifest.identity
     shared: dict[str, object] = {name: captured[name] for name in _MODEL if name in captured}
     if evaluation is not None:
         shared[_EVALUATION] = evaluation
+    listed = [
+        (arm, index, _own_rows(run, arm, rows, index))
+        for index in range(max(arm.n_seeds for arm in arms))
+        for arm in arms
+        if index < arm.n_seeds
+    ]
+    if replay is not None:
+        wanted = (
+            tokens_for(
+                arm.replay_share, _n_trained(run.instances if arm.name == FULL_STEPS else own)
+            )
+            for arm, _, own in listed
+        )
+        replay.prepare(max(wanted), write=not dry_run)
     folder, training_runs = run.folder / ARMS, []
-    for index in range(max(arm.n_seeds for arm in arms)):
-        for arm in arms:
-            if index >= arm.n_seeds:
-                continue
-            if not arm.is_trained:
-                identity = {**shared, "training": None}
-                training_runs.append(TrainingRun(arm, index, (), None, identity, folder))
-                continue
-            ids = set(rows(arm, index))
-            chosen = [item for item in run.instances if item.instance_id in ids]
-            seeded = replace(settings, seed=settings.seed + index)
-            if arm.name == FULL_STEPS:
-                n_steps = steps_of(len(chosen), seeded.epochs, seeded)
-                seeded = replace(seeded, max_steps=n_steps)
-                chosen = list(run.instances)
-            identity = _identity(shared, chosen, seeded)
-            training_runs.append(TrainingRun(arm, index, chosen, seeded, identity, folder))
+    for arm, index, chosen in listed:
+        if not arm.is_trained:
+            identity = {**shared, "training": None}
+            training_runs.append(TrainingRun(arm, index, (), None, identity, folder))
+            continue
+        seeded = replace(settings, seed=settings.seed + index)
+        replayed = _replayed(replay, arm, chosen, seeded.seed)
+        if arm.name == FULL_STEPS:
+            n_steps = steps_of(len(mixed(chosen, replayed)), seeded.epochs, seeded)
+            seeded = replace(seeded, max_steps=n_steps)
+            chosen = list(run.instances)
+            replayed = _replayed(replay, arm, chosen, seeded.seed)
+        chosen = mixed(chosen, replayed)
+        identity = _identity(shared, chosen, seeded)
+        training_runs.append(TrainingRun(arm, index, chosen, seeded, identity, folder, replayed))
     return training_runs
+
+
+def _own_rows(
+    run: Run, arm: Arm, rows: Callable[[Arm, int], Sequence[str]], index: int
+) -> list[Instance]:
+    if not arm.is_trained:
+        return []
+    ids = set(rows(arm, index))
+    return [item for item in run.instances if item.instance_id in ids]
+
+
+def _replayed(
+    replay: Replay | None, arm: Arm, own: Sequence[Instance], seed: int
+) -> Replayed | None:
+    if replay is None or not arm.replay_share:
+        return None
+    ids = [item.instance_id for item in own]
+    return replay.beside(ids, _n_trained(own), arm.replay_share, seed, arm.label)
+
+
+def _n_trained(instances: Sequence[Instance]) -> int:
+    return sum(item.n_response_tokens for item in instances)
+
+
+def replay_notes(training_runs: Sequence[TrainingRun]) -> list[str]:
+    """Say which arms have another share of replay than they were to have."""
+    warnings = {}
+    for training_run in training_runs:
+        warning = None if training_run.replayed is None else training_run.replayed.warning()
+        if warning is not None:
+            warnings.setdefault(training_run.arm.label, warning)
+    return [f"{label}: {warning}" for label, warning in warnings.items()]
 
 
 def _identity(

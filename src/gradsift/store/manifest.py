@@ -32,6 +32,7 @@ _NAMES_IN_RUNS = (
     "pool-data.jsonl",
     "neighbours.parquet",
     "losses",
+    "self-written",
     "selections",
     "arms",
     "comparison.json",

@@ -79,23 +79,38 @@ def write_axolotl(rows: Sequence[ExportRow], folder: Path, setup: Setup) -> Expo
     """Write rows and a configuration.
 
     Rows that are weighted and come from several sources are a file for each source, with a `weight`
-    that gives the sources the shares that their rows' weights have.
+    that gives the sources the shares that their rows' weights have. Rows of replay are a file of
+    their own, all of which is taken, and may be of another kind.
     """
-    kind = kind_of(rows)
-    done, notes = say_rows(rows, lambda row, notes: _record(row, notes, kind), "axolotl")
-    groups = {None: done}
-    weights = _weights([row for row, _ in done])
+    kinds = {
+        is_replay: kind_of([row for row in rows if row.is_replay is is_replay])
+        for is_replay in (False, True)
+    }
+    done, notes = say_rows(
+        rows, lambda row, notes: _record(row, notes, kinds[row.is_replay]), "axolotl"
+    )
+    selected = [pair for pair in done if not pair[0].is_replay]
+    weights = _weights([row for row, _ in selected])
+    groups = [("", selected, {})]
     if weights:
-        groups = {name: [pair for pair in done if pair[0].source == name] for name in weights}
+        groups = [
+            (
+                f"-{number}-{_slug(name)}",
+                [pair for pair in selected if pair[0].source == name],
+                {"weight": weight},
+            )
+            for number, (name, weight) in enumerate(weights.items())
+        ]
+    replay = [pair for pair in done if pair[0].is_replay]
+    groups += [("-replay", replay, {})] if replay else []
     entries, files = [], []
-    for number, (name, group) in enumerate(groups.items()):
-        part = f"-{number}-{_slug(name)}" if weights else ""
+    for part, group, share in groups:
+        kind = kinds[part == "-replay"]
         records = [record for _, record in group]
         file = write_lines(folder / f"axolotl{part}.jsonl", records)
         files.append(file)
         if kind != "chat":
             require_texts(file, "axolotl")
-        share = {"weight": weights[name]} if weights else {}
         place = {"path": str(file), "ds_type": "json"}
         entries.append(place | _entry(kind, records) | share)
     config = folder / "axolotl.yaml"
@@ -109,7 +124,7 @@ def write_axolotl(rows: Sequence[ExportRow], folder: Path, setup: Setup) -> Expo
         told.append(NO_WEIGHTS)
     if weights:
         told.append(
-            f"{len(done)} rows: axolotl is to draw a share of each source: {shares}; a version "
+            f"{len(selected)} rows: axolotl is to draw a share of each source: {shares}; a version "
             "that does not know `weight` takes all"
         )
     if setup.config.truncation == "keep_end":

@@ -72,7 +72,8 @@ def write_llamafactory(rows: Sequence[ExportRow], folder: Path, setup: Setup) ->
     (`mask_history`); rows that say the other are left out, the fewer ones.
     """
     folder = folder / "llamafactory"
-    kind, last_only = kind_of(rows), _last_only(rows)
+    kind = kind_of(rows)
+    last_only = _last_only([row for row in rows if not row.is_replay])
 
     def record(row: ExportRow, notes: Notes) -> dict[str, Any]:
         note_template_kwargs(row, notes, setup.config)
@@ -128,6 +129,8 @@ def _last_only(rows: Sequence[ExportRow]) -> bool:
 def _record(row: ExportRow, notes: Notes, kind: str, last_only: bool) -> dict[str, Any]:
     if isinstance(row.example, Plain):
         return plain_record(row.example, kind, USUAL_COLUMNS["prompt"], USUAL_COLUMNS["response"])
+    if kind != "chat":
+        raise CannotSayError("a conversation among plain text, and a file of its form is of one")
     example = upto_last_answer(row, notes)
     turns = []
     for i, message in enumerate(example.messages):

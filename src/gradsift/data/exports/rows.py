@@ -30,17 +30,19 @@ NO_WEIGHTS = (
 
 @dataclass(frozen=True)
 class ExportRow:
-    """A selected row.
+    """A row that a trainer gets.
 
     Attributes:
         source: Where it comes from, if it says so.
         weight: What it counts relative to the mean of the selection, if that is asked for.
+        is_replay: Whether it is no selected row, but one of replay; these come last.
     """
 
     instance_id: str
     example: Example
     source: str | None = None
     weight: float | None = None
+    is_replay: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,20 @@ def say_rows(
         raise GradsiftError(
             f"`export` {trainer}: its form can say none of the rows. {'; '.join(notes.lines())}."
         )
+    if any(row.is_replay for row in rows) and not any(row.is_replay for row, _ in done):
+        raise GradsiftError(
+            f"`export` {trainer}: its form can say none of the rows of replay. "
+            f"{'; '.join(notes.lines())}."
+        )
     return done, notes
 
 
 def kind_of(rows: Sequence[ExportRow]) -> Literal["chat", "pair", "text"]:
-    """Return what the file of some rows holds: conversations, prompts with answers, or text."""
+    """Return what the file of some rows holds: conversations, prompts with answers, or text.
+
+    The selected rows say it, where there are any; those of replay have to be of the same kind.
+    """
+    rows = [row for row in rows if not row.is_replay] or rows
     if any(isinstance(row.example, Chat) for row in rows):
         return "chat"
     pairs = any(isinstance(row.example, Plain) and row.example.prompt for row in rows)

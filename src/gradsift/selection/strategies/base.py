@@ -14,7 +14,7 @@ from gradsift.selection.candidates import Candidates, Need, Reference
 from gradsift.selection.constraints import Constraints
 from gradsift.selection.density import Density
 from gradsift.selection.greedy import Gains
-from gradsift.selection.neighbours import Neighbours
+from gradsift.selection.neighbours import Neighbours, blocks
 from gradsift.selection.objective import Objective
 
 
@@ -107,3 +107,20 @@ def unit(x_NE: np.ndarray) -> np.ndarray:
     x_NE = np.asarray(x_NE, dtype=np.float64)
     norm_N1 = np.linalg.norm(x_NE, axis=1, keepdims=True)
     return x_NE / np.where(norm_N1 > 0, norm_N1, 1)
+
+
+def cosines_with_mean(
+    sketches: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Return cosine_N of rows' gradients with the mean direction of a reference's.
+
+    Both are layer → sketches, [N, K²] and [M, K²]; the layers that both have count.
+    """
+    shared = sorted(set(sketches) & set(reference))
+    direction_E = unit(joint_sketches({k: reference[k] for k in shared})).mean(axis=0)
+    norm = np.linalg.norm(direction_E)
+    sketch_NE = joint_sketches({k: sketches[k] for k in shared})
+    cosine_N = np.empty(len(sketch_NE))
+    for rows in blocks(len(sketch_NE), sketch_NE.shape[1]):
+        cosine_N[rows] = unit(sketch_NE[rows]) @ (direction_E / norm if norm > 0 else direction_E)
+    return cosine_N

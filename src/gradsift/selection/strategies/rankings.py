@@ -8,9 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from gradsift.selection.candidates import Need
-from gradsift.selection.neighbours import blocks
 from gradsift.selection.scores import percentiles_from_median
-from gradsift.selection.strategies.base import Choice, Task, joint_sketches, ranked, unit
+from gradsift.selection.strategies.base import Choice, Task, cosines_with_mean, ranked
 
 
 def random(task: Task) -> Choice:
@@ -133,12 +132,5 @@ def _difficulty(task: Task, ratio_N: np.ndarray, measure: str) -> Choice:
 
 
 def _by_cosine(task: Task, need: Need, measure: str) -> Choice:
-    reference = task.references[need]
-    shared = sorted(set(task.pool.sketches) & set(reference.sketches))
-    direction_E = unit(joint_sketches({k: reference.sketches[k] for k in shared})).mean(axis=0)
-    norm = np.linalg.norm(direction_E)
-    sketch_NE = joint_sketches({k: task.pool.sketches[k] for k in shared})
-    cosine_N = np.empty(len(sketch_NE))
-    for rows in blocks(len(sketch_NE), sketch_NE.shape[1]):
-        cosine_N[rows] = unit(sketch_NE[rows]) @ (direction_E / norm if norm > 0 else direction_E)
+    cosine_N = cosines_with_mean(task.pool.sketches, task.references[need].sketches)
     return ranked(task, cosine_N, measure)

@@ -1,0 +1,1 @@
+"""Replay: general rows beside those that are taught, so that less is forgotten."""
