@@ -1,8 +1,9 @@
-"""Do sketches rank pairs of rows as their gradients do?
+"""Do sketches rank pairs of rows, and rows beside all others, as their gradients do?
 
-Cosines of the gradients of all pairs, exact and by sketch, at both layers: Spearman's rank
-correlation over the pairs, the root mean square error, and the spread of the exact ones. Beside
-TensorSketch stands the projection that it replaced, two Gaussian matrices PᵀGQ.
+Cosines of the gradients of all pairs, and of each row's with the mean direction of the others',
+exact and by sketch, at both layers: Spearman's rank correlation, the root mean square error, and
+the spread of the exact ones. Beside TensorSketch stands the projection that it replaced, two
+Gaussian matrices PᵀGQ.
 
 Usage: python benchmarks/sketches.py DATA [--model demo] [--rows 60] [--max-length 160] [--seeds 3]
 """
@@ -88,6 +89,14 @@ def cosines(gram):
     return (gram / norms[:, None] / norms)[upper]
 
 
+def with_others(gram):
+    """Cosine of each row with the mean direction of the others, from inner products."""
+    norms = gram.diagonal().sqrt()
+    cosine = gram / norms[:, None] / norms
+    along = cosine.sum(1) - 1
+    return along / (cosine.sum() - 2 * along - 1).sqrt()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data")
@@ -107,21 +116,24 @@ def main():
     for at, layer in enumerate(("lm_head", "embedding")):
         of_layer = [pair[at] for pair in rows]
         gram = head_products(of_layer) if at == 0 else table_products(of_layer, shape[0])
-        exact = cosines(gram)
-        print(f"{layer}: {len(items)} rows, exact cosines have a standard deviation of "
-              f"{float(exact.std()):.3f}")  # fmt: skip
+        measures = {"pairs": cosines, "with others": with_others}
+        spread = ", ".join(f"{what} {of(gram).std():.3f}" for what, of in measures.items())
+        print(f"{layer}: {len(items)} rows, standard deviations of exact cosines: {spread}")
         methods = [(f"Gaussian {rank}×{rank}", gaussian, rank) for rank in (16, 32)]
         methods += [(f"TensorSketch {size}", tensor_sketch, size) for size in SIZES]
         for name, sketch, size in methods:
-            results = []
+            results = {what: [] for what in measures}
             for seed in range(arguments.seeds):
                 sketches = sketch(of_layer, layer, shape, size, seed).double()
-                estimated = cosines(sketches @ sketches.T)
-                error = float((estimated - exact).square().mean().sqrt())
-                results.append((spearmanr(estimated, exact).statistic, error))
-            ranks, errors = zip(*results, strict=True)
-            print(f"  {name:20} rank correlation {min(ranks):.2f} to {max(ranks):.2f}, error "
-                  f"{min(errors):.3f} to {max(errors):.3f}", flush=True)  # fmt: skip
+                for what, of in measures.items():
+                    exact, estimated = of(gram), of(sketches @ sketches.T)
+                    error = float((estimated - exact).square().mean().sqrt())
+                    results[what].append((spearmanr(estimated, exact).statistic, error))
+            for what, found in results.items():
+                ranks, errors = zip(*found, strict=True)
+                print(f"  {name:20} {what:12} rank correlation {min(ranks):.2f} to "
+                      f"{max(ranks):.2f}, error {min(errors):.3f} to {max(errors):.3f}",
+                      flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

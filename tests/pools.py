@@ -34,6 +34,7 @@ def make_pool(n=N, seed=0, sources=("book", "forum", "forum")):
         features_ND=features.astype(np.float32),
         sketches={layer: generator.normal(size=(n, 9)).astype(np.float32) for layer in LAYERS},
         reference_losses=losses,
+        cluster_N=generator.integers(3, size=n),
     )
 
 
@@ -56,7 +57,7 @@ def copied(pool, first, second):
     """The pool with row `second` an exact copy of row `first`, but for the id."""
     rows = np.arange(len(pool))
     rows[second] = first
-    names = ("features_ND", "n_tokens", "n_response_tokens", "step", "loss", "el2n")
+    names = ("features_ND", "n_tokens", "n_response_tokens", "step", "loss", "el2n", "cluster_N")
     arrays = {name: np.asarray(getattr(pool, name))[rows] for name in names}
     by_layer = {
         layer: {name: array[rows] for name, array in by_name.items()}

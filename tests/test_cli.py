@@ -605,12 +605,14 @@ def test_shells_complete_choices():
     from gradsift.selection.scores import SCORES
     from gradsift.selection.strategies.catalogue import STRATEGIES
 
-    def completed(command, option):
+    def completed(command, option, incomplete=""):
         parameter = next(p for p in get_command(app).commands[command].params if p.name == option)
-        return {item.value for item in parameter.shell_complete(None, "")}
+        return {item.value for item in parameter.shell_complete(None, incomplete)}
 
     assert completed("select", "strategy") == set(STRATEGIES)
     assert completed("run", "score") == set(SCORES)
+    joined = completed("run", "score", "prompt-gain+low")
+    assert joined == {"prompt-gain+low-norm"}
     assert completed("run", "dtype") == {"float32", "bfloat16", "float16"}
     assert {"full", "grads"} <= completed("compare", "arms")
 

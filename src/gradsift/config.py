@@ -271,9 +271,15 @@ class SelectionConfig(SeedConfig):
     )
     score: str = setting(
         "low-norm",
-        "Gradient score: low-norm, high-norm, density, high-norm-in-density or prompt-gain.",
+        "Gradient score: low-norm, density or another that `gradsift strategies` lists; several, "
+        "as prompt-gain+low-norm, go by the lowest of a row's ranks.",
         SELECTION,
         option=True,
+    )
+    rank_within: Literal["pool", "cluster"] = setting(
+        "pool",
+        "Which rows a row's gradient score is ranked among: the pool, or its cluster of content.",
+        SELECTION,
     )
     layers: Annotated[tuple[Layer, ...], Words] | None = setting(
         None,
@@ -314,7 +320,7 @@ class SelectionConfig(SeedConfig):
         None, "Run folder of general rows, for ogs-static.", SELECTION
     )
     target: PathText | None = setting(
-        None, "Run folder of target rows, for target-similarity and rds.", SELECTION
+        None, "Run folder of target rows, for target-similarity, target-turns and rds.", SELECTION
     )
 
     @field_validator("detrend", mode="before")

@@ -449,7 +449,12 @@ class Run:
         Raises:
             GradsiftError: If there is none, or reference losses are asked for and not there.
         """
-        needs = frozenset(needs) & {Need.FEATURES, Need.SKETCHES, Need.REFERENCE_LOSSES}
+        needs = frozenset(needs) & {
+            Need.FEATURES,
+            Need.SKETCHES,
+            Need.CLUSTERS,
+            Need.REFERENCE_LOSSES,
+        }
         if needs not in self._candidates:
             self._candidates[needs] = self._read_candidates(needs)
         return self._candidates[needs]
@@ -487,6 +492,7 @@ class Run:
                 if Need.REFERENCE_LOSSES in needs
                 else {}
             ),
+            cluster_N=self.content[1] if Need.CLUSTERS in needs else None,
         )
 
     def _other_pool_table(self, what: str) -> GradsiftError:
@@ -539,20 +545,23 @@ class Run:
                 "rows, captured with the same model (gradsift capture ROWS --model MODEL --set "
                 "warmup_fraction=0 --out RUN)."
             )
-        other = self.comparable_store(folder)
+        other = self.comparable_run(folder)
+        store = other.store
         return Reference(
-            {layer: sketch[other.finite] for layer, sketch in other.sketches.items()},
-            other.content_ND[other.finite],
-            other.step[other.finite],
+            {layer: sketch[store.finite] for layer, sketch in store.sketches.items()},
+            store.content_ND[store.finite],
+            store.step[store.finite],
+            other.candidates().source,
         )
 
-    def comparable_store(self, folder: str) -> GradientStore:
-        """Return the store of another run whose gradients can be compared with those of this one.
+    def comparable_run(self, folder: str) -> Run:
+        """Return another run whose gradients can be compared with those of this one.
 
         Raises:
             GradsiftError: If they cannot.
         """
-        other = Run(folder).store
+        other_run = Run(folder)
+        other = other_run.store
         for key in ("model", "sketch_size", "seed"):
             mine, its = (s.manifest.identity.get(key) for s in (self.store, other))
             if mine != its:
@@ -562,7 +571,7 @@ class Run:
                 )
         if not other.finite.any():
             raise GradsiftError(f"{folder}: none of its gradients is finite.")
-        return other
+        return other_run
 
 
 def _without_refused(

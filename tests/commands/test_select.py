@@ -11,6 +11,7 @@ import pytest
 import gradsift as gs
 from comparing import write_rows
 from gradsift import reference_losses, run_folder, stability, strategies
+from gradsift.config import SelectionConfig
 from gradsift.selection import neighbours as graph
 from gradsift.selection import selector
 from gradsift.selection.candidates import Need
@@ -67,7 +68,7 @@ def test_side_by_side_has_every_strategy_that_can_be_had(capsys, world):
     code, out, err = invoke(capsys, "strategies", run, "--budget", "25%", "--json")
     assert code == 0, err
     found = json.loads(out)
-    assert set(found["left_out"]) == {"ogs-static", "target-similarity", "rds"}
+    assert set(found["left_out"]) == {"ogs-static", "target-similarity", "target-turns", "rds"}
     assert set(found["strategies"]) == set(STRATEGIES) - set(found["left_out"])
     assert found["overlap"]["grads"]["grads"] == 1
     both = found["overlap"]["grads"]["random"], found["overlap"]["random"]["grads"]
@@ -111,8 +112,8 @@ def test_what_is_in_memory_is_not_found_again(world, monkeypatch):
     for name in once:
         count(run_folder, name)
     count(selector, "estimate_density")
-    # There are no reference losses here.
-    scores = [score for score in SCORES.values() if Need.REFERENCE_LOSSES not in score.needs]
+    # There are no reference losses here, and sketches are not read for it.
+    scores = [score for score in SCORES.values() if not score.needs]
     # Other scores, each layer alone, not detrended, three coefficients of 0, another seed.
     n_changes = (len(scores) - 1) + len(LAYERS) + 1 + 3 + 1
     assert len(stability(world / "seed1", budget=10).overlaps) == n_changes
@@ -295,3 +296,29 @@ def test_a_moved_run_of_rows_from_memory_keeps_its_own(tmp_path):
     keep.write_text(json.dumps(rows[1]) + "\n")
     with pytest.raises(gs.GradsiftError, match="several rows have the id '0'"):
         gs.select(moved, budget=2, keep=keep)
+
+
+@pytest.mark.parametrize("within", ["pool", "cluster"])
+def test_scores_are_joined_by_name(capsys, world, within):
+    run, name = world / "run", f"joined-{within}"
+    code, out, err = invoke(
+        capsys, "select", run, "--budget", "25%", "--name", name, "--json",
+        "--score", "prompt-gain+low-norm", "--set", f"rank_within={within}",
+        "--set", "beta=0", "--set", "gamma=0",
+    )  # fmt: skip
+    assert code == 0, err
+    kept = next(row for row in decisions(run, name) if row["selected"])
+    words = " of its cluster" * (within == "cluster")
+    assert f"% of the rows{words}, the lowest of its scores" in kept["reason"]
+    code, out, err = invoke(capsys, "explain", run, kept["instance_id"], "--name", name)
+    assert code == 0, err
+    assert "the lowest of its scores" in out
+
+
+def test_target_rows_know_their_sources(world):
+    context = gs.Run(world / "run").context(
+        SelectionConfig(target=str(world / "other")), {Need.TARGET}
+    )
+    reference = context.references[Need.TARGET]
+    assert list(reference.source) == gs.Run(world / "other").candidates().source
+    assert len(reference.source) == len(reference.features_MD) == 8

@@ -50,6 +50,16 @@ def test_needs_are_those_of_all_arms():
     assert needs_of_arms(arms[:1], SelectionConfig(score="prompt-gain")) == set()
 
 
+def test_scores_are_joined_in_an_arm():
+    text = "grads:score=prompt-gain+low-norm:rank_within=cluster:seeds=2"
+    (arm,) = parse_arms((text,), ("50%",), 1)
+    assert arm.label == "grads:score=prompt-gain+low-norm:rank_within=cluster 50%"
+    assert needs_of_arms([arm], SelectionConfig()) == {
+        Need.REFERENCE_LOSSES,
+        Need.CLUSTERS,
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

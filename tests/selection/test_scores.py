@@ -162,7 +162,8 @@ def test_magnitude_goes_by_the_statistics_of_the_signal_but_the_signed_mean():
 
 def scored(name, magnitude, density, difficulty):
     losses = {"response": difficulty, "alone": np.ones(len(difficulty))}
-    return SCORES[name].function(ScoreInput(magnitude, density, (), losses))
+    given = ScoreInput(magnitude, density, (), losses)
+    return SCORES[name].function(given)
 
 
 def test_the_scores_prefer_what_they_say():
@@ -194,12 +195,23 @@ def test_every_score_is_in_0_1_and_follows_its_instance(pairs, name):
 def test_the_prompts_gain_is_taken_beside_rows_of_about_the_same_length():
     generator = np.random.default_rng(0)
     length, own = generator.integers(5, 400, size=600), generator.normal(size=600)
-    losses = {"response": np.exp(own - np.log(length)), "alone": np.ones(600)}
+    losses = {"response": own - np.log(length), "alone": np.ones(600)}
     nothing = np.zeros(600)
-    found = SCORES["prompt-gain"].function(ScoreInput(nothing, nothing, [length], losses))
+    given = ScoreInput(nothing, nothing, [own], losses, lengths=[length])
+    found = SCORES["prompt-gain"].function(given)
     assert rank_correlation(-losses["response"], length) > 0.5
     assert abs(rank_correlation(found, length)) < 0.1
     assert rank_correlation(found, -own) > 0.9
+
+
+def test_the_prompts_gain_is_a_difference_and_a_row_without_one_comes_last():
+    losses = {
+        "response": np.array([0.1, 5.0, 1.0, 0.3, 2.0]),
+        "alone": np.array([0.6, 6.0, 1.5, np.nan, 1.0]),
+    }
+    nothing = np.zeros(5)
+    found = SCORES["prompt-gain"].function(ScoreInput(nothing, nothing, (), losses))
+    np.testing.assert_allclose(found, [0.625, 1, 0.625, 0, 0.25])
 
 
 def test_rank_correlation():

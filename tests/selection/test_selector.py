@@ -337,3 +337,14 @@ def test_selecting_imports_neither_torch_nor_pyarrow():
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'pyarrow')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_the_untrained_model_says_has_no_step_to_take_off():
+    pool, config = make_pool(), SelectionConfig(score="prompt-gain")
+    found = make_signal(pool, config).score_N
+    moved = replace(pool, step=np.random.default_rng(1).permutation(pool.step))
+    np.testing.assert_array_equal(make_signal(moved, config).score_N, found)
+    bare = config.model_copy(update={"detrend": ("step",)})
+    alone = make_signal(pool, bare.model_copy(update={"detrend": ()})).score_N
+    np.testing.assert_array_equal(make_signal(pool, bare).score_N, alone)
+    assert (alone != found).any()

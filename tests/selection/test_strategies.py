@@ -92,6 +92,7 @@ def test_a_strategy_asks_only_for_what_it_says_it_needs(name):
         features_ND=whole.features_ND if Need.FEATURES in needs else None,
         sketches=whole.sketches if Need.SKETCHES in needs else {},
         reference_losses=whole.reference_losses if Need.REFERENCE_LOSSES in needs else {},
+        cluster_N=whole.cluster_N if Need.CLUSTERS in needs else None,
     )
     context = context_for(whole)
     references = {need: context.references[need] for need in needs if need in context.references}
@@ -308,6 +309,7 @@ def with_the_models_numbers_shuffled(pool):
     """The pool with what a model computed of each row given to another row."""
     order = np.random.default_rng(3).permutation(len(pool))
     statistics, references = pool.statistics, pool.reference_losses
+    names = ("step", "loss", "el2n", "features_ND", "cluster_N")
     return replace(
         pool,
         statistics={
@@ -316,7 +318,7 @@ def with_the_models_numbers_shuffled(pool):
         },
         sketches={layer: sketch[order] for layer, sketch in pool.sketches.items()},
         reference_losses={name: losses[order] for name, losses in references.items()},
-        **{name: getattr(pool, name)[order] for name in ("step", "loss", "el2n", "features_ND")},
+        **{name: getattr(pool, name)[order] for name in names},
     )
 
 
@@ -376,3 +378,57 @@ def test_the_score_is_used_where_it_has_weight():
     assert not uses_score(SelectionConfig(alpha=0.0))
     assert uses_score(SelectionConfig(strategy="deita", alpha=0.0))
     assert not uses_score(SelectionConfig(strategy="longest"))
+
+
+@pytest.mark.parametrize("name", ["random-by-cluster", "random-by-source"])
+def test_a_draw_by_group_keeps_the_shares_of_groups(name):
+    pool = make_pool(200)
+    group = pool.cluster_N if name == "random-by-cluster" else np.array(pool.source)
+    for n in (10, 60, 150):
+        given = task(ResolvedBudget("rows", n, float(n)), pool)
+        draws = [choose(name, replace(given, seed=seed)).order_S for seed in (0, 0, 1)]
+        assert draws[0].tolist() == draws[1].tolist() != draws[2].tolist()
+        for one in np.unique(group):
+            share = (group == one).mean()
+            for order in draws:
+                assert abs((group[order] == one).sum() - share * n) < 2
+
+
+def test_a_draw_by_group_draws_every_row_equally_often():
+    # Also of groups that are smaller than one share of the budget.
+    sizes = (1, 2, 7, 50)
+    cluster = np.repeat(np.arange(len(sizes)), sizes)
+    given, counts = task(pool=replace(make_pool(), cluster_N=cluster)), np.zeros(N)
+    for seed in range(600):
+        counts[choose("random-by-cluster", replace(given, seed=seed)).order_S] += 1
+    # Each count has mean 200 and a standard deviation of at most 11.5.
+    assert np.abs(counts - 200).max() < 50
+
+
+def test_a_draw_by_source_needs_sources():
+    with pytest.raises(GradsiftError, match=r"no row says where it comes from: .*`source_column`"):
+        choose("random-by-source", task(pool=replace(make_pool(), source=None)))
+
+
+@pytest.mark.parametrize("source", [None, ["b", "a", "b", "c", "a"]])
+def test_target_tasks_take_turns(source):
+    given = task(ResolvedBudget("rows", 12, 12.0))
+    reference = replace(given.references[Need.TARGET], source=source)
+    given = replace(given, references={Need.TARGET: reference})
+    ours, theirs = (
+        np.hstack([sketches[layer] for layer in sorted(LAYERS)]).astype(float)
+        for sketches in (given.pool.sketches, reference.sketches)
+    )
+    theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
+    if source is not None:
+        theirs = np.array([theirs[[s == one for s in source]].mean(axis=0) for one in "abc"])
+    cosine = (theirs @ ours.T) / np.outer(
+        np.linalg.norm(theirs, axis=1), np.linalg.norm(ours, axis=1)
+    )
+    expected: list[int] = []
+    while len(expected) < 12:
+        for row in cosine[: 12 - len(expected)]:
+            expected.append(next(int(i) for i in np.argsort(-row) if i not in expected))
+    choice = choose("target-turns", given)
+    assert choice.order_S.tolist() == expected
+    np.testing.assert_allclose(choice.value_N, cosine.max(axis=0))

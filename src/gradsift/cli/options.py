@@ -147,7 +147,7 @@ def _choices(name: str, field: FieldInfo) -> Callable[[], list[str]] | None:
     if name in ("arm", "arms"):
         return lambda: [*load("comparison.arms").NOT_SELECTED, *strategy_names()]
     if name == "score":
-        return lambda: list(load("selection.scores").SCORES)
+        return score_names
     if name == "format":
         return lambda: list(load("data.formats").ROW_FORMATS)
     return None
@@ -156,6 +156,12 @@ def _choices(name: str, field: FieldInfo) -> Callable[[], list[str]] | None:
 def strategy_names() -> list[str]:
     """Return the names of all strategies."""
     return list(load("selection.strategies.catalogue").STRATEGIES)
+
+
+def score_names(incomplete: str = "") -> list[str]:
+    """Return the names of all gradient scores, after those that are joined already."""
+    before, plus, _ = incomplete.rpartition("+")
+    return [f"{before}{plus}{name}" for name in load("selection.scores").SCORES]
 
 
 def _set_option(fields: Mapping[str, FieldInfo]) -> inspect.Parameter:

@@ -103,13 +103,12 @@ def _changes(run: Run, config: SelectionConfig) -> list[tuple[str, dict[str, obj
     """Return what could have been chosen otherwise, as far as it matters to the strategy."""
     changes: list[tuple[str, dict[str, object]]] = []
     if uses_score(config):
-        has_losses = run.has_reference_losses
+        # Nothing is computed for it, nor are the sketches of a large pool read.
+        there = needs_of(config) | ({Need.REFERENCE_LOSSES} if run.has_reference_losses else set())
         changes += [
             (f"score {name}", {"score": name})
             for name, score in SCORES.items()
-            if name != config.score
-            # Scores that need reference losses only where these were computed.
-            and (has_losses or Need.REFERENCE_LOSSES not in score.needs)
+            if name != config.score and set(score.needs) <= there
         ]
         layers = run.store.layers
         if len(layers) > 1:

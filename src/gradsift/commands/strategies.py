@@ -200,6 +200,8 @@ def _not_to_be_had(run: Run, config: SelectionConfig) -> dict[str, str]:
         missing[Need.TARGET] = "needs `target`, a captured run of target rows"
     if not run.has_reference_losses:
         missing[Need.REFERENCE_LOSSES] = f"needs: gradsift reference-losses {run.folder}"
+    if run.pool_table["source"].null_count == run.pool_table.num_rows:
+        missing[Need.SOURCES] = "needs rows that say where they come from: `source_column`"
     left_out, n_rows = {}, len(run.store.instance_ids)
     for name, strategy in STRATEGIES.items():
         why = next((missing[need] for need in strategy.needs if need in missing), None)

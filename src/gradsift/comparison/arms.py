@@ -23,7 +23,7 @@ FULL = "full"
 FULL_STEPS = "full-equal-steps"
 RANDOM = "random"
 # Strategies that draw: every training of theirs has other rows.
-DRAWING = (RANDOM, "k-center", "k-means")
+DRAWING = (RANDOM, "random-by-cluster", "random-by-source", "k-center", "k-means")
 # Arms whose rows no strategy selects.
 NOT_SELECTED = (BASE, FULL, FULL_STEPS)
 

@@ -170,7 +170,7 @@ class Replay:
         if is_run and config.replay_split is not None:
             raise GradsiftError(f"`replay` {name} is a run folder: leave out `replay_split`.")
         if self._choice == LEAST_CONFLICT:
-            self._store = run.comparable_store(name)
+            self._store = run.comparable_run(name).store
         if is_run:
             other = Run(name)
             try:

@@ -21,6 +21,8 @@ class Need(Enum):
 
     FEATURES = "content features"
     SKETCHES = "gradient sketches"
+    CLUSTERS = "clusters of content"
+    SOURCES = "a source for each row"
     REFERENCE_LOSSES = "reference losses"
     ANCHOR = "a retention anchor"
     TARGET = "a target set"
@@ -41,6 +43,7 @@ class Candidates:
         source: [N] where each row comes from; None where the pool does not say.
         language: [N] as `source`.
         features_ND: Content features, finite; None where no strategy asks for them.
+        cluster_N: Cluster of content of each instance, from 0; None where nothing asks for it.
         sketches: layer → [N, K²], finite; may be empty.
         reference_losses: `response`, `alone` and `text` → [N]; may be empty. `alone` is NaN where
             there is none.
@@ -58,6 +61,7 @@ class Candidates:
     features_ND: np.ndarray | None = None
     sketches: Mapping[str, np.ndarray] = field(default_factory=dict)
     reference_losses: Mapping[str, np.ndarray] = field(default_factory=dict)
+    cluster_N: np.ndarray | None = None
     # Magnitude and density that were computed of these, by the settings that made them.
     densities: dict[tuple, tuple[np.ndarray, Density]] = field(
         default_factory=dict, init=False, repr=False
@@ -99,6 +103,8 @@ class Candidates:
         arrays |= {name: getattr(self, name) for name in names}
         if self.features_ND is not None:
             arrays["content features"] = self.features_ND
+        if self.cluster_N is not None:
+            arrays["cluster"] = self.cluster_N
         arrays |= {f"{layer} sketch": sketch for layer, sketch in self.sketches.items()}
         # A response of one token has no loss of its own.
         losses = {name: loss for name, loss in self.reference_losses.items() if name != "alone"}
@@ -117,11 +123,12 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Reference:
-    """Rows of another capture, with the same model."""
+    """Rows of another capture, with the same model; `source` is None where they have none."""
 
     sketches: Mapping[str, np.ndarray]  # layer → [M, K²]
     features_MD: np.ndarray
     step_M: np.ndarray
+    source: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)

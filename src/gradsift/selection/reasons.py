@@ -19,15 +19,16 @@ How it is chosen, so that every reason is true:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from gradsift.config import SelectionConfig
 from gradsift.selection.constraints import Constraints
 from gradsift.selection.greedy import Gains
-from gradsift.selection.scores import SCORES, ScoredRow
+from gradsift.selection.joined_scores import words_of
+from gradsift.selection.scores import ScoredRow
 from gradsift.selection.strategies.base import Choice
 
 
@@ -36,7 +37,7 @@ class Evidence:
     """The numbers that reasons are made of; arrays over the pool, percentiles in 0 … 100.
 
     `nearest_N` is the position of the most similar selected row other than itself, −1 where there
-    is none; `cosine_N` its cosine.
+    is none; `cosine_N` its cosine; `parts` the scores that the score was joined from.
     """
 
     ids: Sequence[str]
@@ -46,6 +47,7 @@ class Evidence:
     nearest_N: np.ndarray
     cosine_N: np.ndarray
     source: Sequence[str] | None
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def write_reasons(
@@ -170,7 +172,7 @@ class _Gained:
         constraints: Constraints,
     ) -> None:
         self.gains, self.evidence, self.config = gains, evidence, config
-        self.score = SCORES[config.score]
+        self.kept_because, self.rejected_because = words_of(config)
         self.by_tokens, self.costs_N = constraints.budget.kind == "tokens", constraints.costs_N
         self.marginal_N = gains.marginal_N
         self.n_kept = len(choice.order_S)
@@ -238,10 +240,10 @@ class _Gained:
         return f"content like that of kept row {nearest} ({cosine:.2f})"
 
     def _gradient(self, row: int) -> str:
-        return self.score.kept_because(self._scored(row))
+        return self.kept_because(self._scored(row))
 
     def _gradient_below(self, row: int) -> str:
-        return self.score.rejected_because(self._scored(row), self._scored(self.last))
+        return self.rejected_because(self._scored(row), self._scored(self.last))
 
     def _scored(self, row: int) -> ScoredRow:
         evidence = self.evidence
@@ -250,6 +252,7 @@ class _Gained:
             evidence.density_pct_N[row],
             evidence.magnitude_pct_N[row],
             "response_length" in self.config.detrend,
+            {name: score_N[row] for name, score_N in evidence.parts.items()},
         )
 
 

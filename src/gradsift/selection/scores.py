@@ -9,7 +9,7 @@ options.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -36,23 +36,30 @@ class ScoreInput:
     """What a score is made of.
 
     `magnitude_N` is in robust standard deviations; `covariates` are what is taken off by
-    `detrended`; `reference_losses` are there if the score needs them.
+    `detrended`, `lengths` those of them that are lengths. The rest is there if it is needed.
     """
 
     magnitude_N: np.ndarray
     log_density_N: np.ndarray
     covariates: Sequence[np.ndarray] = ()
     reference_losses: Mapping[str, np.ndarray] | None = None
+    cluster_N: np.ndarray | None = None
+    lengths: Sequence[np.ndarray] = ()
 
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """What the words on one row's gradient are made of; percentiles in 0 … 100."""
+    """What the words on one row's gradient are made of; percentiles in 0 … 100.
+
+    `parts` are the scores that make up the score, by name, where it is of several, or ranked within
+    clusters.
+    """
 
     score: float
     density_pct: float
     magnitude_pct: float
     detrended_by_length: bool
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def for_its_length(self) -> str:
@@ -120,19 +127,21 @@ def high_norm_in_density(of_pool: ScoreInput) -> np.ndarray:
 
 
 def prompt_gain(of_pool: ScoreInput) -> np.ndarray:
-    """Rank of the instruction-following difficulty L(response | prompt) / L(response), small first.
+    """Rank of L(response) − L(response | prompt), in nats for each token, large first.
 
-    Not of the gradient. A small one means that the prompt helps to predict the answer, as it does
-    not where the answer belongs to another question. Rows without a ratio count as the worst.
+    Not of the gradient. What the prompt helps to predict the answer: little where the answer
+    belongs to another question. The ratio of the two finds such rows as well, and is mostly the
+    level of the loss: on short answers it takes the easiest. Rows without a loss alone come last.
+    Only lengths are taken off: the losses are those of the untrained model, which knows no step.
     """
     losses = of_pool.reference_losses
     assert losses is not None
-    ratio_N = losses["response"] / losses["alone"]
-    known_N = np.isfinite(ratio_N) & (ratio_N > 0)
-    difficulty_N = np.full(len(ratio_N), np.inf)
-    covariates = [covariate_N[known_N] for covariate_N in of_pool.covariates]
-    difficulty_N[known_N] = detrended(np.log(ratio_N[known_N]), covariates)
-    return percentile_rank(-difficulty_N)
+    gain_N = losses["alone"] - losses["response"]
+    known_N = np.isfinite(gain_N)
+    value_N = np.full(len(gain_N), -np.inf)
+    lengths = [length_N[known_N] for length_N in of_pool.lengths]
+    value_N[known_N] = detrended(gain_N[known_N], lengths)
+    return percentile_rank(value_N)
 
 
 def _size(row: ScoredRow) -> str:

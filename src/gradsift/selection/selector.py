@@ -17,11 +17,11 @@ from gradsift.selection.candidates import Candidates, Context
 from gradsift.selection.constraints import Budget, Constraints, ResolvedBudget, quotas
 from gradsift.selection.density import estimate_density
 from gradsift.selection.greedy import elbow
+from gradsift.selection.joined_scores import cuts_tail, score_pool
 from gradsift.selection.neighbours import Neighbours
 from gradsift.selection.objective import Criteria, Objective, criteria_of, nearest_selected
 from gradsift.selection.reasons import Evidence, write_reasons
 from gradsift.selection.scores import (
-    SCORES,
     ScoreInput,
     gradient_signal,
     percentile_rank,
@@ -90,7 +90,7 @@ def select_rows(
     order_S = choice.order_S
     neighbours, threshold = context.neighbours, config.similarity_threshold
     cut_share = None
-    if SCORES[config.score].typical_only:
+    if cuts_tail(config):
         cut_share = float(1 - typical_region(signal.density.log_N).mean())
     return Selection(
         config=config,
@@ -132,8 +132,16 @@ def make_signal(pool: Candidates, config: SelectionConfig) -> Signal:
         )
         pool.densities[made_with] = magnitude_N, estimate_density(signal_NK)
     magnitude_N, density = pool.densities[made_with]
-    of_pool = ScoreInput(magnitude_N, density.log_N, covariates, pool.reference_losses)
-    return Signal(SCORES[config.score].function(of_pool), magnitude_N, density)
+    of_pool = ScoreInput(
+        magnitude_N,
+        density.log_N,
+        covariates,
+        pool.reference_losses,
+        pool.cluster_N,
+        [pool.covariate(name) for name in config.detrend if name != "step"],
+    )
+    score_N, parts = score_pool(config, of_pool)
+    return Signal(score_N, magnitude_N, density, parts)
 
 
 def _task(
@@ -209,6 +217,7 @@ def _table(task: Task, choice: Choice, config: SelectionConfig) -> dict[str, np.
         nearest_N=nearest_N,
         cosine_N=cosine_N,
         source=pool.source,
+        parts=signal.parts,
     )
     rank_N = np.zeros(len(pool), dtype=np.int64)
     rank_N[choice.order_S] = np.arange(1, len(choice.order_S) + 1)

@@ -20,11 +20,15 @@ from gradsift.selection.objective import Objective
 
 @dataclass(frozen=True)
 class Signal:
-    """The gradient score of a pool; the magnitude is in robust standard deviations."""
+    """The gradient score of a pool; the magnitude is in robust standard deviations.
+
+    `parts` are the scores that it was joined from, as in `score_pool`.
+    """
 
     score_N: np.ndarray
     magnitude_N: np.ndarray
     density: Density
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.schema import nearest, renamed_value
 from gradsift.selection.candidates import Need
-from gradsift.selection.scores import SCORES
+from gradsift.selection.joined_scores import needs_of_score, require_known_score
 from gradsift.selection.strategies import rankings, sets
 from gradsift.selection.strategies.base import Strategy
 
@@ -21,6 +21,17 @@ STRATEGIES: dict[str, Strategy] = {
         has_gains=True,
     ),
     "random": Strategy(rankings.random, "drawn with the seed: the control", needs_capture=False),
+    "random-by-cluster": Strategy(
+        rankings.random_by_cluster,
+        "drawn, each cluster of content keeping its share",
+        needs=(Need.CLUSTERS,),
+    ),
+    "random-by-source": Strategy(
+        rankings.random_by_source,
+        "drawn, each source keeping its share",
+        needs=(Need.SOURCES,),
+        needs_capture=False,
+    ),
     "longest": Strategy(rankings.longest, "longest responses", needs_capture=False),
     "loss-high": Strategy(rankings.loss_high, "highest loss"),
     "loss-low": Strategy(rankings.loss_low, "lowest loss"),
@@ -85,6 +96,11 @@ STRATEGIES: dict[str, Strategy] = {
         "gradients like those of a target set",
         needs=(Need.SKETCHES, Need.TARGET),
     ),
+    "target-turns": Strategy(
+        sets.target_turns,
+        "gradients like those of target tasks, which take turns",
+        needs=(Need.SKETCHES, Need.TARGET),
+    ),
     "rds": Strategy(
         sets.rds,
         "content like that of a target set",
@@ -96,20 +112,18 @@ STRATEGIES: dict[str, Strategy] = {
 
 def require_known_names(config: SelectionConfig, where: str = "") -> None:
     """Refuse a strategy or a gradient score that there is none of."""
-    for setting, name, known in (
-        ("strategy", config.strategy, STRATEGIES),
-        ("score", config.score, SCORES),
-    ):
-        if name not in known:
-            today = renamed_value(setting, name)
-            hint = f"it is now called {today}" if today else nearest(name, known, len(known))
-            raise GradsiftError(f"{where}`{setting}` is {name!r}, which is unknown: {hint}.")
+    name = config.strategy
+    if name not in STRATEGIES:
+        today = renamed_value("strategy", name)
+        hint = f"it is now called {today}" if today else nearest(name, STRATEGIES, len(STRATEGIES))
+        raise GradsiftError(f"{where}`strategy` is {name!r}, which is unknown: {hint}.")
+    require_known_score(config, where)
 
 
 def needs_of(config: SelectionConfig) -> frozenset[Need]:
     """Return what a selection needs beyond the statistics and the neighbour graph."""
     require_known_names(config)
-    return frozenset({*STRATEGIES[config.strategy].needs, *SCORES[config.score].needs})
+    return frozenset({*STRATEGIES[config.strategy].needs, *needs_of_score(config)})
 
 
 def uses_score(config: SelectionConfig) -> bool:

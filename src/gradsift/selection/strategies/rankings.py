@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gradsift.errors import GradsiftError
 from gradsift.selection.candidates import Need
 from gradsift.selection.scores import percentiles_from_median
 from gradsift.selection.strategies.base import Choice, Task, cosines_with_mean, ranked
@@ -19,6 +20,26 @@ def random(task: Task) -> Choice:
     """
     order_N = np.random.default_rng(task.seed).permutation(len(task.pool))
     return Choice(task.constraints.builder().take_in_order(order_N.tolist()))
+
+
+def random_by_cluster(task: Task) -> Choice:
+    """Draw rows at random so that each cluster of content keeps its share of them."""
+    assert task.pool.cluster_N is not None
+    return _drawn_by_group(task, task.pool.cluster_N)
+
+
+def random_by_source(task: Task) -> Choice:
+    """Draw rows at random so that each source keeps its share of them.
+
+    Raises:
+        GradsiftError: If no row says where it comes from.
+    """
+    if task.pool.source is None:
+        raise GradsiftError(
+            "random-by-source keeps the share of each source, and no row says where it comes from: "
+            "name the field with `source_column` when capturing."
+        )
+    return _drawn_by_group(task, np.unique(task.pool.source, return_inverse=True)[1])
 
 
 def longest(task: Task) -> Choice:
@@ -120,6 +141,17 @@ def target_similarity(task: Task) -> Choice:
     direction.
     """
     return _by_cosine(task, Need.TARGET, "gradient cosine with the target")
+
+
+def _drawn_by_group(task: Task, group_N: np.ndarray) -> Choice:
+    # The k-th drawn of n rows of a group comes at (k + u)/n of the whole order, u drawn for each
+    # group: so every row is drawn as likely as any other, also of groups smaller than one share.
+    generator = np.random.default_rng(task.seed)
+    at_N = np.empty(len(group_N))
+    for group in np.unique(group_N):
+        rows = generator.permutation(np.flatnonzero(group_N == group))
+        at_N[rows] = (np.arange(len(rows)) + generator.random()) / len(rows)
+    return Choice(task.constraints.builder().take_in_order(np.argsort(at_N).tolist()))
 
 
 def _difficulty(task: Task, ratio_N: np.ndarray, measure: str) -> Choice:

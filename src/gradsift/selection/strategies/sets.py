@@ -140,18 +140,26 @@ def rds(task: Task) -> Choice:
     scale = fit_content(pool.features_ND, pool.step)
     target_MD = unit(scale.vectors(reference.features_MD, reference.step_M))
     pool_ND = unit(scale.vectors(pool.features_ND, pool.step))
-    cosine_MN = target_MD @ pool_ND.T
-    builder = task.constraints.builder()
-    turns = [iter(np.argsort(-cosine_N, kind="stable").tolist()) for cosine_N in cosine_MN]
-    while turns and builder.left >= 1:
-        still = []
-        for turn in turns:
-            row = next((row for row in turn if builder.fits(row)), None)
-            if row is not None:
-                builder.take(row)
-                still.append(turn)
-        turns = still
-    return Choice(builder.taken(), None, "cosine with a target row", cosine_MN.max(axis=0))
+    return _in_turns(task, target_MD @ pool_ND.T, "cosine with a target row")
+
+
+def target_turns(task: Task) -> Choice:
+    """Take the rows whose gradients are most like those of target tasks, task by task.
+
+    A task is a source of the target rows (its direction is the mean of its rows' sketches, each of
+    length 1), or each target row where these name no source. The tasks take turns; each takes the
+    row with the largest cosine to it that is not taken yet. LESS (Xia et al., arXiv 2402.04333)
+    takes the largest over its tasks of the same cosine; it and ours differ in the gradients as
+    `target-similarity` says.
+    """
+    reference = task.references[Need.TARGET]
+    shared = sorted(set(task.pool.sketches) & set(reference.sketches))
+    target_ME = unit(joint_sketches({layer: reference.sketches[layer] for layer in shared}))
+    if reference.source is not None:
+        task_M = np.unique(reference.source, return_inverse=True)[1]
+        target_ME = unit(np.stack([target_ME[task_M == t].mean(axis=0) for t in np.unique(task_M)]))
+    pool_NE = unit(joint_sketches({layer: task.pool.sketches[layer] for layer in shared}))
+    return _in_turns(task, target_ME @ pool_NE.T, "gradient cosine with a target task")
 
 
 def fisher(task: Task) -> Choice:
@@ -172,6 +180,21 @@ def spice(task: Task) -> Choice:
     budget.
     """
     return _information(task, _CONFLICT_WEIGHT)
+
+
+def _in_turns(task: Task, cosine_MN: np.ndarray, measure: str) -> Choice:
+    """Let targets take turns: each takes the row most like it that is not taken yet."""
+    builder = task.constraints.builder()
+    turns = [iter(np.argsort(-cosine_N, kind="stable").tolist()) for cosine_N in cosine_MN]
+    while turns and builder.left >= 1:
+        still = []
+        for turn in turns:
+            row = next((row for row in turn if builder.fits(row)), None)
+            if row is not None:
+                builder.take(row)
+                still.append(turn)
+        turns = still
+    return Choice(builder.taken(), None, measure, cosine_MN.max(axis=0))
 
 
 def _unit_content(task: Task) -> np.ndarray:
