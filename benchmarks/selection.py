@@ -26,7 +26,7 @@ from gradsift.selection.content import content_vectors
 from gradsift.selection.density import estimate_density
 from gradsift.selection.greedy import lazy_greedy
 from gradsift.selection.neighbours import find_neighbours, unit_rows
-from gradsift.selection.objective import Objective, coverage
+from gradsift.selection.objective import Objective, Terms, coverage
 from gradsift.selection.scores import SCORES, ScoreInput, gradient_signal
 from gradsift.store.reader import read_store
 
@@ -108,7 +108,7 @@ def growth(run, n, share):
     rows = int(share * n)
     constraints = Constraints(np.ones(n), ResolvedBudget("rows", rows, float(rows)))
     _, greedy_seconds = timed(
-        lambda: lazy_greedy(Objective(score, graph, float(rows)), constraints)
+        lambda: lazy_greedy(Objective(score, graph, scale=Terms(rows, 1.0, rows)), constraints)
     )
     return {
         "edges_per_row": len(graph.rows_E) / n,
@@ -128,7 +128,7 @@ def exact(run, n, share):
     rows = int(share * n)
     constraints = Constraints(np.ones(n), ResolvedBudget("rows", rows, float(rows)))
     whole = find_neighbours(features, complete_rows=n)
-    objective = Objective(score, whole, float(rows))
+    objective = Objective(score, whole, scale=Terms(rows, 1.0, rows))
     (best, _), exact_seconds = timed(lambda: lazy_greedy(objective, constraints))
     found = {"exact_greedy_s": exact_seconds, "exact": objective.value(best)}
     drawn = np.random.default_rng(0).permutation(n)[:rows]
@@ -137,7 +137,7 @@ def exact(run, n, share):
         "all compared": find_neighbours(features),
         "by lists": find_neighbours(features, exact_rows=0),
     }.items():
-        order, _ = lazy_greedy(Objective(score, graph, float(rows)), constraints)
+        order, _ = lazy_greedy(Objective(score, graph, scale=Terms(rows, 1.0, rows)), constraints)
         found[f"{name} / exact"] = objective.value(order) / found["exact"]
         found[f"{name} / exact, coverage"] = coverage(whole, order) / coverage(whole, best)
     return found
@@ -184,12 +184,10 @@ def matrix_of(graph, n, mode):
 
 def ours(name, graph, n):
     if name == "facility location":
-        return Objective(np.zeros(n), graph, float(n), alpha=0.0, beta=float(n), gamma=0.0)
+        return Objective(np.zeros(n), graph, alpha=0.0, beta=float(n), gamma=0.0)
     # Σ_{u, i∈S} s_ui − λ Σ_{i,j∈S} s_ij with λ = ½: the diagonal and both orders of a pair count.
     sums = np.add.reduceat(graph.cosines_E.astype(np.float64), graph.offsets[:-1])
-    return Objective(
-        sums - 0.5, graph, 1.0, alpha=1.0, beta=0.0, gamma=1.0, similarity_threshold=0.0
-    )
+    return Objective(sums - 0.5, graph, alpha=1.0, beta=0.0, gamma=1.0, similarity_threshold=0.0)
 
 
 def theirs_chooses(submodlib, name, mode, matrix, n, rows):

@@ -67,6 +67,18 @@ def copied(pool, first, second):
     return replace(pool, statistics=by_layer, sketches=sketches, **arrays)
 
 
+def moved_pool(pool, order):
+    """The same rows in another order, under ids of that order."""
+    names = ("features_ND", "n_tokens", "n_response_tokens", "step", "loss", "el2n")
+    arrays = {name: np.asarray(getattr(pool, name))[order] for name in names}
+    by_layer = {
+        layer: {name: array[order] for name, array in by_name.items()}
+        for layer, by_name in pool.statistics.items()
+    }
+    losses = {name: loss[order] for name, loss in pool.reference_losses.items()}
+    return replace(pool, statistics=by_layer, reference_losses=losses, sketches={}, **arrays)
+
+
 def slow_cosines(x):
     """Cosines, one pair at a time."""
     x = np.asarray(x, dtype=np.float64)
@@ -75,7 +87,7 @@ def slow_cosines(x):
     return np.array([[x[i] @ x[j] / (norms[i] * norms[j]) for j in every] for i in every])
 
 
-def slow_value(x, score, rows, *, alpha, beta, gamma, similarity_threshold, expected_rows):
+def slow_value(x, score, rows, *, alpha, beta, gamma, similarity_threshold, scale):
     """F from its definition, in plain loops."""
     if len(rows) == 0:
         return 0.0
@@ -84,4 +96,8 @@ def slow_value(x, score, rows, *, alpha, beta, gamma, similarity_threshold, expe
     pairs = [(i, j) for i in rows for j in rows if i < j]
     near = sum(max(0.0, (cosine[i, j] - tau) / (1 - tau)) for i, j in pairs)
     gradient = sum(score[i] for i in rows)
-    return alpha * gradient / expected_rows + beta * covered / n - gamma * near / expected_rows
+    return (
+        alpha * gradient / scale.gradient
+        + beta * covered / n / scale.diversity
+        - gamma * near / scale.similarity
+    )

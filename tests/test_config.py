@@ -6,7 +6,8 @@ from pydantic import ValidationError
 
 from gradsift import config, schema
 from gradsift.config import SelectionConfig
-from gradsift.config_files import run_config
+from gradsift.config_files import resolve, run_config
+from gradsift.terms import LAYERS
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,26 @@ def test_a_setting_that_means_nothing_is_refused(change, message):
 def test_nothing_may_be_taken_off():
     assert SelectionConfig(detrend=("none",)).detrend == SelectionConfig(detrend=()).detrend == ()
     assert len(SelectionConfig().detrend) == 3
+
+
+def test_a_preset_lies_beneath_what_is_said(tmp_path):
+    plain, paper = SelectionConfig(), SelectionConfig(preset="paper")
+    changed = {k for k in SelectionConfig.model_fields if getattr(plain, k) != getattr(paper, k)}
+    assert changed == {"preset", *config.PRESETS["paper"]} - {"signal_statistics"}
+    assert (paper.score, paper.layers, paper.detrend) == ("density", LAYERS, ())
+    assert (paper.alpha, paper.beta, paper.gamma) == (1, 1, 1)
+    assert SelectionConfig(preset="paper", score="low-norm").score == "low-norm"
+    with pytest.raises(ValidationError, match="preset"):
+        SelectionConfig(preset="papr")
+    needed = {"data": "x", "model": "m", "out": "o"}
+    file = tmp_path / "config.yaml"
+    file.write_text("preset: paper\nscore: high-norm\n")
+    assert resolve(needed, file).score == "high-norm"
+    assert resolve({**needed, "score": "low-norm"}, file).score == "low-norm"
+    assert resolve(needed, file).detrend == ()
+    # What the command line calls wins over what a file spells out, as a run's own does.
+    file.write_text("score: high-norm\ndetrend: [step]\n")
+    assert resolve({**needed, "preset": "paper"}, file).score == "density"
 
 
 # Other things of the same name: what the preliminary epoch is, and a sketch on its own.

@@ -7,6 +7,7 @@ they share they inherit, so that one `RunConfig` can be given wherever a part of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -29,7 +30,23 @@ Layer = Literal["embedding", "lm_head"]
 Covariate = Literal["response_length", "prompt_length", "step"]
 Trainer = Literal["trl", "llamafactory", "axolotl", "openai"]
 COVARIATES: tuple[Covariate, ...] = ("response_length", "prompt_length", "step")
+# Settings that belong together, by a name. Those given beside `preset` win.
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper's plain reading: density of the log-norms at both layers, and nothing taken off.
+    "paper": {
+        "score": "density",
+        "layers": LAYERS,
+        "signal_statistics": ("l2_norm",),
+        "detrend": (),
+    },
+}
 BUDGET_HELP = "How much to keep of the usable rows: 50%, 500 (rows), 20000tok (tokens) or auto."
+
+
+def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay settings over those of the preset that they name; what is none is refused elsewhere."""
+    preset = values.get("preset")
+    return {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **values}
 
 
 class ReadingConfig(Group):
@@ -59,7 +76,6 @@ class ReadingConfig(Group):
         None,
         "Configuration of a hub dataset that has several (gsm8k: main, socratic).",
         DATA,
-        option=True,
     )
     duplicate_ids: Literal["rename", "drop"] = setting(
         "rename",
@@ -263,6 +279,13 @@ class CaptureConfig(TrainerConfig, LengthConfig, MethodConfig, SketchConfig):
 class SelectionConfig(SeedConfig):
     """How rows are selected: everything but how many."""
 
+    preset: Literal["paper"] | None = setting(
+        None,
+        "Settings by one name; those given beside it win. paper: its plain reading (density of "
+        "both layers' norms, nothing taken off).",
+        SELECTION,
+        option=True,
+    )
     strategy: str = setting(
         "grads",
         "grads, random, or another that `gradsift strategies` lists.",
@@ -322,6 +345,11 @@ class SelectionConfig(SeedConfig):
     target: PathText | None = setting(
         None, "Run folder of target rows, for target-similarity, target-turns and rds.", SELECTION
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _beneath_it_a_preset(cls, values: Any) -> Any:
+        return with_preset(values) if isinstance(values, dict) else values
 
     @field_validator("detrend", mode="before")
     @classmethod

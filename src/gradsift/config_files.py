@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gradsift.config import RunConfig
+from gradsift.config import RunConfig, with_preset
 from gradsift.data.containers.sources import absolute
 from gradsift.errors import GradsiftError
 from gradsift.schema import RENAMED, fields_of, migrated, require_known, validated
@@ -80,7 +80,8 @@ def resolve(
         # A run of before this setting dropped them.
         values.setdefault("duplicate_ids", "drop")
     _tell_names(config_file, {k: v for k, v in values.items() if k not in given})
-    values = _over(values, given)
+    # A preset on the command line wins over single settings in the file.
+    values = _over(with_preset(values), with_preset(given))
     if trainer_config is not None:
         values = {key: value for key, value in values.items() if value is not None}
         theirs = read_yaml(trainer_config)

@@ -69,7 +69,7 @@ MENDS_CONFIG = (
     "settings capture into a new folder."
 )
 # Changes whenever the graph or the clusters are made otherwise.
-_MADE_BY = f"2 {graph.N_NEIGHBOURS} {graph.COMPLETE_ROWS} {graph.EXACT_ROWS}"
+_MADE_BY = f"3 {graph.N_NEIGHBOURS} {graph.COMPLETE_ROWS} {graph.EXACT_ROWS}"
 
 
 class Run:

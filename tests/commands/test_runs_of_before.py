@@ -81,6 +81,28 @@ def test_another_selection_of_that_name_is_refused_by_todays_names(former, tmp_p
         gs.select(run, budget=5, score="high-norm")
 
 
+@pytest.mark.parametrize("strategy", ["grads", "loss-low"])
+def test_a_selection_by_another_arithmetic_is_not_taken_for_todays(former, tmp_path, strategy):
+    run = shutil.copytree(former, tmp_path / "run")
+    folder = gs.select(run, budget=4, strategy=strategy).folder
+    path = folder / "selection.json"
+    summary = json.loads(path.read_text())
+    before = {key: value for key, value in summary.items() if key not in ("scale", "attained")}
+    del before["settings"]["arithmetic"]
+    write_plain_json(path, before)
+    explained = gs.explain(run, "r3", folder.name).decisions[folder.name]
+    assert explained["reason"]
+    if strategy == "loss-low":  # Which has no gradient score.
+        assert len(gs.select(run, budget=4, strategy=strategy)) == 4
+        return
+    assert "gradient score" in explained["what_if"]
+    with pytest.raises(gs.GradsiftError, match=r"by an earlier gradsift, .* chose other rows"):
+        gs.select(run, budget=4)
+    with pytest.raises(gs.GradsiftError, match=r"other settings \(score\)"):
+        gs.select(run, budget=4, score="high-norm")
+    assert len(gs.select(run, budget=4, name="anew")) == 4
+
+
 def test_its_settings_run_again(former, capsys):
     code, out, err = invoke(capsys, "run", "--config", former / "config.yaml")
     assert code == 0, err

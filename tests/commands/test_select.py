@@ -132,6 +132,45 @@ def test_auto_keeps_its_curve(capsys, world):
     assert [gain for _, gain in by_rank] == curve.to_pylist()[: found["selected"]]
 
 
+def test_it_is_said_how_much_of_each_possible_gain_a_subset_attains(capsys, world):
+    arguments = ("select", world / "run", "--budget", "30%", "--name", "attained")
+    code, out, err = invoke(capsys, *arguments)
+    assert code == 0, err
+    assert "of what each alone could gain over a random subset: " in out
+    assert "variance 1 in every direction over this pool" in out
+    summary = json.loads(invoke(capsys, *arguments, "--json")[1])
+    assert set(summary["attained"]) == set(summary["scale"])
+    for name, share in summary["attained"].items():
+        words = {"gradient": "the gradient score", "diversity": "content diversity"}
+        said = f"{100 * share:.0f} % of {words.get(name, 'similarity reduction')}"
+        assert said in out
+    code, out, err = invoke(capsys, "select", world / "run", "--budget", "100%")
+    assert code == 0, err
+    assert "content diversity can gain nothing over a random subset here" in out
+
+
+def test_the_papers_reading_is_a_preset_and_what_is_said_beside_it_wins(capsys, world):
+    run = world / "run"
+    code, out, err = invoke(
+        capsys, "select", run, "--budget", "25%", "--preset", "paper", "--name", "paper", "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["preset"] == "paper"
+    saved = json.loads((run / "selections/paper/selection.json").read_text())["settings"]
+    assert (saved["score"], saved["detrend"]) == ("density", [])
+    one_by_one = {"score": "density", "detrend": "none", "layers": LAYERS}
+    spelt = gs.select(run, budget="25%", **one_by_one, name="spelt")
+    named = gs.select(run, budget="25%", preset="paper", name="named")
+    assert named.ids == spelt.ids
+    # Under one name they are the same selection.
+    assert gs.select(run, budget="25%", **one_by_one, name="paper").ids == named.ids
+    mixed = gs.select(run, budget="25%", preset="paper", score="low-norm", name="mixed").selection
+    assert (mixed.config.score, mixed.config.detrend) == ("low-norm", ())
+    code, _, err = invoke(capsys, "select", run, "--budget", "25%", "--preset", "papr")
+    assert code == 2
+    assert "--preset is 'papr'" in err
+
+
 def test_lists_and_quotas_from_files(capsys, world, tmp_path):
     keep, drop = tmp_path / "keep.txt", tmp_path / "drop.jsonl"
     keep.write_text("\ufeffr07\n\nr11\n", encoding="utf-8")
@@ -270,6 +309,7 @@ def test_a_rejected_row_would_be_kept_with_the_score_that_explain_says(capsys, w
     assert code == 0, err
     rows = decisions(run, "whatif")
     last = max(rows, key=lambda row: row["rank"] or 0)
+    summary = json.loads((run / "selections/whatif/selection.json").read_text())
     tried = 0
     for row in rows:
         if row["selected"]:
@@ -278,8 +318,8 @@ def test_a_rejected_row_would_be_kept_with_the_score_that_explain_says(capsys, w
         if "would be kept with a gradient score above" not in explained:
             continue
         needed = float(explained.split("above ")[1].split(" ")[0])
-        gain = row["marginal_gain"] + (needed - row["gradient_score"]) / 10
-        assert gain == pytest.approx(last["marginal_gain"], abs=1e-4)
+        more = (needed - row["gradient_score"]) / summary["scale"]["gradient"]
+        assert row["marginal_gain"] + more == pytest.approx(last["marginal_gain"], abs=1e-3)
         tried += 1
     assert tried > 3
 

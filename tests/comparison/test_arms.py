@@ -36,6 +36,17 @@ def test_an_arms_own_settings_lie_over_those_of_all():
     assert (steps.strategy, steps.alpha) == ("random", 0.5)
 
 
+def test_an_arm_may_have_a_preset():
+    base = SelectionConfig(score="high-norm", alpha=0.5)
+    texts = ("grads:preset=paper", "grads:preset=paper:score=low-norm", "grads")
+    paper, mixed, plain = (arm.selection(base) for arm in parse_arms(texts, ("50%",), 1))
+    assert (paper.score, paper.detrend, paper.alpha) == ("density", (), 0.5)
+    assert (mixed.score, mixed.detrend) == ("low-norm", ())
+    assert (plain.score, len(plain.detrend)) == ("high-norm", 3)
+    with pytest.raises(GradsiftError, match="`preset` is 'papr'"):
+        parse_arms(("grads:preset=papr",), ("50%",), 1)
+
+
 def test_an_unknown_score_is_refused_with_the_arm_that_names_it():
     message = "arm 'grads@25%:score=midle-norm': `score` is 'midle-norm', which is unknown: "
     with pytest.raises(GradsiftError, match=re.escape(message)):

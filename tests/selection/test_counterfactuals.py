@@ -32,8 +32,7 @@ def selected(**changes):
             decisions,
             strategy=config.strategy,
             by_tokens=False,
-            alpha=config.alpha,
-            expected_rows=selection.resolved_budget.expected_rows,
+            gain_per_score=config.alpha / selection.scale.gradient if selection.scale else 0.0,
         )
         for decision in decisions.to_pylist()
     ]
@@ -48,11 +47,11 @@ def chosen_with(selection, row, score):
     objective = Objective(
         score_N,
         context_for(pool).neighbours,
-        selection.resolved_budget.expected_rows,
         config.alpha,
         config.beta,
         config.gamma,
         config.similarity_threshold,
+        selection.scale,
     )
     constraints = Constraints(pool.n_tokens, selection.resolved_budget)
     return set(lazy_greedy(objective, constraints)[0].tolist())

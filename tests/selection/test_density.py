@@ -78,6 +78,43 @@ def test_density_with_no_more_instances_than_columns(n):
     assert np.isfinite(estimate_density(signal).log_N).all()
 
 
+SAMPLES = {
+    "normal": lambda g, n: g.normal(size=(n, 3)),
+    "heavy tails": lambda g, n: g.standard_t(3, size=(n, 4)),
+    "skewed": lambda g, n: np.exp(g.normal(size=(n, 3))),
+    "clusters": lambda g, n: (
+        6 * g.normal(size=(5, 4))[g.integers(5, size=n)] + g.normal(size=(n, 4))
+    ),
+    "outliers": lambda g, n: g.normal(size=(n, 3)) * np.where(np.arange(n) % 20, 1, 8)[:, None],
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("width", [None, 2])
+def test_the_error_that_is_said_is_about_the_largest_of_all(name, width, monkeypatch):
+    n = 6_000
+    signal = SAMPLES[name](np.random.default_rng(1), n)[:, :width]
+    monkeypatch.setattr(module, "_CENTRES", 600)
+    found = estimate_density(signal, exact_rows=0)
+    assert found.method == ("binned" if width else "subsampled")
+    errors = np.abs(found.log_N - estimate_density(signal, exact_rows=n).log_N)
+    assert 0.6 * errors.max() <= found.error <= errors.max() + 1e-12
+    assert found.error >= np.quantile(errors, 0.995)
+    # Rows that no sampled one is near are not far off either: they have their own kernel.
+    assert errors.max() < 3
+
+
+def test_the_order_of_the_rows_changes_not_a_bit_of_it():
+    generator = np.random.default_rng(2)
+    order = generator.permutation(3_000)
+    for width, exact_rows in ((2, 5_000), (2, 0), (4, 0)):
+        signal = generator.normal(size=(3_000, width))
+        expected = estimate_density(signal, exact_rows=exact_rows)
+        found = estimate_density(signal[order], exact_rows=exact_rows)
+        np.testing.assert_array_equal(found.log_N, expected.log_N[order])
+        assert found.error == expected.error
+
+
 @pytest.mark.parametrize("exact_rows", [0, 100])
 def test_an_instance_far_out_has_a_finite_and_the_lowest_density(exact_rows):
     signal = np.append(np.random.default_rng(0).normal(size=(50, 2)), [[40.0, -40.0]], axis=0)

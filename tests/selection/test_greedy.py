@@ -8,17 +8,20 @@ from hypothesis import strategies as st
 from gradsift.selection.constraints import Constraints, ResolvedBudget
 from gradsift.selection.greedy import elbow, lazy_greedy
 from gradsift.selection.neighbours import find_neighbours
-from gradsift.selection.objective import Objective
+from gradsift.selection.objective import Objective, Terms
+
+# What terms are divided by, here.
+SCALE = Terms(3.0, 1.0, 3.0)
 
 
-def problem(n, seed, *, alpha=1.0, beta=1.0, gamma=1.0, expected_rows=3.0, tau=0.3, sparse=False):
+def problem(n, seed, *, alpha=1.0, beta=1.0, gamma=1.0, tau=0.3, sparse=False):
     generator = np.random.default_rng(seed)
     x = generator.normal(size=(n, 3))
     # A third of the rows are copies, so that ties between rows are put to the test.
     x[n - n // 3 :] = x[: n // 3]
     score = generator.integers(0, 5, size=n) / 4
     graph = find_neighbours(x, n_neighbours=4, complete_rows=0 if sparse else 1000)
-    return Objective(score, graph, expected_rows, alpha, beta, gamma, tau)
+    return Objective(score, graph, alpha, beta, gamma, tau, scale=SCALE)
 
 
 def rows_of(n, amount):
@@ -112,7 +115,11 @@ def test_the_three_terms_are_those_of_the_objective(seed):
     ]:
         others = {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, weight: getattr(objective, weight)}
         part = Objective(
-            objective.score_N, objective.neighbours, 3.0, **others, similarity_threshold=0.3
+            objective.score_N,
+            objective.neighbours,
+            **others,
+            similarity_threshold=0.3,
+            scale=SCALE,
         )
         for place, row in enumerate(order):
             step = part.value(order[: place + 1]) - part.value(order[:place])
@@ -132,7 +139,9 @@ def test_greedy_is_near_the_best_subset_where_theory_says_so(seed):
 
 
 def test_a_budget_of_rows_is_filled_even_with_negative_gains():
-    objective = Objective(np.ones(4), find_neighbours(np.ones((4, 2))), 4.0, gamma=9.0)
+    objective = Objective(
+        np.ones(4), find_neighbours(np.ones((4, 2))), gamma=9.0, scale=Terms(4.0, 1.0, 4.0)
+    )
     order, gains = lazy_greedy(objective, rows_of(4, 4))
     assert order.tolist() == [0, 1, 2, 3]
     assert gains.marginal_N[3] == pytest.approx(1 / 4 - 3 * 9 / 4)
@@ -173,15 +182,13 @@ def test_under_tokens_greedy_is_within_the_known_factor_of_the_best_subset(seed)
 
 
 def test_the_best_single_row_wins_over_a_cheap_one_that_shuts_it_out():
-    objective = Objective(
-        np.array([0.1, 1.0, 0.0, 0.0]), find_neighbours(np.eye(4)), 1.0, 1.0, 0.0, 0.0
-    )
+    objective = Objective(np.array([0.1, 1.0, 0.0, 0.0]), find_neighbours(np.eye(4)), 1.0, 0.0, 0.0)
     constraints = Constraints(np.array([1, 100, 500, 500]), ResolvedBudget("tokens", 100, 1.0))
     assert lazy_greedy(objective, constraints)[0].tolist() == [1]
 
 
 def test_tokens_are_left_over_rather_than_spent_on_a_loss():
-    objective = Objective(np.zeros(3), find_neighbours(np.ones((3, 2))), 3.0, gamma=9.0)
+    objective = Objective(np.zeros(3), find_neighbours(np.ones((3, 2))), gamma=9.0, scale=SCALE)
     order, _ = lazy_greedy(
         objective, Constraints(np.full(3, 10), ResolvedBudget("tokens", 30, 3.0))
     )
@@ -189,9 +196,7 @@ def test_tokens_are_left_over_rather_than_spent_on_a_loss():
 
 
 def test_rows_that_must_be_kept_stay_when_the_best_single_row_wins():
-    objective = Objective(
-        np.array([0.1, 1.0, 5.0, 0.0]), find_neighbours(np.eye(4)), 1.0, 1.0, 0.0, 0.0
-    )
+    objective = Objective(np.array([0.1, 1.0, 5.0, 0.0]), find_neighbours(np.eye(4)), 1.0, 0.0, 0.0)
     constraints = Constraints(
         np.array([1, 100, 10, 500]), ResolvedBudget("tokens", 110, 1.0), keep=(2,)
     )

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from gradsift.selection.neighbours import find_neighbours
 from gradsift.selection.objective import (
     Objective,
+    Terms,
     coverage,
     criteria_of,
     near_pairs,
@@ -27,7 +28,7 @@ def test_the_objective_is_its_definition(seed, tau):
     generator = np.random.default_rng(seed)
     x, score = features(12, seed=seed), generator.random(12)
     rows = generator.permutation(12)[: 1 + seed * 2]
-    weights = {"alpha": 0.7, "beta": 1.3, "gamma": 2.1, "expected_rows": 4.5}
+    weights = {"alpha": 0.7, "beta": 1.3, "gamma": 2.1, "scale": Terms(4.5, 0.2, 3.0)}
     found = Objective(score, find_neighbours(x), similarity_threshold=tau, **weights).value(rows)
     expected = slow_value(x, score, rows, similarity_threshold=tau, **weights)
     assert found == pytest.approx(expected, rel=1e-5)
@@ -38,7 +39,7 @@ def test_a_duplicate_costs_as_much_as_a_whole_score_brings():
     x[1] = x[0]
     graph = find_neighbours(x)
     assert near_pairs(graph, np.array([0, 1]), TAU) == pytest.approx(1)
-    objective = Objective(np.ones(20), graph, 10.0, alpha=1.0, beta=0.0, gamma=1.0)
+    objective = Objective(np.ones(20), graph, alpha=1.0, beta=0.0, gamma=1.0)
     alone, both = objective.value(np.array([0])), objective.value(np.array([0, 1]))
     assert both == pytest.approx(alone)
     assert objective.value(np.array([], dtype=int)) == 0
@@ -49,7 +50,7 @@ def test_the_objective_is_submodular(seed, sparse):
     generator = np.random.default_rng(seed)
     x = generator.normal(size=(9, 2))
     graph = find_neighbours(x, n_neighbours=3, complete_rows=0 if sparse else 100)
-    objective = Objective(generator.random(9), graph, 4.0, *generator.random(3), 0.3)
+    objective = Objective(generator.random(9), graph, *generator.random(3), 0.3)
     order = generator.permutation(9)
     small, large, row = order[:2], order[:6], order[8:]
     gain_early = objective.value(np.append(small, row)) - objective.value(small)

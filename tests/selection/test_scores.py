@@ -8,7 +8,6 @@ from gradsift.selection.density import estimate_density
 from gradsift.selection.scores import (
     SCORES,
     ScoreInput,
-    detrended,
     gradient_signal,
     percentile_rank,
     rank_correlation,
@@ -126,26 +125,6 @@ def test_outliers_of_the_pool_are_outside_the_typical_region():
     typical = typical_region(estimate_density(signal).log_N)
     assert not typical[:15].any()
     assert typical[15:].mean() > 0.9
-
-
-def test_detrending_takes_length_and_drift_off_and_leaves_the_rest():
-    generator = np.random.default_rng(1)
-    n = 1000
-    length, step = generator.integers(5, 400, size=n), np.arange(n) // 8
-    own = generator.normal(size=n)
-    x = own - 2 * np.log(length) - np.sqrt(step)
-    found = detrended(x, [length, step])
-    assert abs(rank_correlation(x, length)) > 0.3
-    for covariate in (length, step):
-        assert abs(rank_correlation(found, covariate)) < 0.06
-    assert rank_correlation(found, own) > 0.9
-    np.testing.assert_array_equal(detrended(x, []), x)
-
-
-def test_too_few_rows_are_not_detrended():
-    x = np.arange(8.0)
-    np.testing.assert_array_equal(detrended(x, [x]), x)
-    assert np.ptp(detrended(np.arange(60.0), [np.arange(60)])) < 59
 
 
 def test_magnitude_goes_by_the_statistics_of_the_signal_but_the_signed_mean():

@@ -15,7 +15,7 @@ from gradsift.selection.scores import SCORES
 from gradsift.selection.selector import choose_rows, make_signal, select_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES
 from gradsift.terms import LAYERS, STATISTICS
-from pools import N, context_for, copied, make_pool
+from pools import N, context_for, copied, make_pool, moved_pool
 
 GAINS = ("marginal_gain", "gradient_gain", "diversity_gain", "similarity_penalty")
 
@@ -47,14 +47,73 @@ def test_the_table_accounts_for_every_instance(budget, strategy):
 
 
 def test_gains_add_up_fall_with_rank_and_lie_above_those_of_rejected_rows():
-    table = select(make_pool()).table
+    found = select(make_pool())
+    table = found.table
     marginal, gradient, diversity, penalty = (table[name] for name in GAINS)
     np.testing.assert_allclose(marginal, gradient + diversity - penalty)
     rank = table["rank"]
     by_rank = marginal[np.argsort(rank)][(rank == 0).sum() :]
     assert (np.diff(by_rank) <= 1e-12).all()
     assert marginal[rank == 0].max() <= by_rank[-1] + 1e-12
-    np.testing.assert_allclose(gradient, table["gradient_score"] / 30)
+    np.testing.assert_allclose(gradient, table["gradient_score"] / found.scale.gradient)
+
+
+@pytest.mark.parametrize("score", ["low-norm", "density", "prompt-gain"])
+@pytest.mark.parametrize("budget", ["10%", "50%", "600tok"])
+def test_ids_and_the_order_of_the_rows_change_nothing(score, budget):
+    """Greedy breaks exact ties by id, so there are no copies here."""
+    n = 300
+    pool, generator = make_pool(n), np.random.default_rng(3)
+    # Many rows of one length, and 8 of each step.
+    lengths = generator.integers(1, 8, size=n)
+    pool = replace(pool, n_response_tokens=lengths, n_tokens=lengths + 20, step=np.arange(n) // 8)
+    expected = select(pool, budget, score=score)
+    order = generator.permutation(n)
+    moved = select(moved_pool(pool, order), budget, score=score)
+    np.testing.assert_array_equal(
+        moved.table["gradient_score"], expected.table["gradient_score"][order]
+    )
+    assert moved.scale == expected.scale
+    assert set(order[moved.rows_S]) == set(expected.rows_S)
+
+
+@pytest.mark.parametrize("budget", ["5", "50%", "95%", "600tok", "auto"])
+def test_the_subset_is_said_to_attain_what_it_does(budget):
+    pool, context = make_pool(), context_for(make_pool())
+    found = select(pool, budget, context=context)
+    one_alone = {
+        "gradient": {"beta": 0.0, "gamma": 0.0},
+        "diversity": {"alpha": 0.0, "gamma": 0.0},
+        "similarity": {"alpha": 0.0, "beta": 0.0},
+    }
+    assert set(found.attained) == set(one_alone)
+    if budget == "auto":
+        return
+    if budget == "50%":
+        score = np.sort(found.table["gradient_score"])
+        assert found.scale.gradient == pytest.approx(score[30:].sum() - 30 * score.mean())
+    for term, zero in one_alone.items():
+        alone = select(pool, budget, context=context, **zero).attained
+        # By similarity alone many rows tie, and the user's selection breaks ties by id.
+        assert alone[term] == pytest.approx(1, abs=0.15 if term == "similarity" else 1e-9)
+        assert found.attained[term] < 1 + 1e-9
+    assert min(found.attained.values()) > 0.1
+
+
+def test_a_term_that_can_gain_nothing_counts_nothing_and_says_so():
+    pool = make_pool()
+    for layer in LAYERS:
+        pool.statistics[layer]["l2_norm"] = np.ones(N)
+    # So far apart that there are no near-duplicates.
+    pool = replace(pool, features_ND=np.eye(N, dtype=np.float32))
+    found = select(pool, detrend=())
+    assert found.attained["gradient"] is found.attained["similarity"] is None
+    assert (found.table["gradient_gain"] == 0).all()
+    assert (found.table["similarity_penalty"] == 0).all()
+    everything = select(make_pool(), "100%")
+    assert set(everything.attained.values()) == {None}
+    assert everything.scale.gradient > 0
+    assert select(make_pool(), strategy="random").attained is None
 
 
 def test_a_random_choice_has_no_gains_but_all_else():
@@ -105,7 +164,7 @@ def test_the_second_copy_of_a_row_is_left_out_while_others_remain():
     middling = rank.index(20)
     other = (middling + 1) % N
     pool = copied(pool, middling, other)
-    table = select(pool, alpha=0.3, detrend=()).table
+    table = select(pool, alpha=0.3, beta=0.1, detrend=()).table
     low, high = sorted((middling, other))
     assert table["selected"][low]
     assert not table["selected"][high]

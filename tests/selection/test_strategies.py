@@ -12,7 +12,7 @@ from gradsift.selection.constraints import Constraints, ResolvedBudget, parse_bu
 from gradsift.selection.content import content_vectors
 from gradsift.selection.greedy import lazy_greedy
 from gradsift.selection.neighbours import find_neighbours, unit_rows
-from gradsift.selection.objective import Objective
+from gradsift.selection.objective import Objective, Terms
 from gradsift.selection.selector import choose_rows, make_signal
 from gradsift.selection.strategies.base import Task
 from gradsift.selection.strategies.catalogue import (
@@ -34,7 +34,7 @@ def task(budget=None, pool=None, **constraints):
         pool,
         signal,
         context.neighbours,
-        Objective(signal.score_N, context.neighbours, budget.expected_rows),
+        Objective(signal.score_N, context.neighbours, scale=Terms(3.0, 0.2, 1.0)),
         Constraints(np.asarray(pool.n_tokens), budget, **constraints),
         0,
         context.references,
@@ -192,7 +192,7 @@ def test_k_center_takes_the_farthest_each_time():
 
 def test_facility_locations_maximise_coverage_alone():
     given = task()
-    objective = replace(given.objective, alpha=0.0, gamma=0.0)
+    objective = replace(given.objective, alpha=0.0, gamma=0.0, scale=Terms())
     expected, _ = lazy_greedy(objective, given.constraints)
     assert choose("facility-location", given).order_S.tolist() == expected.tolist()
     sketches = np.hstack([given.pool.sketches[layer] for layer in sorted(LAYERS)])

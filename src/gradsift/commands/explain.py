@@ -173,8 +173,7 @@ def _decision(run: Run, selection: str, instance_id: str) -> dict[str, object]:
             table,
             strategy=str(summary["strategy"]),
             by_tokens=str(summary["budget"]).endswith("tok"),
-            alpha=float(settings["alpha"]),
-            expected_rows=float(summary["expected_rows"]),
+            gain_per_score=_gain_per_score(summary, float(settings["alpha"])),
         )
         near = _near(run, instance_id, threshold)
         # What is said of a row needs these numbers, which a stranger's table may not have.
@@ -192,6 +191,13 @@ def _decision(run: Run, selection: str, instance_id: str) -> dict[str, object]:
         for other, cosine in near
     ]
     return line
+
+
+def _gain_per_score(summary: dict[str, Any], alpha: float) -> float:
+    if "scale" not in summary:  # An earlier gradsift divided by the rows of the budget.
+        return alpha / float(summary["expected_rows"])
+    scale = 0.0 if summary["scale"] is None else float(summary["scale"]["gradient"])
+    return alpha / scale if scale > 0 else 0.0
 
 
 def _require_its_own(run: Run, decisions: Path, summary: dict[str, Any]) -> None:

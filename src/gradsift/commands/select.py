@@ -35,11 +35,17 @@ from gradsift.replay.shares import tokens_for
 from gradsift.run_folder import Run
 from gradsift.schema import migrated, split_settings, takes
 from gradsift.seals import DamagedError, read_json, sha256_of, write_json, write_parquet
-from gradsift.selection.audit import audit_lines, audit_summary, audit_warnings
+from gradsift.selection.audit import (
+    attained_lines,
+    audit_lines,
+    audit_summary,
+    audit_warnings,
+)
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.decisions import counts_of, decision_table, weight_column
+from gradsift.selection.density import UNIT as DENSITY_UNIT
 from gradsift.selection.selector import Selection, select_rows
-from gradsift.selection.strategies.catalogue import needs_of, uses_score
+from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, uses_score
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import POOL_NAME
 from gradsift.wording import joined
@@ -57,6 +63,9 @@ CURVE = "curve.parquet"
 EXPORT = "export"
 # Of an export: which of its rows are of replay.
 REPLAY = "replay.json"
+# Changes whenever the same settings would choose other rows: what was made by another is not mixed
+# up with it. Of selections that name none it is 1.
+ARITHMETIC = 2
 NO_DATASETS = "to_dataset() needs the package datasets: pip install 'gradsift[train]'"
 NO_PANDAS = "to_pandas() needs the package pandas: pip install pandas"
 
@@ -155,14 +164,19 @@ class SelectResult:
             "selected_file": str(self.selected_file),
             "strategy": selection.config.strategy,
             "budget": str(selection.budget),
+            "preset": selection.config.preset,
             "expected_rows": selection.resolved_budget.expected_rows,
             "n_tokens": selection.n_tokens,
+            # What each term of the objective was divided by, and how much of that was gained.
+            "scale": None if selection.scale is None else asdict(selection.scale),
+            "attained": selection.attained,
             **self.counts,
             "criteria": {name: asdict(criteria) for name, criteria in selection.criteria.items()},
             "density": {
                 "method": selection.signal.density.method,
                 "error": selection.signal.density.error,
                 "n_checked": selection.signal.density.n_checked,
+                "unit": DENSITY_UNIT,
             },
             "density_cut_share": selection.cut_share,
             "score_length_correlation": selection.audit.length_correlation,
@@ -187,6 +201,9 @@ class SelectResult:
                 getattr(selection.criteria[who], name) for who in ("subset", "pool", "random")
             ]
             lines.append(f"{name:28}" + "".join(f"{value:10.4f}" for value in values))
+        lines.append(f"(density: mean negative log-density, {DENSITY_UNIT})")
+        if selection.attained is not None:
+            lines += ["", *attained_lines(selection.attained)]
         lines += ["", *audit_lines(selection.audit)]
         lines += [f"warning: {line}" for line in self.warnings]
         lines += [f"note: {line}" for line in self.notes]
@@ -511,16 +528,27 @@ def _folder(selections: Path, settings: dict[str, object], name: str | None) -> 
                 f"{error.found} Remove that folder, or give this selection another `name`."
             ) from error
         # What a setting did not exist for was made with its default.
-        before = _plain(None, SelectionConfig()) | before
-        if before != settings:
-            different = [key for key in settings if before.get(key) != settings[key]]
+        before = _plain(None, SelectionConfig()) | {"arithmetic": 1} | before
+        if not STRATEGIES[str(settings["strategy"])].uses_score:
+            before["arithmetic"] = ARITHMETIC  # Which is of no consequence.
+        different = [key for key in settings if before.get(key) != settings[key]]
+        if different == ["arithmetic"]:
             raise GradsiftError(
-                f"{folder} holds a selection with other settings ({', '.join(different)}). Give "
-                "this one another `name`."
+                f"{folder} holds a selection with these settings by an earlier gradsift, which "
+                "computed scores and gains otherwise and chose other rows. Give this one another "
+                "`name`, or remove that folder."
+            )
+        if different:
+            named = ", ".join(key for key in different if key != "arithmetic")
+            raise GradsiftError(
+                f"{folder} holds a selection with other settings ({named}). Give this one another "
+                "`name`."
             )
     return folder
 
 
 def _plain(budget: Budget | None, config: SelectionConfig) -> dict[str, object]:
-    fields = SelectionConfig.model_fields
-    return {"budget": str(budget), **config.model_dump(mode="json", include=set(fields))}
+    # Not what its settings were called together.
+    fields = SelectionConfig.model_fields.keys() - {"preset"}
+    values = config.model_dump(mode="json", include=fields)
+    return {"budget": str(budget), "arithmetic": ARITHMETIC, **values}

@@ -16,6 +16,7 @@ from gradsift.schema import split_settings, takes
 from gradsift.selection.audit import Audit, audit_of, audit_summary, overlap
 from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import parse_budget
+from gradsift.selection.density import UNIT as DENSITY_UNIT
 from gradsift.selection.objective import Criteria, criteria_of
 from gradsift.selection.scores import SCORES
 from gradsift.selection.selector import choose_rows, make_signal
@@ -91,7 +92,8 @@ class StrategiesResult:
             )
         lines += [
             "",
-            "tokens: median of the response; density, content, similar: criteria, lower is better;",
+            "tokens: median of the response; density, content, similar: criteria, lower is better",
+            f"(density {DENSITY_UNIT});",
             "repeats: near-duplicates of another kept row; clusters, sources: distance from the",
             "pool's mix, 0 alike to 1. None of it says which subset trains the better model.",
             "",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradsift.config import SelectionConfig
+from gradsift.config import SelectionConfig, with_preset
 from gradsift.errors import GradsiftError
 from gradsift.replay.shares import percent
 from gradsift.run_folder import Run
@@ -92,7 +92,8 @@ class Arm:
     def selection(self, base: SelectionConfig) -> SelectionConfig:
         """Lay its own settings over those of all arms; full-equal-steps has a random subset's."""
         strategy = self.name if self.is_strategy else RANDOM
-        values = {**base.model_dump(), **self.settings, "strategy": strategy}
+        # A preset of its own wins over single settings of all arms.
+        values = {**base.model_dump(), **with_preset(self.settings), "strategy": strategy}
         return validated(SelectionConfig, values, f"arm {self.text!r}")
 
 

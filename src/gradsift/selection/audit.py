@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -271,6 +271,29 @@ def audit_summary(audit: Audit) -> dict[str, object]:
         "score_length_correlation": audit.length_correlation,
         "selected_length_correlation": audit.selected_length_correlation,
     }
+
+
+def attained_lines(attained: Mapping[str, float | None]) -> list[str]:
+    """Say which share of each possible gain a subset attains, and what could gain nothing."""
+    names = {
+        "gradient": "the gradient score",
+        "diversity": "content diversity",
+        "similarity": "similarity reduction",
+    }
+    shares = [
+        f"{100 * share:.0f} % of {names[term]}"
+        for term, share in attained.items()
+        if share is not None
+    ]
+    lines = []
+    if shares:
+        lines.append(f"of what each alone could gain over a random subset: {', '.join(shares)}")
+    lines += [
+        f"{names[term]} can gain nothing over a random subset here, so it counts 0"
+        for term, share in attained.items()
+        if share is None
+    ]
+    return lines
 
 
 def audit_lines(audit: Audit) -> list[str]:

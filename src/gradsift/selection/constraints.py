@@ -168,14 +168,15 @@ class Constraints:
 
     def capacity(self) -> int:
         """Count the rows that may be taken, whatever the budget."""
-        may_N = self._may_be_taken()
+        may_N = self.may_be_taken()
         if self.group_N is None:
             return int(may_N.sum())
         caps_G = self.caps_G or {}
         counts = np.bincount(self.group_N[may_N])
         return sum(min(int(c), caps_G.get(g, int(c))) for g, c in enumerate(counts))
 
-    def _may_be_taken(self) -> np.ndarray:
+    def may_be_taken(self) -> np.ndarray:
+        """Say of every row whether it may be taken at all, whatever else is."""
         may_N = np.ones(len(self.costs_N), dtype=bool)
         may_N[list(self.excluded)] = False
         if self.group_N is not None:
@@ -196,7 +197,7 @@ class Constraints:
                 f"quotas and the list of rows to drop leave {capacity} rows, but the budget asks "
                 f"for {amount}. Raise a quota, shorten the list, or lower the budget."
             )
-        least = self.costs_N[self._may_be_taken()].min()
+        least = self.costs_N[self.may_be_taken()].min()
         if by_tokens and least > amount:
             raise GradsiftError(
                 f"budget of {amount} tokens: the shortest instance has {least}. "

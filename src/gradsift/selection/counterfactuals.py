@@ -1,7 +1,8 @@
 """What would have to change for the other decision, in words.
 
-A row's gain falls or rises with its gradient score by α / B (see `Objective`); the rest of the gain
-stays, so the score at which it would cross the cut follows.
+A row's gain falls or rises with its gradient score by α / R_g (see `Objective`); the rest of the
+gain stays, so the score at which it would cross the cut follows. (What the score could gain, R_g,
+would move a little with the score of one row; that is left aside.)
 """
 
 from __future__ import annotations
@@ -21,19 +22,18 @@ def counterfactual(
     *,
     strategy: str,
     by_tokens: bool,
-    alpha: float,
-    expected_rows: float,
+    gain_per_score: float,
 ) -> str | None:
     """Say what would have to change for the other decision on a row that was not dropped.
 
-    `decision` is its line of `decisions`, which are as from `decision_table`; None where nothing
-    can be said from these numbers.
+    `decision` is its line of `decisions`, which are as from `decision_table`; `gain_per_score` is
+    what a gradient score of 1 adds to the objective. None where nothing can be said from these
+    numbers.
     """
     if by_tokens or not STRATEGIES[strategy].uses_coefficients:
         return _by_measure(decision, decisions)
-    if alpha == 0 or decision["marginal_gain"] is None:
+    if gain_per_score == 0 or decision["marginal_gain"] is None:
         return None
-    gain_per_score = alpha / expected_rows
     if decision["selected"]:
         return _to_be_rejected(decision, decisions, gain_per_score)
     return _to_be_kept(decision, decisions, gain_per_score)

@@ -1,25 +1,21 @@
 """Lazy greedy: maximise the objective under a budget of rows or of tokens, or up to the elbow.
 
-Shapes: N instances, S selected, E edges of the neighbour graph.
+Shapes: N instances, S selected, E edges of the neighbour graph, B blocks of instances.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from heapq import heapify, heappop, heappush
 
 import numpy as np
 
 from gradsift.selection.constraints import Constraints
 from gradsift.selection.objective import Objective, nearness
 
-# Rows whose gains are computed together: bounds the memory of a copy of their edges.
+# Rows whose sums are computed together: bounds the memory of a copy of their edges.
 _ROWS_AT_A_TIME = 50_000
-# A row whose gain was computed more than this many selections ago is computed together with the
-# rows next in line, which are as old: less work for each.
-_RECENT = 32
-_BATCH_ROWS = 32
+# Sums are computed anew rather than corrected if more than this part of all edges is touched.
+_MANY_EDGES = 0.25
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Gains:
 
 
 def lazy_greedy(objective: Objective, constraints: Constraints) -> tuple[np.ndarray, Gains]:
-    """Select by marginal gain, exactly as greedy does, without computing every gain every time.
+    """Select by marginal gain, exactly as greedy does, without looking at every gain every time.
 
     A budget of rows is filled to exactly that many rows, even when gains turn negative: so many
     were asked for. A budget of tokens is a ceiling: the next row is the one with the largest gain
@@ -64,102 +60,118 @@ def lazy_greedy(objective: Objective, constraints: Constraints) -> tuple[np.ndar
             search = _Search(objective, constraints)
             search.take(best)
             search.fill()
-    search.refresh_rest()
     return search.builder.taken(), search.gains()
 
 
 class _Search:
     """The state of one greedy run.
 
-    Gains only fall, so a stale one is an upper bound: rows wait in a heap by it, and only the
-    first is computed afresh. The penalty is kept exact: rows taken add to that of their near rows.
+    Gains are kept exact: what a row taken covers is subtracted from the sums of the rows that would
+    have covered it, too, without rounding, since cosines are multiples of 2⁻²⁰. Gains only fall, so
+    the largest of a block that was found earlier is an upper bound, and blocks are looked at again
+    only while theirs is the highest.
     """
 
     def __init__(self, objective: Objective, constraints: Constraints) -> None:
-        n = len(objective.score_N)
+        n, weights = len(objective.score_N), objective.weights
         self.objective, self.neighbours = objective, objective.neighbours
         self.covered_N = objective.neighbours.floor_N.copy()
-        self.gradient_N = objective.alpha * objective.score_N / objective.expected_rows
-        self.diversity_scale = objective.beta / n
-        self.penalty_scale = objective.gamma / objective.expected_rows
-        self.diversity_N = np.zeros(n)
+        self.gradient_N = weights.gradient * objective.score_N
+        self.diversity_scale, self.penalty_scale = weights.diversity / n, weights.similarity
+        # Of each row: how much better it would represent its neighbours than what was taken.
+        self.sums_N = np.zeros(n)
+        self.sums_when_taken: list[float] = []
         self.penalty_N = np.zeros(n)
-        self.fresh_at_N = np.zeros(n, dtype=np.int64)
+        # The gradient's gain of rows that may still be taken.
+        self.open_N = self.gradient_N.copy()
         # One by one, so that a row that must be kept has its gain beside those before it.
         to_keep = constraints.builder().order
         self.builder = replace(constraints, keep=()).builder()
+        if self.diversity_scale > 0:
+            self._sum_all()
         for row in to_keep:
-            self._refresh([row])
             self.take(row)
-        self.refresh_rest()
-        rows = np.flatnonzero(~self.builder.selected_N)
-        rate_N = self.gains().marginal_N / self.builder.cost_N
-        self.heap = list(zip((-rate_N[rows]).tolist(), rows.tolist(), strict=True))
-        heapify(self.heap)
+        self.block_rows = max(1, round(n**0.5))
+        starts = np.arange(0, n, self.block_rows)
+        self.highest_B = np.maximum.reduceat(self._rates(slice(None)), starts)
 
     def gains(self) -> Gains:
-        return Gains(self.gradient_N, self.diversity_N, self.penalty_N)
+        sums_N = self.sums_N.copy()
+        # Of a selected row they stay what they were when it was selected.
+        sums_N[self.builder.order] = self.sums_when_taken
+        return Gains(self.gradient_N, self.diversity_scale * sums_N, self.penalty_N.copy())
 
     def fill(self) -> None:
-        builder, heap, fresh_at_N = self.builder, self.heap, self.fresh_at_N
-        while heap and builder.left >= 1:
-            row = heap[0][1]
+        builder = self.builder
+        while builder.left >= 1 and (row := self._best()) is not None:
             if not builder.fits(row):
                 # Nor will it later: budget and groups only shrink.
-                heappop(heap)
-            elif (age := len(builder.order) - fresh_at_N[row]) > 0:
-                rows = self._pop_stale() if age > _RECENT else [heappop(heap)[1]]
-                self._refresh(rows)
-                for row in rows:
-                    heappush(heap, (-self._marginal(row) / float(builder.cost_N[row]), row))
-            elif builder.by_tokens and self._marginal(row) < 0:
+                self._close(row)
+            elif builder.by_tokens and self._rates(slice(row, row + 1))[0] < 0:
                 return
             else:
-                heappop(heap)
                 self.take(row)
 
     def take(self, row: int) -> None:
         self.builder.take(row)
+        self.sums_when_taken.append(self.sums_N[row])
+        self._close(row)
         rows, cosines = self.neighbours.of(row)
-        self.covered_N[rows] = np.maximum(self.covered_N[rows], cosines)
+        if self.diversity_scale > 0:
+            closer = cosines > self.covered_N[rows]
+            self._cover(rows[closer], cosines[closer])
         if self.penalty_scale > 0:
             near = cosines > self.objective.similarity_threshold
-            # The gains of a selected row stay what they were when it was selected.
             near &= ~self.builder.selected_N[rows]
             if near.any():
                 added = nearness(cosines[near], self.objective.similarity_threshold)
                 self.penalty_N[rows[near]] += self.penalty_scale * added
 
-    def refresh_rest(self) -> None:
-        rest = np.flatnonzero(~self.builder.selected_N)
-        for start in range(0, len(rest), _ROWS_AT_A_TIME):
-            self._refresh(rest[start : start + _ROWS_AT_A_TIME])
+    def _best(self) -> int | None:
+        """Return the row with the highest rate, the first one on ties."""
+        while True:
+            block = int(self.highest_B.argmax())
+            start = block * self.block_rows
+            rate_R = self._rates(slice(start, start + self.block_rows))
+            at = int(rate_R.argmax())
+            if rate_R[at] == self.highest_B[block]:
+                return start + at if rate_R[at] > -np.inf else None
+            self.highest_B[block] = rate_R[at]
 
-    def _pop_stale(self) -> list[int]:
-        newest = len(self.builder.order) - _RECENT
-        rows: list[int] = []
-        while self.heap and len(rows) < _BATCH_ROWS and self.fresh_at_N[self.heap[0][1]] < newest:
-            rows.append(heappop(self.heap)[1])
-        return rows
+    def _close(self, row: int) -> None:
+        self.open_N[row] = -np.inf
 
-    def _refresh(self, rows: Sequence[int] | np.ndarray) -> None:
-        neighbours = self.neighbours
-        if len(rows) == 1:
-            near, cosines = neighbours.of(rows[0])
-            added = cosines - self.covered_N.take(near)
-            sums = np.maximum(added, 0, out=added).sum(dtype=np.float64)
-        else:
-            rows = np.asarray(rows)
-            counts = neighbours.offsets[rows + 1] - neighbours.offsets[rows]
-            starts = np.cumsum(counts) - counts
-            edges = np.arange(counts.sum()) + np.repeat(neighbours.offsets[rows] - starts, counts)
-            added = neighbours.cosines_E[edges] - self.covered_N[neighbours.rows_E[edges]]
-            sums = np.add.reduceat(np.maximum(added, 0, out=added).astype(np.float64), starts)
-        self.diversity_N[rows] = self.diversity_scale * sums
-        self.fresh_at_N[rows] = len(self.builder.order)
+    def _rates(self, rows: slice) -> np.ndarray:
+        """Compute the gains of rows for each unit of cost; −∞ for those that are not open."""
+        gain_R = self.open_N[rows] + self.diversity_scale * self.sums_N[rows] - self.penalty_N[rows]
+        return gain_R / self.builder.cost_N[rows] if self.builder.by_tokens else gain_R
 
-    def _marginal(self, row: int) -> float:
-        return float(self.gradient_N[row] + self.diversity_N[row] - self.penalty_N[row])
+    def _cover(self, rows: np.ndarray, cosines: np.ndarray) -> None:
+        """Note that rows are represented better now: as well as these cosines say."""
+        before, graph = self.covered_N[rows], self.neighbours
+        self.covered_N[rows] = cosines
+        counts = graph.offsets[rows + 1] - graph.offsets[rows]
+        if counts.sum() > _MANY_EDGES * len(graph.rows_E):
+            self._sum_all()
+            return
+        starts = np.cumsum(counts) - counts
+        edges = np.arange(counts.sum()) + np.repeat(graph.offsets[rows] - starts, counts)
+        lost = np.minimum(graph.cosines_E[edges], np.repeat(cosines, counts))
+        lost -= np.repeat(before, counts)
+        losing = lost > 0
+        others = graph.rows_E[edges[losing]]
+        np.subtract.at(self.sums_N, others, lost[losing].astype(np.float64))
+
+    def _sum_all(self) -> None:
+        graph, n = self.neighbours, len(self.sums_N)
+        for start in range(0, n, _ROWS_AT_A_TIME):
+            offsets = graph.offsets[start : min(start + _ROWS_AT_A_TIME, n) + 1]
+            edges = slice(offsets[0], offsets[-1])
+            added = graph.cosines_E[edges] - self.covered_N[graph.rows_E[edges]]
+            added = np.maximum(added, 0, out=added).astype(np.float64)
+            self.sums_N[start : start + len(offsets) - 1] = np.add.reduceat(
+                added, offsets[:-1] - offsets[0]
+            )
 
 
 def elbow(gain_S: np.ndarray) -> int:

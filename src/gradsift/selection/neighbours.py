@@ -6,7 +6,7 @@ Shapes: N instances of the pool, D features, E edges of the graph.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,6 +19,7 @@ N_NEIGHBOURS = 64
 _BEYOND = 0.85
 # Beyond EXACT_ROWS, neighbours are looked for along this many principal directions.
 _SEARCH_WIDTH = 64
+_ORDERED_BY = 8
 # An inverted-file index: lists for each √N, lists visited for each row, and its k-means.
 _LISTS_PER_ROOT = 4
 _VISITED_LISTS = 6
@@ -51,6 +52,10 @@ class Neighbours:
     rows_E: np.ndarray
     cosines_E: np.ndarray
     floor_N: np.ndarray
+    # Pairs that were found, by threshold: they are asked for again and again.
+    _pairs: dict[float, tuple[np.ndarray, np.ndarray, np.ndarray]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -65,10 +70,14 @@ class Neighbours:
 
         As first_E < second_E, positions, and their cosines.
         """
-        above_E = self.cosines_E > threshold
-        first_E, second_E = self.owners()[above_E], self.rows_E[above_E]
-        once_E = first_E < second_E
-        return first_E[once_E], second_E[once_E], self.cosines_E[above_E][once_E]
+        if threshold not in self._pairs:
+            above_E = np.flatnonzero(self.cosines_E > threshold)
+            first_E = np.searchsorted(self.offsets, above_E, side="right").astype(np.int32) - 1
+            second_E = self.rows_E[above_E]
+            once_E = first_E < second_E
+            found = first_E[once_E], second_E[once_E], self.cosines_E[above_E[once_E]]
+            self._pairs[threshold] = found
+        return self._pairs[threshold]
 
     def owners(self) -> np.ndarray:
         """Return, for each edge, the row whose neighbour it leads to: int32, ascending."""
@@ -164,6 +173,10 @@ def _search_lists(unit_NE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     if width > _SEARCH_WIDTH:
         narrow_NE = _principal(unit_NE, _SEARCH_WIDTH)
         width = _SEARCH_WIDTH
+    is_narrow = narrow_NE is not unit_NE
+    # The lists depend on the order in which rows come: let that be by what they are.
+    order_N = np.lexsort(unit_NE[:, :_ORDERED_BY].T)
+    narrow_NE = narrow_NE[order_N]
     n_lists = int(_LISTS_PER_ROOT * n**0.5)
     quantizer = faiss.IndexFlatIP(width)
     index = faiss.IndexIVFFlat(quantizer, width, n_lists, faiss.METRIC_INNER_PRODUCT)
@@ -177,9 +190,9 @@ def _search_lists(unit_NE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     cosine_NK = np.empty((n, k), dtype=np.float32)
     for rows in blocks(n, 16 * k):
         cosine_RK, nearest_RK = index.search(narrow_NE[rows], k)
-        nearest_NK[rows] = nearest_RK
-        cosine_NK[rows] = cosine_RK
-    if narrow_NE is not unit_NE:
+        nearest_NK[order_N[rows]] = np.where(nearest_RK >= 0, order_N[nearest_RK], -1)
+        cosine_NK[order_N[rows]] = cosine_RK
+    if is_narrow:
         for rows in blocks(n, k * unit_NE.shape[1]):
             # −1 stands for "no further neighbour": what it is compared with does not matter.
             pairs_RKE = unit_NE[nearest_NK[rows]]

@@ -5,7 +5,7 @@ Shapes: N instances of the pool, S rows of a subset, E edges of the neighbour gr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -16,16 +16,29 @@ DEFAULTS = SelectionConfig()
 
 
 @dataclass(frozen=True)
+class Terms:
+    """One number for each term of the objective.
+
+    Of a subset: `gradient` is Σ g_i, `diversity` FL(S)/FL(pool), `similarity` Σ_{i<j} near_ij.
+    """
+
+    gradient: float = 1.0
+    diversity: float = 1.0
+    similarity: float = 1.0
+
+
+@dataclass(frozen=True)
 class Objective:
-    """F(S) = α·Σ g_i / B + β·FL(S)/FL(pool) − γ·Σ_{i<j} near_ij / B, to be maximised.
+    """F(S) = α·Σ g_i / R_g + β·FL(S)/FL(pool) / R_d − γ·Σ_{i<j} near_ij / R_s, to be maximised.
 
     g_i is the gradient score; FL(S) = Σ_u max_{i∈S} cosine_ui is facility location over the pool,
     how well each instance is represented by the most similar selected one, counted from what an
     instance of which no neighbour is selected has (`Neighbours.floor_N`, 0 in small pools);
     near_ij (see `nearness`) counts pairs of near-duplicates. Every instance represents itself, so
-    FL(pool) = N. B is the number of rows that the budget stands for. So the first term is at most
-    about 1 (the mean score), the second at most 1, and in the third each pair of duplicates costs
-    as much as a whole score of 1 brings: the coefficients compare.
+    FL(pool) = N. R (`scale`) is what each term can gain over a random subset on this pool under
+    this budget (see `possible_gains`), so that the coefficients compare: α = β means that a tenth
+    of what the score alone could gain is worth as much as a tenth of what diversity alone could.
+    A term whose R is 0 can gain nothing and counts 0.
 
     The first term is modular; the second is monotone submodular, since a further row can only
     cover what is not covered yet; the third is minus a sum over pairs, so that each further row
@@ -38,23 +51,36 @@ class Objective:
 
     score_N: np.ndarray
     neighbours: Neighbours
-    expected_rows: float
     alpha: float = DEFAULTS.alpha
     beta: float = DEFAULTS.beta
     gamma: float = DEFAULTS.gamma
     similarity_threshold: float = DEFAULTS.similarity_threshold
+    scale: Terms = Terms()
+
+    @property
+    def weights(self) -> Terms:
+        """What one unit of each term is worth: its coefficient over its scale."""
+        pairs = zip((self.alpha, self.beta, self.gamma), astuple(self.scale), strict=True)
+        return Terms(*(factor / scale if scale > 0 else 0.0 for factor, scale in pairs))
+
+    def terms(self, rows_S: np.ndarray) -> Terms:
+        """Compute the three terms of a subset, each as it is."""
+        return Terms(
+            float(self.score_N[rows_S].sum()),
+            coverage(self.neighbours, rows_S),
+            near_pairs(self.neighbours, rows_S, self.similarity_threshold),
+        )
 
     def value(self, rows_S: np.ndarray) -> float:
         """Compute F of a subset, 0 for the empty one."""
         if len(rows_S) == 0:
             return 0.0
-        gradient = self.score_N[rows_S].sum() / self.expected_rows
         floor = self.neighbours.floor_N.mean(dtype=np.float64)
-        near = near_pairs(self.neighbours, rows_S, self.similarity_threshold) / self.expected_rows
+        weights, terms = self.weights, self.terms(rows_S)
         return float(
-            self.alpha * gradient
-            + self.beta * (coverage(self.neighbours, rows_S) - floor)
-            - self.gamma * near
+            weights.gradient * terms.gradient
+            + weights.diversity * (terms.diversity - floor)
+            - weights.similarity * terms.similarity
         )
 
 
@@ -81,14 +107,16 @@ def near_pairs(neighbours: Neighbours, rows_S: np.ndarray, threshold: float) -> 
     inside_N[rows_S] = True
     owner_E, other_E, cosine_E = neighbours.pairs_above(threshold)
     pair_E = inside_N[owner_E] & inside_N[other_E]
-    return float(nearness(cosine_E[pair_E], threshold).sum())
+    # Sorted, so that the order of the rows does not show.
+    return float(np.sort(nearness(cosine_E[pair_E], threshold)).sum())
 
 
 @dataclass(frozen=True)
 class Criteria:
     """What a subset loses; lower is better, and only comparisons on one pool mean something.
 
-    `density`: mean negative log-density of the subset's signal under the pool's KDE, in nats.
+    `density`: mean negative log-density of the subset's signal under the pool's KDE, in nats, of
+        the whitened signal.
     `content_diversity`: 1 − FL(S)/FL(pool), 0 for the whole pool.
     `similarity`: Σ_{i<j∈S} near_ij / |S|, duplicates for each selected row.
     """

@@ -5,9 +5,10 @@ How it is chosen, so that every reason is true:
 * Rows on the user's lists, and rows of a source whose quota was spent although they were worth a
   place, say so first.
 * Strategies that maximise the objective. Kept: two clauses, gradient and content; the one with the
-  larger term at the time of selection stands first. A term whose coefficients are 0 played no part
-  and is not named. "Typical" and "large" stand for a percentile of at least 50, "near-duplicate"
-  for a cosine above the similarity threshold; the nearest row is that of the finished selection.
+  larger term at the time of selection stands first. A term whose coefficients are 0, or that can
+  gain nothing, played no part and is not named. "Typical" and "large" stand for a percentile of at
+  least 50, "near-duplicate" for a cosine above the similarity threshold; the nearest row is that of
+  the finished selection.
   Not kept under a budget of rows: the place went to rows with larger gains, the last of them with
   the smallest. The difference to the last kept row's gain is the sum of the differences of the
   three terms; the largest of these is the reason. Not kept under a budget of tokens: the first that

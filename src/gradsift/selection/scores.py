@@ -15,6 +15,7 @@ import numpy as np
 
 from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
+from gradsift.selection.adjustment import detrended
 from gradsift.selection.candidates import Need
 from gradsift.selection.density import whiten
 from gradsift.terms import LAYERS
@@ -25,10 +26,6 @@ MAD_TO_SIGMA = 1.482602218505602
 _SIGNED = ("mean",)
 # Interquartile ranges beyond the quartile at which the tail begins (Tukey, 1977).
 _FENCE = 1.5
-# The running median of `detrended`.
-_WINDOW = 101
-_ROUNDS = 2
-_FEWEST_FOR_WINDOW = 9
 
 
 @dataclass(frozen=True)
@@ -257,31 +254,9 @@ def robust_standardise(x_N: np.ndarray) -> np.ndarray:
     deviation_N = x_N - np.median(x_N)
     scale = MAD_TO_SIGMA * np.median(np.abs(deviation_N))
     if scale == 0 and np.ptp(x_N) > 0:
-        scale = x_N.std()
+        # Sorted, so that the order of the rows does not show.
+        scale = np.sort(x_N).std()
     return deviation_N / scale if scale > 0 else np.zeros_like(x_N)
-
-
-def detrended(x_N: np.ndarray, covariates: Sequence[np.ndarray]) -> np.ndarray:
-    """Take the influence of covariates off, one after the other: drift, length.
-
-    For each covariate the rows are ordered by it, and each row's value is reduced by the median of
-    the values in a window of up to 101 rows around it (a running median; at the ends the window
-    holds the outermost rows). A row is then compared with rows of about its own length, say,
-    whatever the form of the dependence. Two rounds, since taking off one covariate can bring back
-    a little of another. Fewer than 9 rows stay as they are.
-    """
-    from scipy.ndimage import median_filter
-
-    x_N = np.asarray(x_N, dtype=np.float64)
-    window = min(_WINDOW, len(x_N) // 3 | 1)
-    if len(x_N) < _FEWEST_FOR_WINDOW:
-        return x_N
-    for covariate_N in list(covariates) * _ROUNDS:
-        order_N = np.argsort(covariate_N, kind="stable")
-        medians_N = np.empty_like(x_N)
-        medians_N[order_N] = median_filter(x_N[order_N], size=window, mode="nearest")
-        x_N = x_N - medians_N
-    return x_N
 
 
 def typical_region(log_density_N: np.ndarray) -> np.ndarray:

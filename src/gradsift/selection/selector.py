@@ -19,7 +19,14 @@ from gradsift.selection.density import estimate_density
 from gradsift.selection.greedy import elbow
 from gradsift.selection.joined_scores import cuts_tail, score_pool
 from gradsift.selection.neighbours import Neighbours
-from gradsift.selection.objective import Criteria, Objective, criteria_of, nearest_selected
+from gradsift.selection.objective import (
+    Criteria,
+    Objective,
+    Terms,
+    criteria_of,
+    nearest_selected,
+)
+from gradsift.selection.possible_gains import PossibleGains, possible_gains, with_a_choice
 from gradsift.selection.reasons import Evidence, write_reasons
 from gradsift.selection.scores import (
     ScoreInput,
@@ -59,6 +66,11 @@ class Selection:
         step_correlation: Rank correlation of the gradient score with the step; None where it is
             not defined.
         curve_S: For the budget "auto": the marginal gains of all rows that were tried, in order.
+        scale: What the terms of the objective were divided by; None for strategies without
+            coefficients.
+        attained: Which share of what each term alone could gain over a random subset under this
+            budget the subset attains (`gradient`, `diversity`, `similarity`); None where a term
+            can gain nothing. None for strategies without coefficients.
     """
 
     config: SelectionConfig
@@ -74,6 +86,8 @@ class Selection:
     cut_share: float | None
     step_correlation: float | None
     curve_S: np.ndarray | None
+    scale: Terms | None
+    attained: dict[str, float | None] | None
 
 
 def select_rows(
@@ -81,12 +95,12 @@ def select_rows(
 ) -> Selection:
     """Select instances under a budget; the same for the same pool and settings."""
     signal = make_signal(pool, config)
-    task = _task(pool, budget, config, context, signal)
     strategy, curve_S = STRATEGIES[config.strategy], None
+    task, possible = _scaled(_task(pool, budget, config, context, signal), budget, config)
     choice = strategy.choose(task)
     if budget.kind == "auto":
         task, curve_S = _cut_at_elbow(task, choice)
-        choice = strategy.choose(task)
+        choice, possible = strategy.choose(task), None
     order_S = choice.order_S
     neighbours, threshold = context.neighbours, config.similarity_threshold
     cut_share = None
@@ -106,6 +120,8 @@ def select_rows(
         cut_share=cut_share,
         step_correlation=rank_correlation(signal.score_N, pool.step),
         curve_S=curve_S,
+        scale=task.objective.scale if strategy.uses_coefficients else None,
+        attained=_attained(task, choice, possible) if strategy.uses_coefficients else None,
     )
 
 
@@ -114,7 +130,7 @@ def choose_rows(
 ) -> np.ndarray:
     """Return order_S alone, without table, criteria and audit; the budget is not "auto"."""
     task = _task(pool, budget, config, context, make_signal(pool, config))
-    return STRATEGIES[config.strategy].choose(task).order_S
+    return STRATEGIES[config.strategy].choose(_scaled(task, budget, config)[0]).order_S
 
 
 def make_signal(pool: Candidates, config: SelectionConfig) -> Signal:
@@ -172,7 +188,6 @@ def _task(
     objective = Objective(
         score_N=signal.score_N,
         neighbours=context.neighbours,
-        expected_rows=resolved.expected_rows,
         alpha=config.alpha,
         beta=config.beta,
         gamma=config.gamma,
@@ -190,6 +205,28 @@ def _cut_at_elbow(task: Task, choice: Choice) -> tuple[Task, np.ndarray]:
     amount = n_kept + elbow(curve_S[n_kept:]) if len(curve_S) > n_kept else n_kept
     budget = replace(task.constraints.budget, amount=amount)
     return replace(task, constraints=replace(task.constraints, budget=budget)), curve_S
+
+
+def _scaled(
+    task: Task, budget: Budget, config: SelectionConfig
+) -> tuple[Task, PossibleGains | None]:
+    """Bring the terms of the objective to one scale, for strategies with coefficients.
+
+    Also returns what each can gain under the task's own conditions, if that is the scale.
+    """
+    if not STRATEGIES[config.strategy].uses_coefficients:
+        return task, None
+    conditions = with_a_choice(task.constraints, half=budget.kind == "auto")
+    possible = possible_gains(task.objective, conditions)
+    task = replace(task, objective=replace(task.objective, scale=possible.scale))
+    return task, possible if conditions is task.constraints else None
+
+
+def _attained(
+    task: Task, choice: Choice, possible: PossibleGains | None
+) -> dict[str, float | None]:
+    possible = possible or possible_gains(task.objective, task.constraints)
+    return possible.attained(task.objective.terms(choice.order_S))
 
 
 def _positions(pool: Candidates, ids: Sequence[str], which: str) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from gradsift.selection.candidates import Need
 from gradsift.selection.content import content_vectors, fit_content, k_means_clusters
 from gradsift.selection.greedy import lazy_greedy
 from gradsift.selection.neighbours import find_neighbours, unit_rows
-from gradsift.selection.objective import Objective
+from gradsift.selection.objective import Objective, Terms
 from gradsift.selection.strategies.base import Choice, Task, joint_sketches, ranked, unit
 
 # Weight of SPICE's conflict against its information gain, in nats.
@@ -33,7 +33,7 @@ def facility_location(task: Task) -> Choice:
 
     The neighbour graph holds near rows only; pairs that are not in it count as 0.
     """
-    objective = replace(task.objective, alpha=0.0, beta=1.0, gamma=0.0)
+    objective = replace(task.objective, alpha=0.0, beta=1.0, gamma=0.0, scale=Terms())
     return Choice(*lazy_greedy(objective, task.constraints))
 
 
@@ -45,9 +45,7 @@ def gradient_facility_location(task: Task) -> Choice:
     """
     neighbours = find_neighbours(joint_sketches(task.pool.sketches))
     n = len(task.pool)
-    objective = Objective(
-        np.zeros(n), neighbours, task.objective.expected_rows, alpha=0.0, beta=1.0, gamma=0.0
-    )
+    objective = Objective(np.zeros(n), neighbours, alpha=0.0, beta=1.0, gamma=0.0)
     order_S, gains = lazy_greedy(objective, task.constraints)
     return Choice(order_S, gains, "share of the pool's gradients that it adds", gains.marginal_N)
 
