@@ -7,6 +7,7 @@ import numpy as np
 from gradsift.selection.candidates import Candidates, Context, Need, Reference
 from gradsift.selection.content import content_vectors, find_clusters
 from gradsift.selection.neighbours import find_neighbours
+from gradsift.store.tables import LOSS_NAMES
 from gradsift.terms import LAYERS, STATISTICS
 
 N = 60
@@ -20,7 +21,7 @@ def make_pool(n=N, seed=0, sources=("book", "forum", "forum")):
     centres = generator.normal(size=(12, 6))
     features = centres[generator.integers(12, size=n)] + 0.4 * generator.normal(size=(n, 6))
     n_tokens = generator.integers(10, 90, size=n)
-    losses = {name: 1 + generator.random(n) for name in ("response", "alone", "text")}
+    losses = {name: 1 + generator.random(n) for name in LOSS_NAMES}
     return Candidates(
         ids=[f"row-{i:03d}" for i in range(n)],
         statistics=statistics,

@@ -11,6 +11,7 @@ from gradsift.version import __version__
 # Name → the module that has it.
 PUBLIC = {
     "Agreement": "commands.agreement",
+    "AuditResult": "commands.audit",
     "CaptureResult": "commands.capture",
     "Comparison": "comparison.tables",
     "DryRunResult": "commands.capture",
@@ -30,6 +31,7 @@ PUBLIC = {
     "StrategiesResult": "commands.strategies",
     "TrainResult": "commands.train",
     "agreement": "commands.agreement",
+    "audit": "commands.audit",
     "capture": "commands.capture",
     "check": "commands.check",
     "compare": "commands.compare",

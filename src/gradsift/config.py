@@ -76,6 +76,7 @@ class ReadingConfig(Group):
         None,
         "Configuration of a hub dataset that has several (gsm8k: main, socratic).",
         DATA,
+        option=True,
     )
     duplicate_ids: Literal["rename", "drop"] = setting(
         "rename",
@@ -276,7 +277,19 @@ class CaptureConfig(TrainerConfig, LengthConfig, MethodConfig, SketchConfig):
         return identity if self.batching == "auto" else identity | {"batching": self.batching}
 
 
-class SelectionConfig(SeedConfig):
+class GateConfig(Group):
+    """Which rows are called faulty."""
+
+    gate_threshold: float = setting(
+        0.2,
+        "p above which the gate calls a row faulty: the share of the faulty rows that it misses.",
+        SELECTION,
+        gt=0,
+        lt=1,
+    )
+
+
+class SelectionConfig(GateConfig, SeedConfig):
     """How rows are selected: everything but how many."""
 
     preset: Literal["paper"] | None = setting(
@@ -338,6 +351,12 @@ class SelectionConfig(SeedConfig):
     )
     drop: PathText | None = setting(
         None, "File of ids that are never selected.", SELECTION, option=True
+    )
+    gate: bool = setting(
+        False,
+        "Drop rows whose answer does not depend on their prompt, and answers that are no text.",
+        SELECTION,
+        option=True,
     )
     anchor: PathText | None = setting(
         None, "Run folder of general rows, for ogs-static.", SELECTION

@@ -106,3 +106,10 @@ def test_pieces_are_fitted_as_the_whole_is(monkeypatch):
     monkeypatch.setattr(adjustment, "_PIECE", 300)
     monkeypatch.setattr(adjustment, "_ROUNDS", 1)
     np.testing.assert_allclose(detrended(x, [length]), x - whole, atol=1e-9)
+
+
+@pytest.mark.parametrize("value", [3.0, 0.1, 1e9])
+def test_of_what_is_the_same_everywhere_or_a_line_of_length_nothing_is_left(value):
+    length_N = np.random.default_rng(3).permutation(200).astype(float)
+    for x_N in (np.full(200, value), value * (1 + length_N)):
+        np.testing.assert_array_equal(detrended(x_N, [length_N]), 0)

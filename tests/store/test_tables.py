@@ -4,6 +4,8 @@ import pytest
 
 from gradsift.seals import read_parquet, write_parquet
 from gradsift.store.tables import (
+    LOSS_NAMES,
+    LOSSES_FOLDER,
     NEIGHBOURS_NAME,
     POOL_NAME,
     POOL_SCHEMA,
@@ -55,7 +57,7 @@ MADE_FROM = LossesMadeFrom("m", "i")
 
 
 def losses(*values):
-    return {name: [v + i for v in values] for i, name in enumerate(("response", "alone", "text"))}
+    return {name: [v + i for v in values] for i, name in enumerate(LOSS_NAMES)}
 
 
 def test_losses_of_several_parts_are_read_in_the_order_asked_for(tmp_path):
@@ -74,6 +76,24 @@ def test_losses_of_several_parts_are_read_in_the_order_asked_for(tmp_path):
             instances_with_losses(tmp_path, other)
         with pytest.raises(ReferenceLossesMissing, match=r"made with .* [mi], this run has other"):
             read_losses(tmp_path, ["a"], other)
+
+
+def test_losses_of_an_earlier_gradsift_are_told_apart_and_computed_anew(tmp_path, caplog):
+    write_losses(tmp_path, MADE_FROM, ["a", "b"], losses(1.0, 2.0))
+    path = tmp_path / LOSSES_FOLDER / "part-00000.parquet"
+    table = read_parquet(path)
+    former = table.select(["instance_id", "response", "alone", "text"])
+    noted = {k: v for k, v in table.schema.metadata.items() if k != b"definition"}
+    write_parquet(path, former.replace_schema_metadata(noted))
+    write_losses(tmp_path, MADE_FROM, ["c"], losses(3.0))
+    with pytest.raises(ReferenceLossesMissing, match=r"earlier gradsift.*reference-losses"):
+        read_losses(tmp_path, ["c"], MADE_FROM)
+    assert instances_with_losses(tmp_path, MADE_FROM) == {"c"}
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path / LOSSES_FOLDER}: the losses of 2 rows are of an earlier gradsift, which "
+        "defined them otherwise: they are computed anew"
+    ]
+    assert read_losses(tmp_path, ["c"], MADE_FROM)["alone"] == [4.0]
 
 
 def test_a_pool_table_from_before_sources_were_noted_says_that_none_is_known(tmp_path):

@@ -259,6 +259,7 @@ COMMANDS = {
     "train": lambda run, more: gs.train(run, arm="full", **more),
     "compare": lambda run, more: gs.compare(run, test=run.parent / "test.jsonl", **more),
     "reference_losses": lambda run, more: gs.reference_losses(run, **more),
+    "audit": lambda run, more: gs.audit(run, **more),
     "tokenizer": lambda run, more: gs.Run(run, **more).tokenizer,
     "instances": lambda run, more: gs.Run(run, **more).instances,
 }

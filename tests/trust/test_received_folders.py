@@ -71,6 +71,7 @@ COMMANDS = {
         run, test=Path(run).parent / "test.jsonl", arms="base", dry_run=True, **more
     ),
     "reference_losses": lambda run, more: gs.reference_losses(run, **more),
+    "audit": lambda run, more: gs.audit(run, **more),
     "instances": lambda run, more: gs.Run(run, **more).instances,
 }
 

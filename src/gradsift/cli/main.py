@@ -358,6 +358,28 @@ def reference_losses(
     _show(compute(run_folder, progress=progress, data=data, **settings), json_)
 
 
+@command(
+    groups.GateConfig,
+    groups.TrustConfig,
+    examples=("gradsift audit runs/mine", "gradsift audit runs/mine --n 50 --json"),
+)
+def audit(
+    settings: dict[str, Any],
+    run_folder: RunFolder,
+    n: Annotated[
+        int, typer.Option(min=0, help="Rows shown for each reason, the worst first.")
+    ] = 10,
+    data: Rows = None,
+    json_: Json = False,
+) -> None:
+    """Estimate how many rows are faulty, and name them: answers that belong to no prompt."""
+    progress = _progress()
+    _show(
+        load("commands.audit").audit(run_folder, n=n, progress=progress, data=data, **settings),
+        json_,
+    )
+
+
 @command()
 def agreement(
     run_folder: RunFolder,

@@ -18,6 +18,7 @@ from gradsift.run_folder import Run
 from gradsift.schema import migrated
 from gradsift.seals import DamagedError, read_json, read_parquet, require_columns, sha256_of
 from gradsift.selection.counterfactuals import counterfactual
+from gradsift.selection.gate import in_words
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import DROPPED
 from gradsift.terms import LAYERS
@@ -44,6 +45,8 @@ _NUMBERS = (
             "gradient_score",
             "density_pct",
             "nearest_similarity",
+            "prompt_advantage",
+            "gate_p",
         )
     ),
     pa.field("nearest_selected", pa.string()),
@@ -226,6 +229,8 @@ def _numbers(decision: dict[str, object]) -> list[str]:
     lines = []
     if decision["decision"] == "dropped":
         return lines
+    if decision.get("gate_p") is not None:
+        lines.append(f"  {in_words(decision['prompt_advantage'], decision['gate_p'])}")
     if decision["marginal_gain"] is not None:
         lines.append(
             f"  gain {decision['marginal_gain']:.4g} = gradient {decision['gradient_gain']:.4g} "

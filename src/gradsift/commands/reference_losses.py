@@ -6,10 +6,11 @@ import logging
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradsift.config import RowsConfig, TrustConfig
 from gradsift.evaluation.losses import instance_losses
+from gradsift.evaluation.mismatches import mismatched_instances
 from gradsift.files import remove_leftovers
 from gradsift.progress import Progress, no_progress, stage, tell_kept
 from gradsift.run_folder import Run
@@ -25,8 +26,13 @@ from gradsift.training.batches import n_tokens_of
 from gradsift.training.model import load_model, on_best_device, without_progress_bars
 from gradsift.wording import joined
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 ROWS_IN_A_BATCH = 8
 ROWS_IN_A_PART = 400
+# A share of them is known to 0.01 then.
+MOST_PAIRED_AGAIN = 2000
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +61,7 @@ class ReferenceLossesResult:
             [
                 f"{self.n_instances} instances have reference losses in {self.run}/{LOSSES_FOLDER} "
                 f"({self.n_computed} computed now)",
-                f"next: gradsift select {shlex.quote(str(self.run))} --budget 50% "
-                "--strategy ifd-loss",
+                f"next: gradsift audit {shlex.quote(str(self.run))}",
             ]
         )
 
@@ -68,9 +73,11 @@ def reference_losses(
     progress: Progress = no_progress,
     **settings: Any,
 ) -> ReferenceLossesResult:
-    """Compute what perplexity-middle, ifd-loss, ifd-perplexity and the score prompt-gain need.
+    """Compute what `audit`, the gate, perplexity-middle, ifd and the score prompt-gain need.
 
-    Two forward passes over every row with the untrained model. Called again it resumes.
+    Four forward passes over every row with the untrained model: the row, its response alone, its
+    response after the prompt of another row, and after that of yet another one, this for 2,000 rows
+    at most. Called again it resumes.
 
     Args:
         run: A run folder that `capture` made.
@@ -104,13 +111,21 @@ def _compute(run: Run, progress: Progress) -> int:
         if n_done:
             logger.info(f"resumes: {n_done} of {all_rows} rows have reference losses")
         progress(n_done, all_rows, n_tokens, all_tokens)
+        first = _before_any_text(run.tokenizer)
+        # Of all rows: which pairs there are does not depend on what was done before a kill.
+        length = run.config.max_length
+        pairs = mismatched_instances(run.instances, length, seed=0)
+        again = mismatched_instances(run.instances, length, seed=1, most=MOST_PAIRED_AGAIN)
+        others = {i.instance_id: both for i, *both in zip(run.instances, pairs, again, strict=True)}
     model = on_best_device(load_model(run.model).eval()) if to_do else None
     for start in range(0, len(to_do), ROWS_IN_A_PART):
         part, losses = to_do[start : start + ROWS_IN_A_PART], []
         for at in range(0, len(part), ROWS_IN_A_BATCH):
             batch = part[at : at + ROWS_IN_A_BATCH]
             assert model is not None
-            losses += instance_losses(model, batch)
+            losses += instance_losses(
+                model, batch, [*zip(*(others[i.instance_id] for i in batch), strict=True)], first
+            )
             n_tokens += n_tokens_of(batch)
             progress(n_done + start + len(losses), all_rows, n_tokens, all_tokens)
         write_losses(
@@ -121,3 +136,9 @@ def _compute(run: Run, progress: Progress) -> int:
         )
         tell_kept(progress)
     return len(to_do)
+
+
+def _before_any_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the token that a tokenizer begins every text with, if it does."""
+    ids = tokenizer("").input_ids
+    return ids[:1] if ids[:1] == [tokenizer.bos_token_id] else []

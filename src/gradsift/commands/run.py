@@ -115,7 +115,7 @@ def run_stages(
     if budget is None or not selecting:
         return CaptureResult(store)
     if Need.REFERENCE_LOSSES in needs:
-        logger.info("this selection needs reference losses: two forward passes over all rows")
+        logger.info("this selection needs reference losses: four forward passes over all rows")
         reference_losses(run, progress=progress)
     result = select_run(
         run,

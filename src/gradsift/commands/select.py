@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -41,14 +42,16 @@ from gradsift.selection.audit import (
     audit_summary,
     audit_warnings,
 )
+from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.decisions import counts_of, decision_table, weight_column
 from gradsift.selection.density import UNIT as DENSITY_UNIT
-from gradsift.selection.selector import Selection, select_rows
+from gradsift.selection.gate import CannotJudge, too_many_rows
+from gradsift.selection.selector import Selection, gate_of, gate_shortage, select_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, uses_score
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import POOL_NAME
-from gradsift.wording import joined
+from gradsift.wording import few, joined
 
 if TYPE_CHECKING:
     import datasets
@@ -182,6 +185,7 @@ class SelectResult:
             "score_length_correlation": selection.audit.length_correlation,
             "score_step_correlation": selection.step_correlation,
             "audit": audit_summary(selection.audit),
+            "gate": None if selection.gate is None else selection.gate.summary(),
             "warnings": list(self.warnings),
             "also_written": [str(path) for path in self.written],
             "export_notes": list(self.notes),
@@ -205,6 +209,8 @@ class SelectResult:
         if selection.attained is not None:
             lines += ["", *attained_lines(selection.attained)]
         lines += ["", *audit_lines(selection.audit)]
+        if selection.gate is not None:
+            lines += ["", *selection.gate.lines()]
         lines += [f"warning: {line}" for line in self.warnings]
         lines += [f"note: {line}" for line in self.notes]
         written = (path.relative_to(self.folder) for path in self.written)
@@ -385,7 +391,7 @@ def _locked(folder: Path) -> Generator[None, None, None]:
 
 def _warnings(run: Run, selection: Selection, config: SelectionConfig) -> list[str]:
     self_check = run.store.manifest.about.get("self_check") or {}
-    return audit_warnings(
+    return _gate_warnings(run, selection, config) + audit_warnings(
         selection.audit,
         # Its method alone says nothing: a loop of the user's own may have run without a check.
         self_checked=bool(self_check.get("n_rows")),
@@ -394,6 +400,24 @@ def _warnings(run: Run, selection: Selection, config: SelectionConfig) -> list[s
         uses_score=uses_score(config),
         detrend=config.detrend,
     )
+
+
+def _gate_warnings(run: Run, selection: Selection, config: SelectionConfig) -> list[str]:
+    gate, rows_S = selection.gate, np.sort(selection.rows_S)
+    if gate is not None:
+        pool = run.candidates(needs_of(config))
+        named = [pool.ids[row] for row in rows_S if gate.named_N[row]]
+        kept = f"the gate names {len(named)} rows that `keep` keeps all the same: {few(named, 5)}"
+        shortage = gate_shortage(pool, selection.budget, config, rows_S)
+        return [kept, *shortage] if named else shortage
+    # What is known anyway.
+    if not run.has_reference_losses:
+        return []
+    try:
+        gate = gate_of(run.candidates([Need.REFERENCE_LOSSES]), config)
+    except CannotJudge:
+        return []
+    return too_many_rows(gate, len(rows_S))
 
 
 def _places(run: Run, rows: pa.Table) -> list[Place]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from gradsift.config import SelectionConfig, with_preset
 from gradsift.errors import GradsiftError
@@ -13,8 +16,10 @@ from gradsift.run_folder import Run
 from gradsift.schema import Group, nearest, parse_pair, require_known, split_settings, validated
 from gradsift.selection.candidates import Need
 from gradsift.selection.constraints import Budget, parse_budget
-from gradsift.selection.selector import choose_rows
+from gradsift.selection.selector import choose_rows, gate_shortage
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, require_known_names
+
+logger = logging.getLogger(__name__)
 
 # Why there is no setting `strategy` for all arms.
 STRATEGY_OF_AN_ARM = "said by the names of the arms"
@@ -222,5 +227,9 @@ def rows_of(
         return [pool.ids[i] for i in sorted(order_S.tolist())]
 
     for arm in arms:
-        rows(arm, 0)
+        ids = rows(arm, 0)
+        if arm.budget is not None and selections[arm.label].gate:
+            taken_S = np.flatnonzero(np.isin(pool.ids, ids))
+            for line in gate_shortage(pool, arm.budget, selections[arm.label], taken_S):
+                logger.warning(f"arm {arm.text!r}: {line}")
     return rows

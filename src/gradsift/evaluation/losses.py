@@ -6,6 +6,7 @@ Shapes: B rows, T positions, K of them from the one before the first label on, V
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,30 +53,57 @@ class ReferenceLosses:
 
     Attributes:
         response: Of the response tokens, after the prompt.
-        alone: Of the same response tokens, with nothing before the response.
+        alone: Of the response without its prompt. Where the tokenizer begins a text with a token
+            of its own, that stands before it; else nothing does, and the first response token does
+            not count.
         text: Of all tokens of prompt and response but the first.
+        mismatched: Of the response tokens, after another row's prompt; NaN where there is none.
+        mismatched_again: The same after the prompt of yet another row.
     """
 
     response: float
     alone: float
     text: float
+    mismatched: float
+    mismatched_again: float
 
 
-def instance_losses(model: PreTrainedModel, instances: Sequence[Instance]) -> list[ReferenceLosses]:
+def instance_losses(
+    model: PreTrainedModel,
+    instances: Sequence[Instance],
+    mismatched: Sequence[Sequence[Instance | None]],
+    first: Sequence[int] = (),
+) -> list[ReferenceLosses]:
     """Compute the losses that a capture does not record, with the model as it is.
 
-    The first response token cannot be predicted when nothing stands before it, so it counts neither
-    for `alone` nor for `response`; an instance of a single response token counts it for `response`
-    and has NaN for `alone`. A response in several turns is put together.
+    `response` and `alone` are those of the instruction-following difficulty (IFD) as its authors
+    compute it: the first response token counts after the prompt, and does not count where nothing
+    stands before it; without a token that counts `alone` is NaN. A response in several turns is put
+    together.
+
+    Args:
+        model: The model.
+        instances: Rows.
+        mismatched: Each row's response after another row's prompt, as `mismatched_instances` makes
+            them, and the same after yet another's.
+        first: What the tokenizer puts before any text.
     """
-    responses = [[label for label in item.labels if label != IGNORED_LABEL] for item in instances]
     texts_T = token_losses(model, [(item.input_ids, item.input_ids) for item in instances])
-    alone_T = token_losses(model, [(tokens, tokens) for tokens in responses])
     response_T = [
-        text_T[torch.tensor(item.labels[1:]) != IGNORED_LABEL][-len(own_T) :]
-        for item, text_T, own_T in zip(instances, texts_T, alone_T, strict=True)
+        losses_T[torch.tensor(item.labels[1:]) != IGNORED_LABEL]
+        for item, losses_T in zip(instances, texts_T, strict=True)
     ]
-    columns = map(_means, (response_T, alone_T, texts_T))
+    responses = [[label for label in item.labels if label != IGNORED_LABEL] for item in instances]
+    # A row without a prompt begins with that token already.
+    alone = [
+        tokens if tokens[: len(first)] == list(first) else [*first, *tokens] for tokens in responses
+    ]
+    alone_T = token_losses(model, [(tokens, tokens) for tokens in alone])
+    columns = [_means(losses) for losses in (response_T, alone_T, texts_T)]
+    for pairs in mismatched:
+        there = [pair for pair in pairs if pair is not None]
+        means = iter(response_losses(model, there))
+        columns.append([math.nan if pair is None else next(means) for pair in pairs])
     return [ReferenceLosses(*row) for row in zip(*columns, strict=True)]
 
 

@@ -18,6 +18,8 @@ _FEWEST_ROWS = 9
 # Ranks between places where the fit is computed; straight lines between them.
 _BETWEEN = 50
 _ALL_PLACES_UP_TO = 2_000
+# Of the spread of a number: what is less is rounding.
+_ROUNDING = 1e-9
 # Rows fitted together.
 _PIECE = 4_000
 
@@ -32,13 +34,17 @@ def detrended(x_N: np.ndarray, covariates: Sequence[np.ndarray]) -> np.ndarray:
     the others leave, twice (backfitting). Fewer than 9 rows stay as they are.
     """
     x_N = np.asarray(x_N, dtype=np.float64)
-    if len(x_N) < _FEWEST_ROWS:
+    if len(x_N) < _FEWEST_ROWS or not covariates:
         return x_N
+    # Centred, so that of what is the same everywhere nothing is left.
+    spread, x_N = np.ptp(x_N), x_N - np.median(x_N)
     fits = [np.zeros(len(x_N)) for _ in covariates]
     for at in list(range(len(fits))) * _ROUNDS:
         others = (fit_N for other, fit_N in enumerate(fits) if other != at)
         fits[at] = _trend(x_N - sum(others), np.asarray(covariates[at]))
-    return x_N - sum(fits)
+    left_N = x_N - sum(fits)
+    # What rounding leaves of a number that the covariates explain whole must not be scaled up.
+    return np.where(np.abs(left_N) > _ROUNDING * spread, left_N, 0.0)
 
 
 def _trend(x_N: np.ndarray, covariate_N: np.ndarray) -> np.ndarray:

@@ -15,6 +15,9 @@ from gradsift.errors import GradsiftError
 from gradsift.selection.density import Density
 from gradsift.selection.neighbours import Neighbours
 
+# One token may have no loss of its own, a row no prompt, a prompt no other beside it.
+LOSSES_OF_SOME_ROWS = ("alone", "mismatched", "mismatched_again")
+
 
 class Need(Enum):
     """What a strategy or a score may need beyond the statistics and the neighbour graph."""
@@ -45,8 +48,8 @@ class Candidates:
         features_ND: Content features, finite; None where no strategy asks for them.
         cluster_N: Cluster of content of each instance, from 0; None where nothing asks for it.
         sketches: layer → [N, K²], finite; may be empty.
-        reference_losses: `response`, `alone` and `text` → [N]; may be empty. `alone` is NaN where
-            there is none.
+        reference_losses: name → [N]; may be empty. Those of LOSSES_OF_SOME_ROWS are NaN where there
+            is none.
     """
 
     ids: Sequence[str]
@@ -106,8 +109,11 @@ class Candidates:
         if self.cluster_N is not None:
             arrays["cluster"] = self.cluster_N
         arrays |= {f"{layer} sketch": sketch for layer, sketch in self.sketches.items()}
-        # A response of one token has no loss of its own.
-        losses = {name: loss for name, loss in self.reference_losses.items() if name != "alone"}
+        losses = {
+            name: loss
+            for name, loss in self.reference_losses.items()
+            if name not in LOSSES_OF_SOME_ROWS
+        }
         return arrays | {f"{name} loss": loss for name, loss in losses.items()}
 
     def _check(self, name: str, array: np.ndarray) -> None:

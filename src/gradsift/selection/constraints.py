@@ -154,7 +154,7 @@ class Constraints:
 
     def builder(self) -> SubsetBuilder:
         """Begin a subset with what must be kept."""
-        self._require_capacity()
+        self.require_capacity()
         builder = SubsetBuilder(self)
         for row in self.keep:
             if not builder.fits(row):
@@ -184,7 +184,12 @@ class Constraints:
             may_N &= ~np.isin(self.group_N, closed)
         return may_N
 
-    def _require_capacity(self) -> None:
+    def require_capacity(self) -> None:
+        """Refuse conditions that leave no row, or fewer than the budget asks for.
+
+        Raises:
+            GradsiftError: Saying which.
+        """
         capacity, amount = self.capacity(), self.budget.amount
         by_tokens = self.budget.kind == "tokens"
         if capacity == 0:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradsift.data.example import DROP_REASONS, NON_FINITE
-from gradsift.selection.selector import Selection
+from gradsift.selection.selector import DROPPED_BY, Selection
 
 
 def decision_table(table: pa.Table, selection: Selection) -> pa.Table:
@@ -22,7 +22,10 @@ def decision_table(table: pa.Table, selection: Selection) -> pa.Table:
         }
     ).take(at)
     selected = pc.fill_null(pa.array(selection.table["selected"]).take(at), False)
-    dropped = pc.is_null(at)
+    no_instance = pc.is_null(at)
+    dropped = no_instance
+    if DROPPED_BY in chosen.column_names:
+        dropped = pc.or_(no_instance, pc.is_valid(chosen[DROPPED_BY].combine_chunks()))
     reason, detail = (
         pc.fill_null(table[name].combine_chunks(), other)
         for name, other in (("reason", NON_FINITE), ("detail", DROP_REASONS[NON_FINITE]))
@@ -37,7 +40,7 @@ def decision_table(table: pa.Table, selection: Selection) -> pa.Table:
         "selected": selected,
         **{name: chosen[name] for name in chosen.column_names},
         "reason": pc.if_else(
-            dropped, why_dropped, pa.array(selection.table["reason"], pa.string()).take(at)
+            no_instance, why_dropped, pa.array(selection.table["reason"], pa.string()).take(at)
         ),
     }
     return pa.table(columns)
@@ -51,9 +54,10 @@ def counts_of(table: pa.Table, decisions: pa.Table) -> dict[str, object]:
     numbers = dict.fromkeys(("selected", "rejected", "dropped"), 0)
     for group in pc.value_counts(decisions["decision"]).to_pylist():
         numbers[group["values"]] = group["counts"]
-    reasons = pc.fill_null(table["reason"], NON_FINITE).filter(
-        pc.equal(decisions["decision"], "dropped")
-    )
+    reasons = pc.fill_null(table["reason"], NON_FINITE)
+    if DROPPED_BY in decisions.column_names:
+        reasons = pc.coalesce(decisions[DROPPED_BY], reasons)
+    reasons = reasons.filter(pc.equal(decisions["decision"], "dropped"))
     by_reason = {group["values"]: group["counts"] for group in pc.value_counts(reasons).to_pylist()}
     return {"input": table.num_rows, **numbers, "dropped_by_reason": by_reason}
 

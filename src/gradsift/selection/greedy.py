@@ -148,18 +148,22 @@ class _Search:
 
     def _cover(self, rows: np.ndarray, cosines: np.ndarray) -> None:
         """Note that rows are represented better now: as well as these cosines say."""
-        before, graph = self.covered_N[rows], self.neighbours
+        upper, lower, graph = cosines, self.covered_N[rows], self.neighbours
         self.covered_N[rows] = cosines
-        counts = graph.offsets[rows + 1] - graph.offsets[rows]
-        if counts.sum() > _MANY_EDGES * len(graph.rows_E):
-            self._sum_all()
-            return
-        starts = np.cumsum(counts) - counts
-        edges = np.arange(counts.sum()) + np.repeat(graph.offsets[rows] - starts, counts)
-        lost = np.minimum(graph.cosines_E[edges], np.repeat(cosines, counts))
-        lost -= np.repeat(before, counts)
+        if len(rows) == 1:  # As most often: the row taken, which nothing else is near to.
+            edges = slice(graph.offsets[rows[0]], graph.offsets[rows[0] + 1])
+        else:
+            counts = graph.offsets[rows + 1] - graph.offsets[rows]
+            if counts.sum() > _MANY_EDGES * len(graph.rows_E):
+                self._sum_all()
+                return
+            starts = np.cumsum(counts) - counts
+            edges = np.arange(counts.sum()) + np.repeat(graph.offsets[rows] - starts, counts)
+            upper, lower = np.repeat(upper, counts), np.repeat(lower, counts)
+        lost = np.minimum(graph.cosines_E[edges], upper)
+        lost -= lower
         losing = lost > 0
-        others = graph.rows_E[edges[losing]]
+        others = graph.rows_E[edges][losing]
         np.subtract.at(self.sums_N, others, lost[losing].astype(np.float64))
 
     def _sum_all(self) -> None:

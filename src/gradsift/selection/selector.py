@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gradsift.config import SelectionConfig
+from gradsift.config import GateConfig, SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.selection.audit import Audit, audit_of
 from gradsift.selection.candidates import Candidates, Context
 from gradsift.selection.constraints import Budget, Constraints, ResolvedBudget, quotas
 from gradsift.selection.density import estimate_density
+from gradsift.selection.gate import Gate, judge
 from gradsift.selection.greedy import elbow
 from gradsift.selection.joined_scores import cuts_tail, score_pool
 from gradsift.selection.neighbours import Neighbours
@@ -38,6 +39,9 @@ from gradsift.selection.scores import (
 from gradsift.selection.strategies.base import Choice, Signal, Task
 from gradsift.selection.strategies.catalogue import STRATEGIES, require_known_names
 
+# Why the gate drops a row, a column of the decisions.
+DROPPED_BY = "dropped_by"
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -58,7 +62,8 @@ class Selection:
             gains go by), `gradient_score` (0 to 1), a percentile from 0 to 100 of each statistic,
             such as `embedding_l2_norm_pct`, and of density and magnitude (`density_pct`,
             `magnitude_pct`), `nearest_selected` (the most similar selected instance other than
-            itself, among its neighbours) and its cosine `nearest_similarity`, `reason`.
+            itself, among its neighbours) and its cosine `nearest_similarity`, `reason`. With a
+            gate also `prompt_advantage`, `gate_p`, and `dropped_by`, why the gate dropped the row.
         criteria: Of `subset`, `pool` and `random` (as many rows, drawn with the seed).
         audit: The subset beside the pool.
         signal: What the selection went by.
@@ -71,6 +76,7 @@ class Selection:
         attained: Which share of what each term alone could gain over a random subset under this
             budget the subset attains (`gradient`, `diversity`, `similarity`); None where a term
             can gain nothing. None for strategies without coefficients.
+        gate: Which rows are faulty, where that was asked for.
     """
 
     config: SelectionConfig
@@ -88,6 +94,7 @@ class Selection:
     curve_S: np.ndarray | None
     scale: Terms | None
     attained: dict[str, float | None] | None
+    gate: Gate | None
 
 
 def select_rows(
@@ -98,7 +105,7 @@ def select_rows(
     strategy, curve_S = STRATEGIES[config.strategy], None
     task, possible = _scaled(_task(pool, budget, config, context, signal), budget, config)
     choice = strategy.choose(task)
-    if budget.kind == "auto":
+    if budget.kind == "auto" and strategy.has_gains:
         task, curve_S = _cut_at_elbow(task, choice)
         choice, possible = strategy.choose(task), None
     order_S = choice.order_S
@@ -122,7 +129,37 @@ def select_rows(
         curve_S=curve_S,
         scale=task.objective.scale if strategy.uses_coefficients else None,
         attained=_attained(task, choice, possible) if strategy.uses_coefficients else None,
+        gate=task.gate,
     )
+
+
+def gate_of(pool: Candidates, config: GateConfig) -> Gate:
+    """Judge the rows of a pool whose reference losses are known.
+
+    Raises:
+        CannotJudge: If nothing can be said of it.
+    """
+    return judge(pool.reference_losses, pool.n_response_tokens, config.gate_threshold)
+
+
+def gate_shortage(
+    pool: Candidates, budget: Budget, config: SelectionConfig, rows_S: np.ndarray
+) -> list[str]:
+    """Say so where fewer rows pass the gate than the budget asks for."""
+    if not config.gate or budget.kind == "auto":
+        return []
+    asked = budget.resolve(len(pool), int(np.sum(pool.n_tokens)))
+    if asked.kind == "tokens":
+        n_passing = gate_of(pool, config).n_passing
+        is_short = len(rows_S) >= n_passing and pool.n_tokens[rows_S].sum() < asked.amount
+    else:
+        is_short = len(rows_S) < asked.amount
+    if not is_short:
+        return []
+    return [
+        f"budget {budget} asks for {asked.amount} {asked.kind}, but only {len(rows_S)} rows pass "
+        "the gate and may be taken: all of them are"
+    ]
 
 
 def choose_rows(
@@ -163,11 +200,11 @@ def make_signal(pool: Candidates, config: SelectionConfig) -> Signal:
 def _task(
     pool: Candidates, budget: Budget, config: SelectionConfig, context: Context, signal: Signal
 ) -> Task:
-    if budget.kind == "auto" and not STRATEGIES[config.strategy].has_gains:
+    if budget.kind == "auto" and not STRATEGIES[config.strategy].has_gains and not config.gate:
         *names, last = (name for name, strategy in STRATEGIES.items() if strategy.has_gains)
         raise GradsiftError(
             f"budget auto looks at marginal gains, and {config.strategy} has none: give a "
-            f"number, or use {', '.join(names)} or {last}."
+            f"number, use {', '.join(names)} or {last}, or add `gate`, for all rows that pass it."
         )
     if both := sorted(set(context.keep) & set(context.drop)):
         raise GradsiftError(
@@ -182,6 +219,10 @@ def _task(
         *quotas(pool.source, config.quota),
         _positions(pool, context.drop, "drop"),
     )
+    gate = gate_of(pool, config) if config.gate else None
+    if gate is not None:
+        constraints = _without_named(constraints, gate, budget)
+        resolved = constraints.budget
     if budget.kind == "auto":
         resolved = replace(resolved, amount=constraints.capacity())
         constraints = replace(constraints, budget=resolved)
@@ -194,8 +235,35 @@ def _task(
         similarity_threshold=config.similarity_threshold,
     )
     return Task(
-        pool, signal, context.neighbours, objective, constraints, config.seed, context.references
+        pool,
+        signal,
+        context.neighbours,
+        objective,
+        constraints,
+        config.seed,
+        context.references,
+        gate,
     )
+
+
+def _without_named(constraints: Constraints, gate: Gate, budget: Budget) -> Constraints:
+    """Leave the rows out that the gate names, but for those to keep; fewer may be left then."""
+    if budget.kind != "auto":
+        # Too much for what quotas and lists leave is told as ever.
+        constraints.require_capacity()
+    kept = set(constraints.keep)
+    named = [row for row in np.flatnonzero(gate.named_N).tolist() if row not in kept]
+    passing = replace(constraints, excluded=(*constraints.excluded, *named))
+    capacity, asked = passing.capacity(), constraints.budget
+    if constraints.capacity() and not capacity:
+        raise GradsiftError(
+            f"the gate leaves no row: of {len(gate.p_N)} {gate.n_passing} pass, which quotas and "
+            "lists leave out. gradsift audit shows the others; leave out `gate`, or raise "
+            "`gate_threshold`."
+        )
+    if asked.kind == "tokens" or asked.amount <= capacity:
+        return passing
+    return replace(passing, budget=ResolvedBudget("rows", capacity, float(capacity)))
 
 
 def _cut_at_elbow(task: Task, choice: Choice) -> tuple[Task, np.ndarray]:
@@ -259,7 +327,21 @@ def _table(task: Task, choice: Choice, config: SelectionConfig) -> dict[str, np.
     rank_N = np.zeros(len(pool), dtype=np.int64)
     rank_N[choice.order_S] = np.arange(1, len(choice.order_S) + 1)
     nothing_N = np.full(len(pool), np.nan)
-    gains = choice.gains
+    gains, gate = choice.gains, task.gate
+    reasons, of_gate = write_reasons(choice, evidence, config, task.constraints), {}
+    if gate is not None:
+        dropped_by = [
+            None if kept else reason
+            for reason, kept in zip(gate.reasons, (rank_N > 0).tolist(), strict=True)
+        ]
+        for row, reason in enumerate(dropped_by):
+            if reason is not None:
+                reasons[row] = f"dropped: {reason}: {gate.detail(row)}"
+        of_gate = {
+            "prompt_advantage": gate.advantage_N,
+            "gate_p": gate.p_N,
+            DROPPED_BY: dropped_by,
+        }
     return {
         "instance_id": list(pool.ids),
         "selected": rank_N > 0,
@@ -279,7 +361,8 @@ def _table(task: Task, choice: Choice, config: SelectionConfig) -> dict[str, np.
         "magnitude_pct": evidence.magnitude_pct_N,
         "nearest_selected": [pool.ids[row] if row >= 0 else None for row in nearest_N.tolist()],
         "nearest_similarity": cosine_N,
-        "reason": write_reasons(choice, evidence, config, task.constraints),
+        "reason": reasons,
+        **of_gate,
     }
 
 

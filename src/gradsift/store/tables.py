@@ -25,13 +25,16 @@ from gradsift.seals import DamagedError, read_parquet, require_columns, write_pa
 POOL_NAME = "pool.parquet"
 NEIGHBOURS_NAME = "neighbours.parquet"
 LOSSES_FOLDER = "losses"
-LOSS_NAMES = ("response", "alone", "text")
+LOSS_NAMES = ("response", "alone", "text", "mismatched", "mismatched_again")
 INSTANCE = "instance"
 DROPPED = "dropped"
 # Keys of a table's metadata.
 _MADE_FROM = b"made_from"
 _MODEL = b"model"
 _INSTANCES = b"instances"
+_DEFINITION = b"definition"
+# Changes whenever a reference loss becomes another; before there was a second, none was noted.
+_LOSSES_AS_DEFINED = b"2"
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +197,11 @@ class LossesMadeFrom:
 
     def metadata(self) -> dict[bytes, bytes]:
         """Return what a part notes of it."""
-        return {_MODEL: self.model.encode(), _INSTANCES: self.instances.encode()}
+        return {
+            _MODEL: self.model.encode(),
+            _INSTANCES: self.instances.encode(),
+            _DEFINITION: _LOSSES_AS_DEFINED,
+        }
 
     def require_same(self, path: Path, table: pa.Table) -> None:
         """Refuse a part that is of another model or of other rows.
@@ -203,7 +210,7 @@ class LossesMadeFrom:
             ReferenceLossesMissing: Naming both.
         """
         noted = table.schema.metadata or {}
-        for key, value in self.metadata().items():
+        for key, value in ((_MODEL, self.model.encode()), (_INSTANCES, self.instances.encode())):
             # An earlier gradsift noted the model alone.
             found = noted.get(key, value if key == _INSTANCES else b"")
             if found != value:
@@ -214,7 +221,7 @@ class LossesMadeFrom:
 
 
 class ReferenceLossesMissing(GradsiftError):
-    """They were not computed, or not to the end."""
+    """They were not computed, or not to the end, or mean something else."""
 
 
 def write_losses(
@@ -235,9 +242,11 @@ def write_losses(
 def instances_with_losses(folder: Path, made_from: LossesMadeFrom) -> set[str]:
     """Return which instances have their reference losses already, all made from the same.
 
-    A part that is not what was written is removed, so that its instances are done again.
+    A part that is not what was written, or of an earlier gradsift that defined them otherwise, is
+    removed, so that its instances are done again.
     """
     done: set[str] = set()
+    of_before = 0
     for path in _loss_parts(folder):
         try:
             table = read_parquet(path, ["instance_id"], _LOSSES[:1])
@@ -245,8 +254,17 @@ def instances_with_losses(folder: Path, made_from: LossesMadeFrom) -> set[str]:
             logger.warning(f"{error.found} It is made again.")
             remove(path)
             continue
+        if not _as_defined_now(table):
+            of_before += table.num_rows
+            remove(path)
+            continue
         made_from.require_same(path, table)
         done.update(table["instance_id"].to_pylist())
+    if of_before:
+        logger.warning(
+            f"{folder / LOSSES_FOLDER}: the losses of {of_before} rows are of an earlier gradsift, "
+            "which defined them otherwise: they are computed anew"
+        )
     return done
 
 
@@ -261,8 +279,14 @@ def read_losses(
     """
     again = f"Compute them with: gradsift reference-losses {folder}"
     try:
-        parts = {path: read_parquet(path, expected=_LOSSES) for path in _loss_parts(folder)}
+        parts = {path: read_parquet(path) for path in _loss_parts(folder)}
         for path, part in parts.items():
+            if not _as_defined_now(part):
+                raise ReferenceLossesMissing(
+                    f"{path}: is of an earlier gradsift, which defined these losses otherwise "
+                    f"(without the first token of a response). {again}"
+                )
+            require_columns(path, part, _LOSSES)
             made_from.require_same(path, part)
         rows = [row for part in parts.values() for row in part.select(_LOSS_COLUMNS).to_pylist()]
     except DamagedError as error:
@@ -274,6 +298,10 @@ def read_losses(
             f"{folder}: {missing} of {len(ids)} instances have no reference losses. {again}"
         )
     return {name: np.array([by_id[i][name] for i in ids]) for name in LOSS_NAMES}
+
+
+def _as_defined_now(table: pa.Table) -> bool:
+    return (table.schema.metadata or {}).get(_DEFINITION) == _LOSSES_AS_DEFINED
 
 
 def _loss_parts(folder: Path) -> list[Path]:

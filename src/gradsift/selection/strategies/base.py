@@ -13,6 +13,7 @@ import numpy as np
 from gradsift.selection.candidates import Candidates, Need, Reference
 from gradsift.selection.constraints import Constraints
 from gradsift.selection.density import Density
+from gradsift.selection.gate import Gate
 from gradsift.selection.greedy import Gains
 from gradsift.selection.neighbours import Neighbours, blocks
 from gradsift.selection.objective import Objective
@@ -42,6 +43,7 @@ class Task:
     constraints: Constraints
     seed: int
     references: Mapping[Need, Reference] = field(default_factory=dict)
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True)

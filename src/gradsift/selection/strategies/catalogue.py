@@ -123,7 +123,8 @@ def require_known_names(config: SelectionConfig, where: str = "") -> None:
 def needs_of(config: SelectionConfig) -> frozenset[Need]:
     """Return what a selection needs beyond the statistics and the neighbour graph."""
     require_known_names(config)
-    return frozenset({*STRATEGIES[config.strategy].needs, *needs_of_score(config)})
+    gate = {Need.REFERENCE_LOSSES} if config.gate else {}
+    return frozenset({*STRATEGIES[config.strategy].needs, *needs_of_score(config), *gate})
 
 
 def uses_score(config: SelectionConfig) -> bool:
