@@ -72,7 +72,7 @@ def work(arguments):
         trained_in = time.monotonic() - clock
         model.eval()
         losses = {
-            path.stem: [round(loss, 6) for loss in response_losses(model, read_instances(path))]
+            path.stem: measured(model, path)
             for path in sorted((folder / "tests").glob("*.jsonl"))
             if path.stem in job.get("tests", [path.stem])
         }
@@ -83,6 +83,24 @@ def work(arguments):
             file.write(json.dumps(cell) + "\n")
         told = {name: round(sum(values) / len(values), 4) for name, values in losses.items()}
         print(*(job[key] for key in KEY), told, cell["seconds"], flush=True)
+
+
+def measured(model, path):
+    """Loss of each item; of NAME.wrong.jsonl, 1 where greedy decoding would not give the answer."""
+    instances = read_instances(path)
+    if path.stem.endswith(".wrong"):
+        return [float(not is_answered(model, item)) for item in instances]
+    return [round(loss, 6) for loss in response_losses(model, instances)]
+
+
+@torch.no_grad()
+def is_answered(model, item):
+    # Token by token after the reference: it is what greedy decoding gives just if all agree.
+    ids_1T = torch.tensor([item.input_ids], device=model.device)
+    best_T = model(input_ids=ids_1T, use_cache=False).logits[0, :-1].argmax(-1).cpu()
+    labels_T = torch.tensor(item.labels[1:])
+    counts_T = labels_T != IGNORED_LABEL
+    return bool((best_T[counts_T] == labels_T[counts_T]).all())
 
 
 def next_job(arguments):
