@@ -465,6 +465,12 @@ def test_a_scoring_pass_and_its_agreement(capsys, world, finished, tmp_path):
     )
     assert code == 2
     assert "layer 'embedding' is unknown, expected one of lm_head" in err
+    code, _, err = invoke(
+        capsys, "select", tmp_path / "tenth", "--budget", "49%", "--preset", "paper"
+    )
+    assert code == 2
+    assert "this run recorded no other" in err
+    assert "layers lm_head, beside a --preset, too" in err
 
 
 def test_a_run_that_scores_says_the_same_again_from_its_config(capsys, world, tmp_path):

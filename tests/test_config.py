@@ -37,7 +37,7 @@ def test_nothing_may_be_taken_off():
     assert len(SelectionConfig().detrend) == 3
 
 
-def test_a_preset_lies_beneath_what_is_said(tmp_path):
+def test_a_preset_lies_beneath_what_is_said(tmp_path, caplog):
     plain, paper = SelectionConfig(), SelectionConfig(preset="paper")
     changed = {k for k in SelectionConfig.model_fields if getattr(plain, k) != getattr(paper, k)}
     assert changed == {"preset", *config.PRESETS["paper"]} - {"signal_statistics"}
@@ -54,7 +54,13 @@ def test_a_preset_lies_beneath_what_is_said(tmp_path):
     assert resolve(needed, file).detrend == ()
     # What the command line calls wins over what a file spells out, as a run's own does.
     file.write_text("score: high-norm\ndetrend: [step]\n")
+    caplog.set_level("INFO", logger="gradsift")
     assert resolve({**needed, "preset": "paper"}, file).score == "density"
+    assert f"`preset` paper replaces, of {file}: detrend, score" in caplog.text
+
+
+def test_blanks_between_scores_mean_nothing():
+    assert SelectionConfig(score="prompt-gain + low-norm").score == "prompt-gain+low-norm"
 
 
 # Other things of the same name: what the preliminary epoch is, and a sketch on its own.

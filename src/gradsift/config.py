@@ -370,6 +370,11 @@ class SelectionConfig(GateConfig, SeedConfig):
     def _beneath_it_a_preset(cls, values: Any) -> Any:
         return with_preset(values) if isinstance(values, dict) else values
 
+    @field_validator("score")
+    @classmethod
+    def _without_blanks(cls, names: str) -> str:
+        return "+".join(name.strip() for name in names.split("+"))
+
     @field_validator("detrend", mode="before")
     @classmethod
     def _none_is_nothing(cls, names: object) -> object:

@@ -81,6 +81,9 @@ def resolve(
         values.setdefault("duplicate_ids", "drop")
     _tell_names(config_file, {k: v for k, v in values.items() if k not in given})
     # A preset on the command line wins over single settings in the file.
+    beneath = with_preset({"preset": given.get("preset")}).keys() - {"preset"} - given.keys()
+    if replaced := sorted(beneath & values.keys()):
+        logger.info(f"`preset` {given['preset']} replaces, of {config_file}: {', '.join(replaced)}")
     values = _over(with_preset(values), with_preset(given))
     if trainer_config is not None:
         values = {key: value for key, value in values.items() if value is not None}

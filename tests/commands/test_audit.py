@@ -86,8 +86,9 @@ def test_audit_names_the_worst_rows_and_says_how_sure_it_is(capsys, run):
     assert code == 0
     assert "named for that, at p > 0.2: 30 rows, about 0 of them good" in out
     assert "pass: 30 rows (50 %)" in out
+    assert "about 0 of 60 judged rows belong to their prompt" in out
     assert f"{UNRELATED}, the worst:" in out
-    assert "r07 (line 8): its own prompt makes it likelier than another row's by -3.1 nats" in out
+    assert "r07 (line 8): its own prompt makes it less likely than another row's by 3.1 nats" in out
     assert "    prompt: 7?\\x1b[31m" in out
     assert "    answer: red\\u202e blue warning: green" in out
     assert not {"\x1b", "\u202e"} & set(out)
@@ -160,14 +161,14 @@ def test_the_gate_drops_rows_with_a_reason_and_the_counts_add_up(capsys, run, st
     code, out, err = invoke(capsys, "explain", run, "r07")
     assert code == 0, err
     assert (
-        f"dropped: {UNRELATED}: its own prompt makes it likelier than another row's by -3.1 nats"
+        f"dropped: {UNRELATED}: its own prompt makes it less likely than another row's by 3.1 nats"
         in out
     )
     code, out, err = invoke(capsys, "explain", run, "r40")
     assert code == 0, err
     assert (
-        "its own prompt makes it likelier than another row's by 30.0 nats, as prompts of other "
-        "rows do in 2 % of the pairs (p 0.02)" in out
+        "its own prompt makes it likelier than another row's by 30.0 nats; a third row's "
+        "does as well or better in 2 % of the pairs (p 0.02)" in out
     )
 
 
@@ -261,3 +262,14 @@ def test_where_it_cannot_say_audit_says_so_and_the_gate_refuses(
     assert said in err
     # Without the gate nothing is said of it.
     assert invoke(capsys, "select", run, "--budget", "5")[0] == 0
+
+
+def test_side_by_side_and_stability_count_what_passes(run):
+    side_by_side = gs.strategies(run, budget=15, names=("random", "longest"), gate=True)
+    assert side_by_side.n_open == 30
+    assert "gate, quotas and lists leave 30 of 60 rows" in side_by_side.text()
+    stability = gs.stability(run, budget=15, gate=True)
+    # Half of those that pass: of two such subsets a third of either are in both.
+    assert stability.by_chance == pytest.approx(1 / 3)
+    assert "gate, quotas and lists leave 30 of 60 rows" in stability.text()
+    assert "leave" not in gs.stability(run, budget=15).text()

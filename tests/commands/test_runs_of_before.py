@@ -81,9 +81,10 @@ def test_another_selection_of_that_name_is_refused_by_todays_names(former, tmp_p
         gs.select(run, budget=5, score="high-norm")
 
 
-@pytest.mark.parametrize("strategy", ["grads", "loss-low"])
+@pytest.mark.parametrize("strategy", ["grads", "loss-low", "ifd-loss"])
 def test_a_selection_by_another_arithmetic_is_not_taken_for_todays(former, tmp_path, strategy):
     run = shutil.copytree(former, tmp_path / "run")
+    gs.reference_losses(run)
     folder = gs.select(run, budget=4, strategy=strategy).folder
     path = folder / "selection.json"
     summary = json.loads(path.read_text())
@@ -95,9 +96,12 @@ def test_a_selection_by_another_arithmetic_is_not_taken_for_todays(former, tmp_p
     if strategy == "loss-low":  # Which has no gradient score.
         assert len(gs.select(run, budget=4, strategy=strategy)) == 4
         return
-    assert "gradient score" in explained["what_if"]
+    if strategy == "grads":
+        assert "gradient score" in explained["what_if"]
     with pytest.raises(gs.GradsiftError, match=r"by an earlier gradsift, .* chose other rows"):
-        gs.select(run, budget=4)
+        gs.select(run, budget=4, strategy=strategy)
+    if strategy != "grads":
+        return
     with pytest.raises(gs.GradsiftError, match=r"other settings \(score\)"):
         gs.select(run, budget=4, score="high-norm")
     assert len(gs.select(run, budget=4, name="anew")) == 4

@@ -237,6 +237,12 @@ def test_strategies_that_need_reference_losses_say_so_and_run_computes_them(
     )  # fmt: skip
     assert code == 0, err
     assert "needs reference losses" in err
+    code, _, again = invoke(
+        capsys, "run", world / "data.jsonl", "--model", world / "model", "--out", tmp_path / "run",
+        "--budget", "25%", "--score", "prompt-gain", "--json",
+    )  # fmt: skip
+    assert code == 0, again
+    assert "needs reference losses" not in again
     assert json.loads(out)["selected"] == 10
     code, out, err = invoke(capsys, "reference-losses", tmp_path / "run", "--json")
     assert code == 0, err
@@ -362,3 +368,10 @@ def test_target_rows_know_their_sources(world):
     reference = context.references[Need.TARGET]
     assert list(reference.source) == gs.Run(world / "other").candidates().source
     assert len(reference.source) == len(reference.features_MD) == 8
+
+
+def test_a_threshold_without_the_gate_is_told(world):
+    found = gs.select(world / "run", budget=9, gate_threshold=0.4, name="no-gate")
+    assert "`gate_threshold` does nothing without `gate`: nothing is dropped" in found.warnings
+    found = gs.select(world / "run", budget=9, name="no-threshold")
+    assert not any("does nothing" in line for line in found.warnings)

@@ -77,10 +77,31 @@ def test_copies_and_near_copies_of_a_prompt_are_no_mismatch(seed):
 def test_one_prompt_for_all_rows_leaves_no_mismatch():
     rows = [row(f"same-{i}", ((100, 101), (50 + i, 60))) for i in range(20)]
     assert mismatched_instances(rows, 100) == [None] * 20
-    # Two rows ask something else: they, and the two that get their prompts.
+    # Two rows ask something else: what the prompt of all others is worth they cannot say.
     found = mismatched_instances([*rows, *questions(2)], 100)
-    assert sum(item is not None for item in found) == 4
+    assert found[:20] == [None] * 20
     assert None not in found[20:]
+
+
+@pytest.mark.parametrize("n_prompts", [2, 3, 6])
+def test_the_second_prompt_is_like_neither_its_own_nor_the_first(n_prompts):
+    """Else a response would be compared with itself, and nothing be learnt."""
+    rows = [
+        row(f"row-{i}", (range(100 + 4 * (i % n_prompts), 104 + 4 * (i % n_prompts)), (50 + i, 60)))
+        for i in range(30)
+    ]
+    first = mismatched_instances(rows, 100)
+    second = mismatched_instances(rows, 100, seed=1, unlike=first)
+    assert None not in first
+    if n_prompts == 2:
+        assert second == [None] * 30
+        return
+    assert sum(item is not None for item in second) >= 20
+    for own, one, other in zip(rows, first, second, strict=True):
+        if other is not None:
+            assert prompt_of(other) not in (prompt_of(own), prompt_of(one))
+    none = mismatched_instances(rows, 100, seed=1, unlike=[None, *first[1:]])
+    assert none[0] is None
 
 
 def test_rows_without_a_prompt_have_no_mismatch_and_lend_none():

@@ -17,7 +17,7 @@ from gradsift.selection.gate import (
     p_values,
     too_many_rows,
 )
-from gradsift.selection.selector import choose_rows, gate_shortage, select_rows
+from gradsift.selection.selector import choose_rows, gate_shortage, n_open, select_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of
 from pools import N, context_for, make_pool
 
@@ -195,13 +195,13 @@ def test_where_fewer_pass_than_are_asked_for_all_of_them_are_taken_and_told(stra
     for budget in ("75%", 45, *tokens):
         selection = selected(pool, budget, config, context)
         assert set(selection.rows_S.tolist()) == set(range(24, N))
-        (line,) = gate_shortage(pool, parse_budget(budget), config, selection.rows_S)
+        (line,) = gate_shortage(pool, parse_budget(budget), config, context, selection.rows_S)
         assert "only 36 rows pass the gate" in line
     # As much as there is, and less, is no shortage; a share is one of the usable rows.
     for budget, n in (("50%", 30), (36, 36)):
         selection = selected(pool, budget, config, context)
         assert len(selection.rows_S) == n
-        assert gate_shortage(pool, parse_budget(budget), config, selection.rows_S) == []
+        assert gate_shortage(pool, parse_budget(budget), config, context, selection.rows_S) == []
 
 
 def test_budget_auto_takes_all_that_passed_where_there_are_no_gains():
@@ -255,8 +255,49 @@ def test_every_dropped_row_says_why():
     table = selection.table
     for row in range(24):
         assert table["reason"][row] == (
-            f"dropped: {UNRELATED}: its own prompt makes it likelier than another row's by "
-            "-40.0 nats, as prompts of other rows do in 100 % of the pairs (p 1.00), more than 0.3"
+            f"dropped: {UNRELATED}: its own prompt makes it less likely than another row's by "
+            "40.0 nats; a third row's does as well or better in 100 % of the pairs "
+            "(p 1.00), more than 0.3"
         )
     assert not any(reason.startswith("dropped") for reason in table["reason"][24:])
     np.testing.assert_allclose(table["prompt_advantage"][:24], -40, rtol=1e-12)
+
+
+def test_a_gated_subset_is_beside_what_passed():
+    pool = gated_pool()
+    context, config = context_for(pool), SelectionConfig(gate=True)
+    assert n_open(pool, parse_budget(20), config, context) == 36
+    assert n_open(pool, parse_budget(20), SelectionConfig(), context) == N
+    selection = select_rows(pool, parse_budget(20), config, context)
+    assert selection.audit.score_of_those_open == selection.signal.score_N[24:].mean()
+    selection = select_rows(pool, parse_budget(45), config, context)
+    assert selection.audit.score_of_those_open is None
+
+
+def test_where_all_are_faulty_no_good_one_is_named():
+    gate = judged(losses(400, 1.0))
+    assert gate.good_named(1.0) == 0
+    # However many are named.
+    assert replace(gate, threshold=0.9999, p_N=np.ones(400)).good_named(1.0) == 0
+
+
+def test_of_rows_that_are_not_judged_nothing_good_is_assumed():
+    some = losses(400, 0.5)
+    for name in ("mismatched", "mismatched_again"):
+        some[name][np.arange(400) % 4 == 0] = np.nan
+    gate = judged(some)
+    assert gate.n_judged == 300
+    assert too_many_rows(gate, 150) == []
+    (line,) = too_many_rows(gate, 240)
+    assert "of the 300 judged rows" in line
+
+
+def test_tokens_fall_short_of_what_quotas_and_lists_leave_of_those_that_pass():
+    pool = gated_pool()
+    config = SelectionConfig(strategy="random", gate=True, quota={"book": 5})
+    context = context_for(pool, drop=["row-059"])
+    budget = parse_budget(f"{pool.n_tokens.sum()}tok")
+    rows_S = selected(pool, str(budget), config, context).rows_S
+    assert len(rows_S) == n_open(pool, budget, config, context) < 36
+    (line,) = gate_shortage(pool, budget, config, context, rows_S)
+    assert f"only {len(rows_S)} rows pass" in line

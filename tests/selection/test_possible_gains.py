@@ -111,3 +111,27 @@ def test_rows_without_near_duplicates_are_found_where_there_are_enough():
     objective = Objective(np.zeros(N), find_neighbours(x))
     assert possible_gains(objective, rows(6)).alone.similarity == 0
     assert possible_gains(objective, rows(7)).alone.similarity == pytest.approx(1)
+
+
+@pytest.mark.parametrize("left_out", [1, 40])
+def test_a_budget_of_tokens_is_spent_by_the_rows_that_go_apart_too(left_out):
+    """Else they would gain what only an empty place can: of nearly all rows it is little."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(60, 3))
+    x[30:] = x[:30]
+    costs_N = generator.integers(1, 30, size=60)
+    amount = int(costs_N.sum()) - left_out
+    conditions = Constraints(costs_N, ResolvedBudget("tokens", amount, 59.0))
+    objective = Objective(generator.random(60), find_neighbours(x))
+    found = possible_gains(objective, conditions)
+    whole = objective.terms(np.arange(60)).similarity
+    # Each pair that is broken up takes a row of at least one token.
+    dearest = np.sort(costs_N)[: left_out + 1].cumsum()
+    assert found.alone.similarity >= whole - (1 + np.sum(dearest <= left_out)) * 4
+    assert found.scale.similarity < 0.3 * whole
+
+
+def test_no_share_is_more_than_the_whole():
+    found = possible_gains(problem(), rows(4))
+    beyond = Terms(99.0, 99.0, -99.0)
+    assert found.attained(beyond) == dict.fromkeys(("gradient", "diversity", "similarity"), 1.0)

@@ -94,10 +94,11 @@ class AuditResult:
             )
         lines.append(f"near-duplicates of an earlier row: {100 * self.duplicate_share:.1f} %")
         if gate is not None:
-            good = self.n_rows - gate.unrelated_share.estimate * gate.n_judged
+            good, n = (1 - gate.unrelated_share.estimate) * gate.n_judged, gate.n_judged
             lines += [
-                f"pass: {gate.n_passing} rows ({100 * gate.n_passing / self.n_rows:.0f} %); about "
-                f"{good:.0f} rows belong to their prompt, and a larger budget cannot be kept clean",
+                f"pass: {gate.n_passing} rows ({100 * gate.n_passing / self.n_rows:.0f} %)",
+                f"about {good:.0f} of {n} judged rows belong to their prompt: a larger budget "
+                "cannot be kept clean",
                 "",
             ]
             for reason in (UNRELATED, NO_TEXT):

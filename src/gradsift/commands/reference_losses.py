@@ -115,7 +115,9 @@ def _compute(run: Run, progress: Progress) -> int:
         # Of all rows: which pairs there are does not depend on what was done before a kill.
         length = run.config.max_length
         pairs = mismatched_instances(run.instances, length, seed=0)
-        again = mismatched_instances(run.instances, length, seed=1, most=MOST_PAIRED_AGAIN)
+        again = mismatched_instances(
+            run.instances, length, seed=1, most=MOST_PAIRED_AGAIN, unlike=pairs
+        )
         others = {i.instance_id: both for i, *both in zip(run.instances, pairs, again, strict=True)}
     model = on_best_device(load_model(run.model).eval()) if to_do else None
     for start in range(0, len(to_do), ROWS_IN_A_PART):

@@ -114,7 +114,7 @@ def run_stages(
     store = capture_run(run, progress)
     if budget is None or not selecting:
         return CaptureResult(store)
-    if Need.REFERENCE_LOSSES in needs:
+    if Need.REFERENCE_LOSSES in needs and not run.has_reference_losses:
         logger.info("this selection needs reference losses: four forward passes over all rows")
         reference_losses(run, progress=progress)
     result = select_run(

@@ -42,7 +42,7 @@ from gradsift.selection.audit import (
     audit_summary,
     audit_warnings,
 )
-from gradsift.selection.candidates import Need
+from gradsift.selection.candidates import Context, Need
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.decisions import counts_of, decision_table, weight_column
 from gradsift.selection.density import UNIT as DENSITY_UNIT
@@ -310,7 +310,7 @@ def select_run(
     context, table = run.context(config), run.pool_table
     selection = select_rows(run.candidates(needs_of(config)), budget, config, context)
     decisions = decision_table(table, selection)
-    counts, warnings = counts_of(table, decisions), _warnings(run, selection, config)
+    counts, warnings = counts_of(table, decisions), _warnings(run, selection, config, context)
     kept = table.filter(
         pc.is_in(table["instance_id"], value_set=pa.array(selection.ids, pa.string()))
     )
@@ -389,9 +389,11 @@ def _locked(folder: Path) -> Generator[None, None, None]:
         lock.release()
 
 
-def _warnings(run: Run, selection: Selection, config: SelectionConfig) -> list[str]:
+def _warnings(
+    run: Run, selection: Selection, config: SelectionConfig, context: Context
+) -> list[str]:
     self_check = run.store.manifest.about.get("self_check") or {}
-    return _gate_warnings(run, selection, config) + audit_warnings(
+    return _gate_warnings(run, selection, config, context) + audit_warnings(
         selection.audit,
         # Its method alone says nothing: a loop of the user's own may have run without a check.
         self_checked=bool(self_check.get("n_rows")),
@@ -402,22 +404,27 @@ def _warnings(run: Run, selection: Selection, config: SelectionConfig) -> list[s
     )
 
 
-def _gate_warnings(run: Run, selection: Selection, config: SelectionConfig) -> list[str]:
+def _gate_warnings(
+    run: Run, selection: Selection, config: SelectionConfig, context: Context
+) -> list[str]:
     gate, rows_S = selection.gate, np.sort(selection.rows_S)
     if gate is not None:
         pool = run.candidates(needs_of(config))
         named = [pool.ids[row] for row in rows_S if gate.named_N[row]]
         kept = f"the gate names {len(named)} rows that `keep` keeps all the same: {few(named, 5)}"
-        shortage = gate_shortage(pool, selection.budget, config, rows_S)
+        shortage = gate_shortage(pool, selection.budget, config, context, rows_S)
         return [kept, *shortage] if named else shortage
+    idle = []
+    if config.gate_threshold != SelectionConfig().gate_threshold:
+        idle.append("`gate_threshold` does nothing without `gate`: nothing is dropped")
     # What is known anyway.
     if not run.has_reference_losses:
-        return []
+        return idle
     try:
         gate = gate_of(run.candidates([Need.REFERENCE_LOSSES]), config)
     except CannotJudge:
-        return []
-    return too_many_rows(gate, len(rows_S))
+        return idle
+    return idle + too_many_rows(gate, len(rows_S))
 
 
 def _places(run: Run, rows: pa.Table) -> list[Place]:
@@ -553,7 +560,8 @@ def _folder(selections: Path, settings: dict[str, object], name: str | None) -> 
             ) from error
         # What a setting did not exist for was made with its default.
         before = _plain(None, SelectionConfig()) | {"arithmetic": 1} | before
-        if not STRATEGIES[str(settings["strategy"])].uses_score:
+        strategy = STRATEGIES[str(settings["strategy"])]
+        if not strategy.uses_score and Need.REFERENCE_LOSSES not in strategy.needs:
             before["arithmetic"] = ARITHMETIC  # Which is of no consequence.
         different = [key for key in settings if before.get(key) != settings[key]]
         if different == ["arithmetic"]:

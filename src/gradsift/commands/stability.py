@@ -15,7 +15,7 @@ from gradsift.selection.audit import overlap
 from gradsift.selection.candidates import Context, Need
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.scores import SCORES
-from gradsift.selection.selector import choose_rows
+from gradsift.selection.selector import choose_rows, n_open
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, uses_score
 from gradsift.store.reader import GradientStore
 from gradsift.wording import joined
@@ -28,12 +28,16 @@ class Stability:
     Attributes:
         run: The run folder.
         budget: As it was given.
-        by_chance: Overlap of two random subsets of that size, expected.
+        n_rows: Rows that can be selected.
+        n_open: Those of them that gate, quotas and lists leave.
+        by_chance: Overlap of two random subsets of that size from those, expected.
         overlaps: What was changed → the overlap with the selection as it was asked for.
     """
 
     run: str
     budget: str
+    n_rows: int
+    n_open: int
     by_chance: float
     overlaps: dict[str, float]
 
@@ -48,6 +52,7 @@ class Stability:
             "otherwise",
             "(rows in both / rows in either; 1 is the same subset, "
             f"{self.by_chance:.2f} is what chance makes)",
+            *open_line(self.n_rows, self.n_open),
             "",
         ]
         return joined(lines + [f"{what:44}{value:6.2f}" for what, value in self.overlaps.items()])
@@ -95,8 +100,16 @@ def stability(
             )
         chosen_ids = _chosen_ids(other_run, parsed, config, other_run.context(config))
         overlaps[f"run {folder}"] = overlap(first, chosen_ids)
-    share = len(first) / int(run.store.finite.sum())
-    return Stability(str(run.folder), str(parsed), share / (2 - share), overlaps)
+    pool = run.candidates(needs_of(config))
+    n_left = n_open(pool, parsed, config, context)
+    share = len(first) / n_left
+    by_chance = share / (2 - share)
+    return Stability(str(run.folder), str(parsed), len(pool), n_left, by_chance, overlaps)
+
+
+def open_line(n_rows: int, n_left: int) -> list[str]:
+    """Say how many rows may be taken, where not all may."""
+    return [f"gate, quotas and lists leave {n_left} of {n_rows} rows"] if n_left < n_rows else []
 
 
 def _changes(run: Run, config: SelectionConfig) -> list[tuple[str, dict[str, object]]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gradsift.commands.stability import open_line
 from gradsift.config import RowsConfig, SelectionConfig
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
@@ -19,7 +20,7 @@ from gradsift.selection.constraints import parse_budget
 from gradsift.selection.density import UNIT as DENSITY_UNIT
 from gradsift.selection.objective import Criteria, criteria_of
 from gradsift.selection.scores import SCORES
-from gradsift.selection.selector import choose_rows, make_signal
+from gradsift.selection.selector import choose_rows, make_signal, n_open
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of
 from gradsift.store.reader import GradientStore
 from gradsift.wording import joined
@@ -41,6 +42,7 @@ class StrategiesResult:
     Attributes:
         run: The run folder.
         budget: As it was given.
+        n_open: Rows that gate, quotas and lists leave.
         outcomes: In the order of STRATEGIES.
         overlap_KK: Jaccard's index of each pair.
         left_out: Strategy → why it was not tried.
@@ -48,6 +50,7 @@ class StrategiesResult:
 
     run: str
     budget: str
+    n_open: int
     outcomes: tuple[Outcome, ...]
     overlap_KK: np.ndarray
     left_out: dict[str, str]
@@ -58,6 +61,7 @@ class StrategiesResult:
         return {
             "run": self.run,
             "budget": self.budget,
+            "n_open": self.n_open,
             "strategies": {
                 outcome.strategy: {**vars(outcome.criteria), **audit_summary(outcome.audit)}
                 for outcome in self.outcomes
@@ -76,7 +80,8 @@ class StrategiesResult:
             f"{'':28}{'rows':>7}{'tokens':>8}{'loss':>7}{'score':>7}{'density':>9}"
             f"{'content':>9}{'similar':>9}{'repeats':>9}{'clusters':>9}{'sources':>9}"
         )
-        lines = [f"{self.run}, budget {self.budget}", "", head]
+        left = open_line(pool.n_rows[0], self.n_open)
+        lines = [f"{self.run}, budget {self.budget}", *left, "", head]
         lines.append(
             f"{'(pool)':28}{pool.n_rows[0]:7}{pool.response_tokens[0]:8.0f}{pool.loss[0]:7.2f}"
             f"{pool.gradient_score[0]:7.2f}{'':27}{100 * pool.duplicate_share[0]:8.1f}%"
@@ -191,7 +196,10 @@ def strategies(
         criteria = criteria_of(rows_S, signal.density.log_N, context.neighbours, near)
         outcomes.append(Outcome(name, criteria, subset))
     overlap_KK = np.array([[overlap(a, b) for b in subsets] for a in subsets])
-    return StrategiesResult(str(run.folder), str(parsed), tuple(outcomes), overlap_KK, left_out)
+    n_left = n_open(pool, parsed, config, context)
+    return StrategiesResult(
+        str(run.folder), str(parsed), n_left, tuple(outcomes), overlap_KK, left_out
+    )
 
 
 def _not_to_be_had(run: Run, config: SelectionConfig) -> dict[str, str]:

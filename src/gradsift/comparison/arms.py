@@ -230,6 +230,8 @@ def rows_of(
         ids = rows(arm, 0)
         if arm.budget is not None and selections[arm.label].gate:
             taken_S = np.flatnonzero(np.isin(pool.ids, ids))
-            for line in gate_shortage(pool, arm.budget, selections[arm.label], taken_S):
+            for line in gate_shortage(
+                pool, arm.budget, selections[arm.label], contexts[arm.label], taken_S
+            ):
                 logger.warning(f"arm {arm.text!r}: {line}")
     return rows

@@ -16,17 +16,29 @@ _NEAR_COPY = 0.5
 # Tokens in more than this share of the prompts are of the template, or of nobody's question.
 _EVERYWHERE = 0.5
 _TRIES = 50
+# Rows whose prompt more than this share of the rows have are not paired.
+_MOST_COMMON = 0.5
+# A row's prompts, turn by turn.
+Prompts = Sequence[Sequence[int]]
 
 
 def mismatched_instances(
-    instances: Sequence[Instance], max_length: int, *, seed: int, most: int | None = None
+    instances: Sequence[Instance],
+    max_length: int,
+    *,
+    seed: int,
+    most: int | None = None,
+    unlike: Sequence[Instance | None] | None = None,
 ) -> list[Instance | None]:
     """Give each response the prompt of another row, or None where there is no other prompt.
 
-    No row keeps its own prompt, or one like it: the same, or a near copy. Of several turns each
-    prompt is replaced, the answers stay. A response stays whole; a prompt that leaves too little
-    room for it within `max_length` loses its middle. Drawn with the seed and by what rows say, not
-    by what they are called. Of more than MOST_PAIRED rows so many are drawn; the others have None.
+    No row keeps its own prompt, or one like it: the same, or a near copy; nor is it one like that
+    of `unlike`, if that is given, and there is none where that has none. Rows with a prompt that
+    more than half of the rows have get none: too few others are there to say what it is worth.
+    Of several turns each prompt is replaced, the answers stay. A response stays whole; a prompt
+    that leaves too little room for it within `max_length` loses its middle. Drawn with the seed and
+    by what rows say, not by what they are called. Of more than `most` rows so many are drawn; the
+    others have None.
     """
     turns = [_turns(item) for item in instances]
     usable = [i for i, (prompts, _) in enumerate(turns) if prompts and prompts[0]]
@@ -35,7 +47,11 @@ def mismatched_instances(
     drawn.shuffle(usable)
     usable = usable[:most]
     found: list[Instance | None] = [None] * len(instances)
-    for i, j in _partners([[*turns[i][0]] for i in usable], drawn).items():
+    prompts = [turns[i][0] for i in usable]
+    others = None
+    if unlike is not None:
+        others = [None if (one := unlike[i]) is None else _turns(one)[0] for i in usable]
+    for i, j in _partners(prompts, others, drawn).items():
         row, other = usable[i], usable[j]
         found[row] = _put_together(instances[row], turns[row][1], turns[other][0], max_length)
     return found
@@ -53,18 +69,28 @@ def _turns(item: Instance) -> tuple[list[list[int]], list[list[int]]]:
     return prompts[: len(answers)], answers
 
 
-def _partners(prompts: Sequence[Sequence[Sequence[int]]], drawn: random.Random) -> dict[int, int]:
-    """Return whose prompts each row gets: a permutation, less the rows for which there are none."""
+def _partners(
+    prompts: Sequence[Prompts], others: Sequence[Prompts | None] | None, drawn: random.Random
+) -> dict[int, int]:
+    """Return whose prompts each row gets: a permutation, less the rows for which there are none.
+
+    Where there are `others`, none gets one like its own of them.
+    """
     n = len(prompts)
-    words = [{token for prompt in turns for token in prompt} for turns in prompts]
+    words = list(map(_tokens, prompts))
     counts = Counter(token for tokens in words for token in tokens)
-    words = [{token for token in tokens if counts[token] <= _EVERYWHERE * n} for tokens in words]
+    everywhere = {token for token, count in counts.items() if count > _EVERYWHERE * n}
+    words = [tokens - everywhere for tokens in words]
+    taken = [other and _tokens(other) - everywhere for other in others or [[]] * n]
+    shared = Counter(map(str, prompts))
+    paired = [shared[str(one)] <= _MOST_COMMON * n for one in prompts]
 
     def alike(i: int, j: int) -> bool:
-        if i == j or prompts[i] == prompts[j]:
+        if i == j or prompts[i] == prompts[j] or _near(words[i], words[j]):
             return True
-        either = len(words[i] | words[j])
-        return either > 0 and len(words[i] & words[j]) > _NEAR_COPY * either
+        return others is not None and (
+            prompts[j] == others[i] or _near(taken[i] or set(), words[j])
+        )
 
     partner = [(i + 1) % n for i in range(n)]
     for i in range(n):
@@ -74,7 +100,17 @@ def _partners(prompts: Sequence[Sequence[Sequence[int]]], drawn: random.Random) 
             if not alike(i, partner[j]) and not alike(j, partner[i]):
                 partner[i], partner[j] = partner[j], partner[i]
                 break
-    return {i: j for i, j in enumerate(partner) if not alike(i, j)}
+    if others is not None:
+        paired = [one and other is not None for one, other in zip(paired, others, strict=True)]
+    return {i: j for i, j in enumerate(partner) if paired[i] and not alike(i, j)}
+
+
+def _tokens(prompts: Prompts) -> set[int]:
+    return {token for prompt in prompts for token in prompt}
+
+
+def _near(one: set[int], other: set[int]) -> bool:
+    return len(one & other) > _NEAR_COPY * len(one | other)
 
 
 def _put_together(

@@ -96,6 +96,8 @@ class Audit:
         languages: None where the pool does not say.
         length_correlation: Rank correlation of the gradient score with response tokens.
         selected_length_correlation: The same of being selected.
+        score_of_those_open: Mean gradient score of the rows that may be taken; None where all of
+            them are, so that there was nothing to choose.
     """
 
     n_rows: tuple[int, int]
@@ -109,6 +111,7 @@ class Audit:
     languages: Mix | None
     length_correlation: float | None
     selected_length_correlation: float | None
+    score_of_those_open: float | None
 
 
 def audit_of(
@@ -118,11 +121,13 @@ def audit_of(
     cluster_N: np.ndarray,
     neighbours: Neighbours,
     similarity_threshold: float,
+    open_N: np.ndarray | None = None,
 ) -> Audit:
-    """Compare a subset of at least one row with its pool."""
+    """Compare a subset of at least one row with its pool; `open_N`: rows that may be taken."""
     selected_N = np.zeros(len(pool), dtype=bool)
     selected_N[selected_S] = True
     everything = np.arange(len(pool))
+    open_N = np.ones(len(pool), dtype=bool) if open_N is None else open_N
 
     def pair(value_N: np.ndarray, summarise=np.mean) -> tuple[float, float]:
         return float(summarise(value_N)), float(summarise(value_N[selected_S]))
@@ -144,6 +149,9 @@ def audit_of(
         length_correlation=rank_correlation(score_N, pool.n_response_tokens),
         selected_length_correlation=rank_correlation(
             selected_N.astype(float), pool.n_response_tokens
+        ),
+        score_of_those_open=(
+            float(score_N[open_N].mean()) if (open_N & ~selected_N).any() else None
         ),
     )
 
@@ -182,10 +190,10 @@ def audit_warnings(
             f"the density cut calls {100 * cut_share:.0f} % of the pool untypical: more than "
             f"{100 * CUT_WARNING:.0f} % is rarely noise; compare with another `score`"
         )
-    pool, subset = audit.gradient_score
-    if uses_score and subset < pool:
+    by_chance, (_, subset) = audit.score_of_those_open, audit.gradient_score
+    if uses_score and by_chance is not None and subset < by_chance:
         lines.append(
-            f"the subset's mean gradient score is {subset:.2f}, below {pool:.2f} of a random "
+            f"the subset's mean gradient score is {subset:.2f}, below {by_chance:.2f} of a random "
             "subset: diversity outweighs it; raise `alpha` or lower `beta`"
         )
     pool, subset = audit.high_loss_share

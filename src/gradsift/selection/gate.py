@@ -114,7 +114,8 @@ class Gate:
     def good_named(self, share: float) -> float:
         """Expect so many good rows among those named for their prompt, given the share of bad."""
         found = share * self.n_judged * (1 - self.threshold)
-        return max(0.0, int(self.unrelated_N.sum()) - found)
+        there = (1 - share) * self.n_judged
+        return min(max(0.0, int(self.unrelated_N.sum()) - found), there)
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
@@ -149,16 +150,17 @@ class Gate:
         if n < len(self.p_N):
             lines.append(
                 f"not judged by their prompt: {len(self.p_N) - n} rows without one, or with the "
-                "same as nearly all others"
+                "same as most others"
             )
         return lines
 
 
 def in_words(advantage: float, p: float) -> str:
     """Say how much likelier a response is after its own prompt, and how that compares."""
+    how = "likelier" if advantage >= 0 else "less likely"
     return (
-        f"its own prompt makes it likelier than another row's by {advantage:.1f} nats, as prompts "
-        f"of other rows do in {100 * p:.0f} % of the pairs (p {p:.2f})"
+        f"its own prompt makes it {how} than another row's by {abs(advantage):.1f} nats; a third "
+        f"row's does as well or better in {100 * p:.0f} % of the pairs (p {p:.2f})"
     )
 
 
@@ -211,19 +213,21 @@ def _require_enough(has_prompt_N: np.ndarray, advantage_N: np.ndarray, null_N: n
     if n_pairs < FEWEST_ROWS:
         raise CannotJudge(
             f"{cannot}of {n_prompts} rows with a prompt {n_prompts - n_pairs} have the same as "
-            "nearly all others, or almost the same, so that there is none to compare it with."
+            "most others, or there are too few different prompts to compare it with two."
         )
 
 
 def too_many_rows(gate: Gate, n_rows: int) -> list[str]:
     """Say so where so many rows cannot all be good, by the estimate."""
     # The interval takes a while on a large pool, and is seldom needed.
-    bad = null_share(gate.p_N[np.isfinite(gate.p_N)]) * gate.n_judged
-    if n_rows <= len(gate.p_N) - bad:
+    bad = null_share(gate.p_N[np.isfinite(gate.p_N)])
+    # Of rows that are not judged nothing better is known than of the others.
+    if n_rows <= (1 - bad) * len(gate.p_N):
         return []
     share = gate.unrelated_share
+    of = "the pool" if gate.n_judged == len(gate.p_N) else f"the {gate.n_judged} judged rows"
     return [
-        f"{n_rows} rows are more than the good ones: in {100 * share.estimate:.0f} % of the pool "
+        f"{n_rows} rows are more than the good ones: in {100 * share.estimate:.0f} % of {of} "
         f"({100 * share.low:.0f} to {100 * share.high:.0f} %) the answer does not depend on the "
         "prompt. A budget that exceeds the good rows cannot be kept clean; gradsift audit shows "
         "such rows, `gate` drops them"

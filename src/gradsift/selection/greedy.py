@@ -35,7 +35,9 @@ class Gains:
         return self.gradient_N + self.diversity_N - self.penalty_N
 
 
-def lazy_greedy(objective: Objective, constraints: Constraints) -> tuple[np.ndarray, Gains]:
+def lazy_greedy(
+    objective: Objective, constraints: Constraints, *, spend: bool = False
+) -> tuple[np.ndarray, Gains]:
     """Select by marginal gain, exactly as greedy does, without looking at every gain every time.
 
     A budget of rows is filled to exactly that many rows, even when gains turn negative: so many
@@ -43,8 +45,9 @@ def lazy_greedy(objective: Objective, constraints: Constraints) -> tuple[np.ndar
     per token among those that still fit, until none fits or none that fits has a gain of at least
     0 (cost-scaled greedy); if the best single row that fits beside what must be kept beats the
     result, the selection starts from that row instead and is filled up in the same way, which is
-    what bounds cost-scaled greedy from below (Leskovec et al., 2007). On equal gains the smaller
-    position wins, so callers order the instances by id.
+    what bounds cost-scaled greedy from below (Leskovec et al., 2007). With `spend` it is filled
+    like one of rows, whatever the gains. On equal gains the smaller position wins, so callers order
+    the instances by id.
 
     Returns:
         order_S, positions in the order of selection, and the gains of all instances.
@@ -52,8 +55,8 @@ def lazy_greedy(objective: Objective, constraints: Constraints) -> tuple[np.ndar
     search = _Search(objective, constraints)
     first_gain_N = search.gains().marginal_N
     fits_N = search.builder.fitting()
-    search.fill()
-    if search.builder.by_tokens and fits_N.any():
+    search.fill(spend)
+    if search.builder.by_tokens and not spend and fits_N.any():
         best = int(np.argmax(np.where(fits_N, first_gain_N, -np.inf)))
         added = search.builder.order[len(constraints.keep) :]
         if first_gain_N[best] > search.gains().marginal_N[added].sum():
@@ -101,13 +104,13 @@ class _Search:
         sums_N[self.builder.order] = self.sums_when_taken
         return Gains(self.gradient_N, self.diversity_scale * sums_N, self.penalty_N.copy())
 
-    def fill(self) -> None:
+    def fill(self, spend: bool = False) -> None:
         builder = self.builder
         while builder.left >= 1 and (row := self._best()) is not None:
             if not builder.fits(row):
                 # Nor will it later: budget and groups only shrink.
                 self._close(row)
-            elif builder.by_tokens and self._rates(slice(row, row + 1))[0] < 0:
+            elif builder.by_tokens and not spend and self._rates(slice(row, row + 1))[0] < 0:
                 return
             else:
                 self.take(row)

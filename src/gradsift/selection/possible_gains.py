@@ -43,15 +43,16 @@ class PossibleGains:
     def attained(self, terms: Terms) -> dict[str, float | None]:
         """Say which share of each possible gain a subset attains.
 
-        0 like a random subset, 1 as much as that term alone could; below 0 is worse than random.
-        None where nothing can be gained.
+        0 like a random subset, 1 as much as that term alone could, or more: under a budget of
+        tokens another subset may beat greedy, or leave tokens unspent. Below 0 is worse than
+        random. None where nothing can be gained.
         """
         shares: dict[str, float | None] = {}
         for name in TERMS:
             possible = getattr(self.scale, name)
             gain = getattr(terms, name) - getattr(self.random, name)
             gain = -gain if name == "similarity" else gain
-            shares[name] = gain / possible if possible > 0 else None
+            shares[name] = min(1.0, gain / possible) if possible > 0 else None
         return shares
 
 
@@ -71,7 +72,8 @@ def possible_gains(objective: Objective, constraints: Constraints) -> PossibleGa
     # Of rows that cost the same, those with fewer near-duplicates in the pool come first.
     tie_N = _few_near_duplicates_first(objective, near)
     apart = replace(only, score_N=tie_N, alpha=_TIE, gamma=1.0)
-    order_S, gains = lazy_greedy(apart, constraints)
+    # The random subset spends its tokens: one that saves them would be none to compare with.
+    order_S, gains = lazy_greedy(apart, constraints, spend=True)
     similarity = gains.penalty_N[order_S].sum()
     alone = Terms(float(gradient), float(diversity), float(similarity))
     return PossibleGains(random_terms(objective, constraints, near), alone)

@@ -227,7 +227,11 @@ def gradient_signal(
     """
     for layer in layers:
         if layer not in values:
-            raise GradsiftError(f"layer {layer!r} is unknown, expected one of {', '.join(values)}.")
+            there = ", ".join(values)
+            raise GradsiftError(
+                f"layer {layer!r} is unknown, expected one of {there}: this run recorded no other. "
+                f"Give `layers` {there}, beside a `preset`, too."
+            )
     columns = {
         (layer, name): robust_standardise(
             detrended(_for_scale(values[layer][name], name), covariates)

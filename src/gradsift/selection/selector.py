@@ -122,7 +122,15 @@ def select_rows(
         n_tokens=int(np.sum(pool.n_tokens[order_S])),
         table=_table(task, choice, config),
         criteria=_compare(order_S, signal, neighbours, config),
-        audit=audit_of(pool, order_S, signal.score_N, context.cluster_N, neighbours, threshold),
+        audit=audit_of(
+            pool,
+            order_S,
+            signal.score_N,
+            context.cluster_N,
+            neighbours,
+            threshold,
+            task.constraints.may_be_taken(),
+        ),
         signal=signal,
         cut_share=cut_share,
         step_correlation=rank_correlation(signal.score_N, pool.step),
@@ -143,15 +151,19 @@ def gate_of(pool: Candidates, config: GateConfig) -> Gate:
 
 
 def gate_shortage(
-    pool: Candidates, budget: Budget, config: SelectionConfig, rows_S: np.ndarray
+    pool: Candidates,
+    budget: Budget,
+    config: SelectionConfig,
+    context: Context,
+    rows_S: np.ndarray,
 ) -> list[str]:
-    """Say so where fewer rows pass the gate than the budget asks for."""
+    """Say so where fewer rows pass the gate, and may be taken, than the budget asks for."""
     if not config.gate or budget.kind == "auto":
         return []
     asked = budget.resolve(len(pool), int(np.sum(pool.n_tokens)))
     if asked.kind == "tokens":
-        n_passing = gate_of(pool, config).n_passing
-        is_short = len(rows_S) >= n_passing and pool.n_tokens[rows_S].sum() < asked.amount
+        n_left = n_open(pool, budget, config, context)
+        is_short = len(rows_S) >= n_left and pool.n_tokens[rows_S].sum() < asked.amount
     else:
         is_short = len(rows_S) < asked.amount
     if not is_short:
@@ -160,6 +172,11 @@ def gate_shortage(
         f"budget {budget} asks for {asked.amount} {asked.kind}, but only {len(rows_S)} rows pass "
         "the gate and may be taken: all of them are"
     ]
+
+
+def n_open(pool: Candidates, budget: Budget, config: SelectionConfig, context: Context) -> int:
+    """Count the rows that gate, quotas and lists leave, whatever the budget."""
+    return _conditions(pool, budget, config, context)[0].capacity()
 
 
 def choose_rows(
@@ -200,6 +217,30 @@ def make_signal(pool: Candidates, config: SelectionConfig) -> Signal:
 def _task(
     pool: Candidates, budget: Budget, config: SelectionConfig, context: Context, signal: Signal
 ) -> Task:
+    constraints, gate = _conditions(pool, budget, config, context)
+    objective = Objective(
+        score_N=signal.score_N,
+        neighbours=context.neighbours,
+        alpha=config.alpha,
+        beta=config.beta,
+        gamma=config.gamma,
+        similarity_threshold=config.similarity_threshold,
+    )
+    return Task(
+        pool,
+        signal,
+        context.neighbours,
+        objective,
+        constraints,
+        config.seed,
+        context.references,
+        gate,
+    )
+
+
+def _conditions(
+    pool: Candidates, budget: Budget, config: SelectionConfig, context: Context
+) -> tuple[Constraints, Gate | None]:
     if budget.kind == "auto" and not STRATEGIES[config.strategy].has_gains and not config.gate:
         *names, last = (name for name, strategy in STRATEGIES.items() if strategy.has_gains)
         raise GradsiftError(
@@ -226,24 +267,7 @@ def _task(
     if budget.kind == "auto":
         resolved = replace(resolved, amount=constraints.capacity())
         constraints = replace(constraints, budget=resolved)
-    objective = Objective(
-        score_N=signal.score_N,
-        neighbours=context.neighbours,
-        alpha=config.alpha,
-        beta=config.beta,
-        gamma=config.gamma,
-        similarity_threshold=config.similarity_threshold,
-    )
-    return Task(
-        pool,
-        signal,
-        context.neighbours,
-        objective,
-        constraints,
-        config.seed,
-        context.references,
-        gate,
-    )
+    return constraints, gate
 
 
 def _without_named(constraints: Constraints, gate: Gate, budget: Budget) -> Constraints:
