@@ -106,7 +106,7 @@ def test_an_arm_is_compared_with_rivals_that_have_as_much_replay_and_with_itself
         (f"full{more}", "full"),
     }  # fmt: skip
     assert any(
-        "grads 50%: no random arm is as large and has as much replay" in n for n in found["notes"]
+        "grads 50%: no random arm with as much replay is as large" in n for n in found["notes"]
     )
 
 
@@ -215,6 +215,42 @@ def test_exports_get_the_rows_and_the_selection_does_not(capsys, world, general)
     assert {"export/replay.json", "export/axolotl-replay.jsonl"} <= digests.keys()
 
 
+@pytest.mark.parametrize(
+    ("refused", "message"),
+    [
+        ({"replay_ratio": 0.95}, "are not repeated"),
+        # Refused only when it is written.
+        ({"export": ("trl", "openai"), "replay": "{text}"}, "can say none of the rows of replay"),
+    ],
+)
+def test_an_export_that_is_refused_leaves_the_one_that_was_there(
+    world, general, tmp_path, refused, message
+):
+    run = shutil.copytree(world / "run", tmp_path / "run", ignore=shutil.ignore_patterns("arms"))
+    options = {"budget": "50%", "export": ("trl",), "replay": general["chat"], "replay_ratio": 0.2}
+    folder = gs.select(run, **options).folder
+
+    def files():
+        # Not the lock of the selection, nor what is put aside.
+        return {
+            path.relative_to(folder): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file() and path.name != "selection.json"
+        }
+
+    before = files()
+    refused = {k: v.format(**general) if isinstance(v, str) else v for k, v in refused.items()}
+    with pytest.raises(gs.GradsiftError, match=f"{message}.*with the export that it had"):
+        gs.select(run, **{**options, **refused})
+    assert files() == before
+    digests = json.loads((folder / "selection.json").read_text())["files"]
+    assert "export/trl.jsonl" in digests
+    gs.select(run, **options)
+    assert files() == before
+    gs.select(run, budget="50%")
+    assert not (folder / "export").exists()
+
+
 def test_texts_beside_conversations_go_where_a_form_has_a_place_for_them(world, general):
     options = {"budget": "50%", "replay": general["text"], "replay_ratio": 0.2}
     result = gs.select(world / "run", export=("axolotl", "trl"), name="texts", **options)
@@ -224,6 +260,8 @@ def test_texts_beside_conversations_go_where_a_form_has_a_place_for_them(world, 
     ]
     assert kinds == ["chat_template", "completion"]
     assert {"input_ids", "labels"} == lines(export / "trl.jsonl")[0].keys()
+    (why,) = (note for note in result.notes if "tokens of this model's tokenizer" in note)
+    assert "texts stand beside conversations" in why
     for trainer in ("llamafactory", "openai"):
         with pytest.raises(gs.GradsiftError, match="can say none of the rows of replay"):
             gs.select(world / "run", export=trainer, name=f"no-{trainer}", **options)

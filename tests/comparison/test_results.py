@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from gradsift.comparison.arms import parse_arms
-from gradsift.comparison.results import EvaluatedModel, Scoreboard, caveats_of
+from gradsift.comparison.results import EvaluatedModel, Scoreboard, caveats_of, questions_of
 from gradsift.comparison.tables import Comparison
 from gradsift.errors import GradsiftError
+from gradsift.evaluation.conclusions import decide
 from gradsift.evaluation.text_metrics import WITHOUT, score_texts
 
 ZH = "今天天气很不错,我们去公园散步吧。"
@@ -134,6 +135,40 @@ def test_arms_borrow_from_those_whose_rows_vary_as_theirs_do():
     assert board.level("base", "loss").uncertainty.seeds == []
 
 
+def test_arms_borrow_only_from_those_with_as_much_replay():
+    arms = ("full", "full:replay=0.01", "grads@50%:replay=0.5:seeds=1", "random@50%:replay=0.5")
+    board = board_with(*arms)
+    assert board.lenders("full") == [["full"], ["full"], ["full"]]
+    low, high, drawn = list(board.arms)[1:]
+    assert board.lenders(low) == [[low], [low], [low]]
+    assert board.lenders(high) == [[high], [high], [high, drawn]]
+    # Nothing says how it differs: that of arms without replay is not taken.
+    board = board_with("full", "full:replay=0.5:seeds=1")
+    assert not board.knows_spread(list(board.arms)[1])
+
+
+def test_a_spread_from_arms_on_other_numbers_of_rows_is_told():
+    board = board_with("base", "full", "loss-low@5%:seeds=1", "grads@5%:seeds=1", "random@50%")
+    (note,) = (note for note in caveats_of(board) if "too narrow" in note)
+    assert note == (
+        "loss-low 5%, grads 5%: how trainings differ is taken from arms on other numbers of rows "
+        "(full); if it differs more, intervals are too narrow"
+    )
+    board = board_with("base", "full", "loss-low@5%", "grads@5%:seeds=1", "random@50%")
+    assert not any("too narrow" in note for note in caveats_of(board))
+
+
+def test_with_replay_steps_are_equal_to_within_one():
+    texts = ("full-equal-steps@50%:replay=0.1", "grads@50%:replay=0.1")
+    steps = {"full-equal-steps": {"n_steps": 8}}
+    steps_arm, subset = parse_arms(texts, (), 3)
+    for n, is_as_large in ((7, True), (9, True), (10, False)):
+        board = board_with(*texts, training={**steps, "grads": {"n_steps": n}})
+        assert board.is_as_large(subset.label, steps_arm.label) is is_as_large
+    notes = caveats_of(board)
+    assert any("no full-equal-steps arm with as much replay has as many steps" in n for n in notes)
+
+
 def test_an_arm_of_many_trainings_needs_no_others():
     texts = ("loss-low@50%", "grads@50%:seeds=5", "random@50%:seeds=2", "random@5%")
     board = board_with(*texts)
@@ -166,6 +201,24 @@ def test_an_arm_whose_spread_nothing_shows_is_noted():
     assert not any("trained once" in note for note in caveats_of(board))
     (seeds,) = board.level("full", "loss").uncertainty.seeds
     assert seeds.df == 2
+
+
+def test_one_training_of_each_arm_decides_nothing():
+    def far_apart(arm, index):
+        return np.random.default_rng(3).normal(
+            {"base": 3, "full": 2, "grads": 1}[arm.name], 0.3, 60
+        )
+
+    def share(arm, rng):
+        return (rng.random(400) < {"base": 0.9, "full": 0.5, "grads": 0.7}[arm.name]).astype(float)
+
+    once = board_with("base", "full:seeds=1", "grads@50%:seeds=1", loss=far_apart, tasks=share)
+    verdicts = decide(questions_of(once))
+    assert {verdict.answer for verdict in verdicts} == {"cannot tell"}
+    assert all(verdict.question.of_unknown_spread for verdict in verdicts)
+    assert once.relative_to_full("grads 50%") is None
+    twice = board_with("base", "full", "grads@50%:seeds=1", tasks=share)
+    assert not any(verdict.question.of_unknown_spread for verdict in decide(questions_of(twice)))
 
 
 def test_forgetting_relative_to_full_has_an_interval_or_is_not_there():

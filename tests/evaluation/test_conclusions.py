@@ -108,6 +108,36 @@ def test_a_single_item_has_no_interval():
     assert "BLEU +2.00 [no interval] (p 1.000); for BLEU more than one item" in verdict.sentence
 
 
+def test_without_a_spread_of_trainings_nothing_is_decided():
+    known, unknown = Spread(0.1, 0.0, 4), None
+
+    def question(arm, *spreads):
+        arms = tuple(Contribution(1.0, 1, spread) for spread in spreads)
+        found = Estimate(
+            9.0, 8, 10, 1e-9, 100, (1, 1), Uncertainty(VarianceComponent(0.3, 99), arms)
+        )
+        return Question(LEARNING, arm, "random", "random", {"bleu": found})
+
+    one, both, told = decide(
+        [
+            question("a", unknown, known),
+            question("b", unknown, unknown),
+            question("c", known, known),
+        ]
+    )
+    assert [one.answer, both.answer, told.answer] == ["cannot tell", "cannot tell", "yes"]
+    assert one.question.of_unknown_spread == ["a"]
+    assert both.question.of_unknown_spread == ["b", "random"]
+    assert one.adjusted_p == both.adjusted_p == {}
+    # It counts for no other question.
+    assert told.adjusted_p == {"bleu": pytest.approx(1e-9)}
+    assert one.sentence == (
+        "Did a learn more than random? Cannot tell, as nothing says how trainings of a differ: "
+        "BLEU +9.00 [+8.00, +10.00] (over items only); at least 2 trainings of each arm needed, "
+        "better 3, to know how they differ."
+    )
+
+
 def test_a_sentence_has_figures_and_what_would_help():
     (verdict,) = decide([learning(bleu=(0.5, 0.4))])
     assert "Did a learn more than random? Cannot tell" in verdict.sentence

@@ -351,7 +351,7 @@ def test_there_is_no_ratio_to_what_may_be_nothing():
 
 def estimate_of(value, items, seeds=None, n_seeds=3, n_items=100):
     """Of two arms whose trainings have variance `seeds` in the difference, known from four."""
-    spread = None if seeds is None else Spread(seeds * n_seeds / 2, 0.0, 4)
+    spread = NO_SPREAD if seeds is None else Spread(seeds * n_seeds / 2, 0.0, 4)
     arms = tuple(Contribution(weight, n_seeds, spread) for weight in (1.0, -1.0))
     known = Uncertainty(VarianceComponent(items, n_items - 1), arms)
     return Estimate(value, -1, 3, 0.3, n_items, (n_seeds, n_seeds), known)
@@ -416,6 +416,12 @@ def test_what_would_be_needed_is_more_where_p_is_adjusted():
     alone, detrended = needed(found), needed(found, 10)
     more = [int(text.split()[1]) for text in (alone, detrended)]
     assert 0 < more[0] < more[1]
+
+
+def test_where_nothing_says_how_trainings_differ_more_of_them_come_first():
+    arms = (Contribution(1.0, 1, None), Contribution(-1.0, 3, Spread(0.1, 0.0, 2)))
+    found = Estimate(2.2, 1, 3, 0.01, 100, (1, 3), Uncertainty(VarianceComponent(1.0, 99), arms))
+    assert needed(found).startswith("at least 2 trainings of each arm needed, better 3")
 
 
 def test_nothing_helps_where_there_is_no_difference():

@@ -109,7 +109,9 @@ def test_interrupted_it_goes_on_and_writes_the_same(run, chat_run, tmp_path):
     assert calls[0][3] == wanted
 
 
-@pytest.mark.parametrize("how", ["bytes", "tokens", "lengths", "other"])
+@pytest.mark.parametrize(
+    "how", ["bytes", "tokens", "lengths", "answer", "fault", "number", "other"]
+)
 def test_a_damaged_part_is_written_again(run, how, caplog):
     expected = said(SelfWritten(run).rows(400))
     path = parts(run)[0]
@@ -123,12 +125,59 @@ def test_a_damaged_part_is_written_again(run, how, caplog):
             usable["input_ids"][-1] = 5000
         elif how == "lengths":
             usable["n_prompt"] = 99
+        elif how == "answer":
+            usable["answer"] = "harmless"
+        elif how == "fault":
+            rows[0]["fault"] = "\x1b[31mred"
+        elif how == "number":
+            del rows[-1]
         schema = self_written._SCHEMA if how != "other" else None
         rows = rows if how != "other" else [{"a": 1}]
         pq.write_table(pq.read_table(path).from_pylist(rows, schema=schema), path)
     assert said(SelfWritten(run).rows(400)) == expected
     assert f"{path}: damaged or changed" in caplog.text
     assert "It is made again" in caplog.text
+
+
+def test_rows_that_somebody_else_wrote_are_not_trained_on(run, monkeypatch, tmp_path, caplog):
+    expected = SelfWritten(run).rows(400)
+    path, other = parts(run)[:2]
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    usable = next(row for row in rows if row["fault"] is None)
+    tokens = usable["input_ids"][usable["n_prompt"] :] = [9, 10, 11]
+    usable["answer"] = run.tokenizer.decode(tokens).strip()
+    # Under the signature of others, as that of another part, or with none.
+    metadata = table.schema.metadata
+    for signature in (metadata, pq.read_schema(other).metadata, None):
+        forged = table.from_pylist(rows, schema=self_written._SCHEMA)
+        pq.write_table(forged.replace_schema_metadata(signature), path)
+        caplog.clear()
+        assert said(SelfWritten(run).rows(400)) == said(expected)
+        assert caplog.text.count("have no signature of yours") == 1
+        caplog.clear()
+        assert said(SelfWritten(run).rows(400)) == said(expected)
+        assert caplog.text == ""
+    # A received folder: another user's key.
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other-user"))
+    written = []
+    monkeypatch.setattr(self_written, "write_parquet", lambda path, table: written.append(path))
+    assert said(SelfWritten(run).rows(400)) == said(expected)
+    assert written == parts(run)
+
+
+def test_without_a_key_rows_are_written_and_used_but_not_found_again(run, monkeypatch, caplog):
+    def refuse(content):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(self_written, "sign", refuse)
+    own = SelfWritten(run)
+    rows = own.rows(100)
+    assert "will write them again next time" in caplog.text
+    assert f"{len(rows)} are usable" in own.told()[0]
+    monkeypatch.undo()
+    assert said(SelfWritten(run).rows(100)) == said(rows)
+    assert "have no signature" in caplog.text
 
 
 @pytest.mark.parametrize("template", [None, WITHOUT_WORDS])

@@ -29,6 +29,7 @@ def test_a_share_is_of_all_tokens():
     assert tokens_for(0.2, 400) == pytest.approx(100)
     assert share_of(100, 400) == pytest.approx(0.2)
     assert [percent(share) for share in (0.05, 0.07, 0.125, 0.005)] == ["5%", "7%", "12.5%", "0.5%"]
+    assert percent(1e-9) == "0.0000001%"
 
 
 def test_others_stand_evenly_between_our_own():

@@ -12,6 +12,7 @@ from comparing import write_rows
 from gradsift.config import ReplayConfig
 from gradsift.errors import GradsiftError
 from gradsift.replay.rows import mixed
+from gradsift.replay.shares import percent
 from gradsift.replay.source import Replay
 from gradsift.run_folder import Run
 from gradsift.schema import validated
@@ -76,7 +77,7 @@ def test_the_mixture_has_the_share_that_was_asked_for(world, general, kind, rati
 def test_all_of_a_text_is_trained_on_and_of_a_conversation_its_answer(world, general):
     run = Run(world / "run")
     for kind in ("text", "chat"):
-        (row, *_) = replay_of(run, general[kind]).beside(n_own=50, ratio=0.1, seed=0, **OWN).rows
+        (row, *_) = replay_of(run, general[kind]).beside(n_own=500, ratio=0.1, seed=0, **OWN).rows
         masked = row.instance.labels.count(IGNORED_LABEL)
         assert (masked == 0) is (kind == "text")
 
@@ -103,10 +104,58 @@ def test_rows_are_not_repeated(world, general):
 
 def test_long_rows_for_a_small_share_are_told(world, general):
     replayed = replay_of(Run(world / "run"), general["text"]).beside(
-        n_own=20, ratio=0.02, seed=0, **OWN
+        n_own=540, ratio=0.02, seed=0, **OWN
     )
     assert len(replayed.rows) == 1
     assert "asked for were 2 %" in replayed.warning()
+
+
+@pytest.mark.parametrize("ratio", [0.02, 1e-9])
+def test_rows_that_are_too_long_for_a_share_are_refused(world, general, ratio):
+    replay = replay_of(Run(world / "run"), general["text"])
+    with pytest.raises(GradsiftError, match=r"too long for it \(\d+ tokens and more\)") as error:
+        replay.beside(n_own=20, ratio=ratio, seed=0, **OWN)
+    assert str(error.value).startswith(f"full: {percent(ratio)} of its tokens")
+
+
+@pytest.mark.parametrize("ratio", [0.02, 0.05])
+def test_shorter_rows_are_taken_where_those_that_were_drawn_are_too_long(world, tmp_path, ratio):
+    rows = [{"text": f"{i} " + "long " * 400} for i in range(30)] + [{"text": "a b c"}]
+    replay = replay_of(Run(world / "run"), write(tmp_path / "r.jsonl", rows))
+    tokens = [row.instance.n_response_tokens for row in replay._rows]
+    n_own = round(min(tokens) * (1 - ratio) / ratio)
+    for seed in range(5):
+        replayed = replay.beside(n_own=n_own, ratio=ratio, seed=seed, **OWN)
+        assert replayed.share == pytest.approx(ratio, rel=0.05)
+
+
+def test_of_rows_that_say_the_same_one_is_kept(world, tmp_path):
+    rows = [{"text": "the same row"}] * 20 + [{"text": "another row"}]
+    replay = replay_of(Run(world / "run"), write(tmp_path / "r.jsonl", rows))
+    assert len(replay._rows) == 2
+    assert any("19 rows say word for word what another one says" in n for n in replay.notes)
+
+
+def test_texts_stand_in_each_other_whatever_their_line_breaks(world, tmp_path):
+    text = "The quick brown fox jumps\nover the lazy dog,   and on it goes."
+    rows = [
+        {"text": "Before. The quick brown fox jumps over the\n\nlazy dog, and on it goes. After."},
+        {"text": "quick brown fox jumps over the lazy dog, and on"},
+        {"text": "The quick brown fox"},
+    ]
+    replay = replay_of(Run(world / "run"), write(tmp_path / "r.jsonl", rows))
+    (note,) = replay.overlaps(gs.load_pool(world / "test.jsonl"), [("text.txt", text)])
+    assert note.startswith("2 rows of replay")
+
+
+def test_a_split_is_asked_for_under_its_own_name(world, tmp_path):
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    for split in ("train", "test"):
+        write(folder / f"{split}.jsonl", [{"text": "a b c"}])
+    with pytest.raises(GradsiftError, match="`replay_split`") as error:
+        replay_of(Run(world / "run"), str(folder))
+    assert "`split`" not in str(error.value)
 
 
 def test_rows_that_are_taught_too_are_left_out_and_the_pool_itself_is_refused(

@@ -329,7 +329,8 @@ def select_run(
             gains = pa.array(selection.curve_S, pa.float64())
             write_parquet(folder / CURVE, pa.table({"marginal_gain": gains}))
             written.append(folder / CURVE)
-        remove(folder / EXPORT)
+        if not export or (folder / EXPORT).is_symlink():
+            remove(folder / EXPORT)
         result = SelectResult(
             folder,
             selected_file,
@@ -339,8 +340,10 @@ def select_run(
             tuple(written),
             tuple(kept["instance_id"].to_pylist()),
         )
-        # Before the exports: if one is refused, what is there is a whole selection.
-        _save_summary(result, made_with)
+        # Before the exports: if one is refused, what is there is a whole selection, with the
+        # export that it had.
+        earlier = [folder / EXPORT] if (folder / EXPORT).exists() else []
+        _save_summary(replace(result, written=(*written, *earlier)), made_with)
         if not export:
             return result
         if weights:
@@ -355,13 +358,16 @@ def select_run(
                 replayed = replay.beside(
                     selection.ids, n_own, replaying.ratio, config.seed, "the selection"
                 )
-            result = _exported(result, export, rows, setup, replayed)
+            with _replacing(folder / EXPORT):
+                result = _exported(result, export, rows, setup, replayed)
         except GradsiftError as error:
             logger.info(_counts_line(counts))
             for line in warnings:
                 logger.warning(line)
             raise GradsiftError(
-                f"{error} The selection itself, without the export, is in {folder}."
+                f"{error} The selection itself, "
+                f"{'with the export that it had' if earlier else 'without the export'}, is in "
+                f"{folder}."
             ) from error
         _save_summary(result, made_with)
     return result
@@ -370,7 +376,8 @@ def select_run(
 def _save_summary(result: SelectResult, made_with: dict[str, object]) -> None:
     """Write what was selected, with the digest of each file that was written."""
     files = [result.selected_file, result.folder / DECISIONS, *result.written]
-    files = [one for path in files for one in (sorted(path.rglob("*")) or [path]) if one.is_file()]
+    files = [one for path in files for one in (sorted(path.rglob("*")) or [path])]
+    files = [path for path in files if path.is_file() and not path.is_symlink()]
     digests = {str(path.relative_to(result.folder)): sha256_of(path) for path in files}
     write_json(result.folder / SUMMARY, {**result.summary(), **made_with, "files": digests})
 
@@ -387,6 +394,26 @@ def _locked(folder: Path) -> Generator[None, None, None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _replacing(folder: Path) -> Generator[None, None, None]:
+    """Put a folder aside while another is written in its place, and back if that fails.
+
+    Files in it name each other by their place, so it is not written elsewhere.
+    """
+    aside = folder.with_name(f".{folder.name}.before")
+    remove(aside)
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        yield
+    except BaseException:
+        remove(folder)
+        if aside.exists():
+            aside.rename(folder)
+        raise
+    remove(aside)
 
 
 def _warnings(

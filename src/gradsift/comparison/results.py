@@ -37,8 +37,8 @@ from gradsift.evaluation.uncertainty import NO_SPREAD, Spread
 
 # What the questions have in common that ask whether replay helps an arm.
 REPLAY = "replay"
-# By how much the steps of two arms with replay may differ that are called equal: a share of other
-# rows is another number of rows.
+# By how much the steps of two arms with replay may differ that are called equal, or by one: a share
+# of other rows is another number of rows.
 STEPS_APART = 0.02
 N_RESAMPLINGS = 1000
 # Items of a set from which on a bootstrap's interval is worth its name.
@@ -151,7 +151,7 @@ class Scoreboard:
         """
         if not {BASE, FULL} <= self.arms.keys() or label in (BASE, FULL):
             return None
-        if "accuracy" not in self.metrics:
+        if "accuracy" not in self.metrics or not all(map(self.knows_spread, (label, FULL))):
             return None
         lost = self.difference(BASE, FULL, "accuracy")
         if lost.value <= 0 or lost.p >= SIGNIFICANT:
@@ -164,14 +164,25 @@ class Scoreboard:
         return Measured(self.replicates(label, metric), self._spread(label, metric))
 
     def _spread(self, label: str, metric: str) -> Spread | None:
+        return self._lent(label, metric)[1]
+
+    def _lent(self, label: str, metric: str) -> tuple[list[str], Spread | None]:
+        """Return the spread of an arm's trainings, and the arms that it is known from."""
         if not self.arms[label].is_trained:
-            return NO_SPREAD
-        spread = None
+            return [], NO_SPREAD
+        lent: tuple[list[str], Spread | None] = [], None
         for lenders in self.lenders(label):
-            spread = self._pooled(tuple(lenders), metric) or spread
-            if spread is not None and spread.df >= ENOUGH_DF:
-                return spread
-        return spread
+            spread = self._pooled(tuple(lenders), metric)
+            if spread is not None:
+                lent = [arm for arm in lenders if len(self.models[arm]) > 1], spread
+                if spread.df >= ENOUGH_DF:
+                    break
+        return lent
+
+    def lent_by_others(self, label: str) -> list[str]:
+        """Return those arms of another budget that say how an arm's trainings differ."""
+        lenders = self._lent(label, self.metrics[0])[0]
+        return [arm for arm in lenders if self.arms[arm].budget != self.arms[label].budget]
 
     def _pooled(self, lenders: tuple[str, ...], metric: str) -> Spread | None:
         key = (lenders, metric)
@@ -186,20 +197,19 @@ class Scoreboard:
         Its own, if they are many. Else those of its class, and of its budget if these are enough:
         trainings on few rows differ in another measure than those on many. Arms that draw their
         rows differ by the draw, too; so they may say how fixed ones differ at most, where nothing
-        else does, but never the other way round.
+        else does, but never the other way round. All have as much replay as the arm itself: its
+        rows are drawn, too, and how much that matters depends on how many they are.
         """
-        draws, budget = self._draws(label), self.arms[label].budget
-        trained = [other for other in self.arms if self.arms[other].is_trained]
-        # Rows of replay may be drawn, too, but few of them.
-        replays = bool(self.arms[label].replay_share)
-        alike = [
+        draws, own = self._draws(label), self.arms[label]
+        trained = [
             other
-            for other in trained
-            if self._draws(other) == draws and bool(self.arms[other].replay_share) == replays
+            for other, arm in self.arms.items()
+            if arm.is_trained and arm.replay_share == own.replay_share
         ]
-        of_budget = [other for other in alike if self.arms[other].budget == budget]
-        own = [[label]] if len(self.models[label]) >= OWN_SPREAD else []
-        return [*own, of_budget, alike, *([] if draws else [trained])]
+        alike = [other for other in trained if self._draws(other) == draws]
+        of_budget = [other for other in alike if self.arms[other].budget == own.budget]
+        alone = [[label]] if len(self.models[label]) >= OWN_SPREAD else []
+        return [*alone, of_budget, alike, *([] if draws else [trained])]
 
     def knows_spread(self, label: str) -> bool:
         """Return whether anything says how trainings of an arm differ; of base nothing needs to."""
@@ -271,11 +281,11 @@ class Scoreboard:
         if model.arm.replay_share != other.arm.replay_share:
             return False
         if other.arm.name == FULL_STEPS:
-            # For a budget of tokens it has as many steps as a random subset, which may be others.
-            apart = STEPS_APART if model.arm.replay_share else 0
             assert model.n_steps is not None
             assert other.n_steps is not None
-            return abs(model.n_steps - other.n_steps) <= apart * other.n_steps
+            # For a budget of tokens it has as many steps as a random subset, which may be others.
+            apart = max(1, STEPS_APART * other.n_steps) if model.arm.replay_share else 0
+            return abs(model.n_steps - other.n_steps) <= apart
         # The same size may be said in other words: 50 % of 24 rows, or 12.
         return other.arm.budget in (None, model.arm.budget) or model.n_rows == other.n_rows
 
@@ -330,15 +340,24 @@ def caveats_of(board: Scoreboard) -> list[str]:
             f"{', '.join(alone)}: trained once, and no arm more often whose trainings differ as "
             "much (rows drawn, or fixed): how its own would differ is in no interval"
         )
+    borrowing: dict[tuple[str, ...], list[str]] = {}
+    for label in board.arms:
+        if lenders := board.lent_by_others(label):
+            borrowing.setdefault(tuple(lenders), []).append(label)
+    caveats += [
+        f"{', '.join(labels)}: how trainings differ is taken from arms on other numbers of rows "
+        f"({', '.join(lenders)}); if it differs more, intervals are too narrow"
+        for lenders, labels in borrowing.items()
+    ]
     caveats += _language_caveats(board)
     replays = any(arm.replay_share for arm in board.arms.values())
-    also = " and has as much replay" if replays else ""
+    also = " with as much replay" if replays else ""
     for name, size in ((RANDOM, "is as large"), (FULL_STEPS, "has as many steps")):
         rivals = board.named(name)
         for label in board.subsets():
             if rivals and not any(board.is_as_large(label, rival) for rival in rivals):
                 caveats.append(
-                    f"{label}: no {name} arm {size}{also}, so it is not compared with one"
+                    f"{label}: no {name} arm{also} {size}, so it is not compared with one"
                 )
     return caveats
 

@@ -229,6 +229,8 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "sentence": verdict.sentence,
         "differences": {name: _estimate(estimate) for name, estimate in differences},
         "adjusted_p": verdict.adjusted_p,
+        # Of these no interval holds how trainings differ: it is over items only.
+        "spread_unknown": question.of_unknown_spread,
     }
 
 

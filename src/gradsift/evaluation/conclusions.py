@@ -45,6 +45,16 @@ class Question:
         """The metrics that are there of those that decide."""
         return [name for name in DECIDING[self.kind] if name in self.differences]
 
+    @property
+    def of_unknown_spread(self) -> list[str]:
+        """The arms of which nothing says how their trainings differ: no interval holds that."""
+        pairs = (
+            zip((self.arm, self.rival), difference.uncertainty.trainings, strict=False)
+            for difference in self.differences.values()
+        )
+        found = {arm for pair in pairs for arm, trained in pair if trained.spread is None}
+        return [arm for arm in (self.arm, self.rival) if arm in found]
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -53,7 +63,7 @@ class Verdict:
     Attributes:
         answer: yes, no (worse), mixed, cannot tell, or nothing to tell.
         adjusted_p: By deciding metric, adjusted for all deciding metrics of all questions of
-            this kind and family.
+            this kind and family. Empty where the spread of trainings is not known.
     """
 
     question: Question
@@ -67,7 +77,8 @@ def decide(questions: Sequence[Question]) -> list[Verdict]:
 
     They are adjusted within each kind and family, over all arms and deciding metrics. An arm is
     better where at least one deciding metric says so and none says the opposite. Where neither arm
-    measurably forgot anything, a difference between them is not forgetting.
+    measurably forgot anything, a difference between them is not forgetting. Where nothing says how
+    the trainings of an arm differ, nothing can be told, and the question counts for no other.
     """
     adjusted: list[dict[str, float]] = [{} for _ in questions]
     n_tests: list[dict[str, int]] = [{} for _ in questions]
@@ -75,7 +86,7 @@ def decide(questions: Sequence[Question]) -> list[Verdict]:
         family = [
             (at, name)
             for at, question in enumerate(questions)
-            if (question.kind, question.family) == which
+            if (question.kind, question.family) == which and not question.of_unknown_spread
             for name in question.deciding
         ]
         p_values = [questions[at].differences[name].p for at, name in family]
@@ -97,7 +108,7 @@ def holm_multipliers(p_values: Sequence[float]) -> list[int]:
 
 
 def _decide(question: Question, adjusted: dict[str, float], n_tests: dict[str, int]) -> Verdict:
-    clear = {name for name in question.deciding if adjusted[name] < SIGNIFICANT}
+    clear = {name for name in adjusted if adjusted[name] < SIGNIFICANT}
     better = {name for name in clear if _is_better(name, question.differences[name].value)}
     nothing = _nothing_to_tell(question, any_clear=bool(clear))
     if nothing is not None:
@@ -147,9 +158,10 @@ def _sentence(
 ) -> str:
     verb = "learn more" if question.kind == LEARNING else "forget less"
     wording = f"Did {question.arm} {verb} than {question.rival}?"
+    once = " and ".join(question.of_unknown_spread)
     figures = "; ".join(
         f"{METRICS[name].label} {_figure(METRICS[name], question.differences[name])}"
-        f" (p {_p(adjusted[name])})"
+        + (f" (p {_p(adjusted[name])})" if adjusted else " (over items only)")
         for name in question.deciding
     )
     if not figures:
@@ -158,14 +170,16 @@ def _sentence(
         YES: "Yes",
         NO: "No, it did worse" if question.kind == LEARNING else "No, it forgot more",
         MIXED: "In one respect more, in another less",
-        CANNOT_TELL: "Cannot tell at this size",
+        CANNOT_TELL: f"Cannot tell, as nothing says how trainings of {once} differ"
+        if once
+        else "Cannot tell at this size",
         NOTHING_TO_TELL: f"Nothing to tell: {nothing}",
     }
     more = ""
     if answer == CANNOT_TELL:
         nearest = min(question.deciding, key=lambda name: question.differences[name].p)
-        effort = needed(question.differences[nearest], n_tests[nearest])
-        more = f"; for {METRICS[nearest].label} {effort}"
+        effort = needed(question.differences[nearest], n_tests.get(nearest, 1))
+        more = f"; {effort}" if once else f"; for {METRICS[nearest].label} {effort}"
     return f"{wording} {words[answer]}: {figures}{more}."
 
 

@@ -142,6 +142,8 @@ def needed(estimate: Estimate, n_tests: int = 1, *, most: int = 20) -> str:
     uncertainty, n_items = estimate.uncertainty, estimate.n_items
     if math.isinf(uncertainty.items.variance):
         return "more than one item of each set needed"
+    if any(arm.spread is None for arm in uncertainty.trainings):
+        return "at least 2 trainings of each arm needed, better 3, to know how they differ"
 
     def is_enough(known: Uncertainty) -> bool:
         # Both of these quantiles, for each of the interval's components.

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsift.data.example import Chat, Example, Plain
 from gradsift.data.rendering import Template
@@ -33,6 +33,7 @@ from gradsift.progress import Progress, no_progress, stage, tell_kept
 from gradsift.replay.rows import MARK, ReplayRow
 from gradsift.run_folder import Run
 from gradsift.seals import DamagedError, read_parquet, short_sha256, write_parquet
+from gradsift.signatures import is_signed, key_file, sign
 from gradsift.terms import IGNORED_LABEL
 from gradsift.training.model import load_model, on_best_device
 
@@ -46,6 +47,13 @@ MOST_NEW_TOKENS = 512
 LEAST_USABLE, ROWS_BEFORE_GIVING_UP = 0.05, 160
 # A text repeats itself if less than half of its sequences of so many tokens are different ones.
 REPEATED, FEWEST_SEQUENCES = 4, 16
+
+# What is wrong with rows that are left out.
+EMPTY, REPEATING, SAID = "empty", "repeating themselves", "said before"
+ENDLESS, TOO_LONG = "questions without an end", "questions too long to be answered"
+FAULTS = {None, EMPTY, REPEATING, SAID, ENDLESS, TOO_LONG}
+# Key of a part's metadata: that it was this user's model that wrote these rows.
+SIGNED = b"gradsift.signed"
 
 _SCHEMA = pa.schema(
     [
@@ -81,6 +89,9 @@ class SelfWritten:
         self._seed = run.config.seed
         self._made_from = short_sha256(json.dumps(made_from, sort_keys=True), 10)
         self._folder = run.folder / FOLDER / self._made_from
+        # What was read or written already, by the number of the part.
+        self._known: dict[int, list[dict[str, Any]]] = {}
+        self._told_of_strangers = False
 
     def rows(self, n_trained: float, *, write: bool = True) -> list[ReplayRow]:
         """Return usable rows, with so many tokens that have a loss if they are (to be) written."""
@@ -108,21 +119,37 @@ class SelfWritten:
         ]
 
     def _parts(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        # In their order up to the first that is missing.
+        # In their order up to the first that is missing, or somebody else's.
         number = 0
-        while (path := self._path(number)).exists():
-            try:
-                yield number, self._read(path)
-            except DamagedError as error:
-                logger.warning(f"{error.found} It is made again.")
-                remove(path)
-                return
+        while number in self._known or (path := self._path(number)).exists():
+            if number not in self._known:
+                try:
+                    rows = self._read(number)
+                except DamagedError as error:
+                    logger.warning(f"{error.found} It is made again.")
+                    remove(path)
+                    return
+                if rows is None:
+                    self._tell_of_strangers()
+                    return
+                self._known[number] = rows
+            yield number, self._known[number]
             number += 1
+
+    def _tell_of_strangers(self) -> None:
+        if not self._told_of_strangers:
+            logger.warning(
+                f"{self._folder}: rows there were written elsewhere (they have no signature of "
+                "yours): they are not trained on, and the model writes them again"
+            )
+        self._told_of_strangers = True
 
     def _path(self, number: int) -> Path:
         return self._folder / f"part-{number:05d}.parquet"
 
-    def _read(self, path: Path) -> list[dict[str, Any]]:
+    def _read(self, number: int) -> list[dict[str, Any]] | None:
+        """Return the rows of a part; None if nothing says that this user's model wrote them."""
+        path = self._path(number)
         table = read_parquet(path, expected=_SCHEMA)
         rows = table.select(_SCHEMA.names).to_pylist()
         flat = pc.list_flatten(table["input_ids"])
@@ -130,11 +157,40 @@ class SelfWritten:
             len(flat) and not 0 <= pc.min(flat).as_py() <= pc.max(flat).as_py() < self._vocab_size
         ):
             raise DamagedError(path, "has tokens that the model does not know")
+        if len(rows) != ROWS_IN_A_PART:
+            raise DamagedError(path, f"has {len(rows)} rows, expected {ROWS_IN_A_PART}")
         for row in rows:
-            most, n = self._run.config.max_length, len(row["input_ids"])
-            if row["fault"] is None and not 0 <= row["n_prompt"] < n <= most:
-                raise DamagedError(path, f"has a row of {n} tokens, {row['n_prompt']} of a prompt")
-        return rows
+            if row["fault"] not in FAULTS:
+                raise DamagedError(path, "has rows with a fault that there is not")
+            if row["fault"] is None:
+                self._require_consistent(path, row)
+        signature = (table.schema.metadata or {}).get(SIGNED, b"").decode("ascii", "replace")
+        return rows if is_signed(self._what_is_signed(number, rows), signature) else None
+
+    def _require_consistent(self, path: Path, row: dict[str, Any]) -> None:
+        most, n, n_prompt = self._run.config.max_length, len(row["input_ids"]), row["n_prompt"]
+        if not 0 <= n_prompt < n <= most:
+            raise DamagedError(path, f"has a row of {n} tokens, {n_prompt} of a prompt")
+        # A text has one token before it.
+        begins = 1 if row["question"] is None else n_prompt
+        if _decoded(self._run.tokenizer, row["input_ids"][begins:]) != row["answer"]:
+            raise DamagedError(path, "has an answer that is not what its tokens say")
+
+    def _what_is_signed(self, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"self_written": self._made_from, "part": number, "rows": rows}
+
+    def _save(self, number: int, rows: list[dict[str, Any]]) -> None:
+        table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+        try:
+            signature = sign(self._what_is_signed(number, rows))
+            table = table.replace_schema_metadata({SIGNED: signature})
+        except OSError as error:
+            logger.warning(
+                f"{key_file()}: the key that tells your rows from those of others cannot be used "
+                f"or made ({error.strerror or error}): the model will write them again next time"
+            )
+        write_parquet(self._path(number), table)
+        self._known[number] = rows
 
     def _write(self, parts: dict[int, list[dict[str, Any]]], n_trained: float) -> None:
         usable = _usable(parts)
@@ -164,8 +220,7 @@ class SelfWritten:
             seen = {(row["question"], row["answer"]) for rows in parts.values() for row in rows}
             seed = int(short_sha256(f"{self._made_from} {self._seed} {number}", 15), 16)
             parts[number] = writer.part(seed, seen)
-            table = pa.Table.from_pylist(parts[number], schema=_SCHEMA)
-            write_parquet(self._path(number), table)
+            self._save(number, parts[number])
             tell_kept(self._progress)
             done = _n_trained(_usable(parts))
         self._progress(*(len(_usable(parts)),) * 2, done, done)
@@ -197,7 +252,7 @@ class _Writer:
         for row in rows:
             said = (row["question"], row["answer"])
             if row["fault"] is None and said in seen:
-                row["fault"] = "said before"
+                row["fault"] = SAID
             seen.add(said)
         return rows
 
@@ -220,10 +275,10 @@ class _Writer:
         for tokens in self._sampled([self.prefix] * ROWS_IN_A_PART, max(1, room // 2), seed):
             question, fault = self._text(tokens), self._fault(tokens)
             if fault is None and tokens[-1] not in self._ends:
-                fault = "questions without an end"
+                fault = ENDLESS
             prompt = [] if fault else self._prompt(question)
             if fault is None and not 0 < len(prompt) < self._most:
-                fault = "questions too long to be answered"
+                fault = TOO_LONG
             rows.append(_row(question, "", prompt, len(prompt), fault))
             prompts += [] if fault else [prompt]
         if not prompts:
@@ -269,17 +324,21 @@ class _Writer:
 
     def _fault(self, tokens: Sequence[int]) -> str | None:
         if not self._text(tokens):
-            return "empty"
+            return EMPTY
         sequences = list(zip(*(tokens[i:] for i in range(REPEATED)), strict=False))
         if len(sequences) >= FEWEST_SEQUENCES and 2 * len(set(sequences)) < len(sequences):
-            return "repeating themselves"
+            return REPEATING
         return None
 
     def _text(self, tokens: Sequence[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        return _decoded(self._tokenizer, tokens)
 
     def _tokens(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    return tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
 def _question(text: str) -> Chat:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import TypeVar
 
 from gradsift.wording import short
@@ -49,7 +50,8 @@ def spread(own: Sequence[T], others: Sequence[T]) -> list[T]:
 
 def percent(ratio: float) -> str:
     """Return a share as people write it: 5%, 0.5%."""
-    return f"{100 * ratio:g}%"
+    # Never 1e-07%.
+    return f"{Decimal(f'{100 * ratio:g}'):f}%"
 
 
 def missed(ratio: float, share: float, rows: str) -> str | None:
@@ -58,5 +60,6 @@ def missed(ratio: float, share: float, rows: str) -> str | None:
         return None
     return (
         f"replay has {100 * share:.1f} % of the tokens that have a loss, asked for were "
-        f"{100 * ratio:g} %: rows are taken whole, and those of {short(rows, 60)} are long for it"
+        f"{percent(ratio)[:-1]} %: rows are taken whole, and those of {short(rows, 60)} are long "
+        "for it"
     )

@@ -30,6 +30,8 @@ from gradsift.wording import short
 LEAST_CONFLICT = "least_conflict"
 # Of a text that is looked for in another: shorter ones stand there by chance.
 FEWEST_CHARACTERS = 40
+# By what factor the tokens of replay may miss those that are wanted, as rows are taken whole.
+MOST_MISSED = 2
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +111,26 @@ class Replay:
                 f"{int(1e4 * most) / 1e4:g}."
             )
         taken = order[: n_rows_for(wanted, tokens)]
+        n_taken = sum(tokens[: len(taken)])
+        are_written = all(self._rows[i].example is not None for i in taken)
+        if are_written and not wanted / MOST_MISSED <= n_taken <= wanted * MOST_MISSED:
+            taken = self._of_few_tokens(order, wanted, f"{title}: {percent(ratio)}")
         return Replayed(tuple(self._rows[i] for i in taken), self.name, ratio, n_own)
+
+    def _of_few_tokens(self, order: Sequence[int], wanted: float, asked: str) -> Sequence[int]:
+        counts = {i: self._rows[i].instance.n_response_tokens for i in order}
+        # Of rows that are no longer than what is wanted, some come to half as much again at most.
+        shorter = [i for i in order if counts[i] <= wanted]
+        if sum(counts[i] for i in shorter) >= wanted:
+            return shorter[: n_rows_for(wanted, [counts[i] for i in shorter])]
+        nearest = min(order, key=lambda i: abs(counts[i] - wanted))
+        if wanted / MOST_MISSED <= counts[nearest] <= wanted * MOST_MISSED:
+            return [nearest]
+        raise GradsiftError(
+            f"{asked} of its tokens that have a loss are {wanted:.3g} of replay, and rows of "
+            f"{self.name} are taken whole: they are too long for it ({min(counts.values())} tokens "
+            "and more). Give shorter rows, or a larger `replay_ratio`."
+        )
 
     def overlaps(self, test: Pool, texts: Sequence[tuple[str, str]] = ()) -> list[str]:
         """Say what of the evaluation stands word for word in the rows of replay.
@@ -130,12 +151,14 @@ class Replay:
                     f"replay ({self.name}), and the question of {n_asked}: what is replayed of "
                     "them counts as learnt"
                 )
+        said = [_said(row.example) for row in self._rows] if texts else []
         for name, text in texts:
-            n_rows = sum(_stands_in(text, row.example) for row in self._rows)
+            whole = _words(text)
+            n_rows = sum(_share_words(whole, row) for row in said)
             if n_rows:
                 notes.append(
-                    f"{n_rows} rows of replay ({self.name}) stand word for word in {name}: that it "
-                    "is not forgotten says nothing of other text"
+                    f"{n_rows} rows of replay ({self.name}) stand word for word in {name}, or it "
+                    "in them: that it is not forgotten says nothing of other text"
                 )
         return notes
 
@@ -186,7 +209,8 @@ class Replay:
             try:
                 pool = read_pool(name, reading)
             except GradsiftError as error:
-                raise GradsiftError(f"`replay`: {error}") from error
+                said = str(error).replace("`split`", "`replay_split`")
+                raise GradsiftError(f"`replay`: {said}") from error
         if pool.sha256 == run.pool.sha256:
             raise GradsiftError(
                 f"`replay` {name} is what is taught itself: give general rows, of what the model "
@@ -200,7 +224,8 @@ class Replay:
         self.notes += [f"replay: {line}" for line in (*pool.notes(), *built.lines())]
         rows = {row.instance_id: row for row in pool.rows}
         taught = {row.content_hash for row in run.pool.rows if row.example is not None}
-        found, n_taught, n_unrecorded = [], 0, 0
+        found: dict[str | None, ReplayRow] = {}
+        n_taught, n_unrecorded, n_again = 0, 0, 0
         recorded = None
         if self._store is not None:
             ok = zip(self._store.instance_ids, self._store.finite.tolist(), strict=True)
@@ -211,11 +236,20 @@ class Replay:
                 n_taught += 1
             elif recorded is not None and item.instance_id not in recorded:
                 n_unrecorded += 1
+            elif row.content_hash in found:
+                n_again += 1
             else:
                 marked = Instance(
                     MARK + item.instance_id, item.input_ids, item.labels, item.truncated
                 )
-                found.append(ReplayRow(marked, row.example, row.source, row.content_hash))
+                found[row.content_hash] = ReplayRow(
+                    marked, row.example, row.source, row.content_hash
+                )
+        if n_again:
+            self.notes.append(
+                f"replay: {n_again} rows say word for word what another one says; one of each is "
+                "kept"
+            )
         if n_taught:
             self.notes.append(
                 f"replay: {n_taught} rows say word for word what a row of the pool says; left out"
@@ -228,9 +262,10 @@ class Replay:
                 f"`replay` {self.name}: none of its {len(pool.rows)} rows can be used "
                 f"({short(why, 400)})."
             )
-        items = [row.instance for row in found]
+        usable = list(found.values())
+        items = [row.instance for row in usable]
         require_positions(run.model.name, run.model_config, items, run.config.max_length)
-        return found
+        return usable
 
 
 def replay_of(
@@ -270,9 +305,19 @@ def _question_of(example: Example | None) -> str:
     return asked[-1].strip() if asked else ""
 
 
-def _stands_in(text: str, example: Example | None) -> bool:
+def _said(example: Example | None) -> str:
+    """Return the last text that is trained on."""
     if example is None:
-        return False
-    said = example.trained[-1]["content"] if isinstance(example, Chat) else example.response
-    said = said.strip()
-    return len(said) >= FEWEST_CHARACTERS and said in text
+        return ""
+    last = example.trained[-1]["content"] if isinstance(example, Chat) else example.response
+    return _words(last)
+
+
+def _words(text: str) -> str:
+    # Line breaks and indents differ between copies of a text.
+    return " ".join(text.split())
+
+
+def _share_words(text: str, said: str) -> bool:
+    short, long = sorted((text, said), key=len)
+    return len(short) >= FEWEST_CHARACTERS and short in long

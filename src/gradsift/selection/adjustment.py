@@ -38,8 +38,8 @@ def detrended(x_N: np.ndarray, covariates: Sequence[np.ndarray]) -> np.ndarray:
     cut off at 3 robust standard deviations from the median of their neighbours. (Its own robust
     repeats judge by residuals, of which ties have none.) Rows that tie in a covariate share their
     rank and enter the fit with their common mean, so that nothing depends on the order of the rows.
-    With several covariates each is fitted to what
-    the others leave, twice (backfitting). Fewer than 9 rows stay as they are.
+    With several covariates each is fitted to what the others leave, twice (backfitting). Fewer than
+    9 rows stay as they are.
     """
     x_N = np.asarray(x_N, dtype=np.float64)
     if len(x_N) < _FEWEST_ROWS or not covariates:

@@ -240,6 +240,26 @@ def test_axolotls_shares_of_sources(tmp_path):
     assert "weight" not in yaml.safe_load(alone.files[-1].read_text())["datasets"][0]
 
 
+def test_of_replay_as_large_a_share_is_drawn_as_of_the_rest(tmp_path):
+    def said(answer):
+        turns = ({"role": "user", "content": "q"}, {"role": "assistant", "content": answer})
+        return Chat(turns, (False, True))
+
+    rows = [
+        ExportRow("a", said("x" * 30), "one", 2.0),
+        ExportRow("b", said("x" * 90), "two", 1.0),
+        ExportRow("replay/c", said("x" * 10), is_replay=True),
+    ]
+    result = write_export("axolotl", rows, tmp_path, setup())
+    entries = yaml.safe_load(result.files[-1].read_text())["datasets"]
+    # Of 120 characters 30 + 0.5 * 90 are drawn, so 10 of replay become 6.25.
+    assert [entry["weight"] for entry in entries] == [1.0, 0.5, 0.625]
+    assert any("replay 0.625" in note for note in result.notes)
+    result = write_export("axolotl", rows[1:], tmp_path, setup())
+    entries = yaml.safe_load(result.files[-1].read_text())["datasets"]
+    assert not any("weight" in entry for entry in entries)
+
+
 def read_as_llamafactory(entry, row):
     """What its converter for ShareGPT makes of a row; None where it skips one with a warning."""
     tags, columns = entry["tags"], entry["columns"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from gradsift.data.example import Plain
+from gradsift.data.example import Example, Plain
 from gradsift.data.exports.rows import (
     NO_WEIGHTS,
     Exported,
@@ -80,7 +80,8 @@ def write_axolotl(rows: Sequence[ExportRow], folder: Path, setup: Setup) -> Expo
 
     Rows that are weighted and come from several sources are a file for each source, with a `weight`
     that gives the sources the shares that their rows' weights have. Rows of replay are a file of
-    their own, all of which is taken, and may be of another kind.
+    their own, of which as large a share is drawn as of the others together, and may be of another
+    kind.
     """
     kinds = {
         is_replay: kind_of([row for row in rows if row.is_replay is is_replay])
@@ -102,9 +103,12 @@ def write_axolotl(rows: Sequence[ExportRow], folder: Path, setup: Setup) -> Expo
             for number, (name, weight) in enumerate(weights.items())
         ]
     replay = [pair for pair in done if pair[0].is_replay]
-    groups += [("-replay", replay, {})] if replay else []
+    share = {}
+    if replay and weights:
+        share = {"weight": _drawn([row for row, _ in selected], weights)}
+    groups += [("-replay", replay, share)] if replay else []
     entries, files = [], []
-    for part, group, share in groups:
+    for part, group, entry in groups:
         kind = kinds[part == "-replay"]
         records = [record for _, record in group]
         file = write_lines(folder / f"axolotl{part}.jsonl", records)
@@ -112,13 +116,14 @@ def write_axolotl(rows: Sequence[ExportRow], folder: Path, setup: Setup) -> Expo
         if kind != "chat":
             require_texts(file, "axolotl")
         place = {"path": str(file), "ds_type": "json"}
-        entries.append(place | _entry(kind, records) | share)
+        entries.append(place | _entry(kind, records) | entry)
     config = folder / "axolotl.yaml"
     settings, missing = _settings(setup)
     settings["datasets"] = entries
     head = HEAD.format(file=config) + (WEIGHTS if weights else "")
     write_text(config, head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    shares = ", ".join(f"{name} {weight}" for name, weight in weights.items())
+    drawn = weights | ({"replay": share["weight"]} if share else {})
+    shares = ", ".join(f"{name} {weight}" for name, weight in drawn.items())
     told = without_words(missing)
     if not weights and any(row.weight is not None for row, _ in done):
         told.append(NO_WEIGHTS)
@@ -186,6 +191,19 @@ def _weights(rows: Sequence[ExportRow]) -> dict[str | None, float]:
     means = {name: sum(weights) / len(weights) for name, weights in by_source.items()}
     largest = max(means.values())
     return {name: round(max(mean / largest, 1e-4), 4) for name, mean in means.items()}
+
+
+def _drawn(rows: Sequence[ExportRow], weights: dict[str | None, float]) -> float:
+    """Return the share of all that is trained on, in characters, that these weights draw."""
+    sizes = [len(_trained(row.example)) for row in rows]
+    drawn = sum(weights[row.source] * size for row, size in zip(rows, sizes, strict=True))
+    return round(max(drawn / max(sum(sizes), 1), 1e-4), 4)
+
+
+def _trained(example: Example) -> str:
+    if isinstance(example, Plain):
+        return example.response
+    return "".join(str(turn.get("content") or "") for turn in example.trained)
 
 
 def _slug(name: str | None) -> str:

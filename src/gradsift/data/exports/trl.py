@@ -98,6 +98,10 @@ TOKENIZED = Form(
     "that were recorded (such as several answers of a row under a template without "
     "{% generation %} marks, or a template that writes the day)",
 )
+MIXED = (
+    "tokens of this model's tokenizer, since texts stand beside conversations, and no form of "
+    "trl's has both"
+)
 
 
 def write_trl(rows: Sequence[ExportRow], folder: Path, setup: Setup) -> Exported:
@@ -115,7 +119,10 @@ def write_trl(rows: Sequence[ExportRow], folder: Path, setup: Setup) -> Exported
     script = folder / "train_trl.py"
     features = form.features | {name: feature for name, (feature, _) in more.items()}
     write_text(script, _script(file.name, features, form.settings, setup.config))
-    notes = (f"{len(rows)} rows: {form.note}",) if form.note else ()
+    note = form.note
+    if form is TOKENIZED and len({isinstance(row.example, Plain) for row in rows}) > 1:
+        note = MIXED
+    notes = (f"{len(rows)} rows: {note}",) if note else ()
     return Exported((file, script), len(rows), notes)
 
 
