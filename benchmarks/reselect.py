@@ -41,10 +41,12 @@ def main():
         make_run(arguments.run, arguments.folder, out, arguments.rows)
     size = sum(path.stat().st_size for path in (out / "gradients").iterdir())
     found = {"rows": arguments.rows, "store_mb": size / 1e6}
-    found["first_select_s"] = seconds("select", out, "--budget", "50%", "--name", "first")
-    for budget in ("5%", "20%"):
+    # Nobody captured it: its rows are read from the file that is named.
+    select = ("select", out, "--data", arguments.folder / "data.jsonl")
+    found["first_select_s"] = seconds(*select, "--budget", "50%", "--name", "first")
+    for budget in ("5%", "20%", "50%"):
         times = [
-            seconds("select", out, "--budget", budget, "--name", f"{budget[:-1]}-{i}")
+            seconds(*select, "--budget", budget, "--name", f"{budget[:-1]}-{i}")
             for i in range(arguments.repeats)
         ]
         found[f"select {budget}"] = spread(times)
@@ -88,28 +90,28 @@ def make_run(like, folder, out, n):
     places = np.cumsum([0, *map(len, lines)]).tolist()
     tokens = (store.n_response_tokens[drawn] + 30).tolist()
     blank = {"content_hash": None, "reason": None, "detail": None, "truncated": False}
-    write_pool_table(
-        out,
-        [
-            {
-                **blank,
-                "row": i,
-                "line": i + 1,
-                "instance_id": f"r{i:06d}",
-                "start": places[i],
-                "end": places[i + 1],
-                "status": INSTANCE,
-                "n_tokens": tokens[i],
-                "n_response_tokens": tokens[i] - 30,
-                "source": None,
-                "language": "en",
-            }
-            for i in range(n)
-        ],
-    )
     manifest = Manifest({"made": "for a benchmark"}, about, n, LAYERS)
     with StoreWriter(out, manifest, content_width=CONTENT_WIDTH, sketch_size=SKETCH_SIZE) as writer:
         writer.keep_until(0)
+        write_pool_table(
+            out,
+            [
+                {
+                    **blank,
+                    "row": i,
+                    "line": i + 1,
+                    "instance_id": f"r{i:06d}",
+                    "start": places[i],
+                    "end": places[i + 1],
+                    "status": INSTANCE,
+                    "n_tokens": tokens[i],
+                    "n_response_tokens": tokens[i] - 30,
+                    "source": None,
+                    "language": "en",
+                }
+                for i in range(n)
+            ],
+        )
         for start in range(0, n, 5_000):
             rows = range(start, min(start + 5_000, n))
             content = features[rows.start : rows.stop] @ wide

@@ -64,8 +64,11 @@ def possible_gains(objective: Objective, constraints: Constraints) -> PossibleGa
     """
     near = _near_pairs(objective)
     only = replace(objective, alpha=0.0, beta=0.0, gamma=0.0, scale=Terms())
-    order_S, gains = lazy_greedy(replace(only, alpha=1.0), constraints)
-    gradient = gains.gradient_N[order_S].sum()
+    # Scores just add up: greedy takes rows by their rate.
+    score_N, by_tokens = objective.score_N, constraints.budget.kind == "tokens"
+    rate_N = score_N / constraints.costs_N if by_tokens else score_N
+    by_rate = np.argsort(-rate_N, kind="stable").tolist()
+    gradient = score_N[constraints.builder().take_in_order(by_rate)].sum()
     order_S, gains = lazy_greedy(replace(only, beta=1.0), constraints)
     floor = objective.neighbours.floor_N.mean(dtype=np.float64)
     diversity = floor + gains.diversity_N[order_S].sum()
