@@ -14,7 +14,7 @@ from datasets import Dataset
 
 import gradsift as gs
 from former import unsealed
-from gradsift.commands import select as module
+from gradsift.commands import exporting
 from test_cli import invoke
 from tiny import save_tiny
 
@@ -167,7 +167,7 @@ def test_rows_that_are_read_otherwise_now_are_not_exported(tmp_path, model):
 
 
 def test_selecting_alone_loads_no_trainer(world, monkeypatch):
-    monkeypatch.setattr(module, "write_export", lambda *_: pytest.fail("nothing is exported"))
+    monkeypatch.setattr(exporting, "write_export", lambda *_: pytest.fail("nothing is exported"))
     assert len(gs.select(world / "run", budget=3, name="three")) == 3
 
 
@@ -182,9 +182,9 @@ def test_a_run_of_a_loop_of_ones_own_has_nothing_to_export_with(world, tmp_path)
 
 def test_a_refused_export_leaves_a_whole_selection(world, monkeypatch):
     def refuse(*_):
-        raise module.GradsiftError("no.")
+        raise exporting.GradsiftError("no.")
 
-    monkeypatch.setattr(module, "write_export", refuse)
+    monkeypatch.setattr(exporting, "write_export", refuse)
     with pytest.raises(ValueError, match=r"no\. The selection itself, .* is in .*selections/half"):
         gs.select(world / "run", budget=3, name="half", export="openai")
     folder = world / "run/selections/half"

@@ -7,6 +7,7 @@ import pytest
 
 from gradsift.config import SelectionConfig
 from gradsift.errors import GradsiftError
+from gradsift.selection.conditions import gate_shortage, n_open
 from gradsift.selection.constraints import parse_budget
 from gradsift.selection.gate import (
     NO_TEXT,
@@ -17,7 +18,7 @@ from gradsift.selection.gate import (
     p_values,
     too_many_rows,
 )
-from gradsift.selection.selector import choose_rows, gate_shortage, n_open, select_rows
+from gradsift.selection.selector import choose_rows, select_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of
 from pools import N, context_for, make_pool
 

@@ -13,15 +13,15 @@ import pyarrow.compute as pc
 
 from gradsift.commands.reference_losses import reference_losses
 from gradsift.config import GateConfig, RowsConfig, SelectionConfig, TrustConfig
-from gradsift.data.example import Example, Plain
+from gradsift.data.example import Example, last_exchange
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
 from gradsift.schema import split_settings, takes
 from gradsift.selection.audit import repeated_share
 from gradsift.selection.candidates import Need
+from gradsift.selection.conditions import gate_of
 from gradsift.selection.gate import NO_TEXT, UNRELATED, CannotJudge, Gate
-from gradsift.selection.selector import gate_of
 from gradsift.store.reader import GradientStore
 from gradsift.wording import in_line, joined, short
 
@@ -214,11 +214,5 @@ def _extracts(example: Example | None) -> tuple[str, str]:
     """Return the beginnings of what stands before the last answer, and of that answer."""
     if example is None:
         return "", ""
-    if isinstance(example, Plain):
-        prompt, answer = example.prompt, example.response
-    else:
-        last = max(at for at, train in enumerate(example.train) if train)
-        before = [turn for turn in example.messages[:last] if turn["role"] == "user"]
-        prompt = before[-1]["content"] if before else ""
-        answer = example.messages[last]["content"]
+    prompt, answer = last_exchange(example)
     return in_line(short(prompt, _EXTRACT)), in_line(short(answer, _EXTRACT))

@@ -45,6 +45,15 @@ from gradsift.training.model import without_progress_bars
 from gradsift.training.settings.trainer import TrainerSettings, require_settings
 
 COMPARISON = "comparison"
+# In the order in which they are read.
+SETTINGS = (
+    ArmsConfig,
+    ArmTrainingConfig,
+    ReplayConfig,
+    EvaluationConfig,
+    SelectionConfig,
+    RowsConfig,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -84,15 +93,7 @@ class Forecast:
         )
 
 
-@takes(
-    ArmsConfig,
-    ArmTrainingConfig,
-    ReplayConfig,
-    EvaluationConfig,
-    SelectionConfig,
-    RowsConfig,
-    without={"strategy": STRATEGY_OF_AN_ARM},
-)
+@takes(*SETTINGS, without={"strategy": STRATEGY_OF_AN_ARM})
 def compare(
     run: str | Path | GradientStore | Run,
     *,
@@ -124,15 +125,7 @@ def compare(
     Raises:
         GradsiftError: If a setting does not fit, or rows or model changed since the capture.
     """
-    named, training, replaying, evaluation, selection, where = arm_settings(
-        settings,
-        ArmsConfig,
-        ArmTrainingConfig,
-        ReplayConfig,
-        EvaluationConfig,
-        SelectionConfig,
-        RowsConfig,
-    )
+    named, training, replaying, evaluation, selection, where = arm_settings(settings, *SETTINGS)
     arms = parse_arms(named.arms, named.budgets, named.seeds, replaying.ratio)
     run = Run.of(run, data=where.data, trust_remote_code=evaluation.trust_remote_code)
     name = COMPARISON if name is None else name

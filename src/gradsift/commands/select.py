@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from gradsift.commands.exporting import EXPORT, exporter_of
 from gradsift.config import (
     ReplayConfig,
     RowsConfig,
@@ -26,13 +27,9 @@ from gradsift.config import (
 from gradsift.data.containers.lines import Place
 from gradsift.data.containers.rows import read_rows, write_rows
 from gradsift.data.containers.sources import LINES, find_written
-from gradsift.data.exports.rows import ExportRow, Setup
-from gradsift.data.exports.write import write_export
 from gradsift.errors import GradsiftError
 from gradsift.files import make_folder, remove, remove_leftovers, writing
 from gradsift.progress import Progress, no_progress
-from gradsift.replay.rows import Replayed
-from gradsift.replay.shares import tokens_for
 from gradsift.run_folder import Run
 from gradsift.schema import migrated, split_settings, takes
 from gradsift.seals import DamagedError, read_json, sha256_of, write_json, write_parquet
@@ -43,11 +40,12 @@ from gradsift.selection.audit import (
     audit_warnings,
 )
 from gradsift.selection.candidates import Context, Need
+from gradsift.selection.conditions import gate_of, gate_shortage
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.decisions import counts_of, decision_table, weight_column
 from gradsift.selection.density import UNIT as DENSITY_UNIT
 from gradsift.selection.gate import CannotJudge, too_many_rows
-from gradsift.selection.selector import Selection, gate_of, gate_shortage, select_rows
+from gradsift.selection.selector import Selection, select_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, uses_score
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import POOL_NAME
@@ -57,15 +55,10 @@ if TYPE_CHECKING:
     import datasets
     import pandas
 
-    from gradsift.replay.source import Replay
-
 SELECTIONS = "selections"
 DECISIONS = "decisions.parquet"
 SUMMARY = "selection.json"
 CURVE = "curve.parquet"
-EXPORT = "export"
-# Of an export: which of its rows are of replay.
-REPLAY = "replay.json"
 # Changes whenever the same settings would choose other rows: what was made by another is not mixed
 # up with it. Of selections that name none it is 1.
 ARITHMETIC = 2
@@ -293,18 +286,9 @@ def select_run(
     Raises:
         GradsiftError: As for `select`, or if a selection of that name was made with other settings.
     """
-    replaying = replaying or ReplayConfig()
-    if replaying.replay is not None and not export:
-        raise GradsiftError(
-            f"`replay` {replaying.replay}: a selection is your own rows alone; rows of replay go "
-            "into an export: add `export`, or leave it out."
-        )
-    if export:  # Which needs the model's tokenizer.
-        run.introduce()
-    run.require_unchanged_rows()
     # What an export needs is missed before anything is written.
-    setup = Setup(run.config, lambda: run.tokenizer, lambda: run.template_date) if export else None
-    replay = _replay(run, replaying, progress)
+    exporter = exporter_of(run, export, replaying or ReplayConfig(), progress)
+    run.require_unchanged_rows()
     settings = _plain(budget, config)
     folder = _folder(run.folder / SELECTIONS, settings, name)
     context, table = run.context(config), run.pool_table
@@ -329,7 +313,7 @@ def select_run(
             gains = pa.array(selection.curve_S, pa.float64())
             write_parquet(folder / CURVE, pa.table({"marginal_gain": gains}))
             written.append(folder / CURVE)
-        if not export or (folder / EXPORT).is_symlink():
+        if exporter is None or (folder / EXPORT).is_symlink():
             remove(folder / EXPORT)
         result = SelectResult(
             folder,
@@ -344,22 +328,13 @@ def select_run(
         # export that it had.
         earlier = [folder / EXPORT] if (folder / EXPORT).exists() else []
         _save_summary(replace(result, written=(*written, *earlier)), made_with)
-        if not export:
+        if exporter is None:
             return result
         if weights:
             weighted = decisions["weight"].filter(decisions["selected"])
             kept = kept.append_column("weight", weighted)
         try:
-            rows = _export_rows(run, kept)
-            replayed = None
-            if replay is not None:
-                n_own = pc.sum(kept["n_response_tokens"]).as_py()
-                replay.prepare(tokens_for(replaying.ratio, n_own))
-                replayed = replay.beside(
-                    selection.ids, n_own, replaying.ratio, config.seed, "the selection"
-                )
-            with _replacing(folder / EXPORT):
-                result = _exported(result, export, rows, setup, replayed)
+            files, notes = exporter.write(kept, folder / EXPORT, config.seed)
         except GradsiftError as error:
             logger.info(_counts_line(counts))
             for line in warnings:
@@ -369,6 +344,7 @@ def select_run(
                 f"{'with the export that it had' if earlier else 'without the export'}, is in "
                 f"{folder}."
             ) from error
+        result = replace(result, written=(*written, *files), notes=notes)
         _save_summary(result, made_with)
     return result
 
@@ -394,26 +370,6 @@ def _locked(folder: Path) -> Generator[None, None, None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _replacing(folder: Path) -> Generator[None, None, None]:
-    """Put a folder aside while another is written in its place, and back if that fails.
-
-    Files in it name each other by their place, so it is not written elsewhere.
-    """
-    aside = folder.with_name(f".{folder.name}.before")
-    remove(aside)
-    if folder.exists():
-        folder.rename(aside)
-    try:
-        yield
-    except BaseException:
-        remove(folder)
-        if aside.exists():
-            aside.rename(folder)
-        raise
-    remove(aside)
 
 
 def _warnings(
@@ -490,85 +446,6 @@ def _counts_line(counts: dict[str, object]) -> str:
         f"{counts['dropped']} dropped = {counts['input']} rows of the input"
         + (f" (dropped: {dropped})" if dropped else "")
     )
-
-
-def _replay(run: Run, config: ReplayConfig, progress: Progress) -> Replay | None:
-    if config.replay is None:
-        return None
-    from gradsift.replay.source import replay_of  # Which loads torch.
-
-    return replay_of(run, config, True, progress)
-
-
-def _exported(
-    result: SelectResult,
-    export: Sequence[str],
-    rows: Sequence[ExportRow],
-    setup: Setup,
-    replayed: Replayed | None,
-) -> SelectResult:
-    """Write rows for each trainer; returns the result with files and notes."""
-    written, notes = [*result.written], [*result.notes]
-    if replayed is not None:
-        rows = [*rows, *_as_exported(replayed)]
-        path = result.folder / EXPORT / REPLAY
-        ids = [row.instance_id for row in rows if row.is_replay]
-        write_json(path, {**replayed.summary(), "ids": ids})
-        written.append(path)
-        notes += _notes_on(replayed)
-    for trainer in dict.fromkeys(export):
-        exported = write_export(trainer, rows, result.folder / EXPORT, setup)
-        written += exported.files
-        notes += [f"export {trainer}: {line}" for line in exported.notes]
-    return replace(result, written=tuple(written), notes=tuple(notes))
-
-
-def _as_exported(replayed: Replayed) -> list[ExportRow]:
-    return [
-        ExportRow(row.instance.instance_id, row.example, row.source, is_replay=True)
-        for row in replayed.rows
-        if row.example is not None
-    ]
-
-
-def _notes_on(replayed: Replayed) -> list[str]:
-    n_rows, warning = len(replayed.rows), replayed.warning()
-    n_stopped = sum(not row.finished for row in replayed.rows)
-    lines = [
-        f"exports: {n_rows} rows of replay ({replayed.of}) come after the selected ones, "
-        f"{100 * replayed.share:.1f} % of the tokens that have a loss; {EXPORT}/{REPLAY} names them"
-    ]
-    lines += [warning] if warning is not None else []
-    if n_stopped:
-        lines.append(
-            f"{n_stopped} of them were still being written when the model was stopped: a trainer "
-            "ends them with its end-of-sequence token, unless it cuts them there"
-        )
-    return lines
-
-
-def _export_rows(run: Run, kept: pa.Table) -> list[ExportRow]:
-    """Return what the selected rows say, in the input's order; `kept` are theirs of the pool table.
-
-    There is a `weight` in it if that is asked for.
-    """
-    ids = kept["instance_id"].to_pylist()
-    weights = kept["weight"].to_pylist() if "weight" in kept.column_names else [None] * len(ids)
-    weight_of = dict(zip(ids, weights, strict=True))
-    hash_of = dict(zip(ids, kept["content_hash"].to_pylist(), strict=True))
-    rows = [
-        ExportRow(row.instance_id, row.example, row.source, weight_of[row.instance_id])
-        for row in run.pool.rows
-        if row.example is not None and hash_of.get(row.instance_id) == row.content_hash
-    ]
-    if len(rows) != len(ids):  # Read by another gradsift, or by other settings in config.yaml.
-        missing = sorted(weight_of.keys() - {row.instance_id for row in rows})
-        raise GradsiftError(
-            f"{run.folder}: {len(missing)} of the selected rows are not read any more as they were "
-            f"when they were captured (the first: {missing[0]!r}). Capture again into a new folder "
-            "to export them."
-        )
-    return rows
 
 
 def _folder(selections: Path, settings: dict[str, object], name: str | None) -> Path:

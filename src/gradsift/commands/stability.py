@@ -13,9 +13,10 @@ from gradsift.run_folder import Run
 from gradsift.schema import split_settings, takes
 from gradsift.selection.audit import overlap
 from gradsift.selection.candidates import Context, Need
+from gradsift.selection.conditions import n_open
 from gradsift.selection.constraints import Budget, parse_budget
 from gradsift.selection.scores import SCORES
-from gradsift.selection.selector import choose_rows, n_open
+from gradsift.selection.selector import choose_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, uses_score
 from gradsift.store.reader import GradientStore
 from gradsift.wording import joined

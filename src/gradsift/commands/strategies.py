@@ -16,11 +16,12 @@ from gradsift.run_folder import Run
 from gradsift.schema import split_settings, takes
 from gradsift.selection.audit import Audit, audit_of, audit_summary, overlap
 from gradsift.selection.candidates import Need
+from gradsift.selection.conditions import n_open
 from gradsift.selection.constraints import parse_budget
 from gradsift.selection.density import UNIT as DENSITY_UNIT
 from gradsift.selection.objective import Criteria, criteria_of
 from gradsift.selection.scores import SCORES
-from gradsift.selection.selector import choose_rows, make_signal, n_open
+from gradsift.selection.selector import choose_rows, make_signal
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of
 from gradsift.store.reader import GradientStore
 from gradsift.wording import joined

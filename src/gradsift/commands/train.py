@@ -57,6 +57,15 @@ from gradsift.training.model import without_progress_bars
 from gradsift.training.settings.trainer import require_settings
 from gradsift.wording import joined
 
+# In the order in which they are read.
+SETTINGS = (
+    ArmConfig,
+    ArmTrainingConfig,
+    ReplayConfig,
+    SelectionConfig,
+    RowsConfig,
+    TrustConfig,
+)
 # Settings of `compare` that training one arm does not have.
 NOT_TAKEN = {
     "strategy": STRATEGY_OF_AN_ARM,
@@ -101,15 +110,7 @@ class TrainResult:
         return joined([f"{self.arm}: {done}, {self.seconds:.0f} s", str(self.folder)])
 
 
-@takes(
-    ArmConfig,
-    ArmTrainingConfig,
-    ReplayConfig,
-    SelectionConfig,
-    RowsConfig,
-    TrustConfig,
-    without=NOT_TAKEN,
-)
+@takes(*SETTINGS, without=NOT_TAKEN)
 def train(
     run: str | Path | GradientStore | Run,
     *,
@@ -129,15 +130,7 @@ def train(
     Raises:
         GradsiftError: If a setting does not fit, or rows or model changed since the capture.
     """
-    arm, training, replaying, selection, where, trust = arm_settings(
-        settings,
-        ArmConfig,
-        ArmTrainingConfig,
-        ReplayConfig,
-        SelectionConfig,
-        RowsConfig,
-        TrustConfig,
-    )
+    arm, training, replaying, selection, where, trust = arm_settings(settings, *SETTINGS)
     parsed = parse_arm(arm.arm, arm.budget, replaying.ratio)
     run = Run.of(run, data=where.data, trust_remote_code=trust.trust_remote_code)
     run.introduce()

@@ -15,8 +15,9 @@ from gradsift.replay.shares import percent
 from gradsift.run_folder import Run
 from gradsift.schema import Group, nearest, parse_pair, require_known, split_settings, validated
 from gradsift.selection.candidates import Need
+from gradsift.selection.conditions import gate_shortage
 from gradsift.selection.constraints import Budget, parse_budget
-from gradsift.selection.selector import choose_rows, gate_shortage
+from gradsift.selection.selector import choose_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, require_known_names
 
 logger = logging.getLogger(__name__)

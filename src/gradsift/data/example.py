@@ -76,6 +76,15 @@ class Plain:
 Example = Chat | Plain
 
 
+def last_exchange(example: Example) -> tuple[str, str]:
+    """Return the last text that is trained on, after what was asked before it ("" if nothing)."""
+    if isinstance(example, Plain):
+        return example.prompt, example.response
+    last = max(at for at, train in enumerate(example.train) if train)
+    asked = [turn["content"] for turn in example.messages[:last] if turn["role"] == "user"]
+    return (asked[-1] if asked else ""), example.messages[last]["content"]
+
+
 def what_it_says(example: Example) -> dict[str, Any]:
     """Return what an example's hash is made of: all that is trained on or stands before it."""
     said = {k: v for k, v in vars(example).items() if k != "remarks"}

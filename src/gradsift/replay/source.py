@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gradsift.config import SELF, ReadingConfig, ReplayConfig
-from gradsift.data.example import Chat, Example
+from gradsift.data.example import Example, last_exchange
 from gradsift.data.pool import Pool, read_pool
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
@@ -142,16 +142,16 @@ class Replay:
         notes = []
         if self._pool is not None:
             usable = {row.content_hash for row in self._rows}
-            asked = {_question_of(row.example) for row in self._rows} - {""}
+            asked = {_exchange(row.example)[0].strip() for row in self._rows} - {""}
             n_rows = sum(row.content_hash in usable for row in test.rows)
-            n_asked = sum(_question_of(row.example) in asked for row in test.rows)
+            n_asked = sum(_exchange(row.example)[0].strip() in asked for row in test.rows)
             if n_rows or n_asked:
                 notes.append(
                     f"{n_rows} of {len(test.rows)} test rows stand word for word in the rows of "
                     f"replay ({self.name}), and the question of {n_asked}: what is replayed of "
                     "them counts as learnt"
                 )
-        said = [_said(row.example) for row in self._rows] if texts else []
+        said = [_words(_exchange(row.example)[1]) for row in self._rows] if texts else []
         for name, text in texts:
             whole = _words(text)
             n_rows = sum(_share_words(whole, row) for row in said)
@@ -294,23 +294,9 @@ def _placeholder(n_tokens: int) -> ReplayRow:
     return ReplayRow(Instance(f"{MARK}not written yet", ids, ids), None)
 
 
-def _question_of(example: Example | None) -> str:
-    """Return what is asked last before the last answer that is trained on; "" if nothing is."""
-    if example is None:
-        return ""
-    if not isinstance(example, Chat):
-        return example.prompt.strip()
-    last = max((i for i, train in enumerate(example.train) if train), default=0)
-    asked = [turn["content"] for turn in example.messages[:last] if turn["role"] == "user"]
-    return asked[-1].strip() if asked else ""
-
-
-def _said(example: Example | None) -> str:
-    """Return the last text that is trained on."""
-    if example is None:
-        return ""
-    last = example.trained[-1]["content"] if isinstance(example, Chat) else example.response
-    return _words(last)
+def _exchange(example: Example | None) -> tuple[str, str]:
+    """Return what is asked last, and the answer to it; "" for what is not there."""
+    return ("", "") if example is None else last_exchange(example)
 
 
 def _words(text: str) -> str:

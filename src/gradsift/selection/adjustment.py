@@ -107,7 +107,7 @@ def _levels(rank_P: np.ndarray, y_P: np.ndarray, window: int) -> np.ndarray:
 
 
 def _theil_sen(x_P: np.ndarray, y_P: np.ndarray) -> tuple[float, float]:
-    """Return slope and level at 0: as `scipy.stats.theilslopes`, whose module takes 0.5 s to load."""
+    """Return slope and level at 0, as `scipy.stats.theilslopes`: that module loads for 0.5 s."""
     first, second = np.triu_indices(len(x_P), 1)
     apart = x_P[second] != x_P[first]
     rise, run = y_P[second] - y_P[first], x_P[second] - x_P[first]
