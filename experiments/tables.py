@@ -14,13 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from gradsift.comparison.results import ENOUGH_DF, OWN_SPREAD
 from gradsift.evaluation.intervals import Measured, estimate_difference, pooled_spread
 from gradsift.evaluation.metrics import METRICS, replicate, resampling_weights
 from gradsift.evaluation.uncertainty import NO_SPREAD
 
 N_RESAMPLINGS = 2000
-OWN_SPREAD = 5
-ENOUGH_DF = 2
 BASE, FULL, RANDOM = "base", "full", "random"
 
 
