@@ -84,7 +84,7 @@ class AuditResult:
         lines = [f"{self.n_rows} rows of {self.run}", ""]
         gate = self.gate
         if gate is None:
-            lines += [f"cannot say: {self.cannot}"]
+            lines.append(str(self.cannot))
         else:
             lines += gate.lines()
         if self.cut_prompts:
