@@ -253,7 +253,7 @@ def test_where_it_cannot_say_audit_says_so_and_the_gate_refuses(
     write_losses(run, gs.Run(run).losses_made_from, ids, values)
     code, out, err = invoke(capsys, "audit", run)
     assert code == 0, err
-    assert "cannot say: whether answers depend on their prompts cannot be told" in out
+    assert "\nwhether answers depend on their prompts cannot be told" in out
     assert said in out
     assert "named for that" not in out
     assert json.loads(invoke(capsys, "audit", run, "--json")[1])["gate"] is None
