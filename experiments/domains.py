@@ -29,28 +29,49 @@ SHARES = {
 BAD = ("swapped", "garbled")
 DOMAINS = ("medicine", "finance", "law")
 REGIME = {"epochs": 2, "learning_rate": 2e-4}
-BASE, FULL, EQUAL_STEPS, RANDOM, ORACLE = (
+BASE, FULL, EQUAL_STEPS, RANDOM, ORACLE, GATED = (
     "base",
     "full",
     "full-equal-steps",
     "random",
     "random good",
+    "random gated",
 )
-# Part → arms: name, budget, number of trainings, settings of the selection.
+PROMPT_GAIN = {"score": "prompt-gain"}
+# Part → arms: name, budget, trainings, settings of the selection. Arms that draw their rows draw
+# them anew for each training.
 PARTS = {
-    "controls": [
-        (BASE, None, 1, None),
-        (RANDOM, "15%", 5, None),
-        (FULL, None, 1, None),
-        (RANDOM, "50%", 5, None),
+    "at 15%": [
+        (BASE, None, [0], None),
+        (RANDOM, "15%", range(5), None),
+        (GATED, "15%", range(3), {"strategy": "random", "gate": True}),
+        ("grads", "15%", range(3), {}),
+        ("prompt-gain+low-norm", "15%", range(3), {"score": "prompt-gain+low-norm"}),
     ],
-    "more controls": [
-        (FULL, None, 3, None),
-        (ORACLE, "15%", 3, None),
-        (ORACLE, "50%", 3, None),
-        (EQUAL_STEPS, "50%", 3, None),
+    "at 50%": [
+        (FULL, None, [0], None),
+        ("full gated", "100%", [0], {"strategy": "random", "gate": True}),
+        (RANDOM, "50%", range(2), None),
+        (GATED, "50%", range(2), {"strategy": "random", "gate": True}),
     ],
-    "as it was": [("as it was", "15%", 3, {}), ("as it was", "50%", 3, {})],
+    "more at 50%": [
+        ("grads", "50%", range(2), {}),
+        ("full gated", "100%", [1], {"strategy": "random", "gate": True}),
+        (FULL, None, [1], None),
+        (RANDOM, "50%", [2], None),
+        (GATED, "50%", [2], {"strategy": "random", "gate": True}),
+        ("grads gated", "50%", range(2), {"gate": True}),
+    ],
+    "rivals at 15%": [
+        ("deita", "15%", range(3), {"strategy": "deita", **PROMPT_GAIN}),
+        ("prompt-gain", "15%", range(3), PROMPT_GAIN),
+        ("facility-location", "15%", range(3), {"strategy": "facility-location"}),
+        ("random by cluster", "15%", range(3), {"strategy": "random-by-cluster"}),
+        ("loss-low", "15%", range(3), {"strategy": "loss-low"}),
+        ("loss-middle", "15%", range(3), {"strategy": "loss-middle"}),
+    ],
+    "oracle": [(ORACLE, "15%", range(3), None), (ORACLE, "50%", range(2), None)],
+    "as it was": [("as it was", "15%", range(3), {})],
 }
 
 
@@ -83,17 +104,18 @@ def make_pools(arguments):
             {"test": read_rows(arguments.data / domain / "test.jsonl"), **safety.tests()},
             model=arguments.model,
             text=arguments.data / "bench" / "wikitext2_test.txt",
+            losses=True,
         )
 
 
 def list_jobs(arguments):
     jobs = []
     for part in arguments.part:
-        for name, budget, n_trainings, settings in PARTS[part]:
+        for name, budget, trainings, settings in PARTS[part]:
             for domain in arguments.domains:
                 folder = arguments.out / domain
                 run = gs.Run(folder / "run")
-                for training in range(n_trainings):
+                for training in trainings:
                     jobs.append(make_job(run, folder, name, budget, training, settings))
     add_jobs(arguments.out / "jobs.jsonl", jobs)
 
@@ -123,7 +145,8 @@ def make_job(run, folder, name, budget, training, settings):
         good = [i for i in ids if planted[i] not in BAD]
         job["rows"] = draw.sample(good, n)
     else:
-        job["rows"] = selected(run, budget, settings)
+        drawn = {"seed": training} if name.startswith(RANDOM) else {}
+        job["rows"] = selected(run, budget, {**settings, **drawn})
     job["bad"] = sum(planted[i] in BAD for i in job["rows"]) / max(1, len(job["rows"]))
     return job
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import torch
+
 import gradsift as gs
 from gradsift.config import SelectionConfig
 from gradsift.console import talk_on_stderr
@@ -13,12 +15,15 @@ from gradsift.selection.strategies.catalogue import needs_of
 
 MAX_LENGTH = 160
 N_WINDOWS = 24
+# As on a GPU; on a CPU that has it, 2.5 times as fast.
+SFT = {"bf16": True}
 
 
-def prepare(folder, rows, tests, *, model="demo", text=None, max_length=MAX_LENGTH):
+def prepare(folder, rows, tests, *, model="demo", text=None, max_length=MAX_LENGTH, losses=False):
     """Write rows and tests (name → rows with prompt and response), capture, and write tokens.
 
-    Resumes. `text` is a file of general text, of which the first windows are a test, too.
+    Resumes. `text` is a file of general text, of which the first windows are a test, too; with
+    `losses` the reference losses are computed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "pool.jsonl", rows)
@@ -28,9 +33,12 @@ def prepare(folder, rows, tests, *, model="demo", text=None, max_length=MAX_LENG
         load(folder / "pool.jsonl"),
         out=folder / "run",
         max_length=max_length,
+        sft=SFT,
         progress=progress,
     )
-    gs.reference_losses(folder / "run", progress=progress)
+    if losses:
+        with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16):
+            gs.reference_losses(folder / "run", progress=progress)
     run = gs.Run(folder / "run")
     write_tokens(folder / "rows.jsonl", run.instances)
     (folder / "tests").mkdir(exist_ok=True)
@@ -61,6 +69,7 @@ def capture_target(folder, rows, model="demo"):
         record_at="after",
         warmup_fraction=0.0,
         signal="full",
+        sft=SFT,
         progress=talk_on_stderr(),
     )
 

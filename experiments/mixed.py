@@ -26,12 +26,19 @@ SOURCES = (*TARGETS, "general")
 REGIME = {"epochs": 2, "learning_rate": 2e-4}
 BASE, RANDOM, ORACLE = "base", "random", "random of the source"
 BUDGETS = ("5%", "15%")
-# Part → rules: name, trainings, settings; a rule without settings draws, for all targets at once.
+# Part → rules: name, trainings, settings; a rule without settings draws. Those that look at no
+# target are trained once for all of them.
+ALL_WANTED = ("grads", "facility-location")
 PARTS = {
     "controls": [(BASE, 1, None), (RANDOM, 5, None), (ORACLE, 3, None)],
     "targets": [
         ("rds", 3, {"strategy": "rds"}),
-        ("target-similarity", 3, {"strategy": "target-similarity"}),
+        ("target-turns", 3, {"strategy": "target-turns"}),
+    ],
+    "more targets": [("target-similarity", 3, {"strategy": "target-similarity"})],
+    "all wanted": [
+        ("grads", 3, {}),
+        ("facility-location", 3, {"strategy": "facility-location"}),
     ],
 }
 
@@ -104,6 +111,9 @@ class Mixed:
         n, draw = n_rows_of(self.run, budget), random.Random(training)
         if name == RANDOM:
             yield {"arm": f"{name} {budget}", "rows": draw.sample(sorted(self.origin), n)}
+            return
+        if name in ALL_WANTED:
+            yield {"arm": f"{name} {budget}", "rows": selected(self.run, budget, settings)}
             return
         for target in targets:
             if settings is None:

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import median_abs_deviation, rankdata, spearmanr
 
+from gradsift.errors import GradsiftError
 from gradsift.selection.density import estimate_density
 from gradsift.selection.scores import (
     SCORES,
@@ -140,7 +141,8 @@ def test_magnitude_goes_by_the_statistics_of_the_signal_but_the_signed_mean():
 
 
 def scored(name, magnitude, density, difficulty):
-    losses = {"response": difficulty, "alone": np.ones(len(difficulty))}
+    ones = np.ones(len(difficulty))
+    losses = {"response": difficulty, "mismatched": ones, "mismatched_again": ones}
     given = ScoreInput(magnitude, density, (), losses)
     return SCORES[name].function(given)
 
@@ -174,7 +176,11 @@ def test_every_score_is_in_0_1_and_follows_its_instance(pairs, name):
 def test_the_prompts_gain_is_taken_beside_rows_of_about_the_same_length():
     generator = np.random.default_rng(0)
     length, own = generator.integers(5, 400, size=600), generator.normal(size=600)
-    losses = {"response": own - np.log(length), "alone": np.ones(600)}
+    losses = {
+        "response": own - np.log(length),
+        "mismatched": np.zeros(600),
+        "mismatched_again": np.full(600, 2.0),
+    }
     nothing = np.zeros(600)
     given = ScoreInput(nothing, nothing, [own], losses, lengths=[length])
     found = SCORES["prompt-gain"].function(given)
@@ -183,14 +189,23 @@ def test_the_prompts_gain_is_taken_beside_rows_of_about_the_same_length():
     assert rank_correlation(found, -own) > 0.9
 
 
-def test_the_prompts_gain_is_a_difference_and_a_row_without_one_comes_last():
+def test_the_prompts_gain_is_that_of_whole_responses_over_two_other_prompts():
     losses = {
-        "response": np.array([0.1, 5.0, 1.0, 0.3, 2.0]),
-        "alone": np.array([0.6, 6.0, 1.5, np.nan, 1.0]),
+        "response": np.array([0.5, 5.0, 1.0, 0.3, 2.0, 1.0]),
+        "mismatched": np.array([0.5, 6.5, 2.0, np.nan, 1.0, 1.0]),
+        "mismatched_again": np.array([1.5, 5.5, 1.0, 9.0, 1.0, 3.0]),
     }
-    nothing = np.zeros(5)
-    found = SCORES["prompt-gain"].function(ScoreInput(nothing, nothing, (), losses))
-    np.testing.assert_allclose(found, [0.625, 1, 0.625, 0, 0.25])
+    n_response, nothing = np.array([10, 1, 8, 9, 50, 4]), np.zeros(6)
+    given = ScoreInput(nothing, nothing, (), losses, n_response=n_response)
+    # In nats: 5, 1, 4, unknown, −50, 4; means over tokens would put the second first.
+    np.testing.assert_allclose(SCORES["prompt-gain"].function(given), [1, 0.4, 0.7, 0, 0.2, 0.7])
+
+
+def test_the_prompts_gain_wants_prompts_that_differ():
+    losses = {"response": np.ones(3), "mismatched": np.full(3, np.nan)}
+    given = ScoreInput(np.zeros(3), np.zeros(3), (), {**losses, "mismatched_again": np.ones(3)})
+    with pytest.raises(GradsiftError, match="no row of this pool has one that can be"):
+        SCORES["prompt-gain"].function(given)
 
 
 def test_rank_correlation():

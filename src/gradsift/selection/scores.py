@@ -33,7 +33,8 @@ class ScoreInput:
     """What a score is made of.
 
     `magnitude_N` is in robust standard deviations; `covariates` are what is taken off by
-    `detrended`, `lengths` those of them that are lengths. The rest is there if it is needed.
+    `detrended`, `lengths` those of them that are lengths; `n_response` counts response tokens. The
+    rest is there if it is needed.
     """
 
     magnitude_N: np.ndarray
@@ -42,6 +43,7 @@ class ScoreInput:
     reference_losses: Mapping[str, np.ndarray] | None = None
     cluster_N: np.ndarray | None = None
     lengths: Sequence[np.ndarray] = ()
+    n_response: np.ndarray | int = 1
 
 
 @dataclass(frozen=True)
@@ -124,17 +126,26 @@ def high_norm_in_density(of_pool: ScoreInput) -> np.ndarray:
 
 
 def prompt_gain(of_pool: ScoreInput) -> np.ndarray:
-    """Rank of L(response) − L(response | prompt), in nats for each token, large first.
+    """Rank of n·(L(response | other prompts) − L(response | prompt)), in nats, large first.
 
-    Not of the gradient. What the prompt helps to predict the answer: little where the answer
-    belongs to another question. The ratio of the two finds such rows as well, and is mostly the
-    level of the loss: on short answers it takes the easiest. Rows without a loss alone come last.
-    Only lengths are taken off: the losses are those of the untrained model, which knows no step.
+    Not of the gradient. By how much the whole response of n tokens is likelier after its own prompt
+    than after those of two other rows (the mean of the two log-likelihood ratios): little where the
+    answer belongs to another question. Beside the loss of the response alone, which other
+    tools take, any prompt explains some of it: its language, its subject, that an answer follows.
+    Rows that cannot be compared, such as rows without a prompt, come last. Only lengths are taken
+    off: the losses are those of the untrained model, which knows no step.
     """
     losses = of_pool.reference_losses
     assert losses is not None
-    gain_N = losses["alone"] - losses["response"]
+    others_N = (losses["mismatched"] + losses["mismatched_again"]) / 2
+    gain_N = of_pool.n_response * (others_N - losses["response"])
     known_N = np.isfinite(gain_N)
+    if not known_N.any():
+        raise GradsiftError(
+            "score prompt-gain compares each row's prompt with those of two other rows, and no row "
+            "of this pool has one that can be: rows of text have none, and prompts that most rows "
+            "share say nothing about their answers. Take another score, such as low-norm."
+        )
     value_N = np.full(len(gain_N), -np.inf)
     lengths = [length_N[known_N] for length_N in of_pool.lengths]
     value_N[known_N] = detrended(gain_N[known_N], lengths)

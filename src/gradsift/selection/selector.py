@@ -170,6 +170,7 @@ def make_signal(pool: Candidates, config: SelectionConfig) -> Signal:
         pool.reference_losses,
         pool.cluster_N,
         [pool.covariate(name) for name in config.detrend if name != "step"],
+        pool.n_response_tokens,
     )
     score_N, parts = score_pool(config, of_pool)
     return Signal(score_N, magnitude_N, density, parts)
