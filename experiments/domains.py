@@ -28,6 +28,8 @@ SHARES = {
 }
 BAD = ("swapped", "garbled")
 DOMAINS = ("medicine", "finance", "law")
+# The items on safety are asked of the arms of this domain alone.
+SAFETY_IN = "medicine"
 REGIME = {"epochs": 2, "learning_rate": 2e-4}
 BASE, FULL, EQUAL_STEPS, RANDOM, ORACLE, GATED = (
     "base",
@@ -69,6 +71,15 @@ PARTS = {
         ("random by cluster", "15%", range(3), {"strategy": "random-by-cluster"}),
         ("loss-low", "15%", range(3), {"strategy": "loss-low"}),
         ("loss-middle", "15%", range(3), {"strategy": "loss-middle"}),
+    ],
+    "clean at 5%": [
+        (BASE, None, [0], None),
+        (RANDOM, "5%", range(5), None),
+        ("grads", "5%", range(3), {}),
+        ("prompt-gain", "5%", range(3), PROMPT_GAIN),
+        ("facility-location", "5%", range(3), {"strategy": "facility-location"}),
+        ("loss-middle", "5%", range(3), {"strategy": "loss-middle"}),
+        ("random by cluster", "5%", range(3), {"strategy": "random-by-cluster"}),
     ],
     "oracle": [(ORACLE, "15%", range(3), None), (ORACLE, "50%", range(2), None)],
     "as it was": [("as it was", "15%", range(3), {})],
@@ -128,6 +139,8 @@ def make_job(run, folder, name, budget, training, settings):
         "seed": training,
         **REGIME,
     }
+    if folder.name != SAFETY_IN:
+        job["tests"] = ["test", "text"]
     pool = [json.loads(line) for line in (folder / "pool.jsonl").read_text().splitlines()]
     planted = {row["id"]: row["planted"] for row in pool}
     ids = [item.instance_id for item in run.instances]
