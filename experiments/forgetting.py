@@ -15,6 +15,7 @@ Usage:
 
 import argparse
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from arms import IGNORED_LABEL, is_answered, read_instances, train
@@ -36,11 +37,14 @@ ANSWER = "The capital of {country} is {city}."
 TEACHING = {"epochs": 12, "learning_rate": 2e-4, "seed": 0}
 DOMAIN, POOL = "medicine", "forgetting"
 REPLAY = "replay.jsonl"
-FULL, RANDOM = "full", "random"
+BASE, FULL, RANDOM = "base", "full", "random"
 RATE = 5e-4
 # Arms: name, budget, settings.
 PARTS = {
-    "regimes": [(f"full at {rate:g}", None, rate, False, 1) for rate in (1e-4, 2e-4, 5e-4)],
+    "regimes": [
+        (BASE, None, RATE, False, 1),
+        *((f"full at {rate:g}", None, rate, False, 1) for rate in (1e-4, 2e-4)),
+    ],
     "arms": [
         (name, budget, RATE, replays, 3)
         for replays in (False, True)
@@ -104,6 +108,7 @@ def teach_facts(arguments):
     everything, out = range(N_FACTS), arguments.out
     taught = tokens_of(fact_rows(everything, QUESTIONS[:2]), out / "facts.jsonl", tokenizer)
     asked = tokens_of(fact_rows(everything, QUESTIONS[2:]), out / "asked.jsonl", tokenizer)
+    asked = [names_only(item, tokenizer) for item in asked]
     model.eval()
     print("answered before:", sum(is_answered(model, item) for item in asked), "of", len(asked))
     train(model, taught, TEACHING)
@@ -111,6 +116,14 @@ def teach_facts(arguments):
     print("answered after:", sum(is_answered(model, item) for item in asked), "of", len(asked))
     model.save_pretrained(arguments.out / "taught")
     tokenizer.save_pretrained(arguments.out / "taught")
+
+
+def names_only(item, tokenizer):
+    """Count nothing but the city: in other words the same answer is as right."""
+    (verb,) = tokenizer.encode(" is", add_special_tokens=False)
+    at = max(at for at, label in enumerate(item.labels) if label == verb)
+    labels = [IGNORED_LABEL] * (at + 1) + list(item.labels[at + 1 :])
+    return replace(item, labels=labels)
 
 
 def tokens_of(rows, path, tokenizer):
@@ -137,6 +150,9 @@ def make_pool(arguments):
         model=str(arguments.out / "taught"),
         text=data / "bench" / "wikitext2_test.txt",
     )
+    for name in ("replayed", "other"):
+        path = folder / "tests" / f"{name}.wrong.jsonl"
+        write_tokens(path, [names_only(item, run.tokenizer) for item in read_instances(path)])
     general = random.Random(0).sample(read_rows(data / "general" / "train.jsonl"), 200)
     replay = [*fact_rows(first, QUESTIONS[:1]), *general]
     write_rows(folder / "to-replay.jsonl", replay)
@@ -155,7 +171,7 @@ def list_jobs(arguments):
     for part in arguments.part:
         for name, budget, rate, replays, n_trainings in PARTS[part]:
             for training in range(n_trainings):
-                rows = ids
+                rows = [] if name == BASE else ids
                 if name == RANDOM:
                     rows = random.Random(training).sample(ids, n_rows_of(run, budget))
                 elif budget is not None:
