@@ -17,6 +17,7 @@ from gradsift.config import CaptureConfig
 from gradsift.data.example import Plain
 from gradsift.data.language import language_of
 from gradsift.data.pool import Pool, PoolRow
+from gradsift.data.texts import texts_table
 from gradsift.data.tokenization import Instances
 from gradsift.seals import short_sha256
 from gradsift.signatures import key_file, sign
@@ -27,6 +28,7 @@ from gradsift.store.tables import (
     digest_of_pool,
     pool_table,
     write_pool_table,
+    write_texts,
 )
 from gradsift.training.model import ModelSource, model_fingerprint, tokenizer_fingerprint
 from gradsift.version import __version__
@@ -120,10 +122,11 @@ def _place(row: PoolRow) -> dict[str, object]:
 
 
 def save_pool(folder: Path, pool: Pool, rows: Sequence[dict[str, object]]) -> None:
-    """Write what became of each row, and the rows themselves where they came from memory."""
+    """Write what became of each row, what it says, and the rows themselves if from memory."""
     if pool.held is not None:
         pool.held.save(folder)
     write_pool_table(folder, rows)
+    write_texts(folder, digest_of_pool(pool_table(rows)), texts_table(pool.rows))
 
 
 def pool_rows(pool: Pool, instances: Instances) -> list[dict[str, object]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from gradsift.captured_rows import CapturedRows, kept_in
@@ -31,6 +32,7 @@ from gradsift.data.containers.sources import (
 )
 from gradsift.data.id_lists import read_ids
 from gradsift.data.pool import Pool, read_pool
+from gradsift.data.texts import texts_table
 from gradsift.errors import GradsiftError
 from gradsift.files import write_text
 from gradsift.schema import migrated
@@ -44,13 +46,16 @@ from gradsift.store.manifest import load_manifest
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.tables import (
     POOL_NAME,
+    TEXTS_SCHEMA,
     LossesMadeFrom,
     ReferenceLossesMissing,
     digest_of_pool,
     read_losses,
     read_neighbours,
     read_pool_table,
+    read_texts,
     write_neighbours,
+    write_texts,
 )
 from gradsift.training.settings.known import refused_of_lora, refused_of_sft
 from gradsift.wording import few, short
@@ -242,6 +247,31 @@ class Run:
                 "the same capture command again, which writes it anew."
             )
         return table
+
+    @cached_property
+    def texts(self) -> pa.Table:
+        """What people read of each row of the pool table: TEXTS_SCHEMA.
+
+        Kept in the run folder; of runs of before it is made from their rows. Texts are null where
+        these are not known or not there any more, which is said.
+        """
+        table = self.pool_table
+        noted = self.store.manifest.about.get("pool_sha256")
+        made_from = str(noted or digest_of_pool(table))
+        saved = read_texts(self.folder, made_from)
+        if saved is not None and saved["instance_id"].equals(table["instance_id"]):
+            return saved
+        try:
+            texts = _texts_of(table, self.pool)
+        except GradsiftError as error:
+            logger.warning(f"the rows' texts are left out, as they cannot be read: {error}")
+            nothing = [pa.nulls(table.num_rows, one.type) for one in [*TEXTS_SCHEMA][1:]]
+            return pa.table([table["instance_id"], *nothing], schema=TEXTS_SCHEMA)
+        try:
+            write_texts(self.folder, made_from, texts)
+        except GradsiftError as error:
+            logger.info(f"the rows' texts are not kept, and read anew next time: {error}")
+        return texts
 
     def read_rows(self, data: Any = None, split: str | None = None) -> Pool:
         """Load the rows of the run, or others that are written like them.
@@ -536,7 +566,7 @@ class Run:
         ids = self.pool_table["instance_id"].to_pylist()
         if not any(re.search(r"#\d+$", one) for one in ids):
             return set()
-        return {row.own_id for row in self.pool.rows if row.own_id is not None}
+        return {str(row.own_id) for row in self.pool.rows if row.is_renamed}
 
     def _reference(self, folder: str | None, need: Need) -> Reference:
         if folder is None:
@@ -585,6 +615,17 @@ def _without_refused(
             f"{reasons}"
         )
     return {key: value for key, value in settings.items() if key not in refused}
+
+
+def _texts_of(table: pa.Table, pool: Pool) -> pa.Table:
+    """Return the texts of the rows of a pool table, null where a row says something else now."""
+    texts = texts_table(pool.rows)
+    ids, hashes = (table[name].combine_chunks() for name in ("instance_id", "content_hash"))
+    at = pc.index_in(ids, value_set=texts["instance_id"].combine_chunks())
+    now = pa.array([row.content_hash for row in pool.rows], pa.string()).take(at)
+    at = pc.if_else(pc.fill_null(pc.equal(now, hashes), False), at, pa.scalar(None, at.type))
+    texts = texts.take(at)
+    return texts.set_column(0, "instance_id", ids).cast(TEXTS_SCHEMA)
 
 
 def _names(column: pa.ChunkedArray) -> list[str] | None:

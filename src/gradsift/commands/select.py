@@ -42,7 +42,12 @@ from gradsift.selection.audit import (
 from gradsift.selection.candidates import Context, Need
 from gradsift.selection.conditions import gate_of, gate_shortage
 from gradsift.selection.constraints import Budget, parse_budget
-from gradsift.selection.decisions import counts_of, decision_table, weight_column
+from gradsift.selection.decisions import (
+    counts_of,
+    decision_table,
+    weight_column,
+    with_what_they_say,
+)
 from gradsift.selection.density import UNIT as DENSITY_UNIT
 from gradsift.selection.gate import CannotJudge, too_many_rows
 from gradsift.selection.selector import Selection, select_rows
@@ -292,8 +297,11 @@ def select_run(
     settings = _plain(budget, config)
     folder = _folder(run.folder / SELECTIONS, settings, name)
     context, table = run.context(config), run.pool_table
-    selection = select_rows(run.candidates(needs_of(config)), budget, config, context)
-    decisions = decision_table(table, selection)
+    pool = run.candidates(needs_of(config))
+    selection = select_rows(pool, budget, config, context)
+    decisions = with_what_they_say(
+        decision_table(table, selection), pool, context.cluster_N, table, run.texts
+    )
     counts, warnings = counts_of(table, decisions), _warnings(run, selection, config, context)
     kept = table.filter(
         pc.is_in(table["instance_id"], value_set=pa.array(selection.ids, pa.string()))
