@@ -549,13 +549,13 @@ class Run:
             need: self._reference(folder, need) for need, folder in folders.items() if need in needs
         }
         keep, drop = (
-            read_ids(path, name, self._id_column, self._shared_ids) if path is not None else []
+            read_ids(path, name, self.id_column, self._shared_ids) if path is not None else []
             for name, path in (("keep", config.keep), ("drop", config.drop))
         )
         return Context(*self.content, references, keep, drop)
 
     @property
-    def _id_column(self) -> str:
+    def id_column(self) -> str:
         """The field that its rows' ids were read from; what a loop recorded has no settings."""
         known = "config" in vars(self) or (self.folder / CONFIG_NAME).exists()
         return (self.config.id_column if known else None) or "id"
