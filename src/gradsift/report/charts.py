@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,13 +29,21 @@ N_BINS = 30
 # Beyond this quantile, values are counted in the last bin.
 _TAIL = 0.99
 HEIGHT = 230
+# Names beside bars, in pixels.
+_LABELS = 220
 KEPT = {"expr": "kept"}
 REST = {"expr": "rest"}
 INK = {"expr": "ink"}
 MUTED = {"expr": "muted"}
+PAPER = {"expr": "paper"}
 _IS_KEPT = {"test": "datum.kept"}
+# Behind words that stand on something else.
+_HALO = {"stroke": PAPER, "strokeWidth": 4, "color": PAPER}
 
+# Of what the page leaves to a chart; the height is what the chart says.
+FILLS_WIDTH = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
 Spec = dict[str, Any]
+Middle = Literal["mean", "median"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,13 @@ def coloured(spec: Spec, colours: Mapping[str, str] = COLOURS) -> Spec:
 
 
 def histogram(
-    value_N: np.ndarray, kept_N: np.ndarray, axis: str, digits: int, *, clipped: bool = False
+    value_N: np.ndarray,
+    kept_N: np.ndarray,
+    axis: str,
+    digits: int,
+    *,
+    middle: Middle = "mean",
+    clipped: bool = False,
 ) -> Spec:
     """Count rows by a value: all of them, and those that are kept in front.
 
@@ -73,6 +87,7 @@ def histogram(
         kept_N: Which rows are kept.
         axis: The value's name.
         digits: Decimals shown.
+        middle: What the two lines stand at.
         clipped: Whether the last bin takes the rows beyond the pool's 99th percentile.
     """
     there_N = np.isfinite(value_N)
@@ -95,9 +110,11 @@ def histogram(
         }
         for at, (pool, kept) in enumerate(zip(pool_B, kept_B, strict=True))
     ]
-    means = [
-        {"mean": float(value_N.mean()), "of": "mean of all rows"},
-        *([{"mean": float(value_N[kept_N].mean()), "of": "mean of kept rows"}] if kept_N.any() else []),
+    at_middle = np.mean if middle == "mean" else np.median
+    lines = [
+        {"at": float(at_middle(value_S)), "kept": kept, "of": f"{middle} of {whose} rows"}
+        for value_S, kept, whose in ((value_N, False, "all"), (value_N[kept_N], True, "kept"))
+        if len(value_S)
     ]
     tooltip = [
         {"field": "range", "title": axis},
@@ -113,24 +130,21 @@ def histogram(
     }
     bars = {"x": x, "x2": {"field": "to"}, "tooltip": tooltip}
     return {
-        "width": "container",
+        **FILLS_WIDTH,
         "height": HEIGHT,
         "data": {"values": bins},
         "layer": [
             _bars(REST, bars, "pool"),
             _bars(KEPT, bars, "kept"),
             {
-                "data": {"values": means},
+                "data": {"values": lines},
                 "mark": {"type": "rule", "strokeDash": [5, 3], "strokeWidth": 1.5},
                 "encoding": {
-                    "x": {"field": "mean", "type": "quantitative"},
-                    "color": {
-                        "condition": {"test": "datum.of == 'mean of kept rows'", "value": KEPT},
-                        "value": MUTED,
-                    },
+                    "x": {"field": "at", "type": "quantitative"},
+                    "color": {"condition": {**_IS_KEPT, "value": KEPT}, "value": MUTED},
                     "tooltip": [
                         {"field": "of", "title": "line"},
-                        {"field": "mean", "format": f",.{digits + 1}f", "title": axis},
+                        {"field": "at", "format": f",.{digits + 1}f", "title": axis},
                     ],
                 },
             },
@@ -155,7 +169,7 @@ def _edges(low: float, high: float, digits: int) -> list[float]:
 def scatter(points: Sequence[Mapping[str, Any]], x_axis: str, y_axis: str) -> Spec:
     """Draw rows as points: `points` have `x`, `y`, `kept`, `id`, `text`; kept ones in front."""
     return {
-        "width": "container",
+        **FILLS_WIDTH,
         "height": HEIGHT + 60,
         "data": {"values": _kept_last(points)},
         "mark": _point_mark(),
@@ -180,9 +194,9 @@ def plane(points: Sequence[Mapping[str, Any]], names: Sequence[Mapping[str, Any]
     """
     nothing = {"axis": None, "scale": {"zero": False, "nice": False, "padding": 12}}
     x, y = ({"field": name, "type": "quantitative", **nothing} for name in "xy")
-    halo = {"type": "text", "fontSize": 11.5, "fontWeight": 600}
+    label = {"type": "text", "fontSize": 11.5, "fontWeight": 600}
     return {
-        "width": "container",
+        **FILLS_WIDTH,
         "height": HEIGHT + 150,
         "data": {"values": _kept_last(points)},
         "layer": [
@@ -202,13 +216,10 @@ def plane(points: Sequence[Mapping[str, Any]], names: Sequence[Mapping[str, Any]
             *(
                 {
                     "data": {"values": list(names)},
-                    "mark": {**halo, **colour},
+                    "mark": {**label, **look},
                     "encoding": {"x": x, "y": y, "text": {"field": "name", "type": "nominal"}},
                 }
-                for colour in (
-                    {"stroke": {"expr": "paper"}, "strokeWidth": 4, "color": {"expr": "paper"}},
-                    {"color": INK},
-                )
+                for look in (_HALO, {"color": INK})
             ),
         ],
     }
@@ -232,7 +243,8 @@ def _point_looks() -> Spec:
 
 def _axis(field: str, title: str) -> Spec:
     scale = {"zero": False, "nice": True}
-    return {"field": field, "type": "quantitative", "axis": {"title": title}, "scale": scale}
+    axis = {"title": title, "tickCount": 7}
+    return {"field": field, "type": "quantitative", "axis": axis, "scale": scale}
 
 
 def kept_by_group(groups: Sequence[Mapping[str, Any]], share: float, what: str) -> Spec:
@@ -244,60 +256,79 @@ def kept_by_group(groups: Sequence[Mapping[str, Any]], share: float, what: str) 
         what: What a group is called.
     """
     bars = [
-        {**group, "share": group["kept"] / group["pool"], "of": _of(group["kept"], group["pool"])}
+        {
+            **group,
+            "share": group["kept"] / group["pool"],
+            "of": f"{group['kept']:,} of {group['pool']:,}",
+        }
         for group in groups
     ]
     largest = max(max((bar["share"] for bar in bars), default=0), share)
-    y = {
-        "field": "name",
-        "type": "nominal",
-        "sort": None,
-        "axis": {"title": None, "labelLimit": 190, "domain": False, "ticks": False},
-    }
     x = {
         "field": "share",
         "type": "quantitative",
-        "scale": {"domain": [0, min(1.0, 1.25 * largest)], "nice": False},
+        "scale": {"domain": [0, 1.25 * largest], "nice": False},
         "axis": {"title": "share of its rows that is kept", "format": "~%", "tickCount": 5},
     }
+    tooltip = [
+        {"field": "name", "title": what},
+        {"field": "of", "title": "kept"},
+        {"field": "share", "title": "share", "format": ".1%"},
+    ]
+    line = {
+        "data": {"values": [{"share": share, "of": "all rows"}]},
+        "mark": {"type": "rule", "strokeDash": [5, 3], "strokeWidth": 1.5, "color": MUTED},
+        "encoding": {
+            "x": x,
+            "tooltip": [
+                {"field": "of", "title": "line"},
+                {"field": "share", "title": "kept", "format": ".1%"},
+            ],
+        },
+    }
+    return _named_bars(bars, x, tooltip, KEPT, "of", [line])
+
+
+def counted(kinds: Sequence[tuple[str, int]], colour: object) -> Spec:
+    """Draw how many rows there are of each kind, in the order given."""
+    bars = [{"name": name, "n": n, "text": f"{n:,}"} for name, n in kinds]
+    x = {
+        "field": "n",
+        "type": "quantitative",
+        "scale": {"domain": [0, 1.15 * max(n for _, n in kinds)], "nice": False},
+        "axis": None,
+    }
+    tooltip = [{"field": "name", "title": "why"}, {"field": "text", "title": "rows"}]
+    return _named_bars(bars, x, tooltip, colour, "text", [], extent=_LABELS)
+
+
+def _named_bars(
+    bars: Sequence[Mapping[str, Any]],
+    x: Spec,
+    tooltip: list[Spec],
+    colour: object,
+    text: str,
+    behind: list[Spec],
+    extent: int = 0,
+) -> Spec:
+    axis = {"title": None, "labelLimit": _LABELS, "domain": False, "ticks": False}
+    y = {"field": "name", "type": "nominal", "sort": None, "axis": {**axis, "minExtent": extent}}
+    label = {"type": "text", "align": "left", "dx": 6, "fontSize": 11}
+    text_at = {"x": x, "y": y, "text": {"field": text, "type": "nominal"}}
     return {
-        "width": "container",
+        **FILLS_WIDTH,
         "height": {"step": 22},
-        "data": {"values": bars},
+        "data": {"values": list(bars)},
         "layer": [
+            *behind,
             {
-                "mark": {"type": "bar", "color": KEPT, "height": 13, "cornerRadiusEnd": 2},
-                "encoding": {
-                    "x": x,
-                    "y": y,
-                    "tooltip": [
-                        {"field": "name", "title": what},
-                        {"field": "of", "title": "kept"},
-                        {"field": "share", "title": "share", "format": ".1%"},
-                    ],
-                },
+                "mark": {"type": "bar", "color": colour, "height": 13, "cornerRadiusEnd": 2},
+                "encoding": {"x": x, "y": y, "tooltip": tooltip},
             },
-            {
-                "mark": {"type": "text", "align": "left", "dx": 5, "fontSize": 11, "color": MUTED},
-                "encoding": {"x": x, "y": y, "text": {"field": "of", "type": "nominal"}},
-            },
-            {
-                "data": {"values": [{"share": share, "of": "all rows"}]},
-                "mark": {"type": "rule", "strokeDash": [5, 3], "strokeWidth": 1.5, "color": MUTED},
-                "encoding": {
-                    "x": {"field": "share", "type": "quantitative"},
-                    "tooltip": [
-                        {"field": "of", "title": "line"},
-                        {"field": "share", "title": "kept", "format": ".1%"},
-                    ],
-                },
-            },
+            {"mark": {**label, **_HALO}, "encoding": text_at},
+            {"mark": {**label, "color": INK}, "encoding": text_at},
         ],
     }
-
-
-def _of(kept: int, pool: int) -> str:
-    return f"{kept:,} of {pool:,}"
 
 
 def heatmap(names: Sequence[str], overlap_KK: np.ndarray) -> Spec:
@@ -311,7 +342,7 @@ def heatmap(names: Sequence[str], overlap_KK: np.ndarray) -> Spec:
     x = {"field": "a", "type": "nominal", "sort": None, "axis": {**axis, "labelAngle": -30}}
     y = {"field": "b", "type": "nominal", "sort": None, "axis": axis}
     return {
-        "width": "container",
+        **FILLS_WIDTH,
         "height": {"step": 34},
         "data": {"values": cells},
         "layer": [
@@ -329,8 +360,11 @@ def heatmap(names: Sequence[str], overlap_KK: np.ndarray) -> Spec:
                     "tooltip": [
                         {"field": "a", "title": "one"},
                         {"field": "b", "title": "other"},
-                        {"field": "share", "title": "rows in both, of those in either",
-                         "format": ".1%"},
+                        {
+                            "field": "share",
+                            "title": "rows in both, of those in either",
+                            "format": ".1%",
+                        },
                     ],
                 },
             },
@@ -341,7 +375,7 @@ def heatmap(names: Sequence[str], overlap_KK: np.ndarray) -> Spec:
                     "y": y,
                     "text": {"field": "share", "type": "quantitative", "format": ".0%"},
                     "color": {
-                        "condition": {"test": "datum.share > 0.5", "value": {"expr": "paper"}},
+                        "condition": {"test": "datum.share > 0.5", "value": PAPER},
                         "value": INK,
                     },
                 },
@@ -355,7 +389,7 @@ def gain_curve(gain_S: np.ndarray, n_kept: int, most_points: int = 400) -> Spec:
     at_P = np.unique(np.linspace(0, len(gain_S) - 1, min(most_points, len(gain_S))).astype(int))
     points = [{"rank": at + 1, "gain": float(gain_S[at])} for at in at_P.tolist()]
     return {
-        "width": "container",
+        **FILLS_WIDTH,
         "height": HEIGHT,
         "data": {"values": points},
         "layer": [

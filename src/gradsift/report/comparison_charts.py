@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradsift.evaluation.metrics import GENERAL, LEARNING, METRICS
-from gradsift.report.charts import INK, KEPT, MUTED, Spec
+from gradsift.report.charts import FILLS_WIDTH, INK, KEPT, MUTED, Spec
 
 BASE = "base"
 # Of several metrics of one kind, the first that was measured is drawn.
@@ -47,7 +47,7 @@ def learning_against_forgetting(arms: Mapping[str, Mapping[str, Any]]) -> Spec |
     colour = {"field": "arm", "type": "nominal", "sort": None, "legend": None}
     corner = {"value": 0}, {"value": "width"}
     return {
-        "width": "container",
+        **FILLS_WIDTH,
         "height": 340,
         "data": {"values": points},
         "layer": [
@@ -112,7 +112,7 @@ def _panel(arms: Mapping[str, Mapping[str, Any]], name: str) -> Spec:
     y = {"field": "arm", "type": "nominal", "sort": None,
          "axis": {"title": None, "labelLimit": 160, "domain": False, "ticks": False}}  # fmt: skip
     return {
-        "width": "container",
+        **FILLS_WIDTH,
         "height": {"step": 20},
         "data": {"values": points},
         "layer": [

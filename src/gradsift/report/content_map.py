@@ -20,7 +20,7 @@ def plane_of(features_RD: np.ndarray, step_R: np.ndarray) -> tuple[np.ndarray, f
     unit_RD = unit_rows(content_vectors(features_RD, step_R))
     centred_RD = unit_RD.astype(np.float64) - unit_RD.mean(axis=0, dtype=np.float64)
     values_D, directions_DD = np.linalg.eigh(centred_RD.T @ centred_RD)
-    axes_D2 = directions_DD[:, : -3 : -1]
+    axes_D2 = directions_DD[:, :-3:-1]
     axes_D2 = axes_D2 * np.where(axes_D2.sum(axis=0) < 0, -1, 1)
     total = values_D.sum()
     return centred_RD @ axes_D2, float(values_D[-2:].sum() / total) if total > 0 else 0.0

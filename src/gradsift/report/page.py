@@ -56,11 +56,15 @@ def page_of(title: str, rows: Rows, story: Story, id_column: str = "id") -> str:
         f"script-src {' '.join(map(_hash, scripts))}; style-src {' '.join(map(_hash, styles))}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
+    at = {row: n for n, row in enumerate(listed_R.tolist())}
     data = {
         "columns": columns_of(rows, listed_R, story.group_names),
-        "charts": {chart.key: list(chart.specs) for chart in story.charts},
+        "charts": {chart.key: list(chart.specs) for chart in (*story.charts, *story.comparison)},
         "colours": list(COLOURS),
-        "name": rows.name,
+        "examples": {
+            name: [at[one] for one in of.rows if one in at]
+            for name, of in (("kept", story.kept), ("rejected", story.rejected))
+        },
         "id_column": id_column,
     }
     return Template(_asset("page.html")).substitute(
@@ -72,7 +76,9 @@ def page_of(title: str, rows: Rows, story: Story, id_column: str = "id") -> str:
         scripts="".join(f"<script>{script}</script>" for script in scripts),
         data=inert_json(data),
         decision=escape(story.decision),
-        kind=f'<p class="kind">{escape(story.kind)}</p>' if story.kind else "",
+        details=" ".join(map(escape, story.details)),
+        kept_title=escape(story.kept.title),
+        rejected_title=escape(story.rejected.title),
         warnings=_warnings(story.warnings),
         figures="".join(
             f'<div class="figure"><dt>{escape(one.name)}</dt><dd>{escape(one.kept)}'
@@ -81,7 +87,8 @@ def page_of(title: str, rows: Rows, story: Story, id_column: str = "id") -> str:
             for one in story.figures
         ),
         charts="".join(map(_card, story.charts)),
-        compared=_compared(story.compared),
+        compared=_compared(story),
+        compared_link=' <a href="#compared">Comparison</a>' * bool(story.verdicts),
         held=escape(held_note(rows, listed_R)),
         n_rows=f"{len(rows):,}",
         version=escape(__version__),
@@ -104,9 +111,7 @@ def listed_rows(rows: Rows) -> np.ndarray:
     return stratified(_stratum(rows), MOST_LISTED)
 
 
-def columns_of(
-    rows: Rows, listed_R: np.ndarray, group_names: Mapping[int, str]
-) -> dict[str, Any]:
+def columns_of(rows: Rows, listed_R: np.ndarray, group_names: Mapping[int, str]) -> dict[str, Any]:
     """Return the rows of the page, column by column; what is none is null."""
     table = rows.table.take(listed_R)
 
@@ -115,8 +120,10 @@ def columns_of(
 
     def numbers(value_N: np.ndarray, digits: int) -> list[float | None]:
         value_R = np.round(value_N[listed_R], digits)
-        return [value if ok else None
-                for value, ok in zip(value_R.tolist(), np.isfinite(value_R).tolist(), strict=True)]
+        return [
+            value if ok else None
+            for value, ok in zip(value_R.tolist(), np.isfinite(value_R).tolist(), strict=True)
+        ]
 
     ids = texts("instance_id")
     at = {one: n for n, one in enumerate(ids)}
@@ -129,7 +136,10 @@ def columns_of(
 
     def shown(name: str, most: int | None = None) -> list[str | None]:
         return [
-            None if one is None or not has else one if most is None or len(one) <= most
+            None
+            if one is None or not has
+            else one
+            if most is None or len(one) <= most
             else one[:most] + "…"
             for one, has in zip(texts(name), text_R, strict=True)
         ]
@@ -222,11 +232,15 @@ def _warnings(lines: Sequence[str]) -> str:
     return f'<ul class="warnings" aria-label="warnings">{items}</ul>'
 
 
-def _compared(lines: Sequence[str]) -> str:
-    if not lines:
+def _compared(story: Story) -> str:
+    if not story.verdicts:
         return ""
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f'<section class="compared"><h2>What models learnt from it</h2><ul>{items}</ul></section>'
+    items = "".join(f"<li>{escape(line)}</li>" for line in story.verdicts)
+    cards = "".join(map(_card, story.comparison))
+    return (
+        '<section id="compared"><h2>What models learnt from it</h2>'
+        f'<ul class="verdicts">{items}</ul><div class="cards">{cards}</div></section>'
+    )
 
 
 def _asset(name: str) -> str:

@@ -65,7 +65,6 @@
       background: null,
       font: "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif",
       view: { stroke: null },
-      autosize: { type: "fit-x", contains: "padding" },
       axis: {
         labelColor: muted, titleColor: muted, titleFontWeight: 500, titleFontSize: 12, labelFontSize: 11,
         gridColor: line, domainColor: line, tickColor: line, gridOpacity: 0.7, titlePadding: 8,
@@ -85,6 +84,8 @@
       for (const [n, spec] of specs.entries()) {
         const drawn = await vegaEmbed(places[n], { ...spec, params, config }, {
           ast: true, actions: false, defaultStyle: false, renderer: "svg", tooltip: show_tip, mode: "vega-lite",
+          // It warns of each chart that says its own height.
+          logLevel: vega.Error,
         });
         drawn.view.addEventListener("click", (_, item) => {
           const id = item && item.datum && item.datum.id;
@@ -111,24 +112,24 @@
   const number = { hozAlign: "right", headerHozAlign: "right", sorter: "number", sorterParams: { alignEmptyValues: "bottom" } };
   const text = { formatter: clip, sorter: "string", sorterParams: { alignEmptyValues: "bottom" } };
   const all_columns = [
-    { title: "Decision", field: "decision", formatter: state, sorter: "number", width: narrow ? 84 : 96 },
-    { title: "Rank", field: "rank", formatter: figure(), ...number, width: 72 },
-    { title: "Score", field: "score", formatter: figure(2), ...number, width: 78 },
-    { title: "Loss", field: "loss", formatter: figure(2), ...number, width: 72 },
-    { title: "Tokens", field: "tokens", formatter: figure(), ...number, width: 82 },
-    { title: "Prompt", field: "prompt", ...text, widthGrow: 3, minWidth: 130 },
-    { title: "Answer", field: "answer", ...text, widthGrow: 4, minWidth: 140 },
+    { title: "Decision", field: "decision", formatter: state, sorter: "number", width: narrow ? 84 : 104, headerSort: !narrow },
+    { title: "Rank", field: "rank", formatter: figure(), ...number, width: 84 },
+    { title: "Score", field: "score", formatter: figure(2), ...number, width: 88 },
+    { title: "Loss", field: "loss", formatter: figure(2), ...number, width: 80 },
+    { title: "Tokens", field: "tokens", formatter: figure(), ...number, width: 98 },
+    { title: "Prompt", field: "prompt", ...text, widthGrow: 3, minWidth: narrow ? 110 : 130 },
+    { title: "Answer", field: "answer", ...text, widthGrow: 4, minWidth: narrow ? 110 : 140 },
     { title: "Why", field: "reason", ...text, widthGrow: 3, minWidth: 130 },
     { title: "Source", field: "source", ...text, width: 110, visible: has(columns.source) },
     { title: "Row", field: "id", ...text, width: 120 },
   ];
-  const shown_narrow = ["decision", "score", "prompt", "answer"];
+  const shown_narrow = ["decision", "prompt", "answer"];
   const table = new Tabulator("#table", {
     data: rows,
     columns: narrow ? all_columns.filter((column) => shown_narrow.includes(column.field)) : all_columns,
     index: "at",
     height: narrow ? "70vh" : "640px",
-    rowHeight: 63,
+    rowHeight: 54,
     layout: "fitColumns",
     selectableRows: false,
     placeholder: "No row fits these filters.",
@@ -305,8 +306,8 @@
         const button = element("button");
         button.type = "button";
         button.append(
-          element("span", row.prompt || "(no prompt)", "prompt"),
-          element("span", row.answer || "(no answer)", "answer"),
+          element("span", row.prompt ?? row.id, "prompt"),
+          element("span", row.answer ?? "", "answer"),
           element("span", row.reason ?? "", "why"),
         );
         button.addEventListener("click", () => open_row(row.at));
@@ -316,11 +317,8 @@
       }),
     );
   };
-  const readable = (test) => rows.filter((row) => test(row) && row.answer !== null);
-  examples(found("#examples-kept"), readable((row) => row.decision === 0).sort((a, b) => a.rank - b.rank).slice(0, 3));
-  const rejected = readable((row) => row.decision === 1);
-  rejected.sort((a, b) => b.border - a.border || (b.score ?? 0) - (a.score ?? 0));
-  examples(found("#examples-rejected"), rejected.slice(0, 3));
+  examples(found("#examples-kept"), data.examples.kept.map((at) => rows[at]));
+  examples(found("#examples-rejected"), data.examples.rejected.map((at) => rows[at]));
 
   table.on("tableBuilt", () => {
     filter();
