@@ -16,12 +16,21 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from gradsift.data.containers.rows import fingerprint
 from gradsift.data.containers.sources import find_source
+from gradsift.seals import write_parquet
 from gradsift.store.manifest import Manifest
 from gradsift.store.reader import read_store
-from gradsift.store.tables import INSTANCE, write_pool_table
+from gradsift.store.tables import (
+    INSTANCE,
+    POOL_NAME,
+    TEXTS_SCHEMA,
+    digest_of_pool,
+    pool_table,
+    write_texts,
+)
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS, STATISTICS
 from selection import imitated
@@ -65,6 +74,16 @@ def seconds(*words):
     return time.perf_counter() - start
 
 
+def said(n, n_words):
+    """Texts of so many words, which are as frequent as words are (Zipf's law)."""
+    generator = np.random.default_rng(n_words)
+    letters = np.array(list("etaoinshrdlu"))
+    words = ["".join(generator.choice(letters, size=1 + k % 9)) for k in range(20_000)]
+    shares = 1 / np.arange(1, len(words) + 1)
+    drawn = generator.choice(len(words), size=(n, n_words), p=shares / shares.sum())
+    return [" ".join(words[at] for at in row) for row in drawn.tolist()]
+
+
 def make_run(like, folder, out, n):
     features, values = imitated(like, n)
     generator = np.random.default_rng(1)
@@ -73,10 +92,11 @@ def make_run(like, folder, out, n):
     drawn = np.random.default_rng(0).integers(len(store.instance_ids), size=n)
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "data.jsonl"
-    lines = [
-        json.dumps({"id": f"r{i:06d}", "prompt": "What is it?", "response": "words " * 60}) + "\n"
-        for i in range(n)
+    rows = [
+        {"id": f"r{i:06d}", "prompt": prompt, "response": response}
+        for i, (prompt, response) in enumerate(zip(said(n, 12), said(n, 200), strict=True))
     ]
+    lines = [json.dumps(row) + "\n" for row in rows]
     data.write_text("".join(lines))
     source = find_source(str(data), None)
     about = {
@@ -93,8 +113,7 @@ def make_run(like, folder, out, n):
     manifest = Manifest({"made": "for a benchmark"}, about, n, LAYERS)
     with StoreWriter(out, manifest, content_width=CONTENT_WIDTH, sketch_size=SKETCH_SIZE) as writer:
         writer.keep_until(0)
-        write_pool_table(
-            out,
+        table = pool_table(
             [
                 {
                     **blank,
@@ -110,8 +129,12 @@ def make_run(like, folder, out, n):
                     "language": "en",
                 }
                 for i in range(n)
-            ],
+            ]
         )
+        write_parquet(out / POOL_NAME, table)
+        texts = pa.Table.from_pylist(rows).rename_columns({"id": "instance_id"})
+        texts = texts.append_column("own_id", pa.nulls(n, pa.string()))
+        write_texts(out, digest_of_pool(table), texts.select(TEXTS_SCHEMA.names))
         for start in range(0, n, 5_000):
             rows = range(start, min(start + 5_000, n))
             content = features[rows.start : rows.stop] @ wide
