@@ -232,6 +232,21 @@ def explain(
     _show(load("commands.explain").explain(run_folder, row_id, name=name), json_)
 
 
+@command()
+def report(
+    run_folder: RunFolder,
+    name: Annotated[str | None, typer.Option(help="Selection (default: the newest).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File (default: report.html in the selection's folder).")
+    ] = None,
+    data: Rows = None,
+    json_: Json = False,
+) -> None:
+    """Show a selection as one HTML page: what was kept and why, charts, and all rows."""
+    _progress()
+    _show(load("commands.report").report(run_folder, name=name, out=out, data=data), json_)
+
+
 @command(
     groups.SelectionConfig,
     examples=("gradsift strategies", "gradsift strategies runs/mine --budget 5%"),

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gradsift.commands.report import report
 from gradsift.commands.train import compute_missing_losses
 from gradsift.comparison.arms import STRATEGY_OF_AN_ARM, arm_settings, parse_arms, rows_of
 from gradsift.comparison.experiment import Experiment, tokens_to_train
@@ -36,6 +37,7 @@ from gradsift.evaluation.conclusions import decide
 from gradsift.files import remove, remove_leftovers, write_text
 from gradsift.progress import Progress, no_progress
 from gradsift.replay.source import replay_of
+from gradsift.reporting.rows import selection_names
 from gradsift.run_folder import Run
 from gradsift.schema import takes
 from gradsift.seals import DamagedError, read_json, write_json
@@ -170,7 +172,7 @@ def compare(
         },
         notes=(*notes, *caveats_of(board)),
     )
-    return _written(comparison, name)
+    return _written(run, comparison, name)
 
 
 def _require_free(folder: Path, name: str) -> None:
@@ -257,7 +259,7 @@ def _made_with(
     }
 
 
-def _written(comparison: Comparison, name: str) -> Comparison:
+def _written(run: Run, comparison: Comparison, name: str) -> Comparison:
     folder, summary = comparison.run, comparison.summary()
     written = [folder / f"{name}.json", folder / f"{name}.md"]
     write_json(written[0], summary)
@@ -271,4 +273,7 @@ def _written(comparison: Comparison, name: str) -> Comparison:
         else:
             # Of an earlier comparison of this name, with other arms.
             remove(path)
+    # The page of the newest selection shows it, too.
+    if selection_names(run):
+        written.append(report(run).path)
     return replace(comparison, written=tuple(written))

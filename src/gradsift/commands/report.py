@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gradsift.commands.select import SelectResult
+from gradsift.config import RowsConfig
 from gradsift.errors import GradsiftError
 from gradsift.files import write_text
-from gradsift.report.page import page_of
-from gradsift.report.rows import SELECTIONS, Rows, read_rows, require_name
-from gradsift.report.story import story_of
+from gradsift.reporting.page import page_of
+from gradsift.reporting.rows import SELECTIONS, Rows, read_rows, require_name
+from gradsift.reporting.story import story_of
 from gradsift.run_folder import Run
+from gradsift.schema import split_settings, takes
+from gradsift.store.reader import GradientStore
 from gradsift.wording import joined
 
 REPORT = "report.html"
@@ -51,13 +55,21 @@ class ReportResult:
         ])  # fmt: skip
 
 
-def report(run: Any, *, name: str | None = None, out: str | Path | None = None) -> ReportResult:
+@takes(RowsConfig)
+def report(
+    run: str | Path | GradientStore | Run | SelectResult,
+    *,
+    name: str | None = None,
+    out: str | Path | None = None,
+    **settings: Any,
+) -> ReportResult:
     """Write a selection as one HTML page: what was kept and why, charts, and all rows.
 
     Args:
         run: A run folder, its store, or a selection of it.
         name: Of the selection; None for the one that is given, else for the newest.
         out: The file; None for report.html in the selection's folder.
+        **settings: See Settings.
 
     Returns:
         Where it is.
@@ -66,10 +78,10 @@ def report(run: Any, *, name: str | None = None, out: str | Path | None = None) 
         GradsiftError: If there is no such selection, it is not what was written, or the file cannot
             be written.
     """
-    # What select returns is a selection of its own.
-    if name is None and hasattr(run, "selected_file"):
+    (where,) = split_settings(settings, RowsConfig)
+    if name is None and isinstance(run, SelectResult):
         name = run.folder.name
-    run = Run.of(run)
+    run = Run.of(run, data=where.data)
     rows = read_rows(run, require_name(run, name))
     path = None if out is None else Path(out).resolve()
     if path is not None and path.is_dir():

@@ -124,6 +124,7 @@ def run_stages(
         name=config.name,
         weights=config.weights,
         export=config.export,
+        report=config.report,
     )
     run.save_config()
     return result

@@ -30,6 +30,7 @@ from gradsift.data.containers.sources import LINES, find_written
 from gradsift.errors import GradsiftError
 from gradsift.files import make_folder, remove, remove_leftovers, writing
 from gradsift.progress import Progress, no_progress
+from gradsift.reporting.rows import CURVE, DECISIONS, SELECTIONS, SUMMARY
 from gradsift.run_folder import Run
 from gradsift.schema import migrated, split_settings, takes
 from gradsift.seals import DamagedError, read_json, sha256_of, write_json, write_parquet
@@ -60,10 +61,6 @@ if TYPE_CHECKING:
     import datasets
     import pandas
 
-SELECTIONS = "selections"
-DECISIONS = "decisions.parquet"
-SUMMARY = "selection.json"
-CURVE = "curve.parquet"
 # Changes whenever the same settings would choose other rows: what was made by another is not mixed
 # up with it. Of selections that name none it is 1.
 ARITHMETIC = 2
@@ -86,6 +83,7 @@ class SelectResult:
         written: Further files, such as those that were exported for trainers.
         ids: Of the selected rows, in the input's order.
         notes: What an export says otherwise than the rows, or not at all.
+        report: The page that shows it, if one was written.
     """
 
     folder: Path
@@ -96,6 +94,7 @@ class SelectResult:
     written: tuple[Path, ...]
     ids: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    report: Path | None = None
 
     @property
     def run(self) -> Path:
@@ -187,6 +186,7 @@ class SelectResult:
             "warnings": list(self.warnings),
             "also_written": [str(path) for path in self.written],
             "export_notes": list(self.notes),
+            "report": None if self.report is None else str(self.report),
         }
 
     def text(self) -> str:
@@ -213,7 +213,8 @@ class SelectResult:
         lines += [f"note: {line}" for line in self.notes]
         written = (path.relative_to(self.folder) for path in self.written)
         names = "".join(f", {path}" for path in written)
-        lines += ["", f"beside it: {DECISIONS} (why each row), {SUMMARY}{names}"]
+        page = "" if self.report is None else f"{self.report.name} (open it in a browser), "
+        lines += ["", f"beside it: {page}{DECISIONS} (why each row), {SUMMARY}{names}"]
         if not any(EXPORT in path.parts for path in self.written):
             lines.append(
                 "for a trainer: the same again with --export trl (or llamafactory, axolotl, openai)"
@@ -256,6 +257,7 @@ def select(
         name=config.name,
         weights=config.weights,
         export=config.export,
+        report=config.report,
         replaying=replaying,
         progress=progress,
     )
@@ -269,6 +271,7 @@ def select_run(
     name: str | None,
     weights: bool,
     export: Sequence[str] = (),
+    report: bool | None = None,
     replaying: ReplayConfig | None = None,
     progress: Progress = no_progress,
 ) -> SelectResult:
@@ -282,6 +285,8 @@ def select_run(
         weights: Whether decisions.parquet gets a `weight` for each selected row: its gradient
             score divided by the mean over the subset.
         export: Trainers in whose own form the rows are written too.
+        report: Whether a page is written that shows the selection; None for pools of a size that
+            takes no time.
         replaying: Which rows of replay the exports get beside them.
         progress: Of what the model writes for them.
 
@@ -336,6 +341,7 @@ def select_run(
         # export that it had.
         earlier = [folder / EXPORT] if (folder / EXPORT).exists() else []
         _save_summary(replace(result, written=(*written, *earlier)), made_with)
+        result = _with_page(run, result, decisions, made_with, report)
         if exporter is None:
             return result
         if weights:
@@ -357,13 +363,35 @@ def select_run(
     return result
 
 
+def _with_page(
+    run: Run,
+    result: SelectResult,
+    decisions: pa.Table,
+    made_with: dict[str, object],
+    wanted: bool | None,
+) -> SelectResult:
+    """Write the page that shows a selection, if it is wanted; else remove an earlier one."""
+    # Loaded only here: most of what selects has no page.
+    from gradsift.commands.report import REPORT, write_report
+    from gradsift.reporting.page import MOST_WHOLE
+    from gradsift.reporting.rows import rows_of
+
+    if not (decisions.num_rows <= MOST_WHOLE if wanted is None else wanted):
+        remove(result.folder / REPORT)
+        return result
+    rows = rows_of(run, result.folder.name, decisions, {**result.summary(), **made_with})
+    return replace(result, report=write_report(run, rows).path)
+
+
 def _save_summary(result: SelectResult, made_with: dict[str, object]) -> None:
     """Write what was selected, with the digest of each file that was written."""
     files = [result.selected_file, result.folder / DECISIONS, *result.written]
     files = [one for path in files for one in (sorted(path.rglob("*")) or [path])]
     files = [path for path in files if path.is_file() and not path.is_symlink()]
     digests = {str(path.relative_to(result.folder)): sha256_of(path) for path in files}
-    write_json(result.folder / SUMMARY, {**result.summary(), **made_with, "files": digests})
+    # The page is written after it, and may be again.
+    summary = {key: value for key, value in result.summary().items() if key != "report"}
+    write_json(result.folder / SUMMARY, {**summary, **made_with, "files": digests})
 
 
 @contextmanager

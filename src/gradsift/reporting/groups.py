@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradsift.report.rows import Rows
-from gradsift.report.sampling import stratified
-from gradsift.report.words import telling_words
+from gradsift.reporting.rows import Rows
+from gradsift.reporting.sampling import stratified
+from gradsift.reporting.words import telling_words
 
 # Rows whose texts name the groups, and how much of each text.
 _READ_ROWS = 4_000

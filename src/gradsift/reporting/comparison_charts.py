@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradsift.evaluation.metrics import GENERAL, LEARNING, METRICS
-from gradsift.report.charts import FILLS_WIDTH, INK, KEPT, MUTED, Spec
+from gradsift.reporting.charts import FILLS_WIDTH, INK, KEPT, MUTED, Spec
 
 BASE = "base"
 # Of several metrics of one kind, the first that was measured is drawn.

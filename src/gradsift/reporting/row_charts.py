@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from gradsift.config import SelectionConfig
-from gradsift.report import charts
-from gradsift.report.charts import Chart
-from gradsift.report.content_map import plane_of
-from gradsift.report.rows import Rows
-from gradsift.report.sampling import stratified
-from gradsift.report.why import kinds_of
-from gradsift.report.wording import percent
+from gradsift.reporting import charts
+from gradsift.reporting.charts import Chart
+from gradsift.reporting.content_map import plane_of
+from gradsift.reporting.rows import Rows
+from gradsift.reporting.sampling import stratified
+from gradsift.reporting.why import kinds_of
+from gradsift.reporting.wording import percent
 from gradsift.run_folder import Run
 from gradsift.selection.scores import rank_correlation
 from gradsift.selection.strategies.catalogue import uses_score

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from gradsift.report.charts import COLOURS, Chart
-from gradsift.report.rows import Rows
-from gradsift.report.sampling import shown_length, stratified
-from gradsift.report.story import Story
+from gradsift.reporting.charts import COLOURS, Chart
+from gradsift.reporting.rows import Rows
+from gradsift.reporting.sampling import shown_length, stratified
+from gradsift.reporting.story import Story
 from gradsift.version import __version__
 
 SCRIPTS = (
@@ -244,7 +244,7 @@ def _compared(story: Story) -> str:
 
 
 def _asset(name: str) -> str:
-    text = files("gradsift.report").joinpath("assets", name).read_text(encoding="utf-8")
+    text = files("gradsift.reporting").joinpath("assets", name).read_text(encoding="utf-8")
     # Of a file that is not there, which a browser's tools would ask for.
     return _SOURCE_MAP.sub("", text)
 

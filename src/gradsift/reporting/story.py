@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow.compute as pc
 
 from gradsift.config import SelectionConfig
-from gradsift.report.charts import Chart
-from gradsift.report.groups import names_of_groups
-from gradsift.report.row_charts import row_charts
-from gradsift.report.rows import Rows
-from gradsift.report.run_charts import comparison_of, curve_chart, overlap_chart
-from gradsift.report.wording import n_rows, percent
+from gradsift.reporting.charts import Chart
+from gradsift.reporting.groups import names_of_groups
+from gradsift.reporting.row_charts import row_charts
+from gradsift.reporting.rows import Rows
+from gradsift.reporting.run_charts import comparison_of, curve_chart, overlap_chart
+from gradsift.reporting.wording import n_rows, percent
 from gradsift.run_folder import Run
 from gradsift.schema import migrated, validated
 from gradsift.selection.strategies.catalogue import STRATEGIES
