@@ -1,4 +1,4 @@
-"""Charts of a comparison of arms, from what `comparison.json` says; better is always up or right."""
+"""Charts of a comparison, from what `comparison.json` says; better is always up or right."""
 
 from __future__ import annotations
 

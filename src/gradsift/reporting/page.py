@@ -18,6 +18,7 @@ from string import Template
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from gradsift.reporting.charts import COLOURS, Chart
 from gradsift.reporting.rows import Rows
@@ -40,13 +41,14 @@ MOST_WHOLE = 20_000
 MOST_TEXTS = 5_000
 # Characters of all texts together; longer ones are cut.
 MOST_CHARACTERS = 12_000_000
+_TEXTS = ("prompt", "response")
 _DECISIONS = ("selected", "rejected", "dropped")
 # Such as a browser might take for the end of a script, or an old one for the end of a line.
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 _SOURCE_MAP = re.compile(r"\n//# sourceMappingURL=\S+|/\*# sourceMappingURL=\S+ \*/")
 
 
-def page_of(title: str, rows: Rows, story: Story, id_column: str = "id") -> str:
+def page_of(title: str, rows: Rows, story: Story, id_column: str) -> str:
     """Return the page of a selection; `title` names the run, `id_column` the rows' id."""
     listed_R = listed_rows(rows)
     scripts = [_asset(name) for name in SCRIPTS]
@@ -100,7 +102,7 @@ def inert_json(value: Any) -> str:
     """Return JSON that can stand inside a script element of HTML, whatever texts it holds."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # Halves of characters are no UTF-8.
-    text = re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    text = re.sub(r"[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
     for character, escaped in _UNSAFE.items():
         text = text.replace(character, escaped)
     return text
@@ -167,7 +169,7 @@ def texted_rows(rows: Rows, listed_R: np.ndarray) -> np.ndarray:
     """Return the positions of the listed rows whose texts the page holds."""
     if len(rows) <= MOST_WHOLE:
         return listed_R
-    return listed_R[stratified(_stratum(rows)[listed_R], MOST_TEXTS, seed=1)]
+    return listed_R[stratified(_stratum(rows)[listed_R], MOST_TEXTS)]
 
 
 def held_note(rows: Rows, listed_R: np.ndarray) -> str:
@@ -188,17 +190,12 @@ def held_note(rows: Rows, listed_R: np.ndarray) -> str:
     return " ".join(lines)
 
 
-_TEXTS = ("prompt", "response")
-
-
 def _characters(rows: Rows, texted_R: np.ndarray) -> int:
     lengths = np.concatenate([_lengths(rows, name, texted_R) for name in _TEXTS])
     return max(1, shown_length(lengths, MOST_CHARACTERS))
 
 
 def _lengths(rows: Rows, name: str, rows_R: np.ndarray) -> np.ndarray:
-    import pyarrow.compute as pc
-
     return pc.fill_null(pc.utf8_length(rows.table[name].take(rows_R)), 0).to_numpy()
 
 

@@ -34,6 +34,8 @@ _NAMED_ON_MAP = 9
 # Rank correlations below this are called none.
 _CORRELATED = 0.2
 PROMPT_SHOWN = 90
+_SCORE = "gradient score (0 to 1)"
+_LOSS = "loss of the answer (nats per token)"
 
 
 def row_charts(
@@ -67,9 +69,8 @@ def _why(rows: Rows) -> Chart | None:
     (name, n), n_others = others[0], sum(n for _, n in others)
     title = f"Most frequent reason not to keep a row: {short(name, 60)} ({percent(n / n_others)})"
     note = "Blue: why rows were kept. Grey: why others were not. Each row's own reason is below."
-    return Chart("why", title, note, (
-        charts.counted(_shortened(kept), charts.KEPT), charts.counted(_shortened(others), charts.REST)
-    ))  # fmt: skip
+    of_kept = charts.counted(_shortened(kept), charts.KEPT)
+    return Chart("why", title, note, (of_kept, charts.counted(_shortened(others), charts.REST)))
 
 
 def _shortened(kinds: list[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -87,8 +88,7 @@ def _score(rows: Rows, config: SelectionConfig) -> Chart | None:
     if not uses_score(config):
         title = f"The score was not used here (kept {kept:.2f}, all {pool:.2f})"
     note = f"Gradient score {config.score}: 1 is the row it likes best. Dashed lines: means."
-    return Chart("score", title, note,
-                 (charts.histogram(score_N, rows.kept_N, "gradient score (0 to 1)", 2),))  # fmt: skip
+    return Chart("score", title, note, (charts.histogram(score_N, rows.kept_N, _SCORE, 2),))
 
 
 def _loss(rows: Rows) -> Chart | None:
@@ -99,9 +99,8 @@ def _loss(rows: Rows) -> Chart | None:
     way = "below" if kept < pool else "above"
     title = f"Loss of kept rows is {kept:.2f} on average, {way} the pool's {pool:.2f}"
     note = "Low: the model knows the answer already. High: new to it, or wrong."
-    return Chart("loss", title, note, (
-        charts.histogram(loss_N, rows.kept_N, "loss of the answer (nats per token)", 2, clipped=True),
-    ))  # fmt: skip
+    spec = charts.histogram(loss_N, rows.kept_N, _LOSS, 2, clipped=True)
+    return Chart("loss", title, note, (spec,))
 
 
 def _length(rows: Rows) -> Chart | None:
@@ -132,9 +131,7 @@ def _score_against_loss(rows: Rows, points_R: np.ndarray, drawn: str) -> Chart |
     figure = "" if rho is None else f"Rank correlation {rho:+.2f}. "
     points = _with(_as_points(rows, here_R), x=loss_N[here_R], y=score_N[here_R])
     note = f"{figure}{drawn}Click a point to read its row."
-    return Chart("score-loss", title, note, (
-        charts.scatter(points, "loss of the answer (nats per token)", "gradient score (0 to 1)"),
-    ))  # fmt: skip
+    return Chart("score-loss", title, note, (charts.scatter(points, _LOSS, _SCORE),))
 
 
 def _map(

@@ -111,7 +111,7 @@ class Rows:
 
 def selection_names(run: Run) -> list[str]:
     """Return the names of a run's whole selections, the newest last."""
-    summaries = [path for path in (run.folder / SELECTIONS).glob(f"[!.]*/{SUMMARY}")]
+    summaries = (run.folder / SELECTIONS).glob(f"[!.]*/{SUMMARY}")
     return [path.parent.name for path in sorted(summaries, key=lambda path: path.stat().st_mtime)]
 
 

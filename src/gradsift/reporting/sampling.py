@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 
-def stratified(stratum_N: np.ndarray, n: int, *, seed: int = 0) -> np.ndarray:
-    """Draw n of N rows without putting back, from each stratum about its share: ascending positions.
+def stratified(stratum_N: np.ndarray, n: int) -> np.ndarray:
+    """Draw n of N rows without putting back, about its share from each stratum; ascending.
 
     Rows in a random order are taken in turn by how far through its stratum each is, so that every
-    stratum with at least N / n rows is there.
+    stratum with at least N / n rows is there. The same for the same rows.
     """
     if n >= len(stratum_N):
         return np.arange(len(stratum_N))
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     shuffled = generator.permutation(len(stratum_N))
     ordered = shuffled[np.argsort(stratum_N[shuffled], kind="stable")]
     _, counts = np.unique(stratum_N, return_counts=True)

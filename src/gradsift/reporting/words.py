@@ -6,12 +6,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 # Letters; of scripts without spaces between words, pairs of characters.
 _WORD = re.compile(r"[^\W\d_]{3,30}")
-_UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]{2,}")
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]{2,}")
 # A word is of a group if so many of its rows have it.
 _FEWEST_ROWS = 2
 # Of a stem only one word is named; what is compared is its beginning.
@@ -25,7 +26,7 @@ def words_in(text: str) -> set[str]:
     text = text.lower()
     found = set(_WORD.findall(_UNSPACED.sub(" ", text)))
     for run in _UNSPACED.findall(text):
-        found.update(map("".join, zip(run, run[1:], strict=False)))
+        found.update(map("".join, pairwise(run)))
     return found
 
 
