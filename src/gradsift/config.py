@@ -418,6 +418,9 @@ class SubsetConfig(SelectionConfig):
         option=True,
     )
     name: str | None = setting(None, "Name of the selection's folder.", SELECTION, option=True)
+    details: bool = setting(
+        False, "Show the tables of criteria and audit, not only what was kept.", SELECTION
+    )
 
 
 class RowsConfig(Group):

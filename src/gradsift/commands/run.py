@@ -124,6 +124,7 @@ def run_stages(
         name=config.name,
         weights=config.weights,
         export=config.export,
+        details=config.details,
     )
     run.save_config()
     return result
