@@ -16,19 +16,21 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
+from gradsift.config import ReadingConfig
 from gradsift.data.containers.rows import fingerprint
 from gradsift.data.containers.sources import find_source
+from gradsift.data.pool import read_pool
+from gradsift.data.texts import lines_of_texts
 from gradsift.seals import write_parquet
 from gradsift.store.manifest import Manifest
 from gradsift.store.reader import read_store
 from gradsift.store.tables import (
     INSTANCE,
     POOL_NAME,
-    TEXTS_SCHEMA,
     digest_of_pool,
     pool_table,
+    texts_table,
     write_texts,
 )
 from gradsift.store.writer import StoreWriter
@@ -132,9 +134,8 @@ def make_run(like, folder, out, n):
             ]
         )
         write_parquet(out / POOL_NAME, table)
-        texts = pa.Table.from_pylist(rows).rename_columns({"id": "instance_id"})
-        texts = texts.append_column("own_id", pa.nulls(n, pa.string()))
-        write_texts(out, digest_of_pool(table), texts.select(TEXTS_SCHEMA.names))
+        read = read_pool(str(data), ReadingConfig()).rows
+        write_texts(out, digest_of_pool(table), texts_table(lines_of_texts(read, ["en"] * n)))
         for start in range(0, n, 5_000):
             rows = range(start, min(start + 5_000, n))
             content = features[rows.start : rows.stop] @ wide

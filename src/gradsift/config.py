@@ -424,6 +424,9 @@ class SubsetConfig(SelectionConfig):
         "`gradsift report` writes it).",
         SELECTION,
     )
+    details: bool = setting(
+        False, "Show the tables of criteria and audit, not only what was kept.", SELECTION
+    )
 
 
 class RowsConfig(Group):

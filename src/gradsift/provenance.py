@@ -17,7 +17,7 @@ from gradsift.config import CaptureConfig
 from gradsift.data.example import Plain
 from gradsift.data.language import language_of
 from gradsift.data.pool import Pool, PoolRow
-from gradsift.data.texts import texts_table
+from gradsift.data.texts import lines_of_texts
 from gradsift.data.tokenization import Instances
 from gradsift.seals import short_sha256
 from gradsift.signatures import key_file, sign
@@ -27,6 +27,7 @@ from gradsift.store.tables import (
     INSTANCE,
     digest_of_pool,
     pool_table,
+    texts_table,
     write_pool_table,
     write_texts,
 )
@@ -126,7 +127,9 @@ def save_pool(folder: Path, pool: Pool, rows: Sequence[dict[str, object]]) -> No
     if pool.held is not None:
         pool.held.save(folder)
     write_pool_table(folder, rows)
-    write_texts(folder, digest_of_pool(pool_table(rows)), texts_table(pool.rows))
+    table = pool_table(rows)
+    texts = lines_of_texts(pool.rows, table["language"].to_pylist())
+    write_texts(folder, digest_of_pool(table), texts_table(texts))
 
 
 def pool_rows(pool: Pool, instances: Instances) -> list[dict[str, object]]:

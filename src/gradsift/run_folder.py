@@ -32,7 +32,7 @@ from gradsift.data.containers.sources import (
 )
 from gradsift.data.id_lists import read_ids
 from gradsift.data.pool import Pool, read_pool
-from gradsift.data.texts import texts_table
+from gradsift.data.texts import lines_of_texts
 from gradsift.errors import GradsiftError
 from gradsift.files import write_text
 from gradsift.schema import migrated
@@ -54,6 +54,7 @@ from gradsift.store.tables import (
     read_neighbours,
     read_pool_table,
     read_texts,
+    texts_table,
     write_neighbours,
     write_texts,
 )
@@ -248,6 +249,19 @@ class Run:
             )
         return table
 
+    @property
+    def stored_texts(self) -> pa.Table | None:
+        """The texts that are in the folder; None of a run of before, until it is selected from."""
+        saved = read_texts(self.folder, self._pool_digest)
+        fits = saved is not None and saved["instance_id"].equals(self.pool_table["instance_id"])
+        return saved if fits else None
+
+    @property
+    def _pool_digest(self) -> str:
+        # An earlier gradsift noted none; what is noted was compared with the table.
+        noted = self.store.manifest.about.get("pool_sha256")
+        return str(noted or digest_of_pool(self.pool_table))
+
     @cached_property
     def texts(self) -> pa.Table:
         """What people read of each row of the pool table: TEXTS_SCHEMA.
@@ -255,11 +269,8 @@ class Run:
         Kept in the run folder; of runs of before it is made from their rows. Texts are null where
         these are not known or not there any more, which is said.
         """
-        table = self.pool_table
-        noted = self.store.manifest.about.get("pool_sha256")
-        made_from = str(noted or digest_of_pool(table))
-        saved = read_texts(self.folder, made_from)
-        if saved is not None and saved["instance_id"].equals(table["instance_id"]):
+        table, saved = self.pool_table, self.stored_texts
+        if saved is not None:
             return saved
         try:
             texts = _texts_of(table, self.pool)
@@ -268,7 +279,7 @@ class Run:
             nothing = [pa.nulls(table.num_rows, one.type) for one in [*TEXTS_SCHEMA][1:]]
             return pa.table([table["instance_id"], *nothing], schema=TEXTS_SCHEMA)
         try:
-            write_texts(self.folder, made_from, texts)
+            write_texts(self.folder, self._pool_digest, texts)
         except GradsiftError as error:
             logger.info(f"the rows' texts are not kept, and read anew next time: {error}")
         return texts
@@ -619,13 +630,16 @@ def _without_refused(
 
 def _texts_of(table: pa.Table, pool: Pool) -> pa.Table:
     """Return the texts of the rows of a pool table, null where a row says something else now."""
-    texts = texts_table(pool.rows)
+    languages = dict(
+        zip(table["instance_id"].to_pylist(), table["language"].to_pylist(), strict=True)
+    )
+    spoken = [languages.get(row.instance_id) for row in pool.rows]
+    texts = texts_table(lines_of_texts(pool.rows, spoken))
     ids, hashes = (table[name].combine_chunks() for name in ("instance_id", "content_hash"))
     at = pc.index_in(ids, value_set=texts["instance_id"].combine_chunks())
     now = pa.array([row.content_hash for row in pool.rows], pa.string()).take(at)
     at = pc.if_else(pc.fill_null(pc.equal(now, hashes), False), at, pa.scalar(None, at.type))
-    texts = texts.take(at)
-    return texts.set_column(0, "instance_id", ids).cast(TEXTS_SCHEMA)
+    return texts.take(at).set_column(0, TEXTS_SCHEMA.field(0), ids)
 
 
 def _names(column: pa.ChunkedArray) -> list[str] | None:

@@ -6,7 +6,7 @@ import pytest
 
 import gradsift as gs
 from gradsift.data.example import Chat, Plain
-from gradsift.data.texts import texts_of, texts_table
+from gradsift.data.texts import lines_of_texts, texts_of
 
 
 def turn(role, content, **more):
@@ -53,7 +53,7 @@ def test_own_ids_are_told_where_ids_are_others(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"id": i, "prompt": "?", "response": r}) + "\n"
                             for i, r in rows))  # fmt: skip
-    table = texts_table(gs.load_pool(path).rows).to_pydict()
-    assert table["instance_id"] == ["a", "a#2", "b", "7", "c", "c#row5"]
-    assert table["own_id"] == [None, "a", None, None, None, "c"]
-    assert table["response"] == ["1", "2", "3", "4", "5", None]
+    lines = lines_of_texts(gs.load_pool(path).rows, [None] * len(rows))
+    assert [line["instance_id"] for line in lines] == ["a", "a#2", "b", "7", "c", "c#row5"]
+    assert [line["own_id"] for line in lines] == [None, "a", None, None, None, "c"]
+    assert [line.get("response") for line in lines] == ["1", "2", "3", "4", "5", None]

@@ -66,6 +66,14 @@ BudgetOption = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Stop after the estimate.", rich_help_panel=ADVANCED)
 ]
+Details = Annotated[
+    bool,
+    typer.Option(
+        "--details",
+        help="Show the tables of criteria and audit, too.",
+        rich_help_panel=groups.SELECTION,
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print a summary as JSON.", rich_help_panel=ADVANCED)
 ]
@@ -207,13 +215,14 @@ def select(
     settings: dict[str, Any],
     run_folder: RunFolder,
     budget: BudgetOption,
+    details: Details = False,
     data: Rows = None,
     json_: Json = False,
 ) -> None:
     """Select from a captured run, in seconds: another budget, another strategy."""
     progress = _progress()
     selected = load("commands.select").select(
-        run_folder, budget=budget, data=data, progress=progress, **settings
+        run_folder, budget=budget, details=details, data=data, progress=progress, **settings
     )
     _show(selected, json_)
 

@@ -125,6 +125,7 @@ def run_stages(
         weights=config.weights,
         export=config.export,
         report=config.report,
+        details=config.details,
     )
     run.save_config()
     return result

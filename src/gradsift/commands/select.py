@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -34,15 +35,17 @@ from gradsift.reporting.rows import CURVE, DECISIONS, SELECTIONS, SUMMARY
 from gradsift.run_folder import Run
 from gradsift.schema import migrated, split_settings, takes
 from gradsift.seals import DamagedError, read_json, sha256_of, write_json, write_parquet
+from gradsift.selection.answers import Answers, answers_of
 from gradsift.selection.audit import (
     attained_lines,
     audit_lines,
     audit_summary,
     audit_warnings,
 )
-from gradsift.selection.candidates import Context, Need
+from gradsift.selection.candidates import Candidates, Context, Need
 from gradsift.selection.conditions import gate_of, gate_shortage
 from gradsift.selection.constraints import Budget, parse_budget
+from gradsift.selection.criteria_table import criteria_lines
 from gradsift.selection.decisions import (
     counts_of,
     decision_table,
@@ -51,11 +54,12 @@ from gradsift.selection.decisions import (
 )
 from gradsift.selection.density import UNIT as DENSITY_UNIT
 from gradsift.selection.gate import CannotJudge, too_many_rows
+from gradsift.selection.kind import kind_of_rows
 from gradsift.selection.selector import Selection, select_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, uses_score
 from gradsift.store.reader import GradientStore
-from gradsift.store.tables import POOL_NAME
-from gradsift.wording import few, joined
+from gradsift.store.tables import POOL_NAME, TRAITS
+from gradsift.wording import clipped, columns_of_terminal, few, joined
 
 if TYPE_CHECKING:
     import datasets
@@ -64,6 +68,8 @@ if TYPE_CHECKING:
 # Changes whenever the same settings would choose other rows: what was made by another is not mixed
 # up with it. Of selections that name none it is 1.
 ARITHMETIC = 2
+# Rows of each kind that are shown.
+_EXAMPLES = 3
 NO_DATASETS = "to_dataset() needs the package datasets: pip install 'gradsift[train]'"
 NO_PANDAS = "to_pandas() needs the package pandas: pip install pandas"
 
@@ -84,6 +90,10 @@ class SelectResult:
         ids: Of the selected rows, in the input's order.
         notes: What an export says otherwise than the rows, or not at all.
         report: The page that shows it, if one was written.
+        kind: Which kind of rows were kept, in a sentence.
+        answers: What their answers are like beside the pool's; None where texts are not known.
+        examples: A few kept and rejected rows, drawn: their lines of decisions.parquet.
+        details: Whether `text` shows the tables, too.
     """
 
     folder: Path
@@ -95,6 +105,10 @@ class SelectResult:
     ids: tuple[str, ...]
     notes: tuple[str, ...] = ()
     report: Path | None = None
+    kind: str = ""
+    answers: Answers | None = None
+    examples: tuple[dict[str, Any], ...] = ()
+    details: bool = False
 
     @property
     def run(self) -> Path:
@@ -183,6 +197,8 @@ class SelectResult:
             "score_step_correlation": selection.step_correlation,
             "audit": audit_summary(selection.audit),
             "gate": None if selection.gate is None else selection.gate.summary(),
+            "kind": self.kind,
+            "answers": None if self.answers is None else self.answers.summary(),
             "warnings": list(self.warnings),
             "also_written": [str(path) for path in self.written],
             "export_notes": list(self.notes),
@@ -190,36 +206,78 @@ class SelectResult:
         }
 
     def text(self) -> str:
-        """Return what a person wants to know."""
-        counts, selection = self.counts, self.selection
+        """Return what a person wants to know: what was kept, and what to do next."""
         lines = [
-            _counts_line(counts),
-            f"{selection.n_tokens} tokens in {self.selected_file}",
-            "",
-            f"{'criterion (lower is better)':28}{'subset':>10}{'pool':>10}{'random':>10}",
+            f"{_counts_line(self.counts)}; {self.selection.n_tokens} tokens in "
+            f"{self.selected_file}",
+            *([f"{self.kind[0].upper()}{self.kind[1:]}."] if self.kind else []),
+            *(f"warning: {line}" for line in self.warnings),
+            *(f"note: {line}" for line in self.notes),
+            *map(_example_line, self.examples),
         ]
-        for name in ("density", "content_diversity", "similarity"):
-            values = [
-                getattr(selection.criteria[who], name) for who in ("subset", "pool", "random")
-            ]
-            lines.append(f"{name:28}" + "".join(f"{value:10.4f}" for value in values))
-        lines.append(f"(density: mean negative log-density, {DENSITY_UNIT})")
-        if selection.attained is not None:
-            lines += ["", *attained_lines(selection.attained)]
-        lines += ["", *audit_lines(selection.audit)]
-        if selection.gate is not None:
-            lines += ["", *selection.gate.lines()]
-        lines += [f"warning: {line}" for line in self.warnings]
-        lines += [f"note: {line}" for line in self.notes]
+        if self.details:
+            lines += ["", *self._tables()]
         written = (path.relative_to(self.folder) for path in self.written)
         names = "".join(f", {path}" for path in written)
         page = "" if self.report is None else f"{self.report.name} (open it in a browser), "
-        lines += ["", f"beside it: {page}{DECISIONS} (why each row), {SUMMARY}{names}"]
-        if not any(EXPORT in path.parts for path in self.written):
-            lines.append(
-                "for a trainer: the same again with --export trl (or llamafactory, axolotl, openai)"
-            )
-        return joined(lines)
+        lines.append(f"beside it: {page}{DECISIONS} (every row, and why), {SUMMARY}{names}")
+        return joined([*lines, *self._next()])
+
+    def _tables(self) -> list[str]:
+        selection = self.selection
+        lines = criteria_lines(selection.criteria, selection.config)
+        if selection.attained is not None:
+            lines += ["", *attained_lines(selection.attained)]
+        more = [] if self.answers is None else self.answers.pairs()
+        lines += ["", *audit_lines(selection.audit, more)]
+        if selection.gate is not None:
+            lines += ["", *selection.gate.lines()]
+        return [*lines, ""]
+
+    def _next(self) -> list[str]:
+        run, config = shlex.quote(str(self.run)), self.selection.config
+        arm = f"--arm {config.strategy} --budget {shlex.quote(str(self.selection.budget))}"
+        commands = [
+            (
+                f"show {run} --name {shlex.quote(self.folder.name)}",
+                "the rows; --rejected: the others",
+            ),
+            *([] if self.report else [(f"report {run}", "a page to browse all of them")]),
+            (" ".join([f"train {run} {arm}", *_changed(config)]), "on these rows"),
+            (f"compare {run} --test HELD-OUT", "does it learn more than a random subset?"),
+        ]
+        if not self.details:
+            commands.append(("select … --details", "the same again, with the criteria"))
+        return [
+            f"{'next:' if at == 0 else '':6}gradsift {command}  ({what})"
+            for at, (command, what) in enumerate(commands)
+        ]
+
+
+def _changed(config: SelectionConfig) -> list[str]:
+    """Return the options that say how a selection differs from the usual one."""
+    options = []
+    for name, field in SelectionConfig.model_fields.items():
+        value = getattr(config, name)
+        if name in ("strategy", "preset") or value == field.get_default(call_default_factory=True):
+            continue
+        if isinstance(value, dict):
+            options += [f"--{name} {shlex.quote(f'{k}={one}')}" for k, one in value.items()]
+        else:
+            said = ",".join(map(str, value)) or "none" if isinstance(value, tuple) else value
+            options.append(f"--set {shlex.quote(f'{name}={said}')}")
+    return options
+
+
+def _example_line(row: dict[str, Any]) -> str:
+    word = "kept" if row["selected"] else "rejected"
+    width = columns_of_terminal()
+    head = f"{word:9} {clipped(row['instance_id'], 24)}: "
+    if row["response"] is None:
+        return head + clipped(row["reason"], width - len(head))
+    half = (width - len(head) - 3) // 2
+    prompt = clipped(row["prompt"], half)
+    return f"{head}{prompt} → {clipped(row['response'], width - len(head) - len(prompt) - 3)}"
 
 
 @takes(SubsetConfig, ReplayConfig, RowsConfig, TrustConfig)
@@ -259,6 +317,7 @@ def select(
         export=config.export,
         report=config.report,
         replaying=replaying,
+        details=config.details,
         progress=progress,
     )
 
@@ -273,6 +332,7 @@ def select_run(
     export: Sequence[str] = (),
     report: bool | None = None,
     replaying: ReplayConfig | None = None,
+    details: bool = False,
     progress: Progress = no_progress,
 ) -> SelectResult:
     """Select rows of a captured run and write them.
@@ -288,6 +348,7 @@ def select_run(
         report: Whether a page is written that shows the selection; None for pools of a size that
             takes no time.
         replaying: Which rows of replay the exports get beside them.
+        details: Whether the result's text shows the tables, too.
         progress: Of what the model writes for them.
 
     Returns:
@@ -307,7 +368,10 @@ def select_run(
     decisions = with_what_they_say(
         decision_table(table, selection), pool, context.cluster_N, table, run.texts
     )
+    answers = _answers(run.texts, pool, selection.rows_S)
     counts, warnings = counts_of(table, decisions), _warnings(run, selection, config, context)
+    if answers is not None:
+        warnings += answers.warnings()
     kept = table.filter(
         pc.is_in(table["instance_id"], value_set=pa.array(selection.ids, pa.string()))
     )
@@ -336,6 +400,10 @@ def select_run(
             tuple(warnings),
             tuple(written),
             tuple(kept["instance_id"].to_pylist()),
+            kind=kind_of_rows(pool, selection.rows_S, answers),
+            answers=answers,
+            examples=_examples(decisions, config.seed),
+            details=details,
         )
         # Before the exports: if one is refused, what is there is a whole selection, with the
         # export that it had.
@@ -381,6 +449,36 @@ def _with_page(
         return result
     rows = rows_of(run, result.folder.name, decisions, {**result.summary(), **made_with})
     return replace(result, report=write_report(run, rows).path)
+
+
+def _answers(texts: pa.Table, pool: Candidates, rows_S: np.ndarray) -> Answers | None:
+    """Compare the answers of a subset with those of its pool; None where texts are not known."""
+    if texts["response"].null_count == len(texts):
+        return None
+    at = pc.index_in(pa.array(pool.ids, pa.string()), texts["instance_id"].combine_chunks())
+    of_rows = texts.select([*TRAITS]).take(at)
+    # A row that has an answer says whether it has a phrase of the list.
+    of_rows = of_rows.set_column(
+        of_rows.column_names.index("boilerplate"),
+        "boilerplate",
+        pc.if_else(pc.is_valid(of_rows["near_empty"]), pc.is_valid(of_rows["boilerplate"]), None),
+    )
+    traits = {
+        name: pc.fill_null(of_rows[name].cast(pa.float64()), np.nan).to_numpy() for name in TRAITS
+    }
+    selected_N = np.zeros(len(pool), dtype=bool)
+    selected_N[rows_S] = True
+    return answers_of(traits, selected_N)
+
+
+def _examples(decisions: pa.Table, seed: int) -> tuple[dict[str, Any], ...]:
+    """Return a few kept and a few rejected rows, drawn with the seed."""
+    generator, rows = np.random.default_rng([seed, 2]), []
+    for decision in ("selected", "rejected"):
+        at = np.flatnonzero(pc.equal(decisions["decision"], decision).to_numpy())
+        drawn = np.sort(generator.choice(at, size=min(_EXAMPLES, len(at)), replace=False))
+        rows += decisions.take(pa.array(drawn, pa.int64())).to_pylist()
+    return tuple(rows)
 
 
 def _save_summary(result: SelectResult, made_with: dict[str, object]) -> None:

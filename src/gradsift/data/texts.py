@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
+from gradsift.data.answers import traits_of
 from gradsift.data.example import Example, Plain
 from gradsift.data.pool import PoolRow
 from gradsift.data.rendering import thinking_of
@@ -42,24 +41,20 @@ def _text_of(turn: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def texts_table(rows: Iterable[PoolRow]) -> pa.Table:
-    """Return a line for each row: `instance_id`, `own_id`, `prompt`, `response`.
+def lines_of_texts(
+    rows: Iterable[PoolRow], languages: Iterable[str | None]
+) -> list[dict[str, object]]:
+    """Return a line for each row: ids, texts, and what is told of its answer.
 
-    `own_id` is what the row itself is called, where that is another id; the texts of a row that
-    could not be read are null.
+    `own_id` is what the row itself is called, where that is another id; texts and traits of a row
+    that could not be read are left out. `languages` are those of the answers.
     """
-    ids, own_ids, prompts, responses = [], [], [], []
-    for row in rows:
-        prompt, response = (None, None) if row.example is None else texts_of(row.example)
-        ids.append(row.instance_id)
-        own_ids.append(row.own_id)
-        prompts.append(prompt)
-        responses.append(response)
-    return pa.table(
-        {
-            "instance_id": pa.array(ids, pa.string()),
-            "own_id": pa.array(own_ids, pa.string()),
-            "prompt": pa.array(prompts, pa.large_string()),
-            "response": pa.array(responses, pa.large_string()),
-        }
-    )
+    lines = []
+    for row, language in zip(rows, languages, strict=True):
+        line: dict[str, object] = {"instance_id": row.instance_id, "own_id": row.own_id}
+        if row.example is not None:
+            prompt, response = texts_of(row.example)
+            said = {"prompt": prompt, "response": response}
+            line |= {**said, **traits_of(row.example, language)}
+        lines.append(line)
+    return lines

@@ -62,6 +62,15 @@ POOL_SCHEMA = pa.schema(
 )
 
 
+# Changes whenever the same rows would get other texts or traits.
+_TEXTS_MADE_BY = "1"
+# What is told of each answer.
+TRAITS = {
+    "repeats": pa.float64(),
+    "boilerplate": pa.string(),
+    "near_empty": pa.bool_(),
+    "other_language": pa.bool_(),
+}
 # Of large texts: together they may be of more than 2 GB.
 TEXTS_SCHEMA = pa.schema(
     [
@@ -69,6 +78,7 @@ TEXTS_SCHEMA = pa.schema(
         pa.field("own_id", pa.string()),
         pa.field("prompt", pa.large_string()),
         pa.field("response", pa.large_string()),
+        *(pa.field(name, kind) for name, kind in TRAITS.items()),
     ]
 )
 _GRAPH = (
@@ -133,16 +143,25 @@ def read_pool_table(folder: Path) -> pa.Table:
     return table
 
 
-def write_texts(folder: Path, made_from: str, table: pa.Table) -> None:
+def texts_table(lines: Sequence[dict[str, object]]) -> pa.Table:
+    """Return the table of `write_texts` from values by column of TEXTS_SCHEMA."""
+    return pa.Table.from_pylist(list(lines), schema=TEXTS_SCHEMA)
+
+
+def write_texts(folder: Path, digest: str, table: pa.Table) -> None:
     """Write `texts.parquet`, atomically: TEXTS_SCHEMA, a line for each line of the pool table.
 
-    `made_from` is the digest of that one; a row that could not be read has neither text.
+    `digest` is that of the pool table; a row that could not be read has neither text.
     """
-    table = table.cast(TEXTS_SCHEMA).replace_schema_metadata({_MADE_FROM: made_from.encode()})
-    write_parquet(folder / TEXTS_NAME, table)
+    made_from = {_MADE_FROM: _texts_made_from(digest)}
+    write_parquet(folder / TEXTS_NAME, table.cast(TEXTS_SCHEMA).replace_schema_metadata(made_from))
 
 
-def read_texts(folder: Path, made_from: str) -> pa.Table | None:
+def _texts_made_from(digest: str) -> bytes:
+    return f"{_TEXTS_MADE_BY} {digest}".encode()
+
+
+def read_texts(folder: Path, digest: str) -> pa.Table | None:
     """Read `texts.parquet`, if it is of the same pool table.
 
     None where it is not, or is not what was written: it can be made again from the rows.
@@ -152,7 +171,7 @@ def read_texts(folder: Path, made_from: str) -> pa.Table | None:
         return None
     try:
         table = read_parquet(path)
-        if (table.schema.metadata or {}).get(_MADE_FROM) != made_from.encode():
+        if (table.schema.metadata or {}).get(_MADE_FROM) != _texts_made_from(digest):
             return None
         require_columns(path, table, TEXTS_SCHEMA)
     except DamagedError as error:
