@@ -78,6 +78,7 @@ def page_of(title: str, rows: Rows, story: Story, id_column: str) -> str:
         scripts="".join(f"<script>{script}</script>" for script in scripts),
         data=inert_json(data),
         decision=escape(story.decision),
+        kind=f"<p>{escape(story.kind)}</p>" if story.kind else "",
         details=" ".join(map(escape, story.details)),
         kept_title=escape(story.kept.title),
         rejected_title=escape(story.rejected.title),
@@ -225,8 +226,12 @@ def _card(chart: Chart) -> str:
 def _warnings(lines: Sequence[str]) -> str:
     if not lines:
         return '<p class="fine">No warnings.</p>'
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    items = "".join(f"<li>{_with_code(line)}</li>" for line in lines)
     return f'<ul class="warnings" aria-label="warnings">{items}</ul>'
+
+
+def _with_code(line: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(line))
 
 
 def _compared(story: Story) -> str:

@@ -87,7 +87,7 @@ def _score(rows: Rows, config: SelectionConfig) -> Chart | None:
     title = f"Kept rows score {kept:.2f} on average, all rows {pool:.2f}"
     if not uses_score(config):
         title = f"The score was not used here (kept {kept:.2f}, all {pool:.2f})"
-    note = f"Gradient score {config.score}: 1 is the row it likes best. Dashed lines: means."
+    note = f"Gradient score {config.score}: 1 is the row it likes best. Lines: means."
     return Chart("score", title, note, (charts.histogram(score_N, rows.kept_N, _SCORE, 2),))
 
 
@@ -95,11 +95,10 @@ def _loss(rows: Rows) -> Chart | None:
     loss_N = rows.numbers("loss")
     if not np.isfinite(loss_N).any():
         return None
-    pool, kept = np.nanmean(loss_N), np.nanmean(loss_N[rows.kept_N])
-    way = "below" if kept < pool else "above"
-    title = f"Loss of kept rows is {kept:.2f} on average, {way} the pool's {pool:.2f}"
-    note = "Low: the model knows the answer already. High: new to it, or wrong."
-    spec = charts.histogram(loss_N, rows.kept_N, _LOSS, 2, clipped=True)
+    pool, kept = np.nanmedian(loss_N), np.nanmedian(loss_N[rows.kept_N])
+    title = f"Half of the kept rows have a loss below {kept:.2f}, half of all rows below {pool:.2f}"
+    note = "Low: the model knows the answer already. High: new to it, or wrong. Lines: medians."
+    spec = charts.histogram(loss_N, rows.kept_N, _LOSS, 2, middle="median", clipped=True)
     return Chart("loss", title, note, (spec,))
 
 
@@ -112,7 +111,7 @@ def _length(rows: Rows) -> Chart | None:
     spec = charts.histogram(
         tokens_N, rows.kept_N, "tokens of the answer", 0, middle="median", clipped=True
     )
-    return Chart("length", title, "Dashed lines: medians.", (spec,))
+    return Chart("length", title, "Lines: medians.", (spec,))
 
 
 def _score_against_loss(rows: Rows, points_R: np.ndarray, drawn: str) -> Chart | None:
@@ -230,7 +229,7 @@ def _by_group(
         if empty
         else f"{plural}: each of the {len(ordered)} has kept rows"
     )
-    note = f"Dashed line: {percent(share)}, the share of all rows. {more}{note}".strip()
+    note = f"Line: {percent(share)}, the share of all rows. {more}{note}".strip()
     return Chart(key, title, note, (charts.kept_by_group(groups, share, what),))
 
 

@@ -21,11 +21,7 @@ from gradsift.reporting.run_charts import comparison_of, curve_chart, overlap_ch
 from gradsift.reporting.wording import n_rows, percent
 from gradsift.run_folder import Run
 from gradsift.schema import migrated, validated
-from gradsift.selection.strategies.catalogue import STRATEGIES
-
-# Mean losses nearer to each other than this part are called alike.
-_ALIKE = 0.05
-_HARDEST = 0.1
+from gradsift.selection.strategies.catalogue import STRATEGIES, uses_score
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,8 @@ class Story:
 
     Attributes:
         decision: In one sentence.
-        details: What is behind it.
+        kind: Which kind of rows were kept, in a sentence; "" where that is not known.
+        details: How they were chosen, in sentences.
         warnings: What ought to worry the user.
         figures: Kept rows beside the pool.
         kept: A few of the kept rows.
@@ -63,6 +60,7 @@ class Story:
     """
 
     decision: str
+    kind: str
     details: Sequence[str]
     warnings: Sequence[str]
     figures: Sequence[Figure]
@@ -83,6 +81,7 @@ def story_of(run: Run, rows: Rows) -> Story:
     kept, rejected = _examples(rows)
     return Story(
         decision=_decision(rows),
+        kind=_kind(rows),
         details=_details(rows, config),
         warnings=list(rows.summary.get("warnings") or ()),
         figures=_figures(run, rows),
@@ -108,61 +107,53 @@ def settings_of(summary: Mapping[str, Any]) -> SelectionConfig:
 
 def _decision(rows: Rows) -> str:
     n_kept = int(rows.kept_N.sum())
-    kept = f"{n_kept:,} of {n_rows(len(rows))} kept ({percent(n_kept / len(rows))})"
-    loss = _pair(rows, "loss")
-    if loss is None:
-        return f"{kept}."
-    pool, subset = loss
-    if abs(subset - pool) < _ALIKE * pool:
-        return f"{kept}: about as hard for this model as the pool."
-    easier = "easier" if subset < pool else "harder"
-    return f"{kept}: rows that are {easier} for this model than the pool."
+    return f"{n_kept:,} of {n_rows(len(rows))} kept ({percent(n_kept / len(rows))})."
+
+
+def _kind(rows: Rows) -> str:
+    # An earlier gradsift noted none.
+    kind = rows.summary.get("kind")
+    return f"{kind[0].upper()}{kind[1:]}." if isinstance(kind, str) and kind else ""
 
 
 def _details(rows: Rows, config: SelectionConfig) -> list[str]:
-    details, n_dropped = [], int(rows.dropped_N.sum())
-    loss, hardest = _pair(rows, "loss"), _pair(rows, "high_loss_share")
-    if loss is not None and hardest is not None:
-        hard = "none" if hardest[1] == 0 else percent(hardest[1])
-        details.append(
-            f"Mean loss {loss[1]:.2f}, pool {loss[0]:.2f}; {hard} of them among the pool's hardest "
-            "tenth."
-        )
+    n_dropped = int(rows.dropped_N.sum())
     how = f"Strategy {config.strategy}: {STRATEGIES[config.strategy].summary}"
-    score = f" (score {config.score})" if config.strategy == "grads" else ""
+    score = f" (score {config.score})" if uses_score(config) else ""
     gate = ", after the gate had dropped rows that it calls faulty" if config.gate else ""
-    details.append(f"{how}{score}, budget {rows.summary.get('budget')}{gate}.")
+    said = [f"{how}{score}; budget {rows.summary.get('budget')}{gate}."]
     if n_dropped:
-        details.append(f"{n_rows(n_dropped)} dropped: unusable, or called faulty.")
-    return details
-
-
-def _pair(rows: Rows, key: str) -> tuple[float, float] | None:
-    """Return a figure of (pool, subset) from the summary's audit, if it is there."""
-    found = (rows.summary.get("audit") or {}).get(key) or {}
-    pair = found.get("pool"), found.get("subset")
-    return pair if all(isinstance(one, int | float) for one in pair) else None
+        said.append(f"{n_rows(n_dropped)} dropped: unusable, or called faulty.")
+    return said
 
 
 def _figures(run: Run, rows: Rows) -> list[Figure]:
-    figures = [Figure("rows", f"{int(rows.kept_N.sum()):,}", f"{len(rows):,}")]
+    kept_N = rows.kept_N
+    figures = [Figure("rows", f"{int(kept_N.sum()):,}", f"{len(rows):,}")]
     n_tokens, in_all = rows.summary.get("n_tokens"), pc.sum(run.pool_table["n_tokens"]).as_py()
     if isinstance(n_tokens, int) and in_all:
         figures.append(Figure("tokens", f"{n_tokens:,}", f"{in_all:,}"))
-    for name, key, form in (
-        ("mean loss", "loss", "{:.2f}"),
-        ("among the hardest tenth", "high_loss_share", None),
-        ("median answer, tokens", "response_tokens", "{:.0f}"),
-        ("repeats of other rows", "duplicate_share", None),
+    for name, column, form in (
+        ("median loss", "loss", "{:.2f}"),
+        ("median answer, tokens", "n_response_tokens", "{:,.0f}"),
     ):
-        pair = _pair(rows, key)
-        if pair is not None:
-            pool, kept = (percent(one) if form is None else form.format(one) for one in pair)
+        value_N = rows.numbers(column)
+        if np.isfinite(value_N[kept_N]).any():
+            kept, pool = (form.format(np.nanmedian(one)) for one in (value_N[kept_N], value_N))
             figures.append(Figure(name, kept, pool))
+    for name, kind, key in (
+        ("among the hardest tenth", "audit", "high_loss_share"),
+        ("answer's words that stand in the prompt", "answers", "repeats"),
+        ("repeats of other rows", "audit", "duplicate_share"),
+    ):
+        found = (rows.summary.get(kind) or {}).get(key) or {}
+        pool, kept = found.get("pool"), found.get("subset")
+        if isinstance(pool, int | float) and isinstance(kept, int | float):
+            figures.append(Figure(name, percent(kept), percent(pool)))
     cluster_N = rows.numbers("cluster")
     there_N = np.isfinite(cluster_N)
     if there_N.any():
-        kept, pool = (len(np.unique(cluster_N[n])) for n in (there_N & rows.kept_N, there_N))
+        kept, pool = (len(np.unique(cluster_N[n])) for n in (there_N & kept_N, there_N))
         figures.append(Figure("groups of content", str(kept), str(pool)))
     return figures
 

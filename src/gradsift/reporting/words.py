@@ -15,6 +15,8 @@ _WORD = re.compile(r"[^\W\d_]{3,30}")
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]{2,}")
 # A word is of a group if so many of its rows have it.
 _FEWEST_ROWS = 2
+# And if it is so many times as frequent in it as in all texts.
+_TELLS = 1.5
 # Of a stem only one word is named; what is compared is its beginning.
 _STEM = 5
 # How strongly a word's share in a group is drawn to its share in all texts, in rows.
@@ -56,7 +58,7 @@ def telling_words(
     for group, counts in by_group.items():
         n_here, scored = n_rows[group], []
         for word, here in counts.items():
-            if here < _FEWEST_ROWS:
+            if here < _FEWEST_ROWS or here / n_here < _TELLS * in_all[word] / n_all:
                 continue
             share = _PRIOR * in_all[word] / n_all
             a, b = here + share, in_all[word] - here + share
@@ -64,7 +66,7 @@ def telling_words(
             odds = math.log(a / rest_a) - math.log(b / rest_b)
             rarity = math.log(n_all / in_all[word])
             scored.append((-rarity * odds / math.sqrt(1 / a + 1 / b), word))
-        named[group] = _different([word for score, word in sorted(scored) if score < 0], n_words)
+        named[group] = _different([word for _, word in sorted(scored)], n_words)
     return named
 
 
