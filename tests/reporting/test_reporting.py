@@ -69,7 +69,7 @@ def test_groups_are_named_by_words_that_others_have_not():
     texts += ["the fever of the child", "the child and a fever", "the 热 fever", "発熱発熱 fever"]
     words = telling_words(texts, np.array([0, 0, 0, 1, 1, 1, 1]))
     assert set(words[0]) == {"loan", "bank"}
-    assert words[1][0] == "fever"
+    assert "fever" in words[1]
     assert "the" not in words[0] + words[1]
 
 

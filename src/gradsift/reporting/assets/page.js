@@ -178,8 +178,9 @@
     searched ??= rows.map((row) => `${row.id}\n${row.prompt ?? ""}\n${row.answer ?? ""}\n${row.reason ?? ""}`.toLowerCase());
     return searched;
   };
+  const press = () => [...segments.children].forEach((button, at) => button.setAttribute("aria-pressed", at === kind));
   const filter = () => {
-    [...segments.children].forEach((button, at) => button.setAttribute("aria-pressed", at === kind));
+    press();
     const tests = kind ? [kinds[kind][1]] : [];
     for (const name of ["source", "language", "group"]) {
       const wanted = form.elements[name].value;
@@ -321,10 +322,12 @@
   examples(found("#examples-rejected"), data.examples.rejected.map((at) => rows[at]));
 
   table.on("tableBuilt", () => {
-    filter();
+    press();
+    count();
     document.documentElement.dataset.ready = "rows";
     open_linked();
-    draw().catch((error) => console.error(error));
+    // What is there already is shown before the charts are.
+    setTimeout(() => draw().catch((error) => console.error(error)));
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
 })();
