@@ -257,6 +257,42 @@ def report(
 
 
 @command(
+    examples=(
+        "gradsift show runs/mine",
+        "gradsift show runs/mine --borderline -n 6",
+        "gradsift show runs/mine --near line:12 --json",
+    )
+)
+def show(
+    run_folder: RunFolder,
+    kept: Annotated[bool, typer.Option("--kept", help="Rows that were kept (default).")] = False,
+    rejected: Annotated[bool, typer.Option("--rejected", help="Rows that were not.")] = False,
+    dropped: Annotated[bool, typer.Option("--dropped", help="Rows that could not be.")] = False,
+    borderline: Annotated[
+        bool, typer.Option("--borderline", help="The last rows kept, and the first that were not.")
+    ] = False,
+    near: Annotated[
+        str | None,
+        typer.Option(metavar="ROW", help="Rows nearest to one, named as for explain, kept or not."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Selection (default: the one written last).")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Rows, at most.")] = 10,
+    json_: Json = False,
+) -> None:
+    """Show what rows say, and what was decided on them."""
+    _progress()
+    said = {"kept": kept, "rejected": rejected, "dropped": dropped, "borderline": borderline}
+    asked = [which for which, wanted in said.items() if wanted]
+    if len(asked) + (near is not None) > 1:
+        flags = [f"--{which}" for which in (*asked, *(["near"] if near is not None else []))]
+        raise GradsiftError(f"{' and '.join(flags)}: expected one of them.")
+    which = asked[0] if asked else "kept"
+    _show(load("commands.show").show(run_folder, which, near=near, name=name, n=n), json_)
+
+
+@command(
     groups.SelectionConfig,
     examples=("gradsift strategies", "gradsift strategies runs/mine --budget 5%"),
 )

@@ -31,6 +31,7 @@ from gradsift.config import (
     RowsConfig,
     SelectionConfig,
 )
+from gradsift.data.near_repeats import near_repeats
 from gradsift.data.pool import Pool
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.conclusions import decide
@@ -145,13 +146,14 @@ def compare(
         training_runs = training_runs_for(
             run, arms, rows, trainer, suite.identity, replay, dry_run=dry_run
         )
-        notes = [*_overlap(pool, test_pool), *_equal_arms(training_runs)]
+        overlap = _overlap(pool, test_pool)
+        notes = [*overlap, *_equal_arms(training_runs)]
         if replay is not None:
             notes += [*replay_notes(training_runs), *replay.overlaps(test_pool, _texts(evaluation))]
         experiment = Experiment(run, training_runs, suite, training, progress)
         forecast = _forecast(experiment)
         for line in (*notes, forecast.text()):
-            logger.info(line)
+            logger.log(logging.WARNING if line in overlap else logging.INFO, line)
         if dry_run:
             return forecast
         if forecast.n_done:
@@ -205,13 +207,22 @@ def _held_out(run: Run, test: Any, split: str | None) -> Pool:
 
 
 def _overlap(pool: Pool, test: Pool) -> list[str]:
-    n_rows = overlap_with(pool, test)
-    if not n_rows:
-        return []
-    return [
-        f"{n_rows} of {len(test.rows)} test rows stand word for word in the pool: what was learnt "
-        "by heart counts as learnt"
-    ]
+    n_rows, lines = overlap_with(pool, test), []
+    if n_rows:
+        lines.append(
+            f"{n_rows} of {len(test.rows)} test rows stand word for word in the pool: what was "
+            "learnt by heart counts as learnt"
+        )
+    near = near_repeats(test.rows, pool.rows)
+    if near:
+        first, of = next(iter(near.items()))
+        lines.append(
+            f"{len(near)} of {len(test.rows)} test rows nearly repeat a row of the pool (at least "
+            "half of their runs of five words stand in it): what was learnt by heart counts as "
+            f"learnt; the first, {test.rows[first].place}, repeats {pool.rows[of].place} of the "
+            "pool"
+        )
+    return lines
 
 
 def _texts(evaluation: EvaluationConfig) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from gradsift.commands.exporting import EXPORT, exporter_of
 from gradsift.config import (
+    ArmsConfig,
     ReplayConfig,
     RowsConfig,
     SelectionConfig,
@@ -236,15 +237,23 @@ class SelectResult:
 
     def _next(self) -> list[str]:
         run, config = shlex.quote(str(self.run)), self.selection.config
-        arm = f"--arm {config.strategy} --budget {shlex.quote(str(self.selection.budget))}"
+        budget, changed = shlex.quote(str(self.selection.budget)), _changed(config)
+        usual = ArmsConfig().arms
+        arms = [] if config.strategy in usual else ["--arms", ",".join([*usual, config.strategy])]
         commands = [
             (
                 f"show {run} --name {shlex.quote(self.folder.name)}",
                 "the rows; --rejected: the others",
             ),
             *([] if self.report else [(f"report {run}", "a page to browse all of them")]),
-            (" ".join([f"train {run} {arm}", *_changed(config)]), "on these rows"),
-            (f"compare {run} --test HELD-OUT", "does it learn more than a random subset?"),
+            (
+                " ".join([f"train {run} --arm {config.strategy} --budget {budget}", *changed]),
+                "on these rows",
+            ),
+            (
+                " ".join([f"compare {run} --test HELD-OUT --budgets {budget}", *arms, *changed]),
+                "did it learn more, forget less, and beat random?",
+            ),
         ]
         if not self.details:
             commands.append(("select … --details", "the same again, with the criteria"))

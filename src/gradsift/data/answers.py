@@ -83,8 +83,8 @@ def repeated_share(prompt: str, answer: str) -> float | None:
 
     Where words have no spaces between them, pairs of characters are taken for words.
     """
-    words = list(_words(answer))
-    asked = set(_words(prompt))
+    words = list(words_of(answer))
+    asked = set(words_of(prompt))
     return sum(word in asked for word in words) / len(words) if words and asked else None
 
 
@@ -129,7 +129,8 @@ def _calls(example: Example) -> bool:
     return not isinstance(example, Plain) and any(t.get("tool_calls") for t in example.trained)
 
 
-def _words(text: str) -> Iterator[str]:
+def words_of(text: str) -> Iterator[str]:
+    """Return the words of a text, in small letters; pairs of characters where it has no spaces."""
     for match in _WORD.finditer(text.casefold()):
         word = match[0]
         if word.isascii() or not is_without_spaces(word[0]) or len(word) == 1:
