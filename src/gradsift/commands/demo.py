@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from gradsift.commands.capture import capture_run
-from gradsift.commands.select import DECISIONS, SelectResult, select_run
+from gradsift.commands.select import SelectResult, select_run
 from gradsift.config import DemoConfig
 from gradsift.data.demo_data import write_demo_pool
 from gradsift.data.pool import load_pool
+from gradsift.decided import DECISIONS
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
 from gradsift.schema import takes, validated

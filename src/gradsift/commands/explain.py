@@ -12,9 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradsift.commands.decided import AGAIN, find_row, read_decisions, whole_selections
-from gradsift.commands.select import DECISIONS, SELECTIONS, SUMMARY
 from gradsift.data.pool import place
+from gradsift.decided import (
+    AGAIN,
+    DECISIONS,
+    SELECTIONS,
+    SUMMARY,
+    find_row,
+    read_decisions,
+    whole_selections,
+)
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.schema import migrated

@@ -8,10 +8,11 @@ from typing import Any
 
 from gradsift.commands.select import SelectResult
 from gradsift.config import RowsConfig
+from gradsift.decided import SELECTIONS
 from gradsift.errors import GradsiftError
 from gradsift.files import write_text
 from gradsift.reporting.page import page_of
-from gradsift.reporting.rows import SELECTIONS, Rows, read_rows, require_name
+from gradsift.reporting.rows import Rows, read_rows
 from gradsift.reporting.story import story_of
 from gradsift.run_folder import Run
 from gradsift.schema import split_settings, takes
@@ -82,7 +83,7 @@ def report(
     if name is None and isinstance(run, SelectResult):
         name = run.folder.name
     run = Run.of(run, data=where.data)
-    rows = read_rows(run, require_name(run, name))
+    rows = read_rows(run, name)
     path = None if out is None else Path(out).resolve()
     if path is not None and path.is_dir():
         raise GradsiftError(f"`out` {out}: is a folder; expected a file, such as {out}/{REPORT}.")

@@ -29,10 +29,10 @@ from gradsift.config import (
 from gradsift.data.containers.lines import Place
 from gradsift.data.containers.rows import read_rows, write_rows
 from gradsift.data.containers.sources import LINES, find_written
+from gradsift.decided import CURVE, DECISIONS, SELECTIONS, SUMMARY
 from gradsift.errors import GradsiftError
 from gradsift.files import make_folder, remove, remove_leftovers, writing
 from gradsift.progress import Progress, no_progress
-from gradsift.reporting.rows import CURVE, DECISIONS, SELECTIONS, SUMMARY
 from gradsift.run_folder import Run
 from gradsift.schema import migrated, split_settings, takes
 from gradsift.seals import DamagedError, read_json, sha256_of, write_json, write_parquet

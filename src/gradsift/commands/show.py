@@ -11,9 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradsift.commands.decided import find_row, read_decisions, whole_selections
-from gradsift.commands.select import SELECTIONS, SUMMARY
 from gradsift.data.pool import place
+from gradsift.decided import (
+    find_row,
+    floats,
+    latest_of,
+    read_decisions,
+    whole_selections,
+    worth_of,
+)
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.store.reader import GradientStore
@@ -107,7 +113,7 @@ def show(
             f"`which` is {which!r}, expected {', '.join(_DECISIONS)} or borderline."
         )
     run = Run.of(run)
-    selection = _latest(run, whole_selections(run, name))
+    selection = latest_of(run, whole_selections(run, name))
     table, summary = read_decisions(run, selection)
     if near is not None:
         what, rows = _near(run, table, near, n)
@@ -118,14 +124,6 @@ def show(
     return Shown(run.folder, selection, what, tuple(rows))
 
 
-def _latest(run: Run, names: list[str]) -> str:
-    if not names:
-        raise GradsiftError(
-            f"{run.folder}: no selection was made yet: gradsift select {run.folder} --budget 50%"
-        )
-    return max(names, key=lambda one: (run.folder / SELECTIONS / one / SUMMARY).stat().st_mtime_ns)
-
-
 def _chosen(
     run: Run, table: pa.Table, which: Which, n: int, *, by_tokens: bool
 ) -> tuple[np.ndarray, str]:
@@ -134,7 +132,7 @@ def _chosen(
         word: np.flatnonzero(pc.equal(table["decision"], decision).to_numpy())
         for word, decision in _DECISIONS.items()
     }
-    rank_N = _floats(table, "rank")
+    rank_N = floats(table, "rank")
     # A selection whose rows are all on a list has no ranks to go by.
     kept = of["kept"][np.argsort(rank_N[of["kept"]], kind="stable")]
     if which in ("kept", "dropped"):
@@ -142,7 +140,7 @@ def _chosen(
         return at[:n], _which_of(
             len(at), which, n, "the first taken first" if which == "kept" else ""
         )
-    worth_N = _worth(run, table, by_tokens=by_tokens)
+    worth_N = worth_of(run, table, by_tokens=by_tokens)
     rejected = of["rejected"]
     if worth_N is None:
         if which == "borderline":
@@ -165,26 +163,6 @@ def _which_of(n_rows: int, which: str, n: int, order: str) -> str:
     shown = f"{n} of {n_rows}" if n < n_rows else str(n_rows)
     rows = "row" if n_rows == 1 else "rows"
     return f"{shown} {which} {rows}" + f", {order}" * bool(order and n_rows > 1)
-
-
-def _worth(run: Run, table: pa.Table, *, by_tokens: bool) -> np.ndarray | None:
-    """Return what the strategy went by, larger nearer to being kept; None where rows were drawn."""
-    gain_N, measure_N = _floats(table, "marginal_gain"), _floats(table, "measure")
-    if not np.isnan(gain_N).all():
-        costs = run.pool_table["n_tokens"].cast(pa.float64()).to_numpy() if by_tokens else 1.0
-        return gain_N / costs
-    if np.isnan(measure_N).all():
-        return None
-    kept_N = table["selected"].to_numpy()
-    with np.errstate(invalid="ignore"):
-        low_first = np.nanmean(measure_N[kept_N]) < np.nanmean(measure_N)
-    return -measure_N if low_first else measure_N
-
-
-def _floats(table: pa.Table, name: str) -> np.ndarray:
-    if name not in table.column_names:
-        return np.full(table.num_rows, np.nan)
-    return pc.fill_null(table[name].cast(pa.float64()), np.nan).to_numpy()
 
 
 def _near(run: Run, table: pa.Table, near: str, n: int) -> tuple[str, list[dict[str, Any]]]:

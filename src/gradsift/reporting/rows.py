@@ -8,44 +8,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gradsift.decided import (
+    AGAIN,
+    DECISIONS,
+    SELECTIONS,
+    SUMMARY,
+    floats,
+    latest_of,
+    read_decisions,
+    whole_selections,
+    worth_of,
+)
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
-from gradsift.schema import migrated
-from gradsift.seals import DamagedError, read_json, read_parquet, require_columns, sha256_of
+from gradsift.seals import DamagedError, read_parquet, require_columns
 from gradsift.selection.decisions import with_what_they_say
+from gradsift.store.tables import POOL_NAME
 
-SELECTIONS = "selections"
-DECISIONS = "decisions.parquet"
-SUMMARY = "selection.json"
-CURVE = "curve.parquet"
-KEPT, REJECTED, DROPPED = "selected", "rejected", "dropped"
-AGAIN = "Remove that folder and select again, with the same settings."
-_DECIDED = (
+DROPPED = "dropped"
+_KEPT = (
     pa.field("instance_id", pa.string(), nullable=False),
-    pa.field("decision", pa.string(), nullable=False),
     pa.field("selected", pa.bool_(), nullable=False),
 )
+# What is there in the decisions of today's gradsift, and is read by nobody else.
 _SAID = (
-    pa.field("reason", pa.string(), nullable=False),
-    pa.field("rank", pa.int64()),
-    *(
-        pa.field(name, pa.float64())
-        for name in ("measure", "marginal_gain", "gradient_score", "nearest_similarity", "loss")
-    ),
-    pa.field("nearest_selected", pa.string()),
-    pa.field("n_response_tokens", pa.int64()),
     pa.field("cluster", pa.int64()),
     pa.field("source", pa.string()),
     pa.field("language", pa.string()),
-    pa.field("prompt", pa.large_string()),
-    pa.field("response", pa.large_string()),
 )
 # Rows on either side of the cut that are called borderline: this part of those kept, or so many.
 _BORDER_SHARE = 0.05
@@ -57,11 +52,13 @@ class Rows:
     """What was decided on each row of the input, and what the row says.
 
     Attributes:
+        run: The run.
         name: Of the selection.
         table: Its decisions, with the rows' texts, losses, tokens, sources and clusters.
         summary: What else is noted of it.
     """
 
+    run: Run
     name: str
     table: pa.Table
     summary: Mapping[str, Any]
@@ -75,7 +72,7 @@ class Rows:
 
     def numbers(self, name: str) -> np.ndarray:
         """Return a column as [N] float64, NaN where there is nothing."""
-        return self.table[name].cast(pa.float64()).to_numpy()
+        return floats(self.table, name)
 
     @cached_property
     def kept_N(self) -> np.ndarray:
@@ -88,25 +85,34 @@ class Rows:
         return pc.equal(self.table["decision"], DROPPED).to_numpy()
 
     @cached_property
-    def value_N(self) -> np.ndarray:
-        """What rows were chosen by: gain or measure; NaN everywhere for a draw."""
-        gain_N = self.numbers("marginal_gain")
-        return gain_N if np.isfinite(gain_N).any() else self.numbers("measure")
+    def worth_N(self) -> np.ndarray | None:
+        """What rows were chosen by, larger nearer to being kept; None of a draw."""
+        by_tokens = str(self.summary.get("budget")).endswith("tok")
+        return worth_of(self.run, self.table, by_tokens=by_tokens)
 
     @cached_property
     def borderline_N(self) -> np.ndarray:
-        """Which rows are nearest to the cut, on either side; none of a draw."""
-        near_N, value_N = np.zeros(len(self), dtype=bool), self.value_N
-        kept_R = np.flatnonzero(self.kept_N & np.isfinite(value_N))
-        others_R = np.flatnonzero(~self.kept_N & ~self.dropped_N & np.isfinite(value_N))
-        if not (len(kept_R) and len(others_R)):
-            return near_N
-        last = kept_R[np.argmax(self.numbers("rank")[kept_R])]
-        n = max(_BORDER_ROWS, round(_BORDER_SHARE * len(kept_R)))
-        for rows_R in (kept_R, others_R):
-            distance_R = np.abs(value_N[rows_R] - value_N[last])
-            near_N[rows_R[np.argsort(distance_R, kind="stable")[:n]]] = True
+        """Which rows are nearest to the cut: the last that were kept, the first that were not."""
+        near_N = np.zeros(len(self), dtype=bool)
+        if self.worth_N is not None:
+            n = max(_BORDER_ROWS, round(_BORDER_SHARE * int(self.kept_N.sum())))
+            near_N[self.kept_in_order[-n:]] = True
+            near_N[self.others_in_order[:n]] = True
         return near_N
+
+    @cached_property
+    def kept_in_order(self) -> np.ndarray:
+        """Positions of the kept rows, the first taken first."""
+        kept_R = np.flatnonzero(self.kept_N)
+        return kept_R[np.argsort(self.numbers("rank")[kept_R], kind="stable")]
+
+    @cached_property
+    def others_in_order(self) -> np.ndarray:
+        """Positions of the rows that were not kept, the nearest to the cut first."""
+        others_R = np.flatnonzero(~self.kept_N & ~self.dropped_N)
+        if self.worth_N is None:
+            return others_R
+        return others_R[np.argsort(-self.worth_N[others_R], kind="stable")]
 
 
 def selection_names(run: Run) -> list[str]:
@@ -115,67 +121,31 @@ def selection_names(run: Run) -> list[str]:
     return [path.parent.name for path in sorted(summaries, key=lambda path: path.stat().st_mtime)]
 
 
-def require_name(run: Run, name: str | None) -> str:
-    """Return the name of a selection: the one that is asked for, else the newest.
+def read_rows(run: Run, name: str | None) -> Rows:
+    """Read a selection of a run; None for the newest.
 
     Raises:
-        GradsiftError: If there is none.
+        GradsiftError: If there is none, or it is not what was written, or of another run.
     """
-    names = selection_names(run)
-    if not names:
-        raise GradsiftError(
-            f"{run.folder}: no selection was made yet: gradsift select RUN --budget 50%"
-        )
-    if name is not None and name not in names:
-        raise GradsiftError(
-            f"{run.folder}: no selection {name!r}; there are: {', '.join(sorted(names))}."
-        )
-    return names[-1] if name is None else name
-
-
-def read_rows(run: Run, name: str) -> Rows:
-    """Read a selection of a run.
-
-    Raises:
-        GradsiftError: If it is not what was written, or of another run.
-    """
-    folder = run.folder / SELECTIONS / name
-    path = folder / DECISIONS
-    if not path.exists():
-        raise GradsiftError(f"{path}: is missing. {AGAIN}")
+    name = latest_of(run, whole_selections(run, name))
+    table, summary = read_decisions(run, name)
+    path = run.folder / SELECTIONS / name / DECISIONS
     try:
-        summary = read_json(folder / SUMMARY)
-        table = read_parquet(path, expected=_DECIDED)
-        # An earlier gradsift noted neither.
-        expected = summary.get("files", {}).get(DECISIONS)
-        if expected is not None and sha256_of(path) != expected:
-            raise DamagedError(path, f"it is not that of {SUMMARY} beside it")
-        captured = summary.get("capture")
-        if captured is not None and migrated(captured) != run.store.manifest.identity:
-            raise DamagedError(folder / SUMMARY, "it is a selection of another run")
-        return rows_of(run, name, table, summary, path)
+        if not table["instance_id"].equals(run.pool_table["instance_id"]):
+            raise DamagedError(path, f"its rows are not those of {POOL_NAME}")
+        rows = rows_of(run, name, table, summary)
+        require_columns(path, rows.table, _SAID)
     except DamagedError as error:
         raise GradsiftError(f"{error.found} {AGAIN}") from error
-    except AttributeError as error:
-        raise GradsiftError(f"{folder / SUMMARY}: is no selection's summary. {AGAIN}") from error
+    return rows
 
 
-def rows_of(
-    run: Run, name: str, table: pa.Table, summary: Mapping[str, Any], path: Path | None = None
-) -> Rows:
-    """Return a selection's rows from its decisions; `path` is where they were read, if they were.
-
-    Raises:
-        DamagedError: If they are no decisions on the rows of this run.
-    """
-    if path is not None and not table["instance_id"].equals(run.pool_table["instance_id"]):
-        raise DamagedError(path, "its rows are not those of pool.parquet")
+def rows_of(run: Run, name: str, table: pa.Table, summary: Mapping[str, Any]) -> Rows:
+    """Return a selection's rows, from decisions on each row of the pool table."""
     if "prompt" not in table.column_names:  # By an earlier gradsift.
         pool, clusters = run.candidates(), run.content[1]
         table = with_what_they_say(table, pool, clusters, run.pool_table, run.texts)
-    if path is not None:
-        require_columns(path, table, _SAID)
-    return Rows(name, table.combine_chunks(), summary)
+    return Rows(run, name, table.combine_chunks(), summary)
 
 
 def kept_ids(run: Run, name: str) -> set[str]:
@@ -185,5 +155,9 @@ def kept_ids(run: Run, name: str) -> set[str]:
         DamagedError: If its decisions are not what was written.
     """
     path = run.folder / SELECTIONS / name / DECISIONS
-    table = read_parquet(path, ["instance_id", "decision", "selected"], _DECIDED)
+    expected = (
+        pa.field("instance_id", pa.string(), nullable=False),
+        pa.field("selected", pa.bool_(), nullable=False),
+    )
+    table = read_parquet(path, [one.name for one in expected], expected)
     return set(table.filter(table["selected"])["instance_id"].to_pylist())

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from gradsift.decided import CURVE, SELECTIONS
 from gradsift.reporting import charts, comparison_charts
 from gradsift.reporting.charts import Chart
-from gradsift.reporting.rows import CURVE, SELECTIONS, Rows, kept_ids, selection_names
+from gradsift.reporting.rows import Rows, kept_ids, selection_names
 from gradsift.reporting.wording import percent
 from gradsift.run_folder import Run
 from gradsift.seals import DamagedError, read_json, read_parquet

@@ -160,20 +160,14 @@ def _figures(run: Run, rows: Rows) -> list[Figure]:
 
 def _examples(rows: Rows) -> tuple[Examples, Examples]:
     """Return the first, middle and last of the kept rows, and of the others by how near to it."""
-    rank_N = rows.numbers("rank")
-    kept_R = np.flatnonzero(rows.kept_N)
-    kept_R = kept_R[np.argsort(rank_N[kept_R], kind="stable")]
-    others_R = np.flatnonzero(~rows.kept_N & ~rows.dropped_N)
-    value_R = rows.value_N[others_R]
-    if np.isfinite(value_R).any() and len(kept_R):
-        distance_R = np.abs(value_R - rows.value_N[kept_R[-1]])
-        others_R = others_R[np.argsort(distance_R, kind="stable")]
-        title = "Not kept: nearest to the cut, in the middle, farthest"
-    else:
+    title = "Not kept: nearest to the cut, in the middle, farthest"
+    if rows.worth_N is None:
         title = "Not kept: three of them"
     return (
-        Examples("Kept: the first, the middle and the last taken", _ends_and_middle(kept_R)),
-        Examples(title, _ends_and_middle(others_R)),
+        Examples(
+            "Kept: the first, the middle and the last taken", _ends_and_middle(rows.kept_in_order)
+        ),
+        Examples(title, _ends_and_middle(rows.others_in_order)),
     )
 
 

@@ -6,16 +6,20 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradsift.commands.select import DECISIONS, SELECTIONS, SUMMARY
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.schema import migrated
 from gradsift.seals import DamagedError, read_json, read_parquet, require_columns, sha256_of
 from gradsift.wording import few
 
+SELECTIONS = "selections"
+DECISIONS = "decisions.parquet"
+SUMMARY = "selection.json"
+CURVE = "curve.parquet"
 _EXPECTED = (
     pa.field("instance_id", pa.string(), nullable=False),
     pa.field("decision", pa.string(), nullable=False),
@@ -138,3 +142,37 @@ def _require_its_own(run: Run, decisions: Path, summary: dict[str, Any]) -> None
     captured = summary.get("capture")
     if captured is not None and migrated(captured) != run.store.manifest.identity:
         raise DamagedError(decisions.with_name(SUMMARY), "it is a selection of another run")
+
+
+def latest_of(run: Run, names: list[str]) -> str:
+    """Return the selection that was written last.
+
+    Raises:
+        GradsiftError: If there is none.
+    """
+    if not names:
+        raise GradsiftError(
+            f"{run.folder}: no selection was made yet: gradsift select {run.folder} --budget 50%"
+        )
+    return max(names, key=lambda one: (run.folder / SELECTIONS / one / SUMMARY).stat().st_mtime_ns)
+
+
+def worth_of(run: Run, table: pa.Table, *, by_tokens: bool) -> np.ndarray | None:
+    """Return what the strategy went by, larger nearer to being kept; None where rows were drawn."""
+    gain_N, measure_N = floats(table, "marginal_gain"), floats(table, "measure")
+    if not np.isnan(gain_N).all():
+        costs = run.pool_table["n_tokens"].cast(pa.float64()).to_numpy() if by_tokens else 1.0
+        return gain_N / costs
+    if np.isnan(measure_N).all():
+        return None
+    kept_N = table["selected"].to_numpy()
+    with np.errstate(invalid="ignore"):
+        low_first = np.nanmean(measure_N[kept_N]) < np.nanmean(measure_N)
+    return -measure_N if low_first else measure_N
+
+
+def floats(table: pa.Table, name: str) -> np.ndarray:
+    """Return a column as float64, NaN where there is no value, or no such column."""
+    if name not in table.column_names:
+        return np.full(table.num_rows, np.nan)
+    return pc.fill_null(table[name].cast(pa.float64()), np.nan).to_numpy()
