@@ -149,6 +149,21 @@ def test_select_writes_the_page_and_report_writes_it_again(world, tmp_path, caps
     assert gs.report(run, name="picked", out=tmp_path / "x.html").path == tmp_path / "x.html"
 
 
+def test_a_notebook_shows_the_same(world, tmp_path):
+    run = shutil.copytree(world / "run", tmp_path / "run")
+    picked = gs.select(run, budget=15, name="picked")
+    shown = picked._repr_html_()
+    assert "15 of 60 rows kept" in shown
+    assert str(picked.report) in shown
+    assert "<svg" in shown
+    assert "<script" not in shown
+    assert "<img" not in shown
+    assert len(picked.plot().vconcat) > 8
+    assert "Kept rows score" in json.dumps(picked.plot("score").to_dict())
+    with pytest.raises(GradsiftError, match=r"no chart \['x'\]; there are: .*'groups'"):
+        picked.plot("x")
+
+
 @pytest.mark.parametrize(
     ("harm", "options", "says"),
     [

@@ -63,6 +63,7 @@ from gradsift.store.tables import POOL_NAME, TRAITS
 from gradsift.wording import clipped, columns_of_terminal, few, joined
 
 if TYPE_CHECKING:
+    import altair as alt
     import datasets
     import pandas
 
@@ -170,6 +171,27 @@ class SelectResult:
         if self.selected_file.suffix == ".parquet":
             return pq.read_table(self.selected_file).to_pandas()
         return pandas.DataFrame(self.records())
+
+    def plot(self, *charts: str) -> alt.VConcatChart:
+        """Return the charts of its page, for a notebook or to be saved, as altair draws them.
+
+        Args:
+            *charts: Such as "score", "loss", "map", "groups"; none for all.
+
+        Raises:
+            GradsiftError: If there is no such chart, or the package altair is missing.
+        """
+        from gradsift.reporting.notebook import drawn
+        from gradsift.reporting.rows import read_rows
+
+        return drawn(read_rows(Run(self.run), self.folder.name), charts)
+
+    def _repr_html_(self) -> str:
+        from gradsift.reporting.notebook import html_of
+        from gradsift.reporting.rows import read_rows
+
+        page = None if self.report is None else str(self.report)
+        return html_of(read_rows(Run(self.run), self.folder.name), page)
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""

@@ -1,7 +1,7 @@
 """Charts of a selection as Vega-Lite specifications, plain dictionaries with their data inside.
 
 Colours are parameters of the specification, named as in COLOURS, so that a page may set them for
-light and dark; `coloured` sets those of a light page.
+light and dark; `standalone` sets those of a light page.
 
 Shapes: N rows, R rows that are drawn as points, B bins, K selections.
 """
@@ -29,6 +29,8 @@ N_BINS = 30
 # Beyond this quantile, values are counted in the last bin.
 _TAIL = 0.99
 HEIGHT = 230
+# Where nothing else says it.
+WIDTH = 440
 # Names beside bars, in pixels.
 _LABELS = 220
 KEPT = {"expr": "kept"}
@@ -65,10 +67,17 @@ class Chart:
     wide: bool = False
 
 
-def coloured(spec: Spec, colours: Mapping[str, str] = COLOURS) -> Spec:
-    """Return a specification that can be drawn by itself."""
-    params = [{"name": name, "value": value} for name, value in colours.items()]
-    return {"$schema": SCHEMA, **spec, "params": [*params, *spec.get("params", [])]}
+def standalone(spec: Spec, colours: Mapping[str, str] = COLOURS) -> Spec:
+    """Return a specification that can be drawn by itself, in the colours of a light page."""
+    return {"$schema": SCHEMA, **_coloured(spec, colours), "width": WIDTH}
+
+
+def _coloured(part: Any, colours: Mapping[str, str]) -> Any:
+    if isinstance(part, dict):
+        if part.keys() == {"expr"}:
+            return colours[part["expr"]]
+        return {key: _coloured(value, colours) for key, value in part.items()}
+    return [_coloured(one, colours) for one in part] if isinstance(part, list) else part
 
 
 def histogram(
@@ -295,7 +304,7 @@ def counted(kinds: Sequence[tuple[str, int]], colour: object) -> Spec:
     x = {
         "field": "n",
         "type": "quantitative",
-        "scale": {"domain": [0, 1.15 * max(n for _, n in kinds)], "nice": False},
+        "scale": {"domain": [0, 1.35 * max(n for _, n in kinds)], "nice": False},
         "axis": None,
     }
     tooltip = [{"field": "name", "title": "why"}, {"field": "text", "title": "rows"}]
