@@ -12,6 +12,7 @@ import gradsift as gs
 from comparing import write_rows
 from gradsift.errors import GradsiftError
 from gradsift.reporting import page
+from gradsift.seals import read_json, write_json
 from test_cli import invoke
 from tiny import save_tiny
 
@@ -171,12 +172,17 @@ def test_a_notebook_shows_the_same(world, tmp_path):
         (None, {"out": "."}, "`out` .: is a folder"),
         ("decisions.parquet", {"name": "picked"}, "decisions.parquet: damaged or changed"),
         ("selection.json", {"name": "picked"}, "selection.json: damaged or changed"),
+        ({"audit": 3}, {"name": "picked"}, "do not hold what a selection says"),
+        ({"settings": {"strategy": "x"}}, {"name": "picked"}, "do not hold what a selection says"),
     ],
 )
 def test_what_cannot_be_shown_is_said_in_one_line(world, tmp_path, harm, options, says):
     run = shutil.copytree(world / "run", tmp_path / "run")
-    if harm:
-        (run / "selections" / "picked" / harm).write_bytes(b"{}]")
+    folder = run / "selections" / "picked"
+    if isinstance(harm, str):
+        (folder / harm).write_bytes(b"{}]")
+    elif harm:  # By somebody who knows how to seal it.
+        write_json(folder / "selection.json", read_json(folder / "selection.json") | harm)
     with pytest.raises(GradsiftError, match=re.escape(says)):
         gs.report(run, **options)
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from gradsift.commands.select import SelectResult
 from gradsift.config import RowsConfig
-from gradsift.decided import SELECTIONS
+from gradsift.decided import AGAIN, DECISIONS, SELECTIONS, SUMMARY
 from gradsift.errors import GradsiftError
 from gradsift.files import write_text
 from gradsift.reporting.page import page_of
@@ -17,7 +19,7 @@ from gradsift.reporting.story import story_of
 from gradsift.run_folder import Run
 from gradsift.schema import split_settings, takes
 from gradsift.store.reader import GradientStore
-from gradsift.wording import joined
+from gradsift.wording import first_line, joined
 
 REPORT = "report.html"
 
@@ -87,7 +89,15 @@ def report(
     path = None if out is None else Path(out).resolve()
     if path is not None and path.is_dir():
         raise GradsiftError(f"`out` {out}: is a folder; expected a file, such as {out}/{REPORT}.")
-    return write_report(run, rows, path)
+    try:
+        return write_report(run, rows, path)
+    except (
+        TypeError, AttributeError, ValueError, ArithmeticError, LookupError, pa.ArrowException
+    ) as error:  # fmt: skip
+        raise GradsiftError(
+            f"{run.folder / SELECTIONS / rows.name}: {DECISIONS} and {SUMMARY} do not hold what a "
+            f"selection says ({type(error).__name__}: {first_line(error)}). {AGAIN}"
+        ) from error
 
 
 def write_report(run: Run, rows: Rows, path: Path | None = None) -> ReportResult:

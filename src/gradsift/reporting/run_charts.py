@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,9 @@ def overlap_chart(run: Run, rows: Rows) -> Chart | None:
 
 def comparison_of(run: Run) -> tuple[list[Chart], list[str]]:
     """Return the charts and the sentences of the newest comparison in the run folder."""
-    for path in sorted(run.folder.glob("*.json"), key=lambda path: -path.stat().st_mtime):
+    for path in sorted(
+        filter(Path.is_file, run.folder.glob("*.json")), key=lambda path: -path.stat().st_mtime
+    ):
         try:
             found = read_json(path)
         except DamagedError:
