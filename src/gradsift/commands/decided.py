@@ -17,6 +17,9 @@ from gradsift.seals import DamagedError, read_json, read_parquet, require_column
 from gradsift.wording import few
 
 _EXPECTED = (
+    pa.field("row", pa.int64(), nullable=False),
+    pa.field("line", pa.int64()),
+    pa.field("file", pa.string()),
     pa.field("instance_id", pa.string(), nullable=False),
     pa.field("decision", pa.string(), nullable=False),
     pa.field("selected", pa.bool_(), nullable=False),
@@ -24,7 +27,7 @@ _EXPECTED = (
 )
 # Of some strategies, or of later gradsifts.
 _MORE = (
-    *(pa.field(name, pa.int64()) for name in ("row", "line", "rank", "n_response_tokens")),
+    *(pa.field(name, pa.int64()) for name in ("rank", "n_response_tokens")),
     *(
         pa.field(name, pa.float64())
         for name in (
@@ -41,7 +44,7 @@ _MORE = (
             "loss",
         )
     ),
-    *(pa.field(name, pa.string()) for name in ("file", "nearest_selected")),
+    pa.field("nearest_selected", pa.string()),
     *(pa.field(name, pa.large_string()) for name in ("prompt", "response")),
 )
 AGAIN = "Remove that folder and select again, with the same settings."

@@ -171,14 +171,19 @@ def _worth(run: Run, table: pa.Table, *, by_tokens: bool) -> np.ndarray | None:
     """Return what the strategy went by, larger nearer to being kept; None where rows were drawn."""
     gain_N, measure_N = _floats(table, "marginal_gain"), _floats(table, "measure")
     if not np.isnan(gain_N).all():
-        costs = run.pool_table["n_tokens"].cast(pa.float64()).to_numpy() if by_tokens else 1.0
-        return gain_N / costs
+        return gain_N / _costs(run, table) if by_tokens else gain_N
     if np.isnan(measure_N).all():
         return None
     kept_N = table["selected"].to_numpy()
     with np.errstate(invalid="ignore"):
         low_first = np.nanmean(measure_N[kept_N]) < np.nanmean(measure_N)
     return -measure_N if low_first else measure_N
+
+
+def _costs(run: Run, table: pa.Table) -> np.ndarray:
+    pool = run.pool_table
+    at = pc.index_in(table["instance_id"], value_set=pool["instance_id"].combine_chunks())
+    return pc.fill_null(pool["n_tokens"].take(at).cast(pa.float64()), np.nan).to_numpy()
 
 
 def _floats(table: pa.Table, name: str) -> np.ndarray:
@@ -205,6 +210,7 @@ def _near(run: Run, table: pa.Table, near: str, n: int) -> tuple[str, list[dict[
     wanted = pa.array(list(similarity), pa.string())
     at = pc.index_in(wanted, value_set=table["instance_id"].combine_chunks())
     shown = [
-        {**row, "similarity": similarity[row["instance_id"]]} for row in table.take(at).to_pylist()
+        {**row, "similarity": similarity[row["instance_id"]]}
+        for row in table.take(at.drop_null()).to_pylist()
     ]
     return f"the {len(shown)} rows nearest to {instance_id} in content, itself first", shown
