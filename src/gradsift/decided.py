@@ -21,6 +21,9 @@ DECISIONS = "decisions.parquet"
 SUMMARY = "selection.json"
 CURVE = "curve.parquet"
 _EXPECTED = (
+    pa.field("row", pa.int64(), nullable=False),
+    pa.field("line", pa.int64()),
+    pa.field("file", pa.string()),
     pa.field("instance_id", pa.string(), nullable=False),
     pa.field("decision", pa.string(), nullable=False),
     pa.field("selected", pa.bool_(), nullable=False),
@@ -28,7 +31,7 @@ _EXPECTED = (
 )
 # Of some strategies, or of later gradsifts.
 _MORE = (
-    *(pa.field(name, pa.int64()) for name in ("row", "line", "rank", "n_response_tokens")),
+    *(pa.field(name, pa.int64()) for name in ("rank", "n_response_tokens")),
     *(
         pa.field(name, pa.float64())
         for name in (
@@ -45,7 +48,7 @@ _MORE = (
             "loss",
         )
     ),
-    *(pa.field(name, pa.string()) for name in ("file", "nearest_selected")),
+    pa.field("nearest_selected", pa.string()),
     *(pa.field(name, pa.large_string()) for name in ("prompt", "response")),
 )
 AGAIN = "Remove that folder and select again, with the same settings."
@@ -161,14 +164,19 @@ def worth_of(run: Run, table: pa.Table, *, by_tokens: bool) -> np.ndarray | None
     """Return what the strategy went by, larger nearer to being kept; None where rows were drawn."""
     gain_N, measure_N = floats(table, "marginal_gain"), floats(table, "measure")
     if not np.isnan(gain_N).all():
-        costs = run.pool_table["n_tokens"].cast(pa.float64()).to_numpy() if by_tokens else 1.0
-        return gain_N / costs
+        return gain_N / _costs(run, table) if by_tokens else gain_N
     if np.isnan(measure_N).all():
         return None
     kept_N = table["selected"].to_numpy()
     with np.errstate(invalid="ignore"):
         low_first = np.nanmean(measure_N[kept_N]) < np.nanmean(measure_N)
     return -measure_N if low_first else measure_N
+
+
+def _costs(run: Run, table: pa.Table) -> np.ndarray:
+    pool = run.pool_table
+    at = pc.index_in(table["instance_id"], value_set=pool["instance_id"].combine_chunks())
+    return pc.fill_null(pool["n_tokens"].take(at).cast(pa.float64()), np.nan).to_numpy()
 
 
 def floats(table: pa.Table, name: str) -> np.ndarray:

@@ -230,6 +230,10 @@ class SelectResult:
 
     def text(self) -> str:
         """Return what a person wants to know: what was kept, and what to do next."""
+        return joined([*self.lines(), *self._next()])
+
+    def lines(self) -> list[str]:
+        """Return what was kept, in words."""
         lines = [
             f"{_counts_line(self.counts)}; {self.selection.n_tokens} tokens in "
             f"{self.selected_file}",
@@ -243,8 +247,7 @@ class SelectResult:
         written = (path.relative_to(self.folder) for path in self.written)
         names = "".join(f", {path}" for path in written)
         page = "" if self.report is None else f"{self.report.name} (open it in a browser), "
-        lines.append(f"beside it: {page}{DECISIONS} (every row, and why), {SUMMARY}{names}")
-        return joined([*lines, *self._next()])
+        return [*lines, f"beside it: {page}{DECISIONS} (every row, and why), {SUMMARY}{names}"]
 
     def _tables(self) -> list[str]:
         selection = self.selection

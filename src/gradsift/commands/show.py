@@ -183,6 +183,7 @@ def _near(run: Run, table: pa.Table, near: str, n: int) -> tuple[str, list[dict[
     wanted = pa.array(list(similarity), pa.string())
     at = pc.index_in(wanted, value_set=table["instance_id"].combine_chunks())
     shown = [
-        {**row, "similarity": similarity[row["instance_id"]]} for row in table.take(at).to_pylist()
+        {**row, "similarity": similarity[row["instance_id"]]}
+        for row in table.take(at.drop_null()).to_pylist()
     ]
     return f"the {len(shown)} rows nearest to {instance_id} in content, itself first", shown
