@@ -270,7 +270,7 @@ class SelectResult:
                 f"show {run} --name {shlex.quote(self.folder.name)}",
                 "the rows; --rejected: the others",
             ),
-            *([] if self.report else [(f"report {run}", "a page to browse all of them")]),
+            (f"report {run}", "a page to browse all of them"),
             (
                 " ".join([f"train {run} --arm {config.strategy} --budget {budget}", *changed]),
                 "on these rows",
