@@ -286,5 +286,8 @@ def _written(run: Run, comparison: Comparison, name: str) -> Comparison:
             remove(path)
     # The page of the newest selection shows it, too.
     if selection_names(run):
-        written.append(report(run).path)
+        try:
+            written.append(report(run).path)
+        except GradsiftError as error:  # The comparison itself is whole.
+            logger.warning(f"the page of the newest selection is not written again: {error}")
     return replace(comparison, written=tuple(written))
