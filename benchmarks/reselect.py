@@ -17,11 +17,22 @@ from pathlib import Path
 
 import numpy as np
 
+from gradsift.config import ReadingConfig
 from gradsift.data.containers.rows import fingerprint
 from gradsift.data.containers.sources import find_source
+from gradsift.data.pool import read_pool
+from gradsift.data.texts import lines_of_texts
+from gradsift.seals import write_parquet
 from gradsift.store.manifest import Manifest
 from gradsift.store.reader import read_store
-from gradsift.store.tables import INSTANCE, write_pool_table
+from gradsift.store.tables import (
+    INSTANCE,
+    POOL_NAME,
+    digest_of_pool,
+    pool_table,
+    texts_table,
+    write_texts,
+)
 from gradsift.store.writer import StoreWriter
 from gradsift.terms import LAYERS, STATISTICS
 from selection import imitated
@@ -65,6 +76,16 @@ def seconds(*words):
     return time.perf_counter() - start
 
 
+def said(n, n_words):
+    """Texts of so many words, which are as frequent as words are (Zipf's law)."""
+    generator = np.random.default_rng(n_words)
+    letters = np.array(list("etaoinshrdlu"))
+    words = ["".join(generator.choice(letters, size=1 + k % 9)) for k in range(20_000)]
+    shares = 1 / np.arange(1, len(words) + 1)
+    drawn = generator.choice(len(words), size=(n, n_words), p=shares / shares.sum())
+    return [" ".join(words[at] for at in row) for row in drawn.tolist()]
+
+
 def make_run(like, folder, out, n):
     features, values = imitated(like, n)
     generator = np.random.default_rng(1)
@@ -73,10 +94,11 @@ def make_run(like, folder, out, n):
     drawn = np.random.default_rng(0).integers(len(store.instance_ids), size=n)
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "data.jsonl"
-    lines = [
-        json.dumps({"id": f"r{i:06d}", "prompt": "What is it?", "response": "words " * 60}) + "\n"
-        for i in range(n)
+    rows = [
+        {"id": f"r{i:06d}", "prompt": prompt, "response": response}
+        for i, (prompt, response) in enumerate(zip(said(n, 12), said(n, 200), strict=True))
     ]
+    lines = [json.dumps(row) + "\n" for row in rows]
     data.write_text("".join(lines))
     source = find_source(str(data), None)
     about = {
@@ -93,8 +115,7 @@ def make_run(like, folder, out, n):
     manifest = Manifest({"made": "for a benchmark"}, about, n, LAYERS)
     with StoreWriter(out, manifest, content_width=CONTENT_WIDTH, sketch_size=SKETCH_SIZE) as writer:
         writer.keep_until(0)
-        write_pool_table(
-            out,
+        table = pool_table(
             [
                 {
                     **blank,
@@ -110,8 +131,11 @@ def make_run(like, folder, out, n):
                     "language": "en",
                 }
                 for i in range(n)
-            ],
+            ]
         )
+        write_parquet(out / POOL_NAME, table)
+        read = read_pool(str(data), ReadingConfig()).rows
+        write_texts(out, digest_of_pool(table), texts_table(lines_of_texts(read, ["en"] * n)))
         for start in range(0, n, 5_000):
             rows = range(start, min(start + 5_000, n))
             content = features[rows.start : rows.stop] @ wide

@@ -139,7 +139,7 @@ def test_random_and_tokens(capsys, world, finished):
     assert code == 0
     assert 0 < json.loads(out)["n_tokens"] <= 400
     names = [path.name for path in (run / "selections/random-400tok").iterdir()]
-    assert {"selected.jsonl", "decisions.parquet", "selection.json"} == set(names)
+    assert {"selected.jsonl", "decisions.parquet", "selection.json", "report.html"} == set(names)
 
 
 def test_weights_stay_out_of_the_users_rows(capsys, world, finished):

@@ -418,6 +418,15 @@ class SubsetConfig(SelectionConfig):
         option=True,
     )
     name: str | None = setting(None, "Name of the selection's folder.", SELECTION, option=True)
+    report: bool | None = setting(
+        None,
+        "Write report.html, a page that shows the selection (default: up to 20,000 rows; above, "
+        "`gradsift report` writes it).",
+        SELECTION,
+    )
+    details: bool = setting(
+        False, "Show the tables of criteria and audit, not only what was kept.", SELECTION
+    )
 
 
 class RowsConfig(Group):

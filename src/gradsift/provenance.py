@@ -17,6 +17,7 @@ from gradsift.config import CaptureConfig
 from gradsift.data.example import Plain
 from gradsift.data.language import language_of
 from gradsift.data.pool import Pool, PoolRow
+from gradsift.data.texts import lines_of_texts
 from gradsift.data.tokenization import Instances
 from gradsift.seals import short_sha256
 from gradsift.signatures import key_file, sign
@@ -26,7 +27,9 @@ from gradsift.store.tables import (
     INSTANCE,
     digest_of_pool,
     pool_table,
+    texts_table,
     write_pool_table,
+    write_texts,
 )
 from gradsift.training.model import ModelSource, model_fingerprint, tokenizer_fingerprint
 from gradsift.version import __version__
@@ -120,10 +123,13 @@ def _place(row: PoolRow) -> dict[str, object]:
 
 
 def save_pool(folder: Path, pool: Pool, rows: Sequence[dict[str, object]]) -> None:
-    """Write what became of each row, and the rows themselves where they came from memory."""
+    """Write what became of each row, what it says, and the rows themselves if from memory."""
     if pool.held is not None:
         pool.held.save(folder)
     write_pool_table(folder, rows)
+    table = pool_table(rows)
+    texts = lines_of_texts(pool.rows, table["language"].to_pylist())
+    write_texts(folder, digest_of_pool(table), texts_table(texts))
 
 
 def pool_rows(pool: Pool, instances: Instances) -> list[dict[str, object]]:

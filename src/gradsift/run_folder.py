@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from gradsift.captured_rows import CapturedRows, kept_in
@@ -31,6 +32,7 @@ from gradsift.data.containers.sources import (
 )
 from gradsift.data.id_lists import read_ids
 from gradsift.data.pool import Pool, read_pool
+from gradsift.data.texts import lines_of_texts
 from gradsift.errors import GradsiftError
 from gradsift.files import write_text
 from gradsift.schema import migrated
@@ -44,13 +46,17 @@ from gradsift.store.manifest import load_manifest
 from gradsift.store.reader import GradientStore, read_store
 from gradsift.store.tables import (
     POOL_NAME,
+    TEXTS_SCHEMA,
     LossesMadeFrom,
     ReferenceLossesMissing,
     digest_of_pool,
     read_losses,
     read_neighbours,
     read_pool_table,
+    read_texts,
+    texts_table,
     write_neighbours,
+    write_texts,
 )
 from gradsift.training.settings.known import refused_of_lora, refused_of_sft
 from gradsift.wording import few, short
@@ -242,6 +248,41 @@ class Run:
                 "the same capture command again, which writes it anew."
             )
         return table
+
+    @property
+    def stored_texts(self) -> pa.Table | None:
+        """The texts that are in the folder; None of a run of before, until it is selected from."""
+        saved = read_texts(self.folder, self._pool_digest)
+        fits = saved is not None and saved["instance_id"].equals(self.pool_table["instance_id"])
+        return saved if fits else None
+
+    @property
+    def _pool_digest(self) -> str:
+        # An earlier gradsift noted none; what is noted was compared with the table.
+        noted = self.store.manifest.about.get("pool_sha256")
+        return str(noted or digest_of_pool(self.pool_table))
+
+    @cached_property
+    def texts(self) -> pa.Table:
+        """What people read of each row of the pool table: TEXTS_SCHEMA.
+
+        Kept in the run folder; of runs of before it is made from their rows. Texts are null where
+        these are not known or not there any more, which is said.
+        """
+        table, saved = self.pool_table, self.stored_texts
+        if saved is not None:
+            return saved
+        try:
+            texts = _texts_of(table, self.pool)
+        except GradsiftError as error:
+            logger.warning(f"the rows' texts are left out, as they cannot be read: {error}")
+            nothing = [pa.nulls(table.num_rows, one.type) for one in [*TEXTS_SCHEMA][1:]]
+            return pa.table([table["instance_id"], *nothing], schema=TEXTS_SCHEMA)
+        try:
+            write_texts(self.folder, self._pool_digest, texts)
+        except GradsiftError as error:
+            logger.info(f"the rows' texts are not kept, and read anew next time: {error}")
+        return texts
 
     def read_rows(self, data: Any = None, split: str | None = None) -> Pool:
         """Load the rows of the run, or others that are written like them.
@@ -519,13 +560,13 @@ class Run:
             need: self._reference(folder, need) for need, folder in folders.items() if need in needs
         }
         keep, drop = (
-            read_ids(path, name, self._id_column, self._shared_ids) if path is not None else []
+            read_ids(path, name, self.id_column, self._shared_ids) if path is not None else []
             for name, path in (("keep", config.keep), ("drop", config.drop))
         )
         return Context(*self.content, references, keep, drop)
 
     @property
-    def _id_column(self) -> str:
+    def id_column(self) -> str:
         """The field that its rows' ids were read from; what a loop recorded has no settings."""
         known = "config" in vars(self) or (self.folder / CONFIG_NAME).exists()
         return (self.config.id_column if known else None) or "id"
@@ -536,7 +577,7 @@ class Run:
         ids = self.pool_table["instance_id"].to_pylist()
         if not any(re.search(r"#\d+$", one) for one in ids):
             return set()
-        return {row.own_id for row in self.pool.rows if row.own_id is not None}
+        return {str(row.own_id) for row in self.pool.rows if row.is_renamed}
 
     def _reference(self, folder: str | None, need: Need) -> Reference:
         if folder is None:
@@ -585,6 +626,20 @@ def _without_refused(
             f"{reasons}"
         )
     return {key: value for key, value in settings.items() if key not in refused}
+
+
+def _texts_of(table: pa.Table, pool: Pool) -> pa.Table:
+    """Return the texts of the rows of a pool table, null where a row says something else now."""
+    languages = dict(
+        zip(table["instance_id"].to_pylist(), table["language"].to_pylist(), strict=True)
+    )
+    spoken = [languages.get(row.instance_id) for row in pool.rows]
+    texts = texts_table(lines_of_texts(pool.rows, spoken))
+    ids, hashes = (table[name].combine_chunks() for name in ("instance_id", "content_hash"))
+    at = pc.index_in(ids, value_set=texts["instance_id"].combine_chunks())
+    now = pa.array([row.content_hash for row in pool.rows], pa.string()).take(at)
+    at = pc.if_else(pc.fill_null(pc.equal(now, hashes), False), at, pa.scalar(None, at.type))
+    return texts.take(at).set_column(0, TEXTS_SCHEMA.field(0), ids)
 
 
 def _names(column: pa.ChunkedArray) -> list[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterable
 
 # What a terminal obeys, or shows as other than it is: control characters (C0, DEL, C1), separators
@@ -69,3 +70,23 @@ def short(text: object, n: int = 200) -> str:
     line = re.sub(r"[ \t\n]+", " ", text[: 2 * n].strip(" \t\n"))
     line = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
     return line if len(text) <= 2 * n and len(line) <= n else line[:n] + "…"
+
+
+def clipped(text: object, width: int) -> str:
+    """Return a text as one line of so many columns of a terminal, cut with … where it is longer.
+
+    Blanks and ends of lines are one blank; what a terminal obeys is shown as in `in_line`.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    # Only the beginning is looked at: a text may be as long as a file.
+    text = str(text)
+    line = in_line(" ".join(text[: 4 * width].split()))
+    if cell_len(line) <= width and len(text) <= 4 * width:
+        return line
+    return set_cell_size(line, width - 1).rstrip() + "…"
+
+
+def columns_of_terminal() -> int:
+    """Return how wide the terminal is; 100 columns where there is none."""
+    return max(40, shutil.get_terminal_size((100, 24)).columns)

@@ -1,6 +1,7 @@
 """Selecting by every strategy through the command line and Python, from one captured run."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from gradsift.selection import selector
 from gradsift.selection.candidates import Need
 from gradsift.selection.scores import SCORES
 from gradsift.selection.strategies.catalogue import STRATEGIES
-from gradsift.store.tables import NEIGHBOURS_NAME
+from gradsift.store.tables import NEIGHBOURS_NAME, TEXTS_NAME, write_texts
 from gradsift.terms import LAYERS
 from test_cli import invoke
 from tiny import save_tiny
@@ -61,6 +62,40 @@ def test_every_strategy_selects_and_explains(capsys, world, strategy):
         code, out, err = invoke(capsys, "explain", run, row_id, "--name", f"{strategy}-25pct")
         assert code == 0, err
         assert "kept" in out or "drawn" in out
+
+
+def test_decisions_say_what_the_rows_say(world, tmp_path, log):
+    """Texts come from the capture; of runs of before from the rows, once; else they are null."""
+    run, data = Path(shutil.copytree(world / "run", tmp_path / "run")), world / "data.jsonl"
+    shutil.rmtree(run / "selections", ignore_errors=True)
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    gs.select(run, budget=5, name="stored")
+    said = decisions(run, "stored")
+    assert [(row["prompt"], row["response"]) for row in said] == [
+        (row["prompt"], row["response"]) for row in rows
+    ]
+    loss, cluster = gs.Run(run).store.loss, gs.Run(run).content[1]
+    assert [row["loss"] for row in said] == loss.tolist()
+    assert [row["cluster"] for row in said] == cluster.tolist()
+    assert all(row["n_response_tokens"] > 0 and row["own_id"] is None for row in said)
+    texts = run / TEXTS_NAME
+    for harm in (texts.unlink, lambda: texts.write_bytes(b"{broken")):
+        harm()
+        gs.select(run, budget=5, name="again")
+        assert decisions(run, "again") == said
+        assert texts.read_bytes() != b"{broken"
+    # Texts of another pool are not taken for those of this one.
+    write_texts(run, "another", pq.read_table(texts).slice(1))
+    gs.select(run, budget=5, name="again")
+    assert decisions(run, "again") == said
+    # What a loop recorded has no settings that say how its rows are read.
+    texts.unlink()
+    (run / "config.yaml").unlink()
+    log.clear()
+    gs.select(run, budget=5, name="again")
+    assert any("texts are left out" in line for line in log)
+    assert {row["response"] for row in decisions(run, "again")} == {None}
+    assert decisions(run, "again")[3]["loss"] == said[3]["loss"]
 
 
 def test_side_by_side_has_every_strategy_that_can_be_had(capsys, world):

@@ -28,6 +28,7 @@ KINDS = [
          ("but no run (no manifest.json)",)),
     Kind("config", "run", "config.yaml", ("select_loss", "train_random")),
     Kind("pool", "run", "pool.parquet", (*SELECTING, "strategies", "losses")),
+    Kind("texts", "run", "texts.parquet", SELECTING),
     Kind("gradients", "run", "gradients/*.parquet", (*SELECTING, "capture")),
     Kind("neighbours", "run", "neighbours.parquet", (*SELECTING, "select_auto")),
     Kind("losses", "run", "losses/*.parquet", ("losses", "select_loss", "strategies")),

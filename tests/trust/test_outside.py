@@ -31,6 +31,7 @@ PLACES = {
     "manifest.json": ("stopped", ("capture",)),
     "pool.parquet": ("stopped", ("capture",)),
     "neighbours.parquet": ("run", ("select", "explain")),
+    "texts.parquet": ("run", ("select",)),
     "selections": ("run", ("select", "select_loss")),
     "selections/grads-50pct": ("run", ("select",)),
     "selections/grads-50pct/selected.jsonl": ("run", ("select",)),

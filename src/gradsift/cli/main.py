@@ -66,6 +66,14 @@ BudgetOption = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Stop after the estimate.", rich_help_panel=ADVANCED)
 ]
+Details = Annotated[
+    bool,
+    typer.Option(
+        "--details",
+        help="Show the tables of criteria and audit, too.",
+        rich_help_panel=groups.SELECTION,
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print a summary as JSON.", rich_help_panel=ADVANCED)
 ]
@@ -207,13 +215,14 @@ def select(
     settings: dict[str, Any],
     run_folder: RunFolder,
     budget: BudgetOption,
+    details: Details = False,
     data: Rows = None,
     json_: Json = False,
 ) -> None:
     """Select from a captured run, in seconds: another budget, another strategy."""
     progress = _progress()
     selected = load("commands.select").select(
-        run_folder, budget=budget, data=data, progress=progress, **settings
+        run_folder, budget=budget, details=details, data=data, progress=progress, **settings
     )
     _show(selected, json_)
 
@@ -230,6 +239,57 @@ def explain(
     """Say why a row was kept or not."""
     _progress()
     _show(load("commands.explain").explain(run_folder, row_id, name=name), json_)
+
+
+@command()
+def report(
+    run_folder: RunFolder,
+    name: Annotated[str | None, typer.Option(help="Selection (default: the newest).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File (default: report.html in the selection's folder).")
+    ] = None,
+    data: Rows = None,
+    json_: Json = False,
+) -> None:
+    """Show a selection as one HTML page: what was kept and why, charts, and all rows."""
+    _progress()
+    _show(load("commands.report").report(run_folder, name=name, out=out, data=data), json_)
+
+
+@command(
+    examples=(
+        "gradsift show runs/mine",
+        "gradsift show runs/mine --borderline -n 6",
+        "gradsift show runs/mine --near line:12 --json",
+    )
+)
+def show(
+    run_folder: RunFolder,
+    kept: Annotated[bool, typer.Option("--kept", help="Rows that were kept (default).")] = False,
+    rejected: Annotated[bool, typer.Option("--rejected", help="Rows that were not.")] = False,
+    dropped: Annotated[bool, typer.Option("--dropped", help="Rows that could not be.")] = False,
+    borderline: Annotated[
+        bool, typer.Option("--borderline", help="The last rows kept, and the first that were not.")
+    ] = False,
+    near: Annotated[
+        str | None,
+        typer.Option(metavar="ROW", help="Rows nearest to one, named as for explain, kept or not."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Selection (default: the one written last).")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Rows, at most.")] = 10,
+    json_: Json = False,
+) -> None:
+    """Show what rows say, and what was decided on them."""
+    _progress()
+    said = {"kept": kept, "rejected": rejected, "dropped": dropped, "borderline": borderline}
+    asked = [which for which, wanted in said.items() if wanted]
+    if len(asked) + (near is not None) > 1:
+        flags = [f"--{which}" for which in (*asked, *(["near"] if near is not None else []))]
+        raise GradsiftError(f"{' and '.join(flags)}: expected one of them.")
+    which = asked[0] if asked else "kept"
+    _show(load("commands.show").show(run_folder, which, near=near, name=name, n=n), json_)
 
 
 @command(

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gradsift.commands.report import report
 from gradsift.commands.train import compute_missing_losses
 from gradsift.comparison.arms import STRATEGY_OF_AN_ARM, arm_settings, parse_arms, rows_of
 from gradsift.comparison.experiment import Experiment, tokens_to_train
@@ -30,12 +31,14 @@ from gradsift.config import (
     RowsConfig,
     SelectionConfig,
 )
+from gradsift.data.near_repeats import near_repeats
 from gradsift.data.pool import Pool
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.conclusions import decide
 from gradsift.files import remove, remove_leftovers, write_text
 from gradsift.progress import Progress, no_progress
 from gradsift.replay.source import replay_of
+from gradsift.reporting.rows import selection_names
 from gradsift.run_folder import Run
 from gradsift.schema import takes
 from gradsift.seals import DamagedError, read_json, write_json
@@ -143,13 +146,14 @@ def compare(
         training_runs = training_runs_for(
             run, arms, rows, trainer, suite.identity, replay, dry_run=dry_run
         )
-        notes = [*_overlap(pool, test_pool), *_equal_arms(training_runs)]
+        overlap = _overlap(pool, test_pool)
+        notes = [*overlap, *_equal_arms(training_runs)]
         if replay is not None:
             notes += [*replay_notes(training_runs), *replay.overlaps(test_pool, _texts(evaluation))]
         experiment = Experiment(run, training_runs, suite, training, progress)
         forecast = _forecast(experiment)
         for line in (*notes, forecast.text()):
-            logger.info(line)
+            logger.log(logging.WARNING if line in overlap else logging.INFO, line)
         if dry_run:
             return forecast
         if forecast.n_done:
@@ -170,7 +174,7 @@ def compare(
         },
         notes=(*notes, *caveats_of(board)),
     )
-    return _written(comparison, name)
+    return _written(run, comparison, name)
 
 
 def _require_free(folder: Path, name: str) -> None:
@@ -203,13 +207,22 @@ def _held_out(run: Run, test: Any, split: str | None) -> Pool:
 
 
 def _overlap(pool: Pool, test: Pool) -> list[str]:
-    n_rows = overlap_with(pool, test)
-    if not n_rows:
-        return []
-    return [
-        f"{n_rows} of {len(test.rows)} test rows stand word for word in the pool: what was learnt "
-        "by heart counts as learnt"
-    ]
+    n_rows, lines = overlap_with(pool, test), []
+    if n_rows:
+        lines.append(
+            f"{n_rows} of {len(test.rows)} test rows stand word for word in the pool: what was "
+            "learnt by heart counts as learnt"
+        )
+    near = near_repeats(test.rows, pool.rows)
+    if near:
+        first, of = next(iter(near.items()))
+        lines.append(
+            f"{len(near)} of {len(test.rows)} test rows nearly repeat a row of the pool (at least "
+            "half of their runs of five words stand in it): what was learnt by heart counts as "
+            f"learnt; the first, {test.rows[first].place}, repeats {pool.rows[of].place} of the "
+            "pool"
+        )
+    return lines
 
 
 def _texts(evaluation: EvaluationConfig) -> list[tuple[str, str]]:
@@ -257,7 +270,7 @@ def _made_with(
     }
 
 
-def _written(comparison: Comparison, name: str) -> Comparison:
+def _written(run: Run, comparison: Comparison, name: str) -> Comparison:
     folder, summary = comparison.run, comparison.summary()
     written = [folder / f"{name}.json", folder / f"{name}.md"]
     write_json(written[0], summary)
@@ -271,4 +284,10 @@ def _written(comparison: Comparison, name: str) -> Comparison:
         else:
             # Of an earlier comparison of this name, with other arms.
             remove(path)
+    # The page of the newest selection shows it, too.
+    if selection_names(run):
+        try:
+            written.append(report(run).path)
+        except GradsiftError as error:  # The comparison itself is whole.
+            logger.warning(f"the page of the newest selection is not written again: {error}")
     return replace(comparison, written=tuple(written))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
 from gradsift.commands.capture import capture_run
-from gradsift.commands.select import DECISIONS, SelectResult, select_run
+from gradsift.commands.select import SelectResult, select_run
 from gradsift.config import DemoConfig
 from gradsift.data.demo_data import write_demo_pool
 from gradsift.data.pool import load_pool
+from gradsift.decided import DECISIONS
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
 from gradsift.schema import takes, validated
@@ -64,7 +65,8 @@ class DemoResult:
     def text(self) -> str:
         """Return what a person wants to know."""
         run = self.selected.folder.parent.parent
-        lines = self.selected.text().split("\n")
+        # Its own rows are shown below, with the reasons.
+        lines = replace(self.selected, examples=()).lines()
         for title, rows in (("kept", self.kept), ("not kept", self.rejected)):
             lines += ["", f"A few rows that were {title}:"]
             for row_id, answer, reason in rows:
@@ -77,7 +79,9 @@ class DemoResult:
             "Next, in seconds:",
             f"  gradsift select {run} --budget 5%",
             f"  gradsift select {run} --budget 50% --strategy random",
+            f"  gradsift show {run} --rejected",
             f"  gradsift explain {run} {example}",
+            f"  gradsift report {run}",
         ]
         if self.comparison is None:
             lines += [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +12,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradsift.commands.select import DECISIONS, SELECTIONS, SUMMARY
 from gradsift.data.pool import place
+from gradsift.decided import (
+    AGAIN,
+    DECISIONS,
+    SELECTIONS,
+    SUMMARY,
+    find_row,
+    read_decisions,
+    whole_selections,
+)
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.schema import migrated
-from gradsift.seals import DamagedError, read_json, read_parquet, require_columns, sha256_of
 from gradsift.selection.counterfactuals import counterfactual
 from gradsift.selection.gate import in_words
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import DROPPED
 from gradsift.terms import LAYERS
-from gradsift.wording import few, first_line, joined
+from gradsift.wording import columns_of_terminal, first_line, in_line, joined
 
 _SHOWN = 5
-_EXPECTED = (
-    pa.field("instance_id", pa.string(), nullable=False),
-    pa.field("decision", pa.string(), nullable=False),
-    pa.field("selected", pa.bool_(), nullable=False),
-    pa.field("reason", pa.string(), nullable=False),
-)
-# Of some strategies, or of later gradsifts.
-_NUMBERS = (
-    pa.field("rank", pa.int64()),
-    *(
-        pa.field(name, pa.float64())
-        for name in (
-            "measure",
-            "marginal_gain",
-            "gradient_gain",
-            "diversity_gain",
-            "similarity_penalty",
-            "gradient_score",
-            "density_pct",
-            "nearest_similarity",
-            "prompt_advantage",
-            "gate_p",
-        )
-    ),
-    pa.field("nearest_selected", pa.string()),
-)
-AGAIN = "Remove that folder and select again, with the same settings."
-
-logger = logging.getLogger(__name__)
+_MARGIN = " " * len("  prompt  ")
+# Of a text that are shown.
+_MOST_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -64,14 +46,20 @@ class Explanation:
         row: Its line of pool.parquet.
         decisions: Selection → the row's line of its decisions.parquet, with `what_if` (what would
             have to change) and `near_duplicates` (id, similarity, whether it is kept).
+        texts: Prompt and response of the row and of the kept rows that it repeats, by id.
     """
 
-    row: dict[str, object]
-    decisions: dict[str, dict[str, object]]
+    row: dict[str, Any]
+    decisions: dict[str, dict[str, Any]]
+    texts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
-        return {**self.row, "selections": self.decisions}
+        texts = {
+            instance_id: {"prompt": prompt, "response": response}
+            for instance_id, (prompt, response) in self.texts.items()
+        }
+        return {**self.row, "selections": self.decisions, "texts": texts}
 
     def text(self) -> str:
         """Return what a person wants to know."""
@@ -79,14 +67,40 @@ class Explanation:
         where = place(row["row"], row["line"], row["file"], row["index_in_file"])
         lines = [f"{row['instance_id']} ({where})"]
         if row["status"] == DROPPED:
-            return joined([*lines, f"dropped: {row['reason']}: {row['detail']}"])
+            dropped = f"dropped: {row['reason']}: {row['detail']}"
+            return joined([*lines, dropped, *self._said(row["instance_id"])])
         cut = ", truncated" if row["truncated"] else ""
         lines.append(f"{row['n_tokens']} tokens, {row['n_response_tokens']} of the response{cut}")
+        lines += self._said(row["instance_id"])
+        if row["instance_id"] not in self.texts:
+            lines.append("  (what it says is not in the run folder: gradsift select puts it there)")
         for name, decision in self.decisions.items():
             lines += ["", f"{name}: {decision['reason']}", *_numbers(decision)]
+        for other in self.texts.keys() - {row["instance_id"]}:
+            lines += ["", f"the kept row that it repeats, {other}:", *self._said(other)]
         if not self.decisions:
             lines.append("no selection was made yet: gradsift select RUN --budget 50%")
         return joined(lines)
+
+    def _said(self, instance_id: str) -> list[str]:
+        prompt, response = self.texts.get(instance_id, ("", ""))
+        return [*_paragraph("prompt", prompt), *_paragraph("answer", response)]
+
+
+def _paragraph(title: str, text: str) -> list[str]:
+    """Return a text as a terminal shows it: its lines wrapped, and no more than a few of them."""
+    # No more is looked at than could be shown: a text may be as long as a file.
+    width = columns_of_terminal() - len(_MARGIN)
+    beginning = text[: _MOST_LINES * width]
+    wrapped = [
+        line
+        for paragraph in beginning.splitlines()
+        for line in textwrap.wrap(in_line(paragraph), width)
+    ]
+    shown = wrapped[:_MOST_LINES]
+    if len(wrapped) > len(shown) or len(text) > len(beginning):
+        shown.append(f"… ({len(text)} characters in all; --json shows them)")
+    return [f"{f'  {title}  ' if at == 0 else _MARGIN}{line}" for at, line in enumerate(shown)]
 
 
 def explain(
@@ -107,65 +121,37 @@ def explain(
         GradsiftError: If there is no such row or no such selection, or several rows share the line.
     """
     run = Run.of(run)
-    folder, table = run.folder, run.pool_table
-    # A row that is called so is meant before the one that stands there.
-    rows = table.filter(pc.equal(table["instance_id"], row_id)).to_pylist()
-    if not rows and (where := _where(row_id)) is not None:
-        rows = table.filter(pc.equal(table[where[0]], where[1])).to_pylist()
-    if not rows:
-        ids = ", ".join(map(repr, table["instance_id"].slice(0, 3).to_pylist()))
-        raise GradsiftError(
-            f"{folder}: no row {row_id!r}. Ids look like {ids}; line:12 takes line 12 of a file "
-            "of lines, row:12 the thirteenth row."
-        )
-    if len(rows) > 1:
-        ids = ", ".join(
-            f"{row['instance_id']!r}" + f" ({row['file']})" * (row["file"] is not None)
-            for row in rows[:3]
-        )
-        raise GradsiftError(
-            f"{folder}: {len(rows)} rows stand on {row_id}: give an id, such as {ids}."
-        )
-    selections = sorted(path.name for path in (folder / SELECTIONS).glob("[!.]*"))
-    # The last thing that is written of a selection.
-    unfinished = [one for one in selections if not (folder / SELECTIONS / one / SUMMARY).exists()]
-    if unfinished and name in (None, *unfinished):
-        logger.warning(
-            f"{folder / SELECTIONS}: {few(unfinished)} without {SUMMARY}, so not whole: {AGAIN}"
-        )
-    selections = [one for one in selections if one not in unfinished]
-    if name is not None and name not in selections:
-        raise GradsiftError(
-            f"{folder}: no selection {name!r}; there are: {', '.join(selections) or 'none'}."
-        )
-    row, decisions = rows[0], {}
-    for selection in selections if name is None else [name]:
+    row, decisions = find_row(run, row_id), {}
+    for selection in whole_selections(run, name):
         decisions[selection] = _decision(run, selection, str(row["instance_id"]))
-    return Explanation(row, decisions)
+    repeated = [line.pop("repeats", None) for line in decisions.values()]
+    wanted = [str(row["instance_id"]), *(one for one in repeated if one is not None)]
+    return Explanation(row, decisions, _texts(run, wanted))
 
 
-def _where(row_id: str) -> tuple[str, int] | None:
-    kind, _, number = row_id.partition(":")
-    # Numbers of more digits than Arrow's are no place.
-    place_is_said = kind in ("line", "row") and number.isdecimal() and len(number) < 19
-    return (kind, int(number)) if place_is_said else None
+def _texts(run: Run, ids: list[str]) -> dict[str, tuple[str, str]]:
+    """Return prompt and response of some rows, as far as they are known."""
+    texts = run.stored_texts
+    if texts is None:
+        return {}
+    wanted = texts.filter(pc.is_in(texts["instance_id"], value_set=pa.array(ids, pa.string())))
+    found = {
+        line["instance_id"]: (line["prompt"], line["response"])
+        for line in wanted.to_pylist()
+        if line["prompt"] is not None and line["response"] is not None
+    }
+    return {one: found[one] for one in ids if one in found}
 
 
 def _decision(run: Run, selection: str, instance_id: str) -> dict[str, object]:
     path = run.folder / SELECTIONS / selection / DECISIONS
-    if not path.exists():
-        raise GradsiftError(f"{path}: is missing. {AGAIN}")
-    try:
-        table = read_parquet(path, expected=_EXPECTED)
-        require_columns(path, table, [one for one in _NUMBERS if one.name in table.column_names])
-        summary = read_json(path.with_name(SUMMARY))
-        _require_its_own(run, path, summary)
-    except DamagedError as error:
-        raise GradsiftError(f"{error.found} {AGAIN}") from error
+    table, summary = read_decisions(run, selection)
     lines = table.filter(pc.equal(table["instance_id"], instance_id)).to_pylist()
     if len(lines) != 1:
         raise GradsiftError(f"{path}: has {len(lines)} lines for row {instance_id!r}. {AGAIN}")
-    line = {**lines[0], "what_if": None}
+    # What it says is said once, not with each selection.
+    said = ("prompt", "response")
+    line = {key: value for key, value in lines[0].items() if key not in said} | {"what_if": None}
     if line["decision"] == "dropped":
         return line
     try:
@@ -179,6 +165,8 @@ def _decision(run: Run, selection: str, instance_id: str) -> dict[str, object]:
             gain_per_score=_gain_per_score(summary, float(settings["alpha"])),
         )
         near = _near(run, instance_id, threshold)
+        if not line["selected"] and (line["nearest_similarity"] or 0.0) > threshold:
+            line["repeats"] = line["nearest_selected"]
         # What is said of a row needs these numbers, which a stranger's table may not have.
         _numbers(line)
     except (
@@ -201,17 +189,6 @@ def _gain_per_score(summary: dict[str, Any], alpha: float) -> float:
         return alpha / float(summary["expected_rows"])
     scale = 0.0 if summary["scale"] is None else float(summary["scale"]["gradient"])
     return alpha / scale if scale > 0 else 0.0
-
-
-def _require_its_own(run: Run, decisions: Path, summary: dict[str, Any]) -> None:
-    """Refuse what belongs to another selection, or to one of another run."""
-    # An earlier gradsift noted no digests.
-    expected = summary.get("files", {}).get(DECISIONS)
-    if expected is not None and sha256_of(decisions) != expected:
-        raise DamagedError(decisions, f"it is not that of {SUMMARY} beside it")
-    captured = summary.get("capture")
-    if captured is not None and migrated(captured) != run.store.manifest.identity:
-        raise DamagedError(decisions.with_name(SUMMARY), "it is a selection of another run")
 
 
 def _near(run: Run, instance_id: str, threshold: float) -> list[tuple[str, float]]:

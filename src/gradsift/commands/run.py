@@ -124,6 +124,8 @@ def run_stages(
         name=config.name,
         weights=config.weights,
         export=config.export,
+        report=config.report,
+        details=config.details,
     )
     run.save_config()
     return result

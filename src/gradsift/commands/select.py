@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ from filelock import FileLock
 
 from gradsift.commands.exporting import EXPORT, exporter_of
 from gradsift.config import (
+    ArmsConfig,
     ReplayConfig,
     RowsConfig,
     SelectionConfig,
@@ -27,41 +29,49 @@ from gradsift.config import (
 from gradsift.data.containers.lines import Place
 from gradsift.data.containers.rows import read_rows, write_rows
 from gradsift.data.containers.sources import LINES, find_written
+from gradsift.decided import CURVE, DECISIONS, SELECTIONS, SUMMARY
 from gradsift.errors import GradsiftError
 from gradsift.files import make_folder, remove, remove_leftovers, writing
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
 from gradsift.schema import migrated, split_settings, takes
 from gradsift.seals import DamagedError, read_json, sha256_of, write_json, write_parquet
+from gradsift.selection.answers import Answers, answers_of
 from gradsift.selection.audit import (
     attained_lines,
     audit_lines,
     audit_summary,
     audit_warnings,
 )
-from gradsift.selection.candidates import Context, Need
+from gradsift.selection.candidates import Candidates, Context, Need
 from gradsift.selection.conditions import gate_of, gate_shortage
 from gradsift.selection.constraints import Budget, parse_budget
-from gradsift.selection.decisions import counts_of, decision_table, weight_column
+from gradsift.selection.criteria_table import criteria_lines
+from gradsift.selection.decisions import (
+    counts_of,
+    decision_table,
+    weight_column,
+    with_what_they_say,
+)
 from gradsift.selection.density import UNIT as DENSITY_UNIT
 from gradsift.selection.gate import CannotJudge, too_many_rows
+from gradsift.selection.kind import kind_of_rows
 from gradsift.selection.selector import Selection, select_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, uses_score
 from gradsift.store.reader import GradientStore
-from gradsift.store.tables import POOL_NAME
-from gradsift.wording import few, joined
+from gradsift.store.tables import POOL_NAME, TRAITS
+from gradsift.wording import clipped, columns_of_terminal, few, joined
 
 if TYPE_CHECKING:
+    import altair as alt
     import datasets
     import pandas
 
-SELECTIONS = "selections"
-DECISIONS = "decisions.parquet"
-SUMMARY = "selection.json"
-CURVE = "curve.parquet"
 # Changes whenever the same settings would choose other rows: what was made by another is not mixed
 # up with it. Of selections that name none it is 1.
 ARITHMETIC = 2
+# Rows of each kind that are shown.
+_EXAMPLES = 3
 NO_DATASETS = "to_dataset() needs the package datasets: pip install 'gradsift[train]'"
 NO_PANDAS = "to_pandas() needs the package pandas: pip install pandas"
 
@@ -81,6 +91,11 @@ class SelectResult:
         written: Further files, such as those that were exported for trainers.
         ids: Of the selected rows, in the input's order.
         notes: What an export says otherwise than the rows, or not at all.
+        report: The page that shows it, if one was written.
+        kind: Which kind of rows were kept, in a sentence.
+        answers: What their answers are like beside the pool's; None where texts are not known.
+        examples: A few kept and rejected rows, drawn: their lines of decisions.parquet.
+        details: Whether `text` shows the tables, too.
     """
 
     folder: Path
@@ -91,6 +106,11 @@ class SelectResult:
     written: tuple[Path, ...]
     ids: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    report: Path | None = None
+    kind: str = ""
+    answers: Answers | None = None
+    examples: tuple[dict[str, Any], ...] = ()
+    details: bool = False
 
     @property
     def run(self) -> Path:
@@ -152,6 +172,27 @@ class SelectResult:
             return pq.read_table(self.selected_file).to_pandas()
         return pandas.DataFrame(self.records())
 
+    def plot(self, *charts: str) -> alt.VConcatChart:
+        """Return the charts of its page, for a notebook or to be saved, as altair draws them.
+
+        Args:
+            *charts: Such as "score", "loss", "map", "groups"; none for all.
+
+        Raises:
+            GradsiftError: If there is no such chart, or the package altair is missing.
+        """
+        from gradsift.reporting.notebook import drawn
+        from gradsift.reporting.rows import read_rows
+
+        return drawn(read_rows(Run(self.run), self.folder.name), charts)
+
+    def _repr_html_(self) -> str:
+        from gradsift.reporting.notebook import html_of
+        from gradsift.reporting.rows import read_rows
+
+        page = None if self.report is None else str(self.report)
+        return html_of(read_rows(Run(self.run), self.folder.name), page)
+
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
         selection = self.selection
@@ -179,41 +220,98 @@ class SelectResult:
             "score_step_correlation": selection.step_correlation,
             "audit": audit_summary(selection.audit),
             "gate": None if selection.gate is None else selection.gate.summary(),
+            "kind": self.kind,
+            "answers": None if self.answers is None else self.answers.summary(),
             "warnings": list(self.warnings),
             "also_written": [str(path) for path in self.written],
             "export_notes": list(self.notes),
+            "report": None if self.report is None else str(self.report),
         }
 
     def text(self) -> str:
-        """Return what a person wants to know."""
-        counts, selection = self.counts, self.selection
+        """Return what a person wants to know: what was kept, and what to do next."""
+        return joined([*self.lines(), *self._next()])
+
+    def lines(self) -> list[str]:
+        """Return what was kept, in words."""
         lines = [
-            _counts_line(counts),
-            f"{selection.n_tokens} tokens in {self.selected_file}",
-            "",
-            f"{'criterion (lower is better)':28}{'subset':>10}{'pool':>10}{'random':>10}",
+            f"{_counts_line(self.counts)}; {self.selection.n_tokens} tokens in "
+            f"{self.selected_file}",
+            *([f"{self.kind[0].upper()}{self.kind[1:]}."] if self.kind else []),
+            *(f"warning: {line}" for line in self.warnings),
+            *(f"note: {line}" for line in self.notes),
+            *map(_example_line, self.examples),
         ]
-        for name in ("density", "content_diversity", "similarity"):
-            values = [
-                getattr(selection.criteria[who], name) for who in ("subset", "pool", "random")
-            ]
-            lines.append(f"{name:28}" + "".join(f"{value:10.4f}" for value in values))
-        lines.append(f"(density: mean negative log-density, {DENSITY_UNIT})")
-        if selection.attained is not None:
-            lines += ["", *attained_lines(selection.attained)]
-        lines += ["", *audit_lines(selection.audit)]
-        if selection.gate is not None:
-            lines += ["", *selection.gate.lines()]
-        lines += [f"warning: {line}" for line in self.warnings]
-        lines += [f"note: {line}" for line in self.notes]
+        if self.details:
+            lines += ["", *self._tables()]
         written = (path.relative_to(self.folder) for path in self.written)
         names = "".join(f", {path}" for path in written)
-        lines += ["", f"beside it: {DECISIONS} (why each row), {SUMMARY}{names}"]
-        if not any(EXPORT in path.parts for path in self.written):
-            lines.append(
-                "for a trainer: the same again with --export trl (or llamafactory, axolotl, openai)"
-            )
-        return joined(lines)
+        page = "" if self.report is None else f"{self.report.name} (open it in a browser), "
+        return [*lines, f"beside it: {page}{DECISIONS} (every row, and why), {SUMMARY}{names}"]
+
+    def _tables(self) -> list[str]:
+        selection = self.selection
+        lines = criteria_lines(selection.criteria, selection.config)
+        if selection.attained is not None:
+            lines += ["", *attained_lines(selection.attained)]
+        more = [] if self.answers is None else self.answers.pairs()
+        lines += ["", *audit_lines(selection.audit, more)]
+        if selection.gate is not None:
+            lines += ["", *selection.gate.lines()]
+        return [*lines, ""]
+
+    def _next(self) -> list[str]:
+        run, config = shlex.quote(str(self.run)), self.selection.config
+        budget, changed = shlex.quote(str(self.selection.budget)), _changed(config)
+        usual = ArmsConfig().arms
+        arms = [] if config.strategy in usual else ["--arms", ",".join([*usual, config.strategy])]
+        commands = [
+            (
+                f"show {run} --name {shlex.quote(self.folder.name)}",
+                "the rows; --rejected: the others",
+            ),
+            (f"report {run}", "a page to browse all of them"),
+            (
+                " ".join([f"train {run} --arm {config.strategy} --budget {budget}", *changed]),
+                "on these rows",
+            ),
+            (
+                " ".join([f"compare {run} --test HELD-OUT --budgets {budget}", *arms, *changed]),
+                "did it learn more, forget less, and beat random?",
+            ),
+        ]
+        if not self.details:
+            commands.append(("select … --details", "the same again, with the criteria"))
+        return [
+            f"{'next:' if at == 0 else '':6}gradsift {command}  ({what})"
+            for at, (command, what) in enumerate(commands)
+        ]
+
+
+def _changed(config: SelectionConfig) -> list[str]:
+    """Return the options that say how a selection differs from the usual one."""
+    options = []
+    for name, field in SelectionConfig.model_fields.items():
+        value = getattr(config, name)
+        if name in ("strategy", "preset") or value == field.get_default(call_default_factory=True):
+            continue
+        if isinstance(value, dict):
+            options += [f"--{name} {shlex.quote(f'{k}={one}')}" for k, one in value.items()]
+        else:
+            said = ",".join(map(str, value)) or "none" if isinstance(value, tuple) else value
+            options.append(f"--set {shlex.quote(f'{name}={said}')}")
+    return options
+
+
+def _example_line(row: dict[str, Any]) -> str:
+    word = "kept" if row["selected"] else "rejected"
+    width = columns_of_terminal()
+    head = f"{word:9} {clipped(row['instance_id'], 24)}: "
+    if row["response"] is None:
+        return head + clipped(row["reason"], width - len(head))
+    half = (width - len(head) - 3) // 2
+    prompt = clipped(row["prompt"], half)
+    return f"{head}{prompt} → {clipped(row['response'], width - len(head) - len(prompt) - 3)}"
 
 
 @takes(SubsetConfig, ReplayConfig, RowsConfig, TrustConfig)
@@ -251,7 +349,9 @@ def select(
         name=config.name,
         weights=config.weights,
         export=config.export,
+        report=config.report,
         replaying=replaying,
+        details=config.details,
         progress=progress,
     )
 
@@ -264,7 +364,9 @@ def select_run(
     name: str | None,
     weights: bool,
     export: Sequence[str] = (),
+    report: bool | None = None,
     replaying: ReplayConfig | None = None,
+    details: bool = False,
     progress: Progress = no_progress,
 ) -> SelectResult:
     """Select rows of a captured run and write them.
@@ -277,7 +379,10 @@ def select_run(
         weights: Whether decisions.parquet gets a `weight` for each selected row: its gradient
             score divided by the mean over the subset.
         export: Trainers in whose own form the rows are written too.
+        report: Whether a page is written that shows the selection; None for pools of a size that
+            takes no time.
         replaying: Which rows of replay the exports get beside them.
+        details: Whether the result's text shows the tables, too.
         progress: Of what the model writes for them.
 
     Returns:
@@ -292,9 +397,15 @@ def select_run(
     settings = _plain(budget, config)
     folder = _folder(run.folder / SELECTIONS, settings, name)
     context, table = run.context(config), run.pool_table
-    selection = select_rows(run.candidates(needs_of(config)), budget, config, context)
-    decisions = decision_table(table, selection)
+    pool = run.candidates(needs_of(config))
+    selection = select_rows(pool, budget, config, context)
+    decisions = with_what_they_say(
+        decision_table(table, selection), pool, context.cluster_N, table, run.texts
+    )
+    answers = _answers(run.texts, pool, selection.rows_S)
     counts, warnings = counts_of(table, decisions), _warnings(run, selection, config, context)
+    if answers is not None:
+        warnings += answers.warnings()
     kept = table.filter(
         pc.is_in(table["instance_id"], value_set=pa.array(selection.ids, pa.string()))
     )
@@ -323,11 +434,16 @@ def select_run(
             tuple(warnings),
             tuple(written),
             tuple(kept["instance_id"].to_pylist()),
+            kind=kind_of_rows(pool, selection.rows_S, answers),
+            answers=answers,
+            examples=_examples(decisions, config.seed),
+            details=details,
         )
         # Before the exports: if one is refused, what is there is a whole selection, with the
         # export that it had.
         earlier = [folder / EXPORT] if (folder / EXPORT).exists() else []
         _save_summary(replace(result, written=(*written, *earlier)), made_with)
+        result = _with_page(run, result, decisions, made_with, report)
         if exporter is None:
             return result
         if weights:
@@ -349,13 +465,65 @@ def select_run(
     return result
 
 
+def _with_page(
+    run: Run,
+    result: SelectResult,
+    decisions: pa.Table,
+    made_with: dict[str, object],
+    wanted: bool | None,
+) -> SelectResult:
+    """Write the page that shows a selection, if it is wanted; else remove an earlier one."""
+    # Loaded only here: most of what selects has no page.
+    from gradsift.commands.report import REPORT, write_report
+    from gradsift.reporting.page import MOST_WHOLE
+    from gradsift.reporting.rows import rows_of
+
+    if not (decisions.num_rows <= MOST_WHOLE if wanted is None else wanted):
+        remove(result.folder / REPORT)
+        return result
+    rows = rows_of(run, result.folder.name, decisions, {**result.summary(), **made_with})
+    return replace(result, report=write_report(run, rows).path)
+
+
+def _answers(texts: pa.Table, pool: Candidates, rows_S: np.ndarray) -> Answers | None:
+    """Compare the answers of a subset with those of its pool; None where texts are not known."""
+    if texts["response"].null_count == len(texts):
+        return None
+    at = pc.index_in(pa.array(pool.ids, pa.string()), texts["instance_id"].combine_chunks())
+    of_rows = texts.select([*TRAITS]).take(at)
+    # A row that has an answer says whether it has a phrase of the list.
+    of_rows = of_rows.set_column(
+        of_rows.column_names.index("boilerplate"),
+        "boilerplate",
+        pc.if_else(pc.is_valid(of_rows["near_empty"]), pc.is_valid(of_rows["boilerplate"]), None),
+    )
+    traits = {
+        name: pc.fill_null(of_rows[name].cast(pa.float64()), np.nan).to_numpy() for name in TRAITS
+    }
+    selected_N = np.zeros(len(pool), dtype=bool)
+    selected_N[rows_S] = True
+    return answers_of(traits, selected_N)
+
+
+def _examples(decisions: pa.Table, seed: int) -> tuple[dict[str, Any], ...]:
+    """Return a few kept and a few rejected rows, drawn with the seed."""
+    generator, rows = np.random.default_rng([seed, 2]), []
+    for decision in ("selected", "rejected"):
+        at = np.flatnonzero(pc.equal(decisions["decision"], decision).to_numpy())
+        drawn = np.sort(generator.choice(at, size=min(_EXAMPLES, len(at)), replace=False))
+        rows += decisions.take(pa.array(drawn, pa.int64())).to_pylist()
+    return tuple(rows)
+
+
 def _save_summary(result: SelectResult, made_with: dict[str, object]) -> None:
     """Write what was selected, with the digest of each file that was written."""
     files = [result.selected_file, result.folder / DECISIONS, *result.written]
     files = [one for path in files for one in (sorted(path.rglob("*")) or [path])]
     files = [path for path in files if path.is_file() and not path.is_symlink()]
     digests = {str(path.relative_to(result.folder)): sha256_of(path) for path in files}
-    write_json(result.folder / SUMMARY, {**result.summary(), **made_with, "files": digests})
+    # The page is written after it, and may be again.
+    summary = {key: value for key, value in result.summary().items() if key != "report"}
+    write_json(result.folder / SUMMARY, {**summary, **made_with, "files": digests})
 
 
 @contextmanager

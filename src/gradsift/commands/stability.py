@@ -21,6 +21,9 @@ from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, uses_s
 from gradsift.store.reader import GradientStore
 from gradsift.wording import joined
 
+# Of the way from chance to the same subset: from here on it holds, up to here it is another one.
+_HOLDS, _BREAKS = 0.75, 0.33
+
 
 @dataclass(frozen=True)
 class Stability:
@@ -44,7 +47,7 @@ class Stability:
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
-        return vars(self)
+        return {**vars(self), "sentence": self.sentence()}
 
     def text(self) -> str:
         """Return what a person wants to know."""
@@ -56,7 +59,38 @@ class Stability:
             *open_line(self.n_rows, self.n_open),
             "",
         ]
-        return joined(lines + [f"{what:44}{value:6.2f}" for what, value in self.overlaps.items()])
+        lines += [f"{what:44}{value:6.2f}" for what, value in self.overlaps.items()]
+        return joined([*lines, "", self.sentence()])
+
+    def sentence(self) -> str:
+        """Say what the overlaps mean: what the subset hangs on, and what it does not."""
+        # From chance, 0, to the same subset, 1.
+        room = 1 - self.by_chance
+        beyond = {
+            what: (value - self.by_chance) / room if room > 0 else 1.0
+            for what, value in self.overlaps.items()
+        }
+        holds = [what for what, value in beyond.items() if value >= _HOLDS]
+        breaks = [what for what, value in beyond.items() if value <= _BREAKS]
+        if not breaks:
+            least = min(beyond, key=beyond.__getitem__)
+            return (
+                "In short: most of the subset stays whatever of these is changed (least with "
+                f"{least}): it hangs on none of them alone."
+            )
+        kept = f", and with {_any_of(holds)} nearly the same" if holds else ""
+        return (
+            f"In short: with {_any_of(breaks)} the subset is mostly another one{kept}. What it "
+            "hangs on is yours to decide: compare both by training if you cannot."
+        )
+
+
+def _any_of(names: Sequence[str]) -> str:
+    """Return names of changes in one phrase; other scores are one change."""
+    scores = [name.removeprefix("score ") for name in names if name.startswith("score ")]
+    others = [name for name in names if not name.startswith("score ")]
+    *first, last = [*([f"another score ({', '.join(scores)})"] if scores else []), *others]
+    return f"{', '.join(first)}{' or ' * bool(first)}{last}"
 
 
 @takes(SelectionConfig, RowsConfig)

@@ -69,18 +69,18 @@ class Comparison:
 
     def text(self) -> str:
         """Return what a person wants to know."""
-        lines = [str(self.run)]
+        lines = [str(self.run), *(f"* {verdict.sentence}" for verdict in self.verdicts)]
+        lines += [f"note: {note}" for note in self.notes]
         for table in self._tables():
             lines += ["", *_aligned(table)]
-        lines += ["", *(f"* {verdict.sentence}" for verdict in self.verdicts)]
-        lines += ["", *self._small_print(), *(f"note: {note}" for note in self.notes)]
+        lines += ["", *self._small_print()]
         lines += [f"written: {path}" for path in self.written]
         return joined(lines)
 
     def markdown(self) -> str:
         """Return the same as Markdown."""
-        parts = [_markdown(table) for table in self._tables()]
-        parts.append("\n".join(f"* {_escaped(verdict.sentence)}" for verdict in self.verdicts))
+        parts = ["\n".join(f"* {_escaped(verdict.sentence)}" for verdict in self.verdicts)]
+        parts += [_markdown(table) for table in self._tables()]
         parts.append("\n".join([*self._small_print(), *map(_escaped, self.notes)]))
         return "\n\n".join(parts) + "\n"
 

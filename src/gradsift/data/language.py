@@ -58,8 +58,33 @@ def language_of(example: Example) -> str:
         text = example.response
     else:
         text = "\n".join(str(turn.get("content") or "") for turn in example.trained)
-    text = text.strip()
+    return _language(text.strip())
+
+
+def in_another_language(prompt: str, answer: str, language: str | None) -> bool | None:
+    """Say whether an answer is surely in another language than its prompt; None: too short to tell.
+
+    `language` is that of the answer, as `language_of` says it.
+    """
+    asked = _language(prompt.strip())
+    if language in (None, TOO_SHORT, NO_LANGUAGE) or asked in (TOO_SHORT, NO_LANGUAGE):
+        return None
+    if asked == language:
+        return False
+    if _main_script(prompt) != _main_script(answer):
+        return True
+    return _is_surely(prompt, asked, language) and _is_surely(answer, language, asked)
+
+
+def _language(text: str) -> str:
     return _by_script(text) or (TOO_SHORT if len(text) < FEWEST_CHARACTERS else _guess(text))
+
+
+def _is_surely(text: str, language: str, not_in: str) -> bool:
+    import py3langid
+
+    nats = dict(py3langid.rank(text[:_MOST_CHARACTERS]))
+    return language in nats and not_in in nats and nats[language] - nats[not_in] >= _SURE
 
 
 def languages_of(texts: Sequence[str]) -> list[str]:

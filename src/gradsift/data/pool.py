@@ -44,7 +44,7 @@ class PoolRow:
         source: What the row says of where it comes from; else its file, if there are several.
         file: Label of its file, if there are several.
         index_in_file: 0-based position in that file.
-        own_id: What the row itself is called, where another one has that id.
+        own_id: What the row itself is called, where another one has that id, or may have it.
     """
 
     row: int
@@ -60,6 +60,11 @@ class PoolRow:
     file: str | None = None
     index_in_file: int | None = None
     own_id: str | None = None
+
+    @property
+    def is_renamed(self) -> bool:
+        """Whether the row can be used, and another one has its id."""
+        return self.own_id is not None and self.example is not None
 
     @property
     def place(self) -> str:
@@ -127,7 +132,7 @@ class Pool:
                 f"{len(self.odd_ids)} rows have an id that is neither text nor a whole number, and "
                 f"are called after what they say; the first is {self.odd_ids[0]}"
             )
-        renamed = [row for row in self.rows if row.own_id is not None]
+        renamed = [row for row in self.rows if row.is_renamed]
         if renamed:
             first = renamed[0]
             lines.append(
@@ -310,6 +315,8 @@ class _RowReader:
         except RowError as error:
             instance_id = self._id_of_dropped(own_id, raw.index, row.place)
             row = replace(row, reason=error.reason, detail=short(error.detail, 400))
+            if own_id is not None and own_id != instance_id:
+                row = replace(row, own_id=own_id)
         else:
             row = replace(row, example=example, content_hash=content_hash, source=source)
             if own_id is None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradsift.selection.candidates import Candidates
+from gradsift.selection.chance import RARE, RARE_DEVIATIONS, chance_of_so_many, deviations
 from gradsift.selection.neighbours import Neighbours
-from gradsift.selection.scores import rank_correlation
+from gradsift.selection.scores import percentile_rank, rank_correlation
 
 # The score is mostly length above this rank correlation.
 LENGTH_WARNING = 0.5
@@ -25,10 +26,10 @@ NON_FINITE_WARNING = 0.01
 # The tenth of the pool with the highest loss may be over-represented by this factor.
 HIGH_LOSS_WARNING = 1.5
 _HIGH_LOSS_SHARE = 0.1
+# A subset is too easy where a row of it has, on average, a lower loss than two thirds of the pool.
+EASY_WARNING = 1 / 3
 # A source has vanished if none of its rows is kept where this many would be by chance.
 _EXPECTED_ROWS = 3.0
-# It has shrunk below half of its share if chance would do that once in a hundred times.
-_STANDARD_DEVIATIONS = 2.33
 # Values of a property, and warnings of a kind, that are shown.
 _SHOWN = 5
 
@@ -76,7 +77,7 @@ class Mix:
             share, kept = a / pool, b / subset
             # Of a random subset, drawn without putting back.
             deviation = math.sqrt(share * (1 - share) / subset * (pool - subset) / max(1, pool - 1))
-            if b and kept < share / 2 and share - kept > _STANDARD_DEVIATIONS * deviation:
+            if b and kept < share / 2 and share - kept > RARE_DEVIATIONS * deviation:
                 shares[value] = (share, kept)
         return shares
 
@@ -90,6 +91,9 @@ class Audit:
         loss: Mean.
         gradient_score: Mean.
         high_loss_share: Share of the rows whose loss is in the pool's highest tenth.
+        loss_rank: Mean rank of the loss in the pool, 0 (the lowest) to 1.
+        loss_deviations: How far the subset's loss rank is above the pool's, beside what chance
+            does.
         duplicate_share: Rows with an earlier near-duplicate (by id) among the rows, as a share.
         clusters: How clusters of content are spread.
         sources: None where the pool does not say.
@@ -105,6 +109,8 @@ class Audit:
     loss: tuple[float, float]
     gradient_score: tuple[float, float]
     high_loss_share: tuple[float, float]
+    loss_rank: tuple[float, float]
+    loss_deviations: float
     duplicate_share: tuple[float, float]
     clusters: Mix
     sources: Mix | None
@@ -133,12 +139,15 @@ def audit_of(
         return float(summarise(value_N)), float(summarise(value_N[selected_S]))
 
     high_loss_N = pool.loss >= np.quantile(pool.loss, 1 - _HIGH_LOSS_SHARE)
+    loss_rank_N = percentile_rank(pool.loss)
     return Audit(
         n_rows=(len(pool), len(selected_S)),
         response_tokens=pair(pool.n_response_tokens, np.median),
         loss=pair(pool.loss),
         gradient_score=pair(score_N),
         high_loss_share=pair(high_loss_N),
+        loss_rank=pair(loss_rank_N),
+        loss_deviations=deviations(loss_rank_N, selected_N),
         duplicate_share=(
             repeated_share(neighbours, everything, similarity_threshold),
             repeated_share(neighbours, selected_S, similarity_threshold),
@@ -197,10 +206,17 @@ def audit_warnings(
             "subset: diversity outweighs it; raise `alpha` or lower `beta`"
         )
     pool, subset = audit.high_loss_share
-    if subset > HIGH_LOSS_WARNING * pool:
+    if subset > HIGH_LOSS_WARNING * pool and _is_rare(audit.high_loss_share, audit.n_rows):
         lines.append(
             f"the tenth of the pool with the highest loss makes {100 * subset:.0f} % of the "
             "subset: wrong or garbled answers gather there; look at some of them"
+        )
+    _, subset = audit.loss_rank
+    if subset < EASY_WARNING and audit.loss_deviations < -RARE_DEVIATIONS:
+        lines.append(
+            f"too easy: on average a kept row has a lower loss than {100 * (1 - subset):.0f} % of "
+            "the pool, so the model knows much of it already; compare with `score` prompt-gain or "
+            "with strategy random before you train"
         )
     rho = audit.length_correlation
     if uses_score and rho is not None and abs(rho) > LENGTH_WARNING:
@@ -218,6 +234,11 @@ def audit_warnings(
         *_mix_warnings("source", audit.sources),
         *_mix_warnings("language", audit.languages),
     ]
+
+
+def _is_rare(shares: tuple[float, float], n_rows: tuple[int, int]) -> bool:
+    marked, drawn = (round(share * n) for share, n in zip(shares, n_rows, strict=True))
+    return chance_of_so_many(drawn, n_rows[1], marked, n_rows[0]) < RARE
 
 
 def _mix_warnings(name: str, mix: Mix | None) -> list[str]:
@@ -267,7 +288,7 @@ def audit_summary(audit: Audit) -> dict[str, object]:
         name: dict(zip(("pool", "subset"), getattr(audit, name), strict=True))
         for name in (
             *("n_rows", "response_tokens", "loss", "gradient_score"),
-            *("high_loss_share", "duplicate_share"),
+            *("high_loss_share", "loss_rank", "duplicate_share"),
         )
     }
     mixes = {
@@ -304,8 +325,8 @@ def attained_lines(attained: Mapping[str, float | None]) -> list[str]:
     return lines
 
 
-def audit_lines(audit: Audit) -> list[str]:
-    """Return what a person wants to know: lines of a table."""
+def audit_lines(audit: Audit, more: Sequence[tuple[str, tuple[float, float]]] = ()) -> list[str]:
+    """Return what a person wants to know: lines of a table, with `more` shares in it."""
     lines = [f"{'rows':44}{'pool':>10}{'subset':>10}"]
     for label, pair, digits in (
         ("median response tokens", audit.response_tokens, 0),
@@ -316,6 +337,7 @@ def audit_lines(audit: Audit) -> list[str]:
     for label, pair in (
         ("among the tenth with the highest loss", audit.high_loss_share),
         ("near-duplicates of an earlier row", audit.duplicate_share),
+        *more,
     ):
         lines.append(f"{label:44}" + "".join(f"{100 * value:9.1f}%" for value in pair))
     lines.append(f"{'clusters':44}" + "".join(f"{n:10}" for n in _present(audit.clusters)))

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradsift.data.example import DROP_REASONS, NON_FINITE
+from gradsift.selection.candidates import Candidates
 from gradsift.selection.selector import DROPPED_BY, Selection
 
 
@@ -44,6 +45,38 @@ def decision_table(table: pa.Table, selection: Selection) -> pa.Table:
         ),
     }
     return pa.table(columns)
+
+
+def with_what_they_say(
+    decisions: pa.Table, pool: Candidates, cluster_N: np.ndarray, table: pa.Table, texts: pa.Table
+) -> pa.Table:
+    """Append what people want to see of the rows beside the decisions.
+
+    Args:
+        decisions: As from `decision_table`.
+        pool: The instances that could be selected.
+        cluster_N: Cluster of content of each of them.
+        table: The pool table.
+        texts: Of its rows: `own_id`, `prompt`, `response`.
+    """
+    at = pc.index_in(table["instance_id"].combine_chunks(), value_set=pa.array(pool.ids))
+    columns = {
+        "loss": pa.array(pool.loss, pa.float64()).take(at),
+        # Rows that are no instance for another reason may have some all the same.
+        "n_response_tokens": pc.coalesce(
+            pa.array(pool.n_response_tokens, pa.int64()).take(at),
+            table["n_response_tokens"].combine_chunks().cast(pa.int64()),
+        ),
+        "cluster": pa.array(cluster_N, pa.int64()).take(at),
+        "source": table["source"],
+        "language": table["language"],
+        "own_id": texts["own_id"],
+        "prompt": texts["prompt"],
+        "response": texts["response"],
+    }
+    for name, values in columns.items():
+        decisions = decisions.append_column(name, values)
+    return decisions
 
 
 def counts_of(table: pa.Table, decisions: pa.Table) -> dict[str, object]:

@@ -3,6 +3,7 @@
 `pool.parquet`: one line for each row of the input, in its order, and what became of it.
 `neighbours.parquet`: the neighbour graph of a run's content, kept so that it is found once.
 `losses/*.parquet`: reference losses, one line for each instance.
+`texts.parquet`: what people read of each row of the input, in its order.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gradsift.seals import DamagedError, read_parquet, require_columns, write_pa
 
 POOL_NAME = "pool.parquet"
 NEIGHBOURS_NAME = "neighbours.parquet"
+TEXTS_NAME = "texts.parquet"
 LOSSES_FOLDER = "losses"
 LOSS_NAMES = ("response", "alone", "text", "mismatched", "mismatched_again")
 INSTANCE = "instance"
@@ -60,6 +62,25 @@ POOL_SCHEMA = pa.schema(
 )
 
 
+# Changes whenever the same rows would get other texts or traits.
+_TEXTS_MADE_BY = "1"
+# What is told of each answer.
+TRAITS = {
+    "repeats": pa.float64(),
+    "boilerplate": pa.string(),
+    "near_empty": pa.bool_(),
+    "other_language": pa.bool_(),
+}
+# Of large texts: together they may be of more than 2 GB.
+TEXTS_SCHEMA = pa.schema(
+    [
+        pa.field("instance_id", pa.string(), nullable=False),
+        pa.field("own_id", pa.string()),
+        pa.field("prompt", pa.large_string()),
+        pa.field("response", pa.large_string()),
+        *(pa.field(name, kind) for name, kind in TRAITS.items()),
+    ]
+)
 _GRAPH = (
     pa.field("floor", pa.float32(), nullable=False),
     pa.field("neighbours", pa.large_list(pa.int32()), nullable=False),
@@ -119,6 +140,43 @@ def read_pool_table(folder: Path) -> pa.Table:
     for field in POOL_SCHEMA:
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table
+
+
+def texts_table(lines: Sequence[dict[str, object]]) -> pa.Table:
+    """Return the table of `write_texts` from values by column of TEXTS_SCHEMA."""
+    return pa.Table.from_pylist(list(lines), schema=TEXTS_SCHEMA)
+
+
+def write_texts(folder: Path, digest: str, table: pa.Table) -> None:
+    """Write `texts.parquet`, atomically: TEXTS_SCHEMA, a line for each line of the pool table.
+
+    `digest` is that of the pool table; a row that could not be read has neither text.
+    """
+    made_from = {_MADE_FROM: _texts_made_from(digest)}
+    write_parquet(folder / TEXTS_NAME, table.cast(TEXTS_SCHEMA).replace_schema_metadata(made_from))
+
+
+def _texts_made_from(digest: str) -> bytes:
+    return f"{_TEXTS_MADE_BY} {digest}".encode()
+
+
+def read_texts(folder: Path, digest: str) -> pa.Table | None:
+    """Read `texts.parquet`, if it is of the same pool table.
+
+    None where it is not, or is not what was written: it can be made again from the rows.
+    """
+    path = folder / TEXTS_NAME
+    if not path.exists():
+        return None
+    try:
+        table = read_parquet(path)
+        if (table.schema.metadata or {}).get(_MADE_FROM) != _texts_made_from(digest):
+            return None
+        require_columns(path, table, TEXTS_SCHEMA)
+    except DamagedError as error:
+        logger.warning(f"{error.found} It is made again.")
+        return None
     return table
 
 

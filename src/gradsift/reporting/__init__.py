@@ -1,0 +1,1 @@
+"""A selection as one page: what was kept and why, as charts and as a table of all rows."""
