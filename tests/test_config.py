@@ -64,7 +64,7 @@ def test_blanks_between_scores_mean_nothing():
 
 
 # Other things of the same name: what the preliminary epoch is, and a sketch on its own.
-OWN = {("TrainerSettings", "epochs"), ("SketchSpec", "seed")}
+OWN = {("TrainerSettings", "epochs"), ("SketchSpec", "seed"), ("select", "details")}
 
 
 def defaults_in(tree):

@@ -168,7 +168,7 @@ def test_auto_keeps_its_curve(capsys, world):
 
 
 def test_it_is_said_how_much_of_each_possible_gain_a_subset_attains(capsys, world):
-    arguments = ("select", world / "run", "--budget", "30%", "--name", "attained")
+    arguments = ("select", world / "run", "--budget", "30%", "--name", "attained", "--details")
     code, out, err = invoke(capsys, *arguments)
     assert code == 0, err
     assert "of what each alone could gain over a random subset: " in out
@@ -179,7 +179,7 @@ def test_it_is_said_how_much_of_each_possible_gain_a_subset_attains(capsys, worl
         words = {"gradient": "the gradient score", "diversity": "content diversity"}
         said = f"{100 * share:.0f} % of {words.get(name, 'similarity reduction')}"
         assert said in out
-    code, out, err = invoke(capsys, "select", world / "run", "--budget", "100%")
+    code, out, err = invoke(capsys, "select", world / "run", "--budget", "100%", "--details")
     assert code == 0, err
     assert "content diversity can gain nothing over a random subset here" in out
 

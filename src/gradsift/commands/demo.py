@@ -127,7 +127,7 @@ def demo(*, progress: Progress = no_progress, **settings: Any) -> DemoResult:
         save_steps=SAVE_STEPS,
     )
     capture_run(run, progress)
-    selected = select_run(run, budget, run.config, name=None, weights=False)
+    selected = select_run(run, budget, run.config, name=None, weights=False, details=False)
     answers = {row["id"]: row["answer"] for row in map(json.loads, data.open(encoding="utf-8"))}
     decisions = pq.read_table(selected.folder / DECISIONS).to_pylist()
 

@@ -110,7 +110,7 @@ class SelectResult:
     kind: str = ""
     answers: Answers | None = None
     examples: tuple[dict[str, Any], ...] = ()
-    details: bool = False
+    details: bool | None = None
 
     @property
     def run(self) -> Path:
@@ -363,10 +363,10 @@ def select_run(
     *,
     name: str | None,
     weights: bool,
+    details: bool,
     export: Sequence[str] = (),
     report: bool | None = None,
     replaying: ReplayConfig | None = None,
-    details: bool = False,
     progress: Progress = no_progress,
 ) -> SelectResult:
     """Select rows of a captured run and write them.
@@ -378,11 +378,11 @@ def select_run(
         name: Of the selection's folder; made from strategy and budget if None.
         weights: Whether decisions.parquet gets a `weight` for each selected row: its gradient
             score divided by the mean over the subset.
+        details: Whether the result's text shows the tables, too.
         export: Trainers in whose own form the rows are written too.
         report: Whether a page is written that shows the selection; None for pools of a size that
             takes no time.
         replaying: Which rows of replay the exports get beside them.
-        details: Whether the result's text shows the tables, too.
         progress: Of what the model writes for them.
 
     Returns:
