@@ -12,6 +12,7 @@ from typing import Any
 
 from gradsift.config import CaptureConfig, ModelConfig
 from gradsift.config_files import CONFIG_NAME, with_absolute_files
+from gradsift.console import shows_progress
 from gradsift.data.containers.sources import Source, require_same_files
 from gradsift.data.tokenization import Instances
 from gradsift.errors import GradsiftError
@@ -99,12 +100,13 @@ class DryRunResult:
 
 
 @takes(ModelConfig, CaptureConfig)
+@shows_progress
 def capture(
     model: str | Path,
     pool: Any,
     *,
     out: str | Path,
-    progress: Progress = no_progress,
+    progress: Progress | bool = True,
     **settings: Any,
 ) -> GradientStore:
     """Run the preliminary epoch over a pool and record each instance's gradient.
@@ -115,7 +117,8 @@ def capture(
         model: A hub id, a folder with safetensors, or "demo".
         pool: The rows, from `load_pool`; or what it takes, such as a datasets.Dataset.
         out: The run folder.
-        progress: Called with rows done, rows in all, tokens done, tokens in all.
+        progress: True shows a bar (lines where stderr is no terminal), False nothing; a function is
+            called with rows done, rows in all, tokens done, tokens in all.
         **settings: Which weights, and how to capture; see Settings.
 
     Returns:

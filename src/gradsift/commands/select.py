@@ -24,6 +24,7 @@ from gradsift.config import (
     SubsetConfig,
     TrustConfig,
 )
+from gradsift.console import shows_progress
 from gradsift.data.containers.lines import Place
 from gradsift.data.containers.rows import read_rows, write_rows
 from gradsift.data.containers.sources import LINES, find_written
@@ -217,11 +218,12 @@ class SelectResult:
 
 
 @takes(SubsetConfig, ReplayConfig, RowsConfig, TrustConfig)
+@shows_progress
 def select(
     run: str | Path | GradientStore | Run | SelectResult,
     *,
     budget: str | int | float,
-    progress: Progress = no_progress,
+    progress: Progress | bool = True,
     **settings: Any,
 ) -> SelectResult:
     """Select rows of a captured run and write them, in seconds and without torch.
@@ -229,7 +231,8 @@ def select(
     Args:
         run: A run folder, its store, or another selection of it.
         budget: Of the usable rows: "50%" or 0.5, 500 (rows), "20000tok" (tokens), "auto".
-        progress: Of what the model writes for an export with `replay` self; called with rows done,
+        progress: Of what the model writes for an export with `replay` self: True shows a bar
+            (lines where stderr is no terminal), False nothing; a function is called with rows done,
             rows in all, tokens done, tokens in all.
         **settings: How to select; see Settings.
 

@@ -42,9 +42,10 @@ from gradsift.config import (
     SelectionConfig,
     TrustConfig,
 )
+from gradsift.console import shows_progress
 from gradsift.errors import GradsiftError
 from gradsift.files import remove_leftovers, whole_folder, writing
-from gradsift.progress import Progress, no_progress
+from gradsift.progress import Progress
 from gradsift.replay.source import replay_of
 from gradsift.run_folder import Run
 from gradsift.schema import takes
@@ -111,17 +112,19 @@ class TrainResult:
 
 
 @takes(*SETTINGS, without=NOT_TAKEN)
+@shows_progress
 def train(
     run: str | Path | GradientStore | Run,
     *,
-    progress: Progress = no_progress,
+    progress: Progress | bool = True,
     **settings: Any,
 ) -> TrainResult:
     """Fine-tune the model of a captured run on an arm's rows. Called again it resumes.
 
     Args:
         run: A run folder of `capture`, or its store.
-        progress: Called with rows done, rows in all, tokens done, tokens in all.
+        progress: True shows a bar (lines where stderr is no terminal), False nothing; a function is
+            called with rows done, rows in all, tokens done, tokens in all.
         **settings: What to train on, how to train and how to select; see Settings.
 
     Returns:
