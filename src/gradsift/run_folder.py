@@ -53,7 +53,7 @@ from gradsift.store.tables import (
     write_neighbours,
 )
 from gradsift.training.settings.known import refused_of_lora, refused_of_sft
-from gradsift.wording import few, short
+from gradsift.wording import few, in_line, short
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -112,6 +112,17 @@ class Run:
         self._data, self._trusts_code = data, bool(trust_remote_code)
         self._is_introduced = False
         self._candidates: dict[frozenset[Need], Candidates] = {}
+
+    def __repr__(self) -> str:
+        """Say what it is, in a line; nothing is loaded, and nothing refused."""
+        try:
+            manifest = load_manifest(self.folder)
+        except GradsiftError:
+            return in_line(f"Run({self.folder}, damaged)")
+        if manifest is None:
+            return in_line(f"Run({self.folder}, not captured yet)")
+        state = "captured" if manifest.complete else "to be captured, not finished"
+        return in_line(f"Run({self.folder}, {manifest.n_instances or 'some'} instances {state})")
 
     @classmethod
     def of(

@@ -68,6 +68,13 @@ class AuditResult:
     cut_prompts: int
     rows: tuple[NamedRow, ...]
 
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        found = "cannot tell which are faulty"
+        if self.gate is not None:
+            found = f"{self.gate.n_passing} of them pass, {len(self.rows)} named"
+        return in_line(f"AuditResult({self.n_rows} rows, {found}, of {self.run})")
+
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
         return {

@@ -50,7 +50,7 @@ from gradsift.selection.selector import Selection, select_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, uses_score
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import POOL_NAME
-from gradsift.wording import few, joined
+from gradsift.wording import few, in_line, joined
 
 if TYPE_CHECKING:
     import datasets
@@ -97,6 +97,16 @@ class SelectResult:
     def run(self) -> Path:
         """The run folder that rows were selected from."""
         return self.folder.parent.parent
+
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        counts, selection = self.counts, self.selection
+        warned = f", {len(self.warnings)} warnings" if self.warnings else ""
+        return in_line(
+            f"SelectResult({counts['selected']} of {counts['input']} rows, {selection.n_tokens} "
+            f"tokens, by {selection.config.strategy}, budget {selection.budget}{warned}, in "
+            f"{self.folder})"
+        )
 
     def __len__(self) -> int:
         """Return the number of selected rows."""

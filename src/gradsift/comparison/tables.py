@@ -15,7 +15,8 @@ from gradsift.comparison.results import Scoreboard
 from gradsift.evaluation.conclusions import Verdict
 from gradsift.evaluation.intervals import Estimate, Interval
 from gradsift.evaluation.metrics import GENERAL, LEARNING, METRICS
-from gradsift.wording import joined
+from gradsift.html_tables import html_list, html_table
+from gradsift.wording import in_line, joined
 
 Table = list[list[str]]
 
@@ -52,6 +53,21 @@ class Comparison:
     made_with: dict[str, Any]
     notes: tuple[str, ...] = ()
     written: tuple[Path, ...] = ()
+
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        board = self.board
+        n_models = sum(map(len, board.models.values()))
+        return in_line(
+            f"Comparison({len(board.arms)} arms, {n_models} models, {board.sizes['rows']} held-out "
+            f"rows, {len(self.verdicts)} verdicts, of {self.run})"
+        )
+
+    def _repr_html_(self) -> str:
+        (head, *rows), *others = self._tables()
+        parts = [html_table(repr(self), head, rows)]
+        parts += [html_table("", head, rows) for head, *rows in others]
+        return "\n".join([*parts, html_list(verdict.sentence for verdict in self.verdicts)])
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""

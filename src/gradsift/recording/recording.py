@@ -41,6 +41,7 @@ from gradsift.training.isolation import require_isolation
 from gradsift.training.layers import track
 from gradsift.training.self_check import LOOP_METHODS, methods_of
 from gradsift.training.sharding import unchecked
+from gradsift.wording import in_line
 
 # Besides the first, micro-batches (from 0) whose backward pass is compared with the plain loss's.
 COMPARED_AGAIN = (1, 3, 9, 31, 99, 315, 999, 3161, 9999)
@@ -88,6 +89,14 @@ class Recording:
         self._to_compare: RepeatableForward | None = None
         self._isolation_is_tried = False
         self.store: GradientStore | None = None
+
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        if self.store is not None:
+            return in_line(f"Recording(done: {self.store!r})")
+        return in_line(
+            f"Recording(not done, {self._writer.n_batches} micro-batches, to {self._out})"
+        )
 
     # What the writer counts is for whoever records; the writer itself is not.
 
