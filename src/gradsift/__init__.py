@@ -22,6 +22,7 @@ PUBLIC = {
     "MemoryPlan": "training.memory_plan",
     "ModelCheck": "commands.check",
     "Pool": "data.pool",
+    "RecordCallback": "commands.record",
     "Recording": "recording.recording",
     "ReferenceLossesResult": "commands.reference_losses",
     "Run": "run_folder",
