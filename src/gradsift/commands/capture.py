@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradsift.config import CaptureConfig, ModelConfig
+from gradsift.config import CaptureConfig, ModelConfig, without_reports
 from gradsift.config_files import CONFIG_NAME, with_absolute_files
 from gradsift.console import shows_progress
 from gradsift.data.containers.sources import Source, require_same_files
@@ -40,6 +40,7 @@ from gradsift.store.reader import GradientStore, fault_of
 from gradsift.store.tables import POOL_NAME, digest_of_pool, pool_table, read_pool_table
 from gradsift.training.checkpoint import remove_checkpoints
 from gradsift.training.cost import CostEstimate
+from gradsift.training.loss_curve import first_and_last
 from gradsift.training.model import (
     require_adapters,
     without_progress_bars,
@@ -71,6 +72,8 @@ class CaptureResult:
             "n_instances": manifest.n_instances,
             "n_non_finite": int((~self.store.finite).sum()),
             **{key: self.store.about(key) for key in ("self_check", "estimate", "seconds")},
+            # Nothing is trained where `warmup_fraction` is 0.
+            "training_loss": first_and_last(manifest.about.get("loss_curve", ())),
         }
 
     def text(self) -> str:
@@ -155,7 +158,7 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
             if existing.identity.get("data") != identity["data"] and "data" in existing.about:
                 require_same_files(Source.of(existing.about["data"]))
             # An earlier gradsift kept the names of files as they were given.
-            sft = with_absolute_files(existing.identity.get("sft") or {})
+            sft = without_reports(with_absolute_files(existing.identity.get("sft") or {}))
             require_same_identity(out, existing.identity | {"sft": sft}, identity)
             if existing.complete and _is_whole(run, existing):
                 logger.info(f"{out}: the capture is complete; nothing to do")

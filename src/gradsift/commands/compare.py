@@ -29,6 +29,7 @@ from gradsift.config import (
     ReplayConfig,
     RowsConfig,
     SelectionConfig,
+    without_reports,
 )
 from gradsift.console import shows_progress
 from gradsift.data.pool import Pool
@@ -251,6 +252,7 @@ def _made_with(
 ) -> dict[str, object]:
     about, how = run.store.about, asdict(trainer)
     del how["max_steps"]
+    how["sft"] = without_reports(trainer.sft)
     return {
         "model": about("model"),
         "data": run.pool.source.name,

@@ -16,6 +16,7 @@ from gradsift.evaluation.conclusions import Verdict
 from gradsift.evaluation.intervals import Estimate, Interval
 from gradsift.evaluation.metrics import GENERAL, LEARNING, METRICS
 from gradsift.html_tables import html_list, html_table
+from gradsift.training.loss_curve import first_and_last
 from gradsift.wording import in_line, joined
 
 Table = list[list[str]]
@@ -89,7 +90,8 @@ class Comparison:
         for table in self._tables():
             lines += ["", *_aligned(table)]
         lines += ["", *(f"* {verdict.sentence}" for verdict in self.verdicts)]
-        lines += ["", *self._small_print(), *(f"note: {note}" for note in self.notes)]
+        lines += ["", *self._small_print(), *self._losses()]
+        lines += [f"note: {note}" for note in self.notes]
         lines += [f"written: {path}" for path in self.written]
         return joined(lines)
 
@@ -97,7 +99,8 @@ class Comparison:
         """Return the same as Markdown."""
         parts = [_markdown(table) for table in self._tables()]
         parts.append("\n".join(f"* {_escaped(verdict.sentence)}" for verdict in self.verdicts))
-        parts.append("\n".join([*self._small_print(), *map(_escaped, self.notes)]))
+        losses_and_notes = map(_escaped, [*self._losses(), *self.notes])
+        parts.append("\n".join([*self._small_print(), *losses_and_notes]))
         return "\n\n".join(parts) + "\n"
 
     def cost(self, label: str) -> dict[str, float | None]:
@@ -123,6 +126,7 @@ class Comparison:
             "n_seeds": len(models),
             "n_rows": _mean([model.n_rows for model in models]),
             "n_steps": self._n_steps(label),
+            "training_loss": self._training_loss(label),
             "levels": {
                 name: {
                     **_estimate(board.level(label, name)),
@@ -146,6 +150,20 @@ class Comparison:
             return None
         means = {key: _mean([one[key] for one in found]) for key in ("share", "n_rows", "n_tokens")}
         return {"rows_of": found[0]["rows_of"], "ratio": found[0]["ratio"], **means}
+
+    def _training_loss(self, label: str) -> dict[str, float] | None:
+        """Return what an arm's losses were at both ends of its trainings, as means over these."""
+        trainings = [one.training or {} for one in self.board.models[label]]
+        ends = [first_and_last(training.get("loss_curve", ())) for training in trainings]
+        found = [one for one in ends if one is not None]
+        return {end: _mean([one[end] for one in found]) for end in found[0]} if found else None
+
+    def _losses(self) -> list[str]:
+        ends = {label: self._training_loss(label) for label in self.board.arms}
+        shown = [f"{label} {e['first']:.3f} → {e['last']:.3f}" for label, e in ends.items() if e]
+        if not shown:
+            return []
+        return [f"training loss, first → last tenth of the steps: {'; '.join(shown)}."]
 
     def _n_steps(self, label: str) -> float | None:
         models = self.board.models[label]
