@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from gradsift.commands.exporting import EXPORT, exporter_of
+from gradsift.commands.selected_rows import dataset_of, records_of
 from gradsift.config import (
     ReplayConfig,
     RowsConfig,
@@ -26,8 +27,8 @@ from gradsift.config import (
 )
 from gradsift.console import shows_progress
 from gradsift.data.containers.lines import Place
-from gradsift.data.containers.rows import read_rows, write_rows
-from gradsift.data.containers.sources import LINES, find_written
+from gradsift.data.containers.rows import write_rows
+from gradsift.data.containers.sources import LINES
 from gradsift.errors import GradsiftError
 from gradsift.files import make_folder, remove, remove_leftovers, writing
 from gradsift.progress import Progress, no_progress
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     import datasets
     import pandas
 
+    from gradsift.commands.push import PushResult
+
 SELECTIONS = "selections"
 DECISIONS = "decisions.parquet"
 SUMMARY = "selection.json"
@@ -63,7 +66,6 @@ CURVE = "curve.parquet"
 # Changes whenever the same settings would choose other rows: what was made by another is not mixed
 # up with it. Of selections that name none it is 1.
 ARITHMETIC = 2
-NO_DATASETS = "to_dataset() needs the package datasets: pip install 'gradsift[train]'"
 NO_PANDAS = "to_pandas() needs the package pandas: pip install pandas"
 
 logger = logging.getLogger(__name__)
@@ -118,15 +120,7 @@ class SelectResult:
         Raises:
             GradsiftError: If the file of the selected rows was changed, and one is no row any more.
         """
-        records = []
-        for n, row in enumerate(read_rows(find_written(self.selected_file)), 1):
-            if row.record is None:
-                raise GradsiftError(
-                    f"{self.selected_file}: row {n} is no row any more "
-                    f"({': '.join(row.error or ())}). Select again."
-                )
-            records.append(dict(row.record))
-        return records
+        return records_of(self.selected_file)
 
     def to_dataset(self) -> datasets.Dataset:
         """Return the selected rows as a dataset of Hugging Face, with their own fields.
@@ -137,17 +131,7 @@ class SelectResult:
         Raises:
             GradsiftError: If the package datasets is missing.
         """
-        try:
-            from datasets import Dataset
-        except ImportError:
-            raise GradsiftError(NO_DATASETS) from None
-        if self.selected_file.suffix == ".parquet":
-            return Dataset(pq.read_table(self.selected_file))
-        records = self.records()
-        # Not `from_list`, which has the fields of the first row only.
-        names = dict.fromkeys(name for record in records for name in record)
-        columns = {name: [record.get(name) for record in records] for name in names}
-        return Dataset.from_dict(columns, on_mixed_types="use_json")
+        return dataset_of(self.selected_file)
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return the selected rows as a DataFrame, with their own fields.
@@ -162,6 +146,24 @@ class SelectResult:
         if self.selected_file.suffix == ".parquet":
             return pq.read_table(self.selected_file).to_pandas()
         return pandas.DataFrame(self.records())
+
+    def push_to_hub(self, repo: str, private: bool = True, token: str | None = None) -> PushResult:
+        """Upload it to the hub as a dataset; see `gradsift.push`.
+
+        Args:
+            repo: "name" or "owner/name" of a dataset on the hub.
+            private: Whether only its owner sees it.
+            token: For the hub; None for the one that `hf auth login` saved, or HF_TOKEN.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            GradsiftError: As for `push`.
+        """
+        from gradsift.commands.push import push
+
+        return push(self, repo, private=private, token=token)
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
