@@ -1,7 +1,10 @@
 """`RecordCallback` in trainers that exist already: the records of `record`, the same training."""
 
 import json
+import re
 import sys
+from functools import partial
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -14,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 import gradsift as gs
 from gradsift.data.tokenization import build_instances
 from oracle import gradients_of, store_errors
-from tiny import tiny_llama, tiny_tokenizer
+from tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 N = 10
 ROWS = [{"prompt": f"what is {i}? ", "completion": f"it is {i * i}"} for i in range(N)]
@@ -234,3 +237,33 @@ def test_what_cannot_be_recorded_is_refused_with_the_fix(tmp_path):
             resume=str(tmp_path / "trl" / "checkpoint-1"))  # fmt: skip
     with pytest.raises(gs.GradsiftError, match=r"no Trainer of transformers.*gradsift\.record"):
         callback("k").on_train_begin(None, None, None)
+
+
+def code_of(page):
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_examples_of_the_pages_run(tmp_path, monkeypatch, capsys):
+    """With a tiny model in place of the hub's, and LLaMA-Factory's run_exp as a stub."""
+
+    def run_exp(callbacks):
+        seq2seq_trainer(tmp_path, callbacks).train()
+
+    tuner = ModuleType("llamafactory.train.tuner")
+    tuner.run_exp = run_exp
+    for name in ("llamafactory", "llamafactory.train"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, tuner.__name__, tuner)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trl.SFTConfig", partial(SFTConfig, use_cpu=True))
+    Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    model = save_tiny("model")
+    around, as_callback, of_llamafactory = code_of("stack.md")
+    captured, quietly = code_of("python.md")
+    for code in (around + as_callback, of_llamafactory, "import shutil; shutil.rmtree('runs/mine')",
+                 captured + quietly):  # fmt: skip
+        exec(code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", model), {})
+    assert "5 selected + 5 rejected + 0 dropped" in capsys.readouterr().out
+    stores = [gs.read_store(f"runs/{name}") for name in ("mine", "by-callback", "llamafactory")]
+    assert [len(store.instance_ids) for store in stores] == [N, N, N]
