@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
 from trl import SFTConfig, SFTTrainer
 
 import gradsift as gs
@@ -202,7 +207,7 @@ def test_what_cannot_be_recorded_is_refused_with_the_fix(tmp_path):
     with pytest.raises(gs.GradsiftError, match="sketch_size"):
         callback(sketch_size="many")
 
-    class Late(type(callback()).__mro__[1]):
+    class Late(TrainerCallback):
         def on_epoch_begin(self, args, state, control, **kwargs):
             self.trainer.add_callback(callback("late"))
 
@@ -213,12 +218,8 @@ def test_what_cannot_be_recorded_is_refused_with_the_fix(tmp_path):
         trainer.train()
     refused("packing_strategy is 'wrapped'.*Set packing_strategy='bfd'", [callback("a")],
             packing=True, packing_strategy="wrapped", max_length=32)  # fmt: skip
-    refused("neftune_noise_alpha=None", [callback("b")], neftune_noise_alpha=5.0)
     refused("auto_find_batch_size.*set per_device", [callback("c")], auto_find_batch_size=True)
     refused("has two of them.*take one out", [callback("d"), callback("e")])
-    refused("none of 10 rows of the loop is one of the pool", [
-        callback("f", pool=gs.load_pool([{"prompt": "other", "completion": "rows"}]))
-    ])  # fmt: skip
     refused("the batch has no column 'row'", [callback("g", pool=None, ids="row")])
     # A loss of its own is found in the first step, and what was attached is taken off.
     refused("not the mean negative log-likelihood", [callback("h")], loss_type="dft")
