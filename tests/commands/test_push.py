@@ -138,6 +138,9 @@ def test_what_is_not_pushed(hub, fresh_run, capsys, monkeypatch, tmp_path):
     for change in ({"selected": "many"}, {"settings": None}, {"warnings": 3}):
         write_json(first.folder / "selection.json", {**summary, **change})
         refused(capsys, "does not hold what a selection says", *named)
+    for name in ("..", ".", "/etc/passwd", "decisions.parquet"):
+        write_json(first.folder / "selection.json", {**summary, "selected_file": name})
+        refused(capsys, "does not name the selected rows", *named)
     write_json(first.folder / "selection.json", summary)
     # A folder of somebody else's may name any file.
     manifest = json.loads((fresh_run / "manifest.json").read_text())

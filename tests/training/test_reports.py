@@ -12,6 +12,7 @@ import gradsift as gs
 from gradsift.run_folder import Run
 from gradsift.seals import sealed_lines
 from gradsift.store.manifest import load_manifest
+from gradsift.training.reports import report_callbacks
 from gradsift.training.settings.trainer import TrainerSettings, require_settings
 
 SFT = {"learning_rate": 1e-2, "per_device_train_batch_size": 4}
@@ -132,6 +133,12 @@ def test_what_a_folder_says_of_it_does_not_count(fresh_run, caplog):
     with caplog.at_level(logging.WARNING):
         assert Run(fresh_run).config.sft == SFT
     assert "trackio_space_id" in caplog.text
+
+
+def test_a_link_in_a_folder_leads_no_report_out_of_it(tmp_path):
+    (tmp_path / "logs").symlink_to(tmp_path.parent)
+    with pytest.raises(gs.GradsiftError, match="logs: is a link"):
+        report_callbacks({"report_to": "tensorboard"}, "mine: random", tmp_path)
 
 
 @pytest.mark.parametrize(

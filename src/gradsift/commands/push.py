@@ -201,6 +201,8 @@ def _read(run: Run, folder: Path) -> tuple[dict[str, Any], pa.Table]:
 
 def _require_written(folder: Path, selected_file: Path, summary: dict[str, Any]) -> None:
     """Refuse files other than those that were written, and links: the upload reads no others."""
+    if selected_file.name.partition(".")[0] != "selected":
+        raise GradsiftError(f"{folder / SUMMARY} does not name the selected rows. {AGAIN}")
     digests = summary.get("files")
     digests = digests if isinstance(digests, dict) else {}
     paths = [folder / DECISIONS, selected_file]
