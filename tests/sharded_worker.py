@@ -211,6 +211,9 @@ def trainers(out, kind, names):
             loop = trainer if given == "trainer" else trainer.model
             with gs.record(loop, out=out / f"{name} {given}"):
                 trainer.train()
+        trainer = trainer_of(name, out / "work", per_device_train_batch_size=2, **options)
+        trainer.add_callback(gs.RecordCallback(out=out / f"{name} callback"))
+        trainer.train()
 
 
 class Interrupted(Exception):

@@ -3,10 +3,13 @@
 import logging
 import os
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from gradsift import console
+from gradsift.errors import GradsiftError
 from gradsift.progress import no_progress, stage, tell_kept
 from terminal import in_terminal
 
@@ -117,3 +120,55 @@ def test_only_what_is_harmless_is_silenced(display, name, caplog):
 def test_the_others_of_several_processes_are_silent(monkeypatch):
     monkeypatch.setitem(os.environ, "RANK", "1")
     assert console.talk_on_stderr() is no_progress
+
+
+@console.shows_progress
+def three_rows(*, progress, fail=False):
+    """What every function of the package does with `progress`."""
+    progress = stage(progress, "scored")
+    for n in range(4):
+        progress(n, 3, 10 * n, 30)
+        if fail:
+            raise ValueError("on the way")
+    stage(progress, "answered")(3, 3, 9, 9)
+
+
+def test_in_python_progress_is_shown_unless_it_is_switched_off(capsys, monkeypatch):
+    three_rows()
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.partition(",")[0] for line in shown] == [
+        "0/3 rows scored",
+        "3/3 rows scored",
+        "3/3 rows answered",
+    ]
+    three_rows(progress=False)
+    calls = []
+    three_rows(progress=lambda *counts: calls.append(counts))
+    assert len(calls) == 5
+    for progress in (3, "no", None):
+        with pytest.raises(GradsiftError, match=r"`progress` is .* expected True, False or a"):
+            three_rows(progress=progress)
+    monkeypatch.setenv("RANK", "1")
+    three_rows()
+    assert capsys.readouterr().err == ""
+
+
+def test_in_a_notebook_the_bars_are_tqdms(capsys, monkeypatch):
+    shell = SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    with pytest.raises(ValueError, match="on the way"):
+        three_rows(fail=True)
+    three_rows()
+    # Each bar ends its line: none stands in that of another, and none is left open.
+    bars = [line.split("\r")[-1] for line in capsys.readouterr().err.split("\n")]
+    done = re.findall(r"rows (\w+): +\d+%\|.*?\| (\d/3)", "\n".join(bars))
+    assert done == [("scored", "0/3"), ("scored", "3/3"), ("answered", "3/3")]
+    assert bars[-1] == ""
+
+
+def test_a_bar_in_a_terminal_gives_the_cursor_back_where_a_function_fails():
+    program = "import test_console; test_console.three_rows(fail=True)"
+    _, _, shown = in_terminal(["-c", program], PYTHONPATH=os.pathsep.join(sys.path))
+    assert "0/3 rows scored" in shown
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l") >= 0
+    assert "ValueError: on the way" in shown

@@ -42,6 +42,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 BUDGET_HELP = "How much to keep of the usable rows: 50%, 500 (rows), 20000tok (tokens) or auto."
 
+# Of `sft`: what only says where a training is reported to. It determines nothing, and holds for the
+# call that says it.
+REPORTS = ("report_to", "run_name", "project")
+
+
+def without_reports(sft: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings for SFTConfig without those that say where a training is reported to."""
+    return {key: value for key, value in sft.items() if key not in REPORTS}
+
 
 def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     """Lay settings over those of the preset that they name; what is none is refused elsewhere."""
@@ -265,7 +274,7 @@ class CaptureConfig(TrainerConfig, LengthConfig, MethodConfig, SketchConfig):
         identity = {
             "max_length": self.max_length,
             "truncation": self.truncation,
-            "sft": self.sft,
+            "sft": without_reports(self.sft),
             "lora": self.lora_settings(),
             "seed": self.seed,
             "sketch_size": self.sketch_size,

@@ -1,20 +1,26 @@
-"""The terminal: notes and progress on stderr, as a bar where somebody looks on, else as lines."""
+"""What is shown on stderr: notes, and progress as a bar where somebody looks on, else as lines."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, is_first_process, no_progress
-from gradsift.wording import in_line
+from gradsift.wording import in_line, short
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 SECONDS_BETWEEN_LINES = 15.0
 # What libraries say while they are imported, by logger, where they are installed for other things:
@@ -38,7 +44,7 @@ def talk_on_stderr(worded: Callable[[str], str] = str) -> Progress:
         library = logging.getLogger(name)
         if not any(isinstance(one, _Without) for one in library.filters):
             library.addFilter(_Without(words))
-    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    console = _stderr()
     logger = logging.getLogger("gradsift")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -46,6 +52,55 @@ def talk_on_stderr(worded: Callable[[str], str] = str) -> Progress:
         logger.removeHandler(handler)
     logger.addHandler(_Handler(console, worded))
     return Display(_Bar(console) if sys.stderr.isatty() else _Lines(console))
+
+
+def shows_progress(function: Function) -> Function:
+    """Let a function take `progress=True` (its default), False, or a function of the caller's own.
+
+    What it is called with is something that can be called, as `Progress` says. On the command line
+    that is the display of the command, and stays it.
+    """
+
+    @functools.wraps(function)
+    def shown(*arguments: Any, progress: Progress | bool = True, **values: Any) -> Any:
+        with _shown(progress) as display:
+            return function(*arguments, progress=display, **values)
+
+    return shown
+
+
+@contextmanager
+def _shown(progress: Progress | bool) -> Generator[Progress, None, None]:
+    if callable(progress):
+        yield progress
+        return
+    if not isinstance(progress, bool):
+        raise GradsiftError(
+            f"`progress` is {short(repr(progress), 80)}, expected True, False or a function of "
+            "rows done, rows in all, tokens done, tokens in all."
+        )
+    if not progress or not is_first_process():
+        yield no_progress
+        return
+    if _in_notebook():
+        display = Display(_NotebookBar())
+    else:
+        console = _stderr()
+        display = Display(_Bar(console) if sys.stderr.isatty() else _Lines(console))
+    try:
+        yield display
+    finally:
+        display.end()
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return "IPKernelApp" in getattr(shell, "config", {})  # By which tqdm.auto tells it, too.
 
 
 class _Without(logging.Filter):
@@ -94,10 +149,19 @@ class _Standing:
         return f"{self.speed:.0f} tokens/s" if self.speed else ""
 
 
+class _Screen(Protocol):
+    @property
+    def is_live(self) -> bool: ...
+
+    def show(self, now: _Standing) -> None: ...
+
+    def end(self) -> None: ...
+
+
 class Display:
     """Shows one stage after the other; called as `Progress` says."""
 
-    def __init__(self, screen: _Bar | _Lines, done: str = "", standing: list | None = None):
+    def __init__(self, screen: _Screen, done: str = "", standing: list | None = None):
         """`standing` is where that of the last stage is kept, for all stages of a command."""
         self._screen, self._done = screen, done
         self._standing: list[_Standing] = [] if standing is None else standing
@@ -148,6 +212,10 @@ class Display:
         """Whether a bar is on the screen, without an end of line behind it."""
         return self._screen.is_live
 
+    def end(self) -> None:
+        """Leave the screen as it is to be afterwards, also where a stage was not done."""
+        self._screen.end()
+
 
 class _Bar:
     def __init__(self, console: Console):
@@ -180,6 +248,10 @@ class _Bar:
         if now.n_rows == now.all_rows:
             self._stop()
 
+    def end(self) -> None:
+        if self._task is not None:
+            self._stop()
+
     def _stop(self) -> None:
         self._progress.stop()
         self._progress.remove_task(self._task)
@@ -204,6 +276,9 @@ class _Lines:
         self._console = console
         self._last: tuple[str, float] | None = None
 
+    def end(self) -> None:
+        pass
+
     def show(self, now: _Standing) -> None:
         goes_on = self._last is not None and self._last[0] == now.done
         if goes_on and now.n_rows < now.all_rows and now.at - self._last[1] < SECONDS_BETWEEN_LINES:
@@ -211,3 +286,33 @@ class _Lines:
         self._last = None if now.n_rows == now.all_rows else (now.done, now.at)
         pace = "" if now.seconds_left is None else f", {now.pace}, {now.seconds_left:.0f} s left"
         self._console.print(f"{now.n_rows}/{now.all_rows} {now.rows}, {now.n_tokens} tokens{pace}")
+
+
+class _NotebookBar:
+    """tqdm's bar, which shows itself as a notebook can."""
+
+    is_live = False
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._done = ""
+
+    def show(self, now: _Standing) -> None:
+        from tqdm.auto import tqdm
+
+        if self._bar is not None and (now.done != self._done or now.n_rows < self._bar.n):
+            self.end()
+        if self._bar is None:
+            self._done = now.done
+            self._bar = tqdm(
+                total=now.all_rows, initial=now.n_rows, desc=now.rows, unit=" rows", leave=True
+            )
+        self._bar.set_postfix_str(now.pace, refresh=False)
+        self._bar.update(now.n_rows - self._bar.n)
+        if now.n_rows == now.all_rows:
+            self.end()
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

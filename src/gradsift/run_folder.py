@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import yaml
 
 from gradsift.captured_rows import CapturedRows, kept_in
-from gradsift.config import ReadingConfig, RunConfig, SelectionConfig
+from gradsift.config import ReadingConfig, RunConfig, SelectionConfig, without_reports
 from gradsift.config_files import (
     CONFIG_NAME,
     named,
@@ -59,7 +59,7 @@ from gradsift.store.tables import (
     write_texts,
 )
 from gradsift.training.settings.known import refused_of_lora, refused_of_sft
-from gradsift.wording import few, short
+from gradsift.wording import few, in_line, short
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -118,6 +118,17 @@ class Run:
         self._data, self._trusts_code = data, bool(trust_remote_code)
         self._is_introduced = False
         self._candidates: dict[frozenset[Need], Candidates] = {}
+
+    def __repr__(self) -> str:
+        """Say what it is, in a line; nothing is loaded, and nothing refused."""
+        try:
+            manifest = load_manifest(self.folder)
+        except GradsiftError:
+            return in_line(f"Run({self.folder}, damaged)")
+        if manifest is None:
+            return in_line(f"Run({self.folder}, not captured yet)")
+        state = "captured" if manifest.complete else "to be captured, not finished"
+        return in_line(f"Run({self.folder}, {manifest.n_instances or 'some'} instances {state})")
 
     @classmethod
     def of(
@@ -186,6 +197,8 @@ class Run:
         for key, refused in (("sft", refused_of_sft), ("lora", refused_of_lora)):
             if isinstance(values.get(key), dict):
                 values[key] = _without_refused(values[key], key, refused(values[key]), path)
+                if key == "sft":  # Whoever made the folder does not say where this user sends.
+                    values[key] = without_reports(values[key])
         if values.get("trust_remote_code") and not self._trusts_code:
             warn_of_code(path)
         values["trust_remote_code"] = self._trusts_code
@@ -199,7 +212,8 @@ class Run:
         if manifest is None or not is_sealed(path):
             return
         captured = manifest.identity
-        captured = captured | {"sft": with_absolute_files(captured.get("sft") or {})}
+        sft = without_reports(with_absolute_files(captured.get("sft") or {}))
+        captured = captured | {"sft": sft}
         said = json.loads(json.dumps(config.identity, default=str))
         for key, value in said.items():
             if captured.get(key) != value:
@@ -227,7 +241,7 @@ class Run:
     def save_config(self) -> None:
         """Write the settings into the folder; `gradsift run --config` takes them."""
         config = self.config.model_copy(update={"template_date": self.template_date})
-        settings = config.model_dump(mode="json")
+        settings = config.model_dump(mode="json") | {"sft": without_reports(config.sft)}
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         write_text(self.folder / CONFIG_NAME, sealed_lines(text))
 

@@ -48,7 +48,7 @@ REFUSED = [
     ("rows.jsonl", "model", ["learning_rate=.inf"], "learning_rate is inf, expected a finite"),
     ("rows.jsonl", "model", ["eos_token=<|user|>"], "which is in no response of the 8 rows"),
     ("rows.jsonl", "model", ["dataset_text_field=nonsense"], "dataset_text_field: use"),
-    ("rows.jsonl", "model", ["report_to=wandb"], "report_to: nothing is sent anywhere"),
+    ("rows.jsonl", "model", ["report_to=mlflow"], "report_to is 'mlflow'; known are tensorboard"),
     ("rows.jsonl", "model", ["optim=galore_adamw"], "optim"),
 ]
 

@@ -172,7 +172,7 @@ def test_settings_that_were_taken_and_ignored_are_left_out_and_told(former, tmp_
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     saved = Run(run).config
     settings = settings_of_arm(ArmTrainingConfig(), saved, 0)
-    assert settings.sft == {"report_to": "none", "learning_rate": 1e-3}
+    assert settings.sft == {"learning_rate": 1e-3}
     assert settings.lora == {"r": 2}
     assert "dataset_text_field: use `prompt_column`" in caplog.text
     assert "use_bdlora: only for serving" in caplog.text

@@ -104,7 +104,7 @@ def test_trainers(tmp_path, kind):
         with gs.record(trainer, out=tmp_path / "one" / name) as one:
             trainer.train()
         assert sorted(set(one.store.step)) == [0, 1, 2, 3, 4]
-        for given in ("trainer", "model"):
+        for given in ("trainer", "model", "callback"):
             two = read_store(tmp_path / f"{name} {given}")
             assert_same_records(two, one.store)
             assert two.manifest.about["self_check"]["n_rows"] == (2 if kind == "zero2" else 0)

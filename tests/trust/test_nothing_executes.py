@@ -338,7 +338,7 @@ def test_settings_write_nowhere_else(tmp_path, name, in_a_file, monkeypatch):
 SAID = (
     {"logging_dir": "/x"},
     {"output_dir": "/x"},
-    {"report_to": "tensorboard"},
+    {"report_to": "os.system"},
     {"push_to_hub": True},
     {"trust_remote_code": True},
     {"model_init_kwargs": {"trust_remote_code": True}},

@@ -408,6 +408,23 @@ def compare(
     _show(compared, json_)
 
 
+@command(examples=("gradsift push runs/mine me/subset", "gradsift push runs/mine s --name a"))
+def push(
+    run_folder: RunFolder,
+    repo: Annotated[str, typer.Argument(help='"name" or "owner/name" of a dataset on the hub.')],
+    name: Annotated[str | None, typer.Option(help="Selection (default: the only one).")] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody see it; else only its owner does.")
+    ] = False,
+    data: Rows = None,
+    json_: Json = False,
+) -> None:
+    """Upload a selection to the Hugging Face hub: rows, decisions, and how it was chosen."""
+    _progress()
+    pushed = load("commands.push").push(run_folder, repo, name=name, private=not public, data=data)
+    _show(pushed, json_)
+
+
 @command(groups.TrustConfig)
 def reference_losses(
     settings: dict[str, Any], run_folder: RunFolder, data: Rows = None, json_: Json = False

@@ -12,7 +12,7 @@ from gradsift.run_folder import Run
 from gradsift.selection.scores import rank_correlation
 from gradsift.store.reader import GradientStore
 from gradsift.terms import LAYERS, LM_HEAD, STATISTICS
-from gradsift.wording import joined
+from gradsift.wording import in_line, joined
 
 # From which share of the same rows on, in the tenth with the smallest gradients, what is said.
 _MEANING = (
@@ -41,6 +41,13 @@ class Agreement:
     correlations: dict[str, float | None]
     shared: dict[str, float] | None = None
     of_one_only: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        return in_line(
+            f"Agreement({self.n_instances} rows, {len(self.correlations)} rank correlations, of "
+            f"{self.runs[0]} and {self.runs[1]})"
+        )
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""

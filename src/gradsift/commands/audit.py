@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 
 from gradsift.commands.reference_losses import reference_losses
 from gradsift.config import GateConfig, RowsConfig, SelectionConfig, TrustConfig
+from gradsift.console import shows_progress
 from gradsift.data.example import Example, last_exchange
 from gradsift.errors import GradsiftError
-from gradsift.progress import Progress, no_progress
+from gradsift.progress import Progress
 from gradsift.run_folder import Run
 from gradsift.schema import split_settings, takes
 from gradsift.selection.audit import repeated_share
@@ -67,6 +68,13 @@ class AuditResult:
     cut_prompts: int
     rows: tuple[NamedRow, ...]
 
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        found = "cannot tell which are faulty"
+        if self.gate is not None:
+            found = f"{self.gate.n_passing} of them pass, {len(self.rows)} named"
+        return in_line(f"AuditResult({self.n_rows} rows, {found}, of {self.run})")
+
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
         return {
@@ -116,11 +124,12 @@ class AuditResult:
 
 
 @takes(GateConfig, RowsConfig, TrustConfig)
+@shows_progress
 def audit(
     run: str | Path | GradientStore | Run,
     *,
     n: int = 10,
-    progress: Progress = no_progress,
+    progress: Progress | bool = True,
     **settings: Any,
 ) -> AuditResult:
     """Estimate how many rows of a captured run are faulty, and name them.
@@ -131,7 +140,8 @@ def audit(
     Args:
         run: A run folder, or its store.
         n: Rows shown for each reason, the worst first.
-        progress: Called with rows done, rows in all, tokens done, tokens in all.
+        progress: True shows a bar (lines where stderr is no terminal), False nothing; a function is
+            called with rows done, rows in all, tokens done, tokens in all.
         **settings: `gate_threshold`, and where the rows are; see Settings.
 
     Returns:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradsift.config import CaptureConfig, ModelConfig
+from gradsift.config import CaptureConfig, ModelConfig, without_reports
 from gradsift.config_files import CONFIG_NAME, with_absolute_files
+from gradsift.console import shows_progress
 from gradsift.data.containers.sources import Source, require_same_files
 from gradsift.data.tokenization import Instances
 from gradsift.errors import GradsiftError
@@ -39,6 +40,7 @@ from gradsift.store.reader import GradientStore, fault_of
 from gradsift.store.tables import POOL_NAME, digest_of_pool, pool_table, read_pool_table
 from gradsift.training.checkpoint import remove_checkpoints
 from gradsift.training.cost import CostEstimate
+from gradsift.training.loss_curve import first_and_last
 from gradsift.training.model import (
     require_adapters,
     without_progress_bars,
@@ -70,6 +72,8 @@ class CaptureResult:
             "n_instances": manifest.n_instances,
             "n_non_finite": int((~self.store.finite).sum()),
             **{key: self.store.about(key) for key in ("self_check", "estimate", "seconds")},
+            # Nothing is trained where `warmup_fraction` is 0.
+            "training_loss": first_and_last(manifest.about.get("loss_curve", ())),
         }
 
     def text(self) -> str:
@@ -99,12 +103,13 @@ class DryRunResult:
 
 
 @takes(ModelConfig, CaptureConfig)
+@shows_progress
 def capture(
     model: str | Path,
     pool: Any,
     *,
     out: str | Path,
-    progress: Progress = no_progress,
+    progress: Progress | bool = True,
     **settings: Any,
 ) -> GradientStore:
     """Run the preliminary epoch over a pool and record each instance's gradient.
@@ -115,7 +120,8 @@ def capture(
         model: A hub id, a folder with safetensors, or "demo".
         pool: The rows, from `load_pool`; or what it takes, such as a datasets.Dataset.
         out: The run folder.
-        progress: Called with rows done, rows in all, tokens done, tokens in all.
+        progress: True shows a bar (lines where stderr is no terminal), False nothing; a function is
+            called with rows done, rows in all, tokens done, tokens in all.
         **settings: Which weights, and how to capture; see Settings.
 
     Returns:
@@ -152,7 +158,7 @@ def capture_run(run: Run, progress: Progress = no_progress) -> GradientStore:
             if existing.identity.get("data") != identity["data"] and "data" in existing.about:
                 require_same_files(Source.of(existing.about["data"]))
             # An earlier gradsift kept the names of files as they were given.
-            sft = with_absolute_files(existing.identity.get("sft") or {})
+            sft = without_reports(with_absolute_files(existing.identity.get("sft") or {}))
             require_same_identity(out, existing.identity | {"sft": sft}, identity)
             if existing.complete and _is_whole(run, existing):
                 logger.info(f"{out}: the capture is complete; nothing to do")

@@ -28,7 +28,7 @@ from gradsift.training.model import (
 )
 from gradsift.training.quantized import n_parameters, weight_of, weights_of
 from gradsift.training.settings.trainer import TrainerSettings, require_settings
-from gradsift.wording import joined
+from gradsift.wording import in_line, joined, short
 
 # Any text will do; four of different lengths, so that the two that are compared are padded.
 TEXTS = (
@@ -62,6 +62,13 @@ class ModelCheck:
     trained: str
     n_trained: int
     check: CheckResult
+
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        return in_line(
+            f"ModelCheck({short(self.model, 80)}, {self.architecture}, {self.n_parameters} "
+            f"parameters: {self.check.sentence()})"
+        )
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""

@@ -30,13 +30,15 @@ from gradsift.config import (
     ReplayConfig,
     RowsConfig,
     SelectionConfig,
+    without_reports,
 )
+from gradsift.console import shows_progress
 from gradsift.data.near_repeats import near_repeats
 from gradsift.data.pool import Pool
 from gradsift.errors import GradsiftError
 from gradsift.evaluation.conclusions import decide
 from gradsift.files import remove, remove_leftovers, write_text
-from gradsift.progress import Progress, no_progress
+from gradsift.progress import Progress
 from gradsift.replay.source import replay_of
 from gradsift.reporting.rows import selection_names
 from gradsift.run_folder import Run
@@ -97,6 +99,7 @@ class Forecast:
 
 
 @takes(*SETTINGS, without={"strategy": STRATEGY_OF_AN_ARM})
+@shows_progress
 def compare(
     run: str | Path | GradientStore | Run,
     *,
@@ -104,7 +107,7 @@ def compare(
     test_split: str | None = None,
     name: str | None = None,
     dry_run: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress | bool = True,
     **settings: Any,
 ) -> Comparison | Forecast:
     """Fine-tune on a subset and on its rivals, and say which learnt more and which forgot less.
@@ -119,7 +122,8 @@ def compare(
         test_split: Of held-out rows that come in several splits.
         name: Of the comparison's files; None for "comparison".
         dry_run: Stop after the estimate, without training or writing.
-        progress: Called with rows done, rows in all, tokens done, tokens in all.
+        progress: True shows a bar (lines where stderr is no terminal), False nothing; a function is
+            called with rows done, rows in all, tokens done, tokens in all.
         **settings: What is compared, how it is trained, asked and selected; see Settings.
 
     Returns:
@@ -261,6 +265,7 @@ def _made_with(
 ) -> dict[str, object]:
     about, how = run.store.about, asdict(trainer)
     del how["max_steps"]
+    how["sft"] = without_reports(trainer.sft)
     return {
         "model": about("model"),
         "data": run.pool.source.name,

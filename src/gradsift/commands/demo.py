@@ -55,6 +55,10 @@ class DemoResult:
     rejected: list[tuple[str, str, str]]
     comparison: Comparison | None = None
 
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        return f"DemoResult({self.selected!r}, {self.comparison!r})"
+
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
         shown = {"kept": self.kept, "rejected": self.rejected}

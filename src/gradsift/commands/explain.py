@@ -30,7 +30,7 @@ from gradsift.selection.gate import in_words
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import DROPPED
 from gradsift.terms import LAYERS
-from gradsift.wording import columns_of_terminal, first_line, in_line, joined
+from gradsift.wording import columns_of_terminal, first_line, in_line, joined, short
 
 _SHOWN = 5
 _MARGIN = " " * len("  prompt  ")
@@ -52,6 +52,16 @@ class Explanation:
     row: dict[str, Any]
     decisions: dict[str, dict[str, Any]]
     texts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        said = [
+            f"{name}: {'selected' if decision['selected'] else 'not selected'}"
+            for name, decision in self.decisions.items()
+        ]
+        shown = ", ".join([*said[:3], *(["…"] if len(said) > 3 else [])])
+        row_id = short(self.row["instance_id"], 60)
+        return in_line(f"Explanation({row_id!r} in {len(said)} selections; {shown})")
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsift.config import RowsConfig, TrustConfig
+from gradsift.console import shows_progress
 from gradsift.evaluation.losses import instance_losses
 from gradsift.evaluation.mismatches import mismatched_instances
 from gradsift.files import remove_leftovers
-from gradsift.progress import Progress, no_progress, stage, tell_kept
+from gradsift.progress import Progress, stage, tell_kept
 from gradsift.run_folder import Run
 from gradsift.schema import split_settings, takes
 from gradsift.store.reader import GradientStore
@@ -67,10 +68,11 @@ class ReferenceLossesResult:
 
 
 @takes(RowsConfig, TrustConfig)
+@shows_progress
 def reference_losses(
     run: str | Path | GradientStore | Run,
     *,
-    progress: Progress = no_progress,
+    progress: Progress | bool = True,
     **settings: Any,
 ) -> ReferenceLossesResult:
     """Compute what `audit`, the gate, perplexity-middle, ifd and the score prompt-gain need.
@@ -81,7 +83,8 @@ def reference_losses(
 
     Args:
         run: A run folder that `capture` made.
-        progress: Called with rows done, rows in all, tokens done, tokens in all.
+        progress: True shows a bar (lines where stderr is no terminal), False nothing; a function is
+            called with rows done, rows in all, tokens done, tokens in all.
         **settings: Of a run that was captured elsewhere; see Settings.
 
     Returns:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gradsift.commands.select import SelectResult, select_run
 from gradsift.config import RunConfig
 from gradsift.config_files import run_config
+from gradsift.console import shows_progress
 from gradsift.data.containers.memory import is_name
 from gradsift.data.exports.write import require_form
 from gradsift.data.id_lists import read_ids
@@ -28,13 +29,14 @@ logger = logging.getLogger(__name__)
 
 
 @takes(RunConfig)
+@shows_progress
 def run(
     data: Any,
     *,
     model: str | Path,
     budget: str | int | float,
     out: str | Path,
-    progress: Progress = no_progress,
+    progress: Progress | bool = True,
     **settings: Any,
 ) -> SelectResult:
     """Capture and select: from an SFT file to a smaller one. Called again it resumes.
@@ -45,7 +47,8 @@ def run(
         model: A hub id, a folder with safetensors, or "demo".
         budget: Of the usable rows: "50%" or 0.5, 500 (rows), "20000tok" (tokens), "auto".
         out: The run folder.
-        progress: Called with rows done, rows in all, tokens done, tokens in all.
+        progress: True shows a bar (lines where stderr is no terminal), False nothing; a function is
+            called with rows done, rows in all, tokens done, tokens in all.
         **settings: Everything else; see Settings.
 
     Returns:

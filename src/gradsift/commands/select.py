@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from gradsift.commands.exporting import EXPORT, exporter_of
+from gradsift.commands.selected_rows import dataset_of, records_of
 from gradsift.config import (
     ArmsConfig,
     ReplayConfig,
@@ -26,9 +27,10 @@ from gradsift.config import (
     SubsetConfig,
     TrustConfig,
 )
+from gradsift.console import shows_progress
 from gradsift.data.containers.lines import Place
-from gradsift.data.containers.rows import read_rows, write_rows
-from gradsift.data.containers.sources import LINES, find_written
+from gradsift.data.containers.rows import write_rows
+from gradsift.data.containers.sources import LINES
 from gradsift.decided import CURVE, DECISIONS, SELECTIONS, SUMMARY
 from gradsift.errors import GradsiftError
 from gradsift.files import make_folder, remove, remove_leftovers, writing
@@ -60,19 +62,20 @@ from gradsift.selection.selector import Selection, select_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, uses_score
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import POOL_NAME, TRAITS
-from gradsift.wording import clipped, columns_of_terminal, few, joined
+from gradsift.wording import clipped, columns_of_terminal, few, in_line, joined
 
 if TYPE_CHECKING:
     import altair as alt
     import datasets
     import pandas
 
+    from gradsift.commands.push import PushResult
+
 # Changes whenever the same settings would choose other rows: what was made by another is not mixed
 # up with it. Of selections that name none it is 1.
 ARITHMETIC = 2
 # Rows of each kind that are shown.
 _EXAMPLES = 3
-NO_DATASETS = "to_dataset() needs the package datasets: pip install 'gradsift[train]'"
 NO_PANDAS = "to_pandas() needs the package pandas: pip install pandas"
 
 logger = logging.getLogger(__name__)
@@ -117,6 +120,16 @@ class SelectResult:
         """The run folder that rows were selected from."""
         return self.folder.parent.parent
 
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        counts, selection = self.counts, self.selection
+        warned = f", {len(self.warnings)} warnings" if self.warnings else ""
+        return in_line(
+            f"SelectResult({counts['selected']} of {counts['input']} rows, {selection.n_tokens} "
+            f"tokens, by {selection.config.strategy}, budget {selection.budget}{warned}, in "
+            f"{self.folder})"
+        )
+
     def __len__(self) -> int:
         """Return the number of selected rows."""
         return len(self.ids)
@@ -127,15 +140,7 @@ class SelectResult:
         Raises:
             GradsiftError: If the file of the selected rows was changed, and one is no row any more.
         """
-        records = []
-        for n, row in enumerate(read_rows(find_written(self.selected_file)), 1):
-            if row.record is None:
-                raise GradsiftError(
-                    f"{self.selected_file}: row {n} is no row any more "
-                    f"({': '.join(row.error or ())}). Select again."
-                )
-            records.append(dict(row.record))
-        return records
+        return records_of(self.selected_file)
 
     def to_dataset(self) -> datasets.Dataset:
         """Return the selected rows as a dataset of Hugging Face, with their own fields.
@@ -146,17 +151,7 @@ class SelectResult:
         Raises:
             GradsiftError: If the package datasets is missing.
         """
-        try:
-            from datasets import Dataset
-        except ImportError:
-            raise GradsiftError(NO_DATASETS) from None
-        if self.selected_file.suffix == ".parquet":
-            return Dataset(pq.read_table(self.selected_file))
-        records = self.records()
-        # Not `from_list`, which has the fields of the first row only.
-        names = dict.fromkeys(name for record in records for name in record)
-        columns = {name: [record.get(name) for record in records] for name in names}
-        return Dataset.from_dict(columns, on_mixed_types="use_json")
+        return dataset_of(self.selected_file)
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return the selected rows as a DataFrame, with their own fields.
@@ -192,6 +187,24 @@ class SelectResult:
 
         page = None if self.report is None else str(self.report)
         return html_of(read_rows(Run(self.run), self.folder.name), page)
+
+    def push_to_hub(self, repo: str, private: bool = True, token: str | None = None) -> PushResult:
+        """Upload it to the hub as a dataset; see `gradsift.push`.
+
+        Args:
+            repo: "name" or "owner/name" of a dataset on the hub.
+            private: Whether only its owner sees it.
+            token: For the hub; None for the one that `hf auth login` saved, or HF_TOKEN.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            GradsiftError: As for `push`.
+        """
+        from gradsift.commands.push import push
+
+        return push(self, repo, private=private, token=token)
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
@@ -315,11 +328,12 @@ def _example_line(row: dict[str, Any]) -> str:
 
 
 @takes(SubsetConfig, ReplayConfig, RowsConfig, TrustConfig)
+@shows_progress
 def select(
     run: str | Path | GradientStore | Run | SelectResult,
     *,
     budget: str | int | float,
-    progress: Progress = no_progress,
+    progress: Progress | bool = True,
     **settings: Any,
 ) -> SelectResult:
     """Select rows of a captured run and write them, in seconds and without torch.
@@ -327,7 +341,8 @@ def select(
     Args:
         run: A run folder, its store, or another selection of it.
         budget: Of the usable rows: "50%" or 0.5, 500 (rows), "20000tok" (tokens), "auto".
-        progress: Of what the model writes for an export with `replay` self; called with rows done,
+        progress: Of what the model writes for an export with `replay` self: True shows a bar
+            (lines where stderr is no terminal), False nothing; a function is called with rows done,
             rows in all, tokens done, tokens in all.
         **settings: How to select; see Settings.
 

@@ -19,7 +19,7 @@ from gradsift.selection.scores import SCORES
 from gradsift.selection.selector import choose_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, uses_score
 from gradsift.store.reader import GradientStore
-from gradsift.wording import joined
+from gradsift.wording import in_line, joined
 
 # Of the way from chance to the same subset: from here on it holds, up to here it is another one.
 _HOLDS, _BREAKS = 0.75, 0.33
@@ -44,6 +44,14 @@ class Stability:
     n_open: int
     by_chance: float
     overlaps: dict[str, float]
+
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        least, most = min(self.overlaps.values()), max(self.overlaps.values())
+        return in_line(
+            f"Stability({len(self.overlaps)} overlaps from {least:.2f} to {most:.2f}, "
+            f"{self.by_chance:.2f} by chance, budget {self.budget}, of {self.run})"
+        )
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""

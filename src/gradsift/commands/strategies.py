@@ -24,7 +24,7 @@ from gradsift.selection.scores import SCORES
 from gradsift.selection.selector import choose_rows, make_signal
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of
 from gradsift.store.reader import GradientStore
-from gradsift.wording import joined
+from gradsift.wording import in_line, joined
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,14 @@ class StrategiesResult:
     outcomes: tuple[Outcome, ...]
     overlap_KK: np.ndarray
     left_out: dict[str, str]
+
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        out = f", {len(self.left_out)} left out" if self.left_out else ""
+        return in_line(
+            f"StrategiesResult({len(self.outcomes)} strategies{out}, budget {self.budget}, of "
+            f"{self.run})"
+        )
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""

@@ -42,9 +42,10 @@ from gradsift.config import (
     SelectionConfig,
     TrustConfig,
 )
+from gradsift.console import shows_progress
 from gradsift.errors import GradsiftError
 from gradsift.files import remove_leftovers, whole_folder, writing
-from gradsift.progress import Progress, no_progress
+from gradsift.progress import Progress
 from gradsift.replay.source import replay_of
 from gradsift.run_folder import Run
 from gradsift.schema import takes
@@ -53,6 +54,7 @@ from gradsift.selection.candidates import Need
 from gradsift.store.reader import GradientStore
 from gradsift.training.checkpoint import remove_checkpoints
 from gradsift.training.finetune import TrainingSummary
+from gradsift.training.loss_curve import first_and_last, loss_sentence
 from gradsift.training.model import without_progress_bars
 from gradsift.training.settings.trainer import require_settings
 from gradsift.wording import joined
@@ -87,6 +89,8 @@ class TrainResult:
         n_tokens: Tokens trained on.
         seconds: Of training.
         replay: How many of the rows are of replay, and their share; None without.
+        training_loss: Its mean over the `first` and the `last` tenth of the steps; None where
+            nothing was logged.
     """
 
     folder: Path
@@ -96,6 +100,7 @@ class TrainResult:
     n_tokens: int
     seconds: float
     replay: dict[str, Any] | None = None
+    training_loss: dict[str, float] | None = None
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
@@ -107,21 +112,24 @@ class TrainResult:
         if self.replay is not None:
             n_rows, share = self.replay["n_rows"], 100 * self.replay["share"]
             done += f" (replay: {n_rows} rows, {share:.1f} % of the tokens that have a loss)"
-        return joined([f"{self.arm}: {done}, {self.seconds:.0f} s", str(self.folder)])
+        lines = [f"{self.arm}: {done}, {self.seconds:.0f} s", loss_sentence(self.training_loss)]
+        return joined([*lines, str(self.folder)])
 
 
 @takes(*SETTINGS, without=NOT_TAKEN)
+@shows_progress
 def train(
     run: str | Path | GradientStore | Run,
     *,
-    progress: Progress = no_progress,
+    progress: Progress | bool = True,
     **settings: Any,
 ) -> TrainResult:
     """Fine-tune the model of a captured run on an arm's rows. Called again it resumes.
 
     Args:
         run: A run folder of `capture`, or its store.
-        progress: Called with rows done, rows in all, tokens done, tokens in all.
+        progress: True shows a bar (lines where stderr is no terminal), False nothing; a function is
+            called with rows done, rows in all, tokens done, tokens in all.
         **settings: What to train on, how to train and how to select; see Settings.
 
     Returns:
@@ -154,6 +162,7 @@ def train(
         done.n_tokens,
         done.seconds,
         None if replayed is None else replayed.summary(),
+        first_and_last(done.loss_curve),
     )
 
 

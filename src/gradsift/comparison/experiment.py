@@ -31,6 +31,7 @@ from gradsift.seals import DamagedError, read_json, require_file, sha256_of, wri
 from gradsift.training.checkpoint import remove_checkpoints
 from gradsift.training.cost import duration
 from gradsift.training.finetune import FineTuned
+from gradsift.training.loss_curve import first_and_last, loss_sentence
 from gradsift.training.model import load_model, on_best_device
 from gradsift.wording import first_line
 
@@ -210,6 +211,7 @@ class Experiment:
             tuned = self._tuned(training_run)
             model, training = tuned.model, dict(vars(tuned.training))
             del training["resumed_at_step"]
+            logger.info(loss_sentence(first_and_last(tuned.training.loss_curve)))
         suite = self.suite
         scores, answers = suite.evaluate(on_best_device(model.eval()), self.progress)
         _require_finite(scores, training_run)
@@ -264,6 +266,8 @@ def _require_shape(result: dict[str, Any], suite: EvaluationSuite) -> None:
     if training is not None:
         _require_numbers([training[name] for name in ("n_steps", "n_tokens", "seconds")], 3)
         _require_numbers([training.get("n_instances", 0)], 1)
+        steps_and_losses = [number for pair in training.get("loss_curve", ()) for number in pair]
+        _require_numbers(steps_and_losses, 2 * len(training.get("loss_curve", ())))
     _require_numbers(scores["rows"]["loss"], len(suite.instances))
     if scores["rows"]["source"] != list(suite.sources):
         raise ValueError

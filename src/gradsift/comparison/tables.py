@@ -15,7 +15,9 @@ from gradsift.comparison.results import Scoreboard
 from gradsift.evaluation.conclusions import Verdict
 from gradsift.evaluation.intervals import Estimate, Interval
 from gradsift.evaluation.metrics import GENERAL, LEARNING, METRICS
-from gradsift.wording import joined
+from gradsift.html_tables import html_list, html_table
+from gradsift.training.loss_curve import first_and_last
+from gradsift.wording import in_line, joined
 
 Table = list[list[str]]
 
@@ -53,6 +55,21 @@ class Comparison:
     notes: tuple[str, ...] = ()
     written: tuple[Path, ...] = ()
 
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        board = self.board
+        n_models = sum(map(len, board.models.values()))
+        return in_line(
+            f"Comparison({len(board.arms)} arms, {n_models} models, {board.sizes['rows']} held-out "
+            f"rows, {len(self.verdicts)} verdicts, of {self.run})"
+        )
+
+    def _repr_html_(self) -> str:
+        (head, *rows), *others = self._tables()
+        parts = [html_table(repr(self), head, rows)]
+        parts += [html_table("", head, rows) for head, *rows in others]
+        return "\n".join([*parts, html_list(verdict.sentence for verdict in self.verdicts)])
+
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""
         return {
@@ -73,7 +90,7 @@ class Comparison:
         lines += [f"note: {note}" for note in self.notes]
         for table in self._tables():
             lines += ["", *_aligned(table)]
-        lines += ["", *self._small_print()]
+        lines += ["", *self._small_print(), *self._losses()]
         lines += [f"written: {path}" for path in self.written]
         return joined(lines)
 
@@ -81,7 +98,8 @@ class Comparison:
         """Return the same as Markdown."""
         parts = ["\n".join(f"* {_escaped(verdict.sentence)}" for verdict in self.verdicts)]
         parts += [_markdown(table) for table in self._tables()]
-        parts.append("\n".join([*self._small_print(), *map(_escaped, self.notes)]))
+        losses_and_notes = map(_escaped, [*self._losses(), *self.notes])
+        parts.append("\n".join([*self._small_print(), *losses_and_notes]))
         return "\n\n".join(parts) + "\n"
 
     def cost(self, label: str) -> dict[str, float | None]:
@@ -107,6 +125,7 @@ class Comparison:
             "n_seeds": len(models),
             "n_rows": _mean([model.n_rows for model in models]),
             "n_steps": self._n_steps(label),
+            "training_loss": self._training_loss(label),
             "levels": {
                 name: {
                     **_estimate(board.level(label, name)),
@@ -130,6 +149,20 @@ class Comparison:
             return None
         means = {key: _mean([one[key] for one in found]) for key in ("share", "n_rows", "n_tokens")}
         return {"rows_of": found[0]["rows_of"], "ratio": found[0]["ratio"], **means}
+
+    def _training_loss(self, label: str) -> dict[str, float] | None:
+        """Return what an arm's losses were at both ends of its trainings, as means over these."""
+        trainings = [one.training or {} for one in self.board.models[label]]
+        ends = [first_and_last(training.get("loss_curve", ())) for training in trainings]
+        found = [one for one in ends if one is not None]
+        return {end: _mean([one[end] for one in found]) for end in found[0]} if found else None
+
+    def _losses(self) -> list[str]:
+        ends = {label: self._training_loss(label) for label in self.board.arms}
+        shown = [f"{label} {e['first']:.3f} → {e['last']:.3f}" for label, e in ends.items() if e]
+        if not shown:
+            return []
+        return [f"training loss, first → last tenth of the steps: {'; '.join(shown)}."]
 
     def _n_steps(self, label: str) -> float | None:
         models = self.board.models[label]

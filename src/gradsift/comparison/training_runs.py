@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from gradsift.comparison.arms import FULL_STEPS, Arm
-from gradsift.config import ArmTrainingConfig, RunConfig
+from gradsift.config import ArmTrainingConfig, RunConfig, without_reports
 from gradsift.config_files import with_absolute_files
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
@@ -35,6 +35,7 @@ from gradsift.training.finetune import (
     steps_of,
 )
 from gradsift.training.model import load_model, require_adapters
+from gradsift.training.reports import run_name
 from gradsift.training.settings.checks import require_values
 from gradsift.training.settings.known import TOKENIZER_SETTINGS
 from gradsift.training.settings.lora import lora_config
@@ -149,7 +150,7 @@ def settings_of_arm(training: ArmTrainingConfig, capture: RunConfig, seed: int) 
                 f"sft setting {key} is {own[key]!r}, but the rows were captured with "
                 f"{capture.sft.get(key)!r}: leave it out, or capture again."
             )
-    sft = {**capture.sft, **own}
+    sft = {**without_reports(capture.sft), **own}
     # No configuration is made yet: that would reset what accelerate knows.
     require_values(sft)
     lora_config(lora)
@@ -259,7 +260,7 @@ def _identity(
         # 2 and 2.0 are the same training.
         "epochs": float(settings.epochs),
         "max_steps": settings.max_steps,
-        "sft": dict(settings.sft),
+        "sft": without_reports(settings.sft),
         "lora": None if settings.lora is None else dict(settings.lora),
         "seed": settings.seed,
     }
@@ -301,6 +302,7 @@ def train_run(
             save_steps=save_steps,
             save_to=unfinished,
             label=training_run.title,
+            called=run_name(training_run.settings.sft, run.folder.name, training_run.title),
             made_with=_digest(training_run.weights_identity),
             progress=progress,
         )

@@ -17,14 +17,17 @@ from gradsift.data.containers.sources import RawRow, Source, absolute, find_sour
 from gradsift.data.containers.tables import TableRecord
 from gradsift.data.dataset_configs import DatasetEntry, read_dataset_info
 from gradsift.data.detection import ROWS_TO_DETECT_FROM, left_out, settle_format
-from gradsift.data.example import Example, RowError, what_it_says
+from gradsift.data.example import Example, RowError, last_exchange, what_it_says
 from gradsift.data.formats import FORMAT_NOTES, ROW_FORMATS, Columns, Reader
 from gradsift.errors import GradsiftError
+from gradsift.html_tables import html_table
 from gradsift.schema import takes, validated
-from gradsift.wording import few, short
+from gradsift.wording import few, in_line, short
 
 # Up to here a float has room for every whole number.
 MOST_EXACT = 2.0**53
+# Of a pool in a notebook.
+ROWS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,26 @@ class Pool:
     left_out: tuple[str, ...] = ()
     odd_ids: tuple[str, ...] = ()
     held: Held | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        dropped = "".join(f", {n} dropped ({reason})" for reason, n in self._dropped())
+        return in_line(
+            f"Pool({len(self.rows)} rows of {short(self.source.name, 80)}, format "
+            f"{self.row_format}{dropped})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (row.instance_id, *last_exchange(row.example), "")
+            if row.example is not None
+            else (row.instance_id, "", "", f"dropped: {row.reason}")
+            for row in self.rows[:ROWS_SHOWN]
+        ]
+        return html_table(repr(self), ("id", "prompt", "response", ""), rows)
+
+    def _dropped(self) -> list[tuple[str, int]]:
+        return self.dropped_by_reason.most_common(3)
 
     @property
     def dropped_by_reason(self) -> Counter[str]:

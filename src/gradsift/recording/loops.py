@@ -8,7 +8,7 @@ from collections.abc import Generator
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
 from gradsift.errors import GradsiftError
@@ -46,6 +46,14 @@ def trainer_around(model: nn.Module) -> Trainer | None:
     """
     for caller in _callers():
         if isinstance(caller, Trainer) and unwrapped(caller.model) is model:
+            return caller
+    return None
+
+
+def trainer_with(callback: TrainerCallback) -> Trainer | None:
+    """Return the trainer that is calling a callback of its own just now, if one is."""
+    for caller in _callers():
+        if isinstance(caller, Trainer) and callback in caller.callback_handler.callbacks:
             return caller
     return None
 

@@ -41,6 +41,7 @@ from gradsift.training.isolation import require_isolation
 from gradsift.training.layers import track
 from gradsift.training.self_check import LOOP_METHODS, methods_of
 from gradsift.training.sharding import unchecked
+from gradsift.wording import in_line
 
 # Besides the first, micro-batches (from 0) whose backward pass is compared with the plain loss's.
 COMPARED_AGAIN = (1, 3, 9, 31, 99, 315, 999, 3161, 9999)
@@ -89,6 +90,14 @@ class Recording:
         self._isolation_is_tried = False
         self.store: GradientStore | None = None
 
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        if self.store is not None:
+            return in_line(f"Recording(done: {self.store!r})")
+        return in_line(
+            f"Recording(not done, {self._writer.n_batches} micro-batches, to {self._out})"
+        )
+
     # What the writer counts is for whoever records; the writer itself is not.
 
     @property
@@ -134,7 +143,7 @@ class Recording:
         try:
             try:
                 if kind is None:
-                    self._compare_with_plain_loss()
+                    self.compare_with_plain_loss()
             finally:
                 for handle in self._handles:
                     handle.remove()
@@ -168,7 +177,7 @@ class Recording:
                 "two forward passes with gradients and no backward pass between them: which one "
                 "the backward pass belongs to cannot be told. Put torch.no_grad() around the other."
             )
-        self._compare_with_plain_loss()
+        self.compare_with_plain_loss()
         self._writer.keep_up(self._count_updates())
         if self._writer.n_batches == 0:
             self._look_around()
@@ -218,7 +227,7 @@ class Recording:
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         if self._to_compare is not None and self._updates_model(optimizer):
-            self._compare_with_plain_loss()
+            self.compare_with_plain_loss()
 
     def _after_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         self._n_updates += self._updates_model(optimizer)
@@ -259,7 +268,11 @@ class Recording:
         finally:
             self._is_paused = False
 
-    def _compare_with_plain_loss(self) -> None:
+    def compare_with_plain_loss(self) -> None:
+        """Refuse a loss of the loop's own that is more than that of the response tokens.
+
+        Where that is due: after the first backward pass, and a few later ones.
+        """
         if self._to_compare is None or self._last_records is None or self._open_batch is not None:
             return  # Not before the backward pass is through.
         forward, self._to_compare = self._to_compare, None

@@ -95,6 +95,14 @@ class Selection:
     attained: dict[str, float | None] | None
     gate: Gate | None
 
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        n_rows = len(self.table["instance_id"])
+        return (
+            f"Selection({len(self.rows_S)} of {n_rows} rows, {self.n_tokens} tokens, by "
+            f"{self.config.strategy}, budget {self.budget})"
+        )
+
 
 def select_rows(
     pool: Candidates, budget: Budget, config: SelectionConfig, context: Context

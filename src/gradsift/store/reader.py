@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gradsift.errors import GradsiftError
+from gradsift.html_tables import html_table
 from gradsift.seals import DamagedError, require_columns, sha256_of, short_sha256
 from gradsift.store.manifest import (
     MANIFEST_NAME,
@@ -24,9 +25,12 @@ from gradsift.store.manifest import (
     record_schema,
 )
 from gradsift.terms import LAYERS, LM_HEAD, STATISTICS
-from gradsift.wording import few, first_line
+from gradsift.wording import few, first_line, in_line
 
 # What a column is called in stores of schema version 3.
+# Shown of a store in a notebook.
+L2_NORM = "l2_norm"
+QUANTILES = (0, 0.25, 0.5, 0.75, 1)
 _FORMER_NAMES = {"el2n": "error_norm"}
 
 
@@ -56,6 +60,30 @@ class GradientStore:
     el2n: np.ndarray
     n_response_tokens: np.ndarray
     statistics: dict[str, dict[str, np.ndarray]]
+
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        n_odd = int((~self.finite).sum())
+        odd = f", {n_odd} of them not finite" if n_odd else ""
+        layers = " and ".join(self.layers)
+        return in_line(
+            f"GradientStore({len(self.instance_ids)} instances{odd}, {layers}, in {self.folder})"
+        )
+
+    def _repr_html_(self) -> str:
+        columns = {
+            "loss": self.loss,
+            "response tokens": self.n_response_tokens.astype(float),
+            **{f"{layer}: {L2_NORM}": self.statistics[layer][L2_NORM] for layer in self.layers},
+        }
+        finite = {name: values[self.finite] for name, values in columns.items()}
+        rows = [
+            (name, *map(float, np.quantile(values, QUANTILES)))
+            for name, values in finite.items()
+            if len(values)
+        ]
+        head = ("of its instances", "least", "quarter", "median", "three quarters", "most")
+        return html_table(repr(self), head, rows)
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from gradsift.training.checkpoint import (
     remove_checkpoints,
     resume_from,
 )
-from gradsift.training.finetune import loss_curve, train_without_recording
+from gradsift.training.finetune import TrainingSummary, loss_curve, train_without_recording
 from gradsift.training.layers import track
 from gradsift.training.record_writer import RecordWriter
 from gradsift.training.self_check import METHODS, first_exact_method, methods_of
@@ -75,12 +75,16 @@ class PreliminaryEpoch:
         settings: TrainerSettings,
         sketch: SketchSpec,
         work_dir: Path,
+        *,
+        called: str = "",
     ):
         """Set the trainer up; `work_dir` is for checkpoints, and removed when the epoch is done."""
         self.instances = instances
         self._work_dir = work_dir
         self._sketch = sketch
-        self.trainer = RecordingSFTTrainer(model, tokenizer, instances, settings, work_dir)
+        self.trainer = RecordingSFTTrainer(
+            model, tokenizer, instances, settings, work_dir, called=called
+        )
         self.content_width = shape_of(track(self.trainer.model).head.weight)[1]
         self.recorder: Recorder | None = None
         self.n_steps = -(-len(instances) // self.trainer.rows_per_step)
@@ -143,13 +147,13 @@ class PreliminaryEpoch:
 
     def train(
         self, *, made_with: str, save_steps: int | None, progress: Progress = no_progress
-    ) -> None:
+    ) -> TrainingSummary:
         """Train the epoch without recording; resumes an earlier session.
 
         The last checkpoint stays, so that an interrupted scoring pass need not train again.
         """
         self._check_first_loss()
-        train_without_recording(
+        return train_without_recording(
             self.trainer,
             made_with=made_with,
             passes=1,

@@ -146,6 +146,7 @@ def fine_tune(
     save_steps: int | None = None,
     save_to: Path | None = None,
     label: str,
+    called: str = "",
     made_with: str = "",
     progress: Progress = no_progress,
 ) -> FineTuned:
@@ -153,12 +154,13 @@ def fine_tune(
 
     The last checkpoint stays in `work_dir`, so that an evaluation can be interrupted without
     training again: whoever calls removes it. `save_to` gets weights (of LoRA, adapters only) and
-    tokenizer; `label` names the training in errors; `made_with` is a digest of what determines it.
+    tokenizer; `label` names the training in errors, `called` in reports; `made_with` is a digest of
+    what determines it.
     """
     # Before the trainer: making a configuration resets what accelerate knows.
     n_steps = settings.max_steps or steps_of(len(instances), settings.epochs, settings)
     passes = passes_of(len(instances), settings)
-    trainer = RecordingSFTTrainer(model, tokenizer, instances, settings, work_dir)
+    trainer = RecordingSFTTrainer(model, tokenizer, instances, settings, work_dir, called=called)
     training = train_without_recording(
         trainer,
         made_with=made_with,

@@ -18,7 +18,7 @@ from gradsift.errors import GradsiftError
 from gradsift.gradients.backends import TRITON
 from gradsift.gradients.sketch import SketchSpec
 from gradsift.training.model import DTYPES
-from gradsift.wording import first_line, joined
+from gradsift.wording import first_line, in_line, joined, short
 
 GB = 1e9
 # Of a GPU's memory: the rest is the driver's, the allocator's gaps, and what is not counted here.
@@ -122,6 +122,15 @@ class MemoryPlan:
     shapes: Shapes
     config: PlanConfig
     placements: tuple[Placement, ...]
+
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        n_fit, plan = sum(one.fits for one in self.placements), self.config
+        return in_line(
+            f"MemoryPlan({short(self.model, 80)}, {self.shapes.n_parameters / GB:.1f} G "
+            f"parameters: {n_fit} of {len(self.placements)} ways fit into "
+            f"{plan.gpu_memory:g} GB a GPU)"
+        )
 
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know."""

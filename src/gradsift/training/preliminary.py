@@ -19,8 +19,10 @@ from gradsift.training.adapters import training_of
 from gradsift.training.batches import BATCHINGS
 from gradsift.training.cost import CostEstimate, estimate_cost
 from gradsift.training.epoch import PreliminaryEpoch
+from gradsift.training.loss_curve import first_and_last, loss_sentence
 from gradsift.training.model import ModelSource, load_model
 from gradsift.training.quantized import weights_of
+from gradsift.training.reports import run_name
 from gradsift.training.scoring import record_with_frozen_weights
 from gradsift.training.settings.trainer import TrainerSettings, sft_config
 from gradsift.training.sharding import (
@@ -54,6 +56,7 @@ def prepare(
         settings,
         SketchSpec(config.sketch_size, config.seed),
         work_dir,
+        called=run_name(config.sft, work_dir.parent.name, "preliminary epoch"),
     )
     del parts
     require_supported(
@@ -128,6 +131,7 @@ def train_and_record(
         n_non_finite, consequence = _train_and_score(epoch, instances, config, writer, progress), ""
     else:
         result = epoch.run(writer, save_steps=config.save_steps, progress=progress)
+        logger.info(loss_sentence(first_and_last(result.loss_curve)))
         n_non_finite = result.n_non_finite
         consequence = f", and {result.n_steps_skipped} optimizer steps were left out"
     if n_non_finite:
@@ -144,10 +148,13 @@ def _train_and_score(
     writer: StoreWriter,
     progress: Progress,
 ) -> int:
+    about: dict[str, object] = {}
     if config.warmup_fraction > 0:
         logger.info(f"training on {len(epoch.instances)} of {len(instances)} instances")
         key = writer.manifest.key
-        epoch.train(made_with=key, save_steps=config.save_steps, progress=progress)
+        done = epoch.train(made_with=key, save_steps=config.save_steps, progress=progress)
+        about["loss_curve"] = done.loss_curve
+        logger.info(loss_sentence(first_and_last(done.loss_curve)))
         logger.info("scoring all instances")
     n_non_finite = record_with_frozen_weights(
         epoch.trainer,
@@ -155,6 +162,7 @@ def _train_and_score(
         instances,
         writer,
         backward=config.backward,
+        about=about,
         progress=stage(progress, "scored"),
     )
     epoch.clean_up()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -118,7 +118,7 @@ class RecordWriter:
         self._unread = []
 
     def flush(
-        self, step: int, about: dict[str, object] | None = None, *, complete: bool = False
+        self, step: int, about: Mapping[str, object] | None = None, *, complete: bool = False
     ) -> None:
         """Write what was collected as a part."""
         self._read_all()

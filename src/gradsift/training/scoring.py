@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gradsift.data.tokenization import Instance
 from gradsift.gradients.recorder import Recorder
@@ -24,14 +24,15 @@ def record_with_frozen_weights(
     writer: StoreWriter,
     *,
     backward: bool,
+    about: Mapping[str, object] | None = None,
     progress: Progress = no_progress,
 ) -> int:
     """Record every instance with the weights as they are; what is in the store is skipped.
 
     Dropout is off. Rows of about the same length go together, as little is padded then. Which rows
     make a part and a batch depends on the whole pool alone, so that a resumed pass records bitwise
-    what an uninterrupted one does. Returns the instances whose gradient was not finite, in this
-    session.
+    what an uninterrupted one does. `about` goes into the manifest. Returns the instances whose
+    gradient was not finite, in this session.
     """
     writer.drop_damaged()
     record_writer = RecordWriter(instances, writer, progress)
@@ -57,5 +58,5 @@ def record_with_frozen_weights(
                 if rows:
                     record_writer.add(records)
             record_writer.flush(step)
-    record_writer.flush(step, complete=True)
+    record_writer.flush(step, about, complete=True)
     return record_writer.n_non_finite

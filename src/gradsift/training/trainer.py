@@ -39,6 +39,7 @@ from gradsift.training.batches import (
 from gradsift.training.isolation import isolates_packed_rows
 from gradsift.training.layers import add_fused_head, base_model, can_be_fused, track
 from gradsift.training.quantized import is_quantized
+from gradsift.training.reports import report_callbacks
 from gradsift.training.saving import SavingTrainer
 from gradsift.training.settings.lora import adapting, lora_config
 from gradsift.training.settings.tokenizer import changes_eos
@@ -70,8 +71,13 @@ class RecordingSFTTrainer(SavingTrainer):
         instances: Sequence[Instance],
         settings: TrainerSettings,
         output_dir: Path,
+        *,
+        called: str = "",
     ):
-        """Set trl's trainer up; nothing is recorded until `record_with` is called."""
+        """Set trl's trainer up; nothing is recorded until `record_with` is called.
+
+        Its reports, if the settings ask for any, are called after it, and go beside `output_dir`.
+        """
         self._recorder: Recorder | None = None
         self._sink: Callable[[Records], None] | None = None
         self._on_rows: Callable[[list[int]], None] = lambda indices: None
@@ -97,6 +103,10 @@ class RecordingSFTTrainer(SavingTrainer):
             self.data_collator.multiple = self.args.pad_to_multiple_of
         # Standard output is for results; progress is reported by whoever runs the trainer.
         self.remove_callback(PrinterCallback)
+        self.args.run_name = called or None
+        self.args.project = settings.sft.get("project") or self.args.project
+        for callback in report_callbacks(settings.sft, called, output_dir.parent):
+            self.add_callback(callback)
 
     def _set_up(
         self,

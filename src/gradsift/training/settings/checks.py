@@ -23,6 +23,7 @@ from trl import SFTConfig
 
 from gradsift.errors import GradsiftError
 from gradsift.schema import LONGEST_VALUE, misspelt, of_type
+from gradsift.training.reports import reports_to
 from gradsift.training.settings.known import (
     ACCELERATOR_PASSED,
     RESERVED,
@@ -87,6 +88,8 @@ PACKAGES = {
     "use_liger_kernel": ("liger_kernel", "liger-kernel"),
     "deepspeed": ("deepspeed", "deepspeed"),
 }
+# Where trainings are reported to: named as their packages are.
+REPORTERS = ("tensorboard", "wandb", "trackio")
 # Sections of DeepSpeed's configuration that write or send what happens.
 DEEPSPEED_REPORTS = ("tensorboard", "wandb", "comet", "csv_monitor", "flops_profiler")
 PACKAGES_OF_OPTIMIZERS = {
@@ -122,6 +125,7 @@ def require_values(sft: Mapping[str, object]) -> None:
         if key in SFT_PASSED:
             _require_value(key, value)
     _require_packages(sft)
+    _require_reports(sft)
     _require_no_reports(sft)
     _require_accelerator(sft)
 
@@ -228,6 +232,33 @@ def _require_packages(sft: Mapping[str, object]) -> None:
                 f"sft setting {setting} needs the package {package}: pip install {package}, or "
                 "take the setting out."
             )
+
+
+def _require_reports(sft: Mapping[str, object]) -> None:
+    said = sft.get("report_to") or []
+    for name in [said] if not isinstance(said, list | tuple) else said:
+        if name not in (*REPORTERS, "none"):
+            raise GradsiftError(
+                f"sft setting report_to is {short(repr(name), LONGEST_VALUE)}; known are "
+                f"{', '.join(REPORTERS)} and none."
+            )
+    names = reports_to(sft)
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise GradsiftError(
+                f"sft setting report_to: {name} needs the package {name}: pip install {name}, or "
+                "take the setting out."
+            )
+    for key in ("run_name", "project"):
+        if sft.get(key) and not names:
+            raise GradsiftError(
+                f"sft setting {key} has no effect without report_to: set that, too, or take it out."
+            )
+    if sft.get("project") and "trackio" not in names:
+        raise GradsiftError(
+            "sft setting project is Trackio's alone; for wandb it is in the environment "
+            "(WANDB_PROJECT): take it out."
+        )
 
 
 def _require_no_reports(sft: Mapping[str, object]) -> None:

@@ -34,7 +34,7 @@ SFT_PASSED = _names(
     gradient_checkpointing gradient_checkpointing_kwargs torch_empty_cache_steps
     torch_compile torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config
     logging_strategy logging_steps logging_first_step logging_nan_inf_filter
-    log_level log_level_replica log_on_each_node disable_tqdm
+    log_level log_level_replica log_on_each_node disable_tqdm report_to run_name project
     accelerator_config dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
     dataloader_prefetch_factor dataloader_multiprocessing_context
     ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
@@ -52,7 +52,8 @@ _EPOCHS = "the preliminary epoch is one epoch; an arm has `epochs`"
 _CHECKPOINTS = "checkpoints are gradsift's own: use `save_steps`"
 _LOSS = "the instance loss is the negative log-likelihood"
 _NOT_EVALUATED = "nothing is evaluated while it trains: `gradsift compare` evaluates"
-_NOT_SENT = "nothing is sent anywhere"
+_NOT_SENT = "no model is sent anywhere"
+_SPACE = "Trackio takes its Space from the environment (TRACKIO_SPACE_ID)"
 _RESPONSE_MASK = "the response mask is made already: use `train_on`"
 _BATCHING = "use `batching`"
 _COUNTED = "gradsift counts and measures this itself"
@@ -101,7 +102,7 @@ SFT_REFUSED = _by_name(
         "router_aux_loss_coef": f"{_LOSS}, without the auxiliary loss, which couples rows",
         "neftune_noise_alpha": "its noise would be in the recorded gradients",
         "parallelism_config": "rows are not cut over devices: use accelerate launch with FSDP2",
-        "report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id "
+        "trackio_space_id trackio_bucket_id trackio_static_space_id": _SPACE,
         "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push "
         "hub_revision": _NOT_SENT,
         "do_eval do_predict eval_strategy eval_steps eval_delay eval_on_start eval_packing "
@@ -125,7 +126,7 @@ _SAID_ANYWAY: dict[str, tuple[Any, ...]] = {
             packing padding_free group_by_length dataloader_drop_last auto_find_batch_size
             ignore_data_skip save_only_model restore_callback_states_from_checkpoint save_strategy
             label_smoothing_factor neftune_noise_alpha router_aux_loss_coef parallelism_config
-            report_to push_to_hub hub_always_push do_eval do_predict eval_strategy eval_on_start
+            push_to_hub hub_always_push do_eval do_predict eval_strategy eval_on_start
             load_best_model_at_end use_cache debug shuffle_dataset trust_remote_code
             enable_jit_checkpoint model_init_kwargs dataset_kwargs resume_from_checkpoint
             include_num_input_tokens_seen trackio_space_id trackio_bucket_id
@@ -134,7 +135,6 @@ _SAID_ANYWAY: dict[str, tuple[Any, ...]] = {
         ),
         _OFF,
     ),
-    "report_to": (*_OFF, ["none"]),
     "dataloader_in_order": (True,),
     "dataset_text_field": ("text",),
     "do_train": (True,),

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from trl import SFTConfig
 
-from gradsift.config import CaptureConfig
+from gradsift.config import REPORTS, CaptureConfig
 from gradsift.errors import GradsiftError
 from gradsift.training.settings.checks import given, require_config, require_values, without_effect
 from gradsift.training.settings.known import SFT_PASSED, TOKENIZER_SETTINGS
@@ -57,7 +57,7 @@ def sft_config(settings: TrainerSettings, output_dir: Path) -> SFTConfig:
     passed = {
         key: value
         for key, value in settings.sft.items()
-        if key in SFT_PASSED and key not in TOKENIZER_SETTINGS
+        if key in SFT_PASSED and key not in (*TOKENIZER_SETTINGS, *REPORTS)
     }
     with warnings.catch_warnings():
         # trl's own default sets a name that transformers deprecates; the user can do nothing.
@@ -72,7 +72,7 @@ def sft_config(settings: TrainerSettings, output_dir: Path) -> SFTConfig:
                 seed=settings.seed,
                 save_strategy="no",
                 dataset_kwargs={"skip_prepare_dataset": True},
-                report_to="none",
+                report_to="none",  # See gradsift.training.reports.
             )
         # A file that a setting names may be missing, or no JSON.
         except (TypeError, ValueError, ImportError, OSError) as error:
