@@ -218,7 +218,7 @@ def select(
     _show(selected, json_)
 
 
-@command()
+@command(examples=("gradsift explain runs/mine ROW_ID", "gradsift explain runs/mine line:12"))
 def explain(
     run_folder: RunFolder,
     row_id: Annotated[
@@ -270,7 +270,13 @@ def strategies(
     _show(compared, json_)
 
 
-@command(groups.SelectionConfig)
+@command(
+    groups.SelectionConfig,
+    examples=(
+        "gradsift stability runs/mine --budget 10%",
+        "gradsift stability runs/mine --budget 10% --other runs/another-seed",
+    ),
+)
 def stability(
     settings: dict[str, Any],
     run_folder: RunFolder,
@@ -348,7 +354,7 @@ def compare(
     _show(compared, json_)
 
 
-@command(groups.TrustConfig)
+@command(groups.TrustConfig, examples=("gradsift reference-losses runs/mine",))
 def reference_losses(
     settings: dict[str, Any], run_folder: RunFolder, data: Rows = None, json_: Json = False
 ) -> None:
@@ -380,7 +386,7 @@ def audit(
     )
 
 
-@command()
+@command(examples=("gradsift agreement runs/cheap runs/full",))
 def agreement(
     run_folder: RunFolder,
     other: Annotated[Path, typer.Argument(help="A run folder with the same rows.")],
@@ -391,7 +397,11 @@ def agreement(
     _show(load("commands.agreement").agreement(run_folder, other), json_)
 
 
-@command(groups.CheckConfig, without=("save_steps", "seed"))
+@command(
+    groups.CheckConfig,
+    without=("save_steps", "seed"),
+    examples=("gradsift check MODEL", "gradsift check MODEL --lora --sft bf16=false"),
+)
 def check(
     settings: dict[str, Any],
     model: Annotated[
@@ -431,7 +441,7 @@ def settings(
     _show(load("commands.settings").explain_settings(name), json_)
 
 
-@command(groups.DemoConfig)
+@command(groups.DemoConfig, examples=("gradsift demo", "gradsift demo --compare"))
 def demo(settings: dict[str, Any], json_: Json = False) -> None:
     """Run the whole job on Python's own documentation and a small model; no hub is needed."""
     progress = _progress()
@@ -465,7 +475,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             typer.echo(printable(traceback.format_exc()), err=True)
-        if isinstance(error, OSError) and "--help" in arguments:  # Which typer writes.
+        if isinstance(error, OSError) and {"--help", "-h"} & {*arguments}:  # Which typer writes.
             error.filename = "stdout"
         code, line = told(error, arguments)
         if line:
