@@ -1,5 +1,7 @@
 """What the site needs beside docs/*.md: files of the root as pages, links to what is no page."""
 
+import logging
+import posixpath
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,6 +12,9 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parent.parent
 # File of the repository → page of the site.
 PAGES = {"README.md": "index.md", "SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md"}
+# Warnings stop a strict build.
+logger = logging.getLogger("mkdocs.plugins.site")
+IN_NOTEBOOK = re.compile(r'(?<= href=")(?!https?:)([^"#]+\.(?:md|ipynb))')
 LINK = re.compile(r'(\]\(|<img[^>]* src=")(?!https?:|#|mailto:)([^)"#\s]+)')
 
 
@@ -38,3 +43,18 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
         return f"{match[1]}{target}"
 
     return LINK.sub(led, markdown)
+
+
+def on_page_content(html: str, page: Page, config: Any, files: Files) -> str:
+    """Lead the links of a notebook, which the plugin leaves as they are in the repository."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+
+    def led(match: re.Match[str]) -> str:
+        at = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), match[1]))
+        if (file := files.get_file_from_path(at)) is None:
+            logger.warning(f"{page.file.src_uri}: no such page: {match[1]}")
+            return match[1]
+        return file.url_relative_to(page.file)
+
+    return IN_NOTEBOOK.sub(led, html)

@@ -4,11 +4,13 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+import yaml
 
 import gradsift
 
@@ -50,3 +52,33 @@ def test_the_sdist_holds_what_the_tests_need(built):
     needed = ["tests/tiny.py", "experiments/intervals.py", "docs/cli.md", "README.md", "Makefile"]
     assert not {*needed, "constraints.txt", "pyproject.toml"} - names
     assert not any(name.startswith((".venv", "runs/", "shared")) for name in names)
+
+
+def test_addresses_stand_for_one_place():
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    urls = about["project"]["urls"]
+    assert site["extra"]["source"] == urls["Source"]
+    assert site["site_url"] == urls["Documentation"]
+    raw = urls["Source"].replace("//github.com", "//raw.githubusercontent.com")
+    hook = about["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    pictures, links = (one["replacement"] for one in hook["substitutions"])
+    assert (pictures, links) == (rf"\1{raw}/main/", f"{urls['Source']}/blob/main/")
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob(".github/workflows/*.yml")), ids=lambda f: f.stem)
+def test_workflows_get_no_more_than_they_need(file):
+    workflow = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {}
+    # PyPI trusts one job, and it builds nothing.
+    trusted = {name for name, job in workflow["jobs"].items() if "id-token" in job["permissions"]}
+    assert trusted <= {"pypi", "site"}
+    for name, job in workflow["jobs"].items():
+        assert name not in trusted or not any("run" in step for step in job["steps"])
+        for step in job["steps"]:
+            # A tag can be moved, a commit cannot.
+            assert re.search(r"@[0-9a-f]{40}$", step.get("uses", "@" + "0" * 40)), step
+        called = re.findall(r"\bmake ([a-z -]+)", "\n".join(s.get("run", "") for s in job["steps"]))
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        for target in " ".join(called).split():
+            assert f"\n{target}:" in makefile, target
