@@ -1,6 +1,9 @@
 # make demo   create the environment and run the whole job on an embedded default
 # make test   create the environment and run every check
 # make setup  create the environment only
+# make docs   build the site of the documentation in site/; any warning stops it
+# make wheel  build sdist and wheel in dist/, and make test-wheel   try the wheel in fresh environments
+# make notebooks   run the notebooks of the documentation anew, and store what they show (minutes)
 # make test-stack   also install bitsandbytes, Liger, DeepSpeed and others, and run the tests that need them
 # make test-kernels   also install Triton, run its kernels in its interpreter, compile them for GPUs
 .POSIX:
@@ -10,7 +13,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 STACK = $(VENV)/.stack
 
-.PHONY: setup demo test test-stack test-kernels lint clean
+.PHONY: setup demo test test-stack test-kernels lint docs wheel test-wheel notebooks clean
 
 setup: $(STAMP)
 
@@ -30,8 +33,23 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-cache
 
-test: setup lint
+test: setup lint docs
 	$(BIN)/pytest
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebooks: setup
+	$(BIN)/python tests/test_notebooks.py
+
+# The wheel is built out of the sdist, in an environment of its own, as installers do.
+wheel: setup
+	rm -rf dist
+	$(BIN)/python -m hatchling build -t sdist -d dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist dist/*.tar.gz
+
+test-wheel: wheel
+	$(BIN)/python tests/try_wheel.py dist/*.whl
 
 # DeepSpeed looks for a GPU while it is installed.
 $(STACK): $(STAMP)
@@ -48,4 +66,4 @@ test-kernels: setup
 	$(BIN)/python benchmarks/compiled_kernels.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) dist site

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -16,7 +17,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from gradsift.data import demo_data
 from gradsift.data.tokenization import Instance
+from gradsift.seals import sha256_of, write_json
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"]
 
@@ -114,3 +117,12 @@ def tiny_mamba():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return MambaForCausalLM(config)
+
+
+def demo_stand_in(cache: Path) -> str:
+    """Put a tiny model where the demo's is looked for; return the cache that it lies in."""
+    folder = cache / "models" / f"{demo_data.NAME}-{demo_data._gguf_file().stat().st_size}"
+    save_tiny(folder)
+    sums = {path.name: sha256_of(path) for path in folder.iterdir()}
+    write_json(folder / demo_data.CHECKSUMS, sums)
+    return str(cache)

@@ -227,7 +227,7 @@ def select(
     _show(selected, json_)
 
 
-@command()
+@command(examples=("gradsift explain runs/mine ROW_ID", "gradsift explain runs/mine line:12"))
 def explain(
     run_folder: RunFolder,
     row_id: Annotated[
@@ -241,7 +241,7 @@ def explain(
     _show(load("commands.explain").explain(run_folder, row_id, name=name), json_)
 
 
-@command()
+@command(examples=("gradsift report runs/mine", "gradsift report runs/mine --out page.html"))
 def report(
     run_folder: RunFolder,
     name: Annotated[str | None, typer.Option(help="Selection (default: the newest).")] = None,
@@ -330,7 +330,13 @@ def strategies(
     _show(compared, json_)
 
 
-@command(groups.SelectionConfig)
+@command(
+    groups.SelectionConfig,
+    examples=(
+        "gradsift stability runs/mine --budget 10%",
+        "gradsift stability runs/mine --budget 10% --other runs/another-seed",
+    ),
+)
 def stability(
     settings: dict[str, Any],
     run_folder: RunFolder,
@@ -425,7 +431,7 @@ def push(
     _show(pushed, json_)
 
 
-@command(groups.TrustConfig)
+@command(groups.TrustConfig, examples=("gradsift reference-losses runs/mine",))
 def reference_losses(
     settings: dict[str, Any], run_folder: RunFolder, data: Rows = None, json_: Json = False
 ) -> None:
@@ -457,7 +463,7 @@ def audit(
     )
 
 
-@command()
+@command(examples=("gradsift agreement runs/cheap runs/full",))
 def agreement(
     run_folder: RunFolder,
     other: Annotated[Path, typer.Argument(help="A run folder with the same rows.")],
@@ -468,7 +474,11 @@ def agreement(
     _show(load("commands.agreement").agreement(run_folder, other), json_)
 
 
-@command(groups.CheckConfig, without=("save_steps", "seed"))
+@command(
+    groups.CheckConfig,
+    without=("save_steps", "seed"),
+    examples=("gradsift check MODEL", "gradsift check MODEL --lora --sft bf16=false"),
+)
 def check(
     settings: dict[str, Any],
     model: Annotated[
@@ -508,7 +518,7 @@ def settings(
     _show(load("commands.settings").explain_settings(name), json_)
 
 
-@command(groups.DemoConfig)
+@command(groups.DemoConfig, examples=("gradsift demo", "gradsift demo --compare"))
 def demo(settings: dict[str, Any], json_: Json = False) -> None:
     """Run the whole job on Python's own documentation and a small model; no hub is needed."""
     progress = _progress()
@@ -542,7 +552,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             typer.echo(printable(traceback.format_exc()), err=True)
-        if isinstance(error, OSError) and "--help" in arguments:  # Which typer writes.
+        if isinstance(error, OSError) and {"--help", "-h"} & {*arguments}:  # Which typer writes.
             error.filename = "stdout"
         code, line = told(error, arguments)
         if line:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic.fields import FieldInfo
+from typer.core import TyperGroup
 
 from gradsift import config as groups
 from gradsift.errors import GradsiftError
@@ -27,11 +28,40 @@ from gradsift.schema import (
 )
 
 ADVANCED = "Advanced"
+# What `gradsift --help` lists, in this order.
+PANELS = {
+    "From a file to a subset": ("run", "capture", "select", "reference-losses", "demo"),
+    "Look at a subset": (
+        "report",
+        "show",
+        "explain",
+        "audit",
+        "stability",
+        "strategies",
+        "agreement",
+    ),
+    "Train on it, and compare": ("train", "compare", "push"),
+    "Before a run": ("check", "plan", "settings"),
+}
+
+
+class InPanels(TyperGroup):
+    """The commands, in the order of their panels."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names; one that stands in no panel comes last."""
+        order = [name for names in PANELS.values() for name in names]
+        return sorted(self.commands, key=lambda name: [*order, name].index(name))
+
 
 app = typer.Typer(
     name="gradsift",
+    cls=InPanels,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Pick the part of a supervised fine-tuning set that is worth training on, by each row's "
     "gradient.",
+    epilog="Results go to stdout, notes and progress to stderr. Exit code 2 is for what you can "
+    "mend, 1 for mistakes of gradsift's own.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -81,7 +111,13 @@ def command(
         name = function.__name__.replace("_", "-")
         SETTINGS[name] = fields
         epilog = "\n\n".join(("Examples:", *(f"  {line}" for line in examples)))
-        app.command(name, help=function.__doc__, epilog=epilog if examples else None)(call)
+        panel = next((panel for panel, names in PANELS.items() if name in names), None)
+        app.command(
+            name,
+            help=function.__doc__,
+            epilog=epilog if examples else None,
+            rich_help_panel=panel,
+        )(call)
         return function
 
     return register
