@@ -1,14 +1,17 @@
 """What arms.py measured, as tables: each arm beside random rows of its budget and beside all rows.
 
 Differences have the intervals of `gradsift compare` (items and trainings); below 0 is better. A row
-that no training stands behind is left out, so the tables say themselves what is missing.
+that no training stands behind is left out, so the tables say themselves what is missing. Tables
+are written into a text, between `<!-- table: FOLDER TEST GENERAL… -->` and `<!-- /table -->`: the
+folder of cells, the test that learning is judged by, and those that forgetting is.
 
 Usage:
-    python experiments/tables.py experiments/results/dirty [--test NAME] [--general text]
+    python experiments/tables.py docs/evidence.md
 """
 
 import argparse
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -21,24 +24,36 @@ from gradsift.evaluation.uncertainty import NO_SPREAD
 
 N_RESAMPLINGS = 2000
 BASE, FULL, RANDOM = "base", "full", "random"
+# What forgetting is told by; of a test NAME.wrong it is the share of wrong answers.
+WHAT = {
+    "text": "loss of general text",
+    "general": "loss of general answers",
+    "replayed.wrong": "replayed facts wrong",
+    "other.wrong": "other facts wrong",
+}
+RESULTS = Path(__file__).parent / "results"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cells", type=Path)
-    parser.add_argument("--test", default="test", help="the test that learning is judged by")
-    parser.add_argument("--general", default="text", help="the test that forgetting is judged by")
+    parser.add_argument("text", type=Path, help="into which tables are written")
     arguments = parser.parse_args()
-    print(tables(arguments.cells, arguments.test, arguments.general))
+    text = re.sub(
+        r"(<!-- table: (\S+) (\S+)(.*?) -->\n).*?(<!-- /table -->)",
+        lambda found: (
+            f"{found[1]}\n{tables(RESULTS / found[2], found[3], found[4].split())}\n\n{found[5]}"
+        ),
+        arguments.text.read_text(),
+        flags=re.DOTALL,
+    )
+    arguments.text.write_text(text)
 
 
-def tables(folder, test="test", general="text"):
+def tables(folder, test, generals):
     parts = []
     for pool, arms in sorted(read_cells(folder).items()):
-        table = Table(arms, test, general)
-        head = ["", "trainings", "bad rows", "loss", "less random", "less full", "text loss forgot"]
-        lines = [f"**{pool}**", "", "| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-        lines += ["| " + " | ".join(table.line(name)) + " |" for name in table.names()]
+        table = Table(arms, test, generals)
+        lines = [f"**{pool}**", "", *table.lines()]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -58,9 +73,22 @@ def read_cells(folder):
 class Table:
     """The arms of a pool; an arm is called NAME or NAME BUDGET."""
 
-    def __init__(self, arms, test, general):
-        self.arms, self.tests = arms, {"learning": test, "general": general}
-        self.weights = {}
+    def __init__(self, arms, test, generals):
+        self.arms = {
+            name: cells
+            for name, cells in arms.items()
+            if all(test in cell["losses"] for cell in cells)
+        }
+        self.test, self.generals, self.weights = test, generals, {}
+
+    def lines(self):
+        """Columns that no arm has anything in are left out."""
+        head = ["", "trainings", "bad rows", "loss", "loss − random's", "loss − full's"]
+        head += [f"{WHAT.get(name, name)} − base's" for name in self.generals]
+        columns = [*zip(head, *map(self.line, self.names()), strict=True)]
+        rows = zip(*(column for column in columns if any(column[1:])), strict=True)
+        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        return [lines[0], "| --- " * (lines[0].count("|") - 1) + "|", *lines[1:]]
 
     def names(self):
         def place(name):
@@ -74,41 +102,44 @@ class Table:
         cells, budget = self.arms[name], budget_of(name)
         random = f"{RANDOM} {budget}"
         bad = cells[0].get("bad")
-        mean = [np.mean(cell["losses"][self.tests["learning"]]) for cell in cells]
+        mean = [np.mean(cell["losses"][self.test]) for cell in cells]
         return [
             name,
             str(len(cells)),
             "" if bad is None or name == BASE else f"{np.mean([c['bad'] for c in cells]):.0%}",
             f"{np.mean(mean):.3f}",
-            "" if budget is None or name == random else self.difference(name, random, "learning"),
-            "" if name in (BASE, FULL) else self.difference(name, FULL, "learning"),
-            "" if name == BASE else self.difference(name, BASE, "general"),
+            "" if budget is None or name == random else self.difference(name, random, self.test),
+            "" if name in (BASE, FULL) else self.difference(name, FULL, self.test),
+            *("" if name == BASE else self.difference(name, BASE, test) for test in self.generals),
         ]
 
-    def difference(self, name, other, kind):
+    def difference(self, name, other, test):
         if other not in self.arms or not all(
-            self.tests[kind] in cell["losses"] for arm in (name, other) for cell in self.arms[arm]
+            test in cell["losses"] for arm in (name, other) for cell in self.arms[arm]
         ):
             return ""
-        estimate = estimate_difference(self.measured(name, kind), self.measured(other, kind))
-        clear = "**" if estimate.p < 0.05 else ""
+        estimate = estimate_difference(self.measured(name, test), self.measured(other, test))
         half = (estimate.high - estimate.low) / 2
+        if None in (self.spread(name, test), self.spread(other, test)):
+            # Nothing says how trainings differ.
+            return f"{estimate.value:+.3f} ({half:.3f} over items alone)"
+        clear = "**" if estimate.p < 0.05 else ""
         return f"{clear}{estimate.value:+.3f} ± {half:.3f}{clear}"
 
-    def measured(self, name, kind):
-        return Measured(self.replicates(name, kind), self.spread(name, kind))
+    def measured(self, name, test):
+        return Measured(self.replicates(name, test), self.spread(name, test))
 
-    def replicates(self, name, kind):
+    def replicates(self, name, test):
         runs = []
         for cell in self.arms[name]:
-            items_N1 = np.array(cell["losses"][self.tests[kind]])[:, None]
+            items_N1 = np.array(cell["losses"][test])[:, None]
             n = len(items_N1)
             if n not in self.weights:
-                self.weights[n] = resampling_weights({kind: n}, N_RESAMPLINGS, 0)[kind]
-            runs.append(replicate(METRICS["loss"], {kind: items_N1}, {kind: self.weights[n]}))
+                self.weights[n] = resampling_weights({test: n}, N_RESAMPLINGS, 0)[test]
+            runs.append(replicate(METRICS["loss"], {test: items_N1}, {test: self.weights[n]}))
         return runs
 
-    def spread(self, name, kind):
+    def spread(self, name, test):
         """As in a comparison: its own, or that of arms of its class and budget, or of its class."""
         if name == BASE:
             return NO_SPREAD
@@ -118,7 +149,10 @@ class Table:
         others = [] if draws(name) else [[arm for arm in self.arms if arm != BASE]]
         spread = None
         for lenders in (*own, of_budget, alike, *others):
-            found = pooled_spread([self.replicates(arm, kind) for arm in lenders])
+            asked = [
+                arm for arm in lenders if all(test in cell["losses"] for cell in self.arms[arm])
+            ]
+            found = pooled_spread([self.replicates(arm, test) for arm in asked]) if asked else None
             spread = found or spread
             if spread is not None and spread.df >= ENOUGH_DF:
                 return spread
