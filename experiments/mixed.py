@@ -101,7 +101,10 @@ class Mixed:
     def __init__(self, folder):
         self.folder, self.run = folder, gs.Run(folder / "run")
         lines = (folder / "pool.jsonl").read_text().splitlines()
-        self.origin = {row["id"]: row["origin"] for row in map(json.loads, lines)}
+        usable = {item.instance_id for item in self.run.instances}
+        self.origin = {
+            row["id"]: row["origin"] for row in map(json.loads, lines) if row["id"] in usable
+        }
 
     def arms(self, name, budget, settings, targets, training):
         """Yield what a rule trains on: once, or for each target."""
