@@ -215,8 +215,8 @@ def audit_warnings(
     if subset < EASY_WARNING and audit.loss_deviations < -RARE_DEVIATIONS:
         lines.append(
             f"too easy: on average a kept row has a lower loss than {100 * (1 - subset):.0f} % of "
-            "the pool, so the model knows much of it already; compare with `score` prompt-gain or "
-            "with strategy random before you train"
+            "the pool, so the model knows much of it already; compare with strategy random before "
+            "you train"
         )
     rho = audit.length_correlation
     if uses_score and rho is not None and abs(rho) > LENGTH_WARNING:
