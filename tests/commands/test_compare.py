@@ -50,7 +50,8 @@ def test_every_question_has_an_answer(finished):
         assert verdict["arm"] == "grads 50%"
         assert f"* {verdict['sentence']}" in text
         assert verdict["sentence"].replace("<", "&lt;") in markdown
-    assert markdown.startswith("| arm | seeds |")
+    assert markdown.startswith("* ")
+    assert "\n\n| arm | seeds |" in markdown
 
 
 def test_an_estimate_counts_what_is_asked(world, fresh_run, tmp_path):
