@@ -241,7 +241,14 @@ def test_the_architecture_lists_every_file():
     assert page == architecture_page()
 
 
-def test_the_evidence_in_the_readme_is_the_experiments_own():
+def test_the_tables_of_the_evidence_are_the_experiments_own(tmp_path):
+    page = tmp_path / "evidence.md"
+    page.write_bytes((ROOT / "docs/evidence.md").read_bytes())
+    subprocess.run([sys.executable, str(ROOT / "experiments/tables.py"), str(page)], check=True)
+    assert page.read_bytes() == (ROOT / "docs/evidence.md").read_bytes()
+
+
+def test_the_evidence_on_clean_pools_is_the_experiments_own():
     done = subprocess.run(
         [
             sys.executable,
@@ -255,7 +262,7 @@ def test_the_evidence_in_the_readme_is_the_experiments_own():
         check=True,
     )
     assert done.stdout.strip()
-    assert done.stdout.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert done.stdout.strip() in (ROOT / "docs/evidence.md").read_text(encoding="utf-8")
 
 
 def test_the_simulated_intervals_in_the_docs_are_the_experiments_own():
@@ -291,7 +298,7 @@ def test_the_commands_of_the_readme_work(tmp_path, monkeypatch, capsys):
         line.partition("#")[0].replace(" 5%", " 30%").replace("--seeds 3", "--seeds 1")
         for line in re.findall(r"^gradsift .*$", readme, flags=re.MULTILINE)
     ]
-    assert len(commands) == 11
+    assert len(commands) == 13
     for command in commands:
         if "compare" in command:
             command += " --limit 5 --set max_new_tokens=4"
