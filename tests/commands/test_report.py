@@ -147,7 +147,27 @@ def test_select_writes_the_page_and_report_writes_it_again(world, tmp_path, caps
     assert not (run / "selections" / "newer" / "report.html").exists()
     assert gs.report(run).selection == "newer"
     assert gs.report(gs.select(run, budget=15, name="picked")).path == picked
-    assert gs.report(run, name="picked", out=tmp_path / "x.html").path == tmp_path / "x.html"
+    for _ in range(2):  # A page may be written again.
+        assert gs.report(run, name="picked", out=tmp_path / "x.html").path == tmp_path / "x.html"
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "run/pool.parquet", "other.html"])
+def test_what_is_no_page_is_not_written_over(world, tmp_path, name):
+    copy = Path(shutil.copytree(world, tmp_path / "copy"))
+    (copy / "other.html").write_text("<!doctype html><p>mine")
+    before = (copy / name).read_bytes()
+    with pytest.raises(GradsiftError, match="is there already, and is no page of gradsift"):
+        gs.report(copy / "run", name="picked", out=copy / name)
+    assert (copy / name).read_bytes() == before
+
+
+def test_a_changed_config_is_named_not_the_selection(world, tmp_path):
+    run = Path(shutil.copytree(world / "run", tmp_path / "run"))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("truncation", "truncatian"))
+    with pytest.raises(GradsiftError, match="config.yaml: damaged or changed") as caught:
+        gs.report(run)
+    assert "Remove that folder and select again" not in str(caught.value)
 
 
 def test_a_notebook_shows_the_same(world, tmp_path):

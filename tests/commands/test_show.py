@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
 
 import gradsift as gs
 from comparing import write_rows
+from gradsift.seals import read_json, write_json, write_parquet
 from test_cli import invoke
 from tiny import save_tiny
 
@@ -92,6 +94,23 @@ def test_explain_shows_what_a_row_says_and_which_kept_row_it_repeats(run, capsys
     assert "the kept row that it repeats" in out
     assert out.count(f"  prompt  {of['prompt']}") == 2
     assert gs.explain(run, "escape").summary()["texts"]["escape"]["response"] == ESCAPE * 40
+
+
+def test_a_selection_of_before_is_shown_with_the_texts_that_the_run_has_by_now(run, capsys):
+    gs.select(run, budget=2, name="before")
+    table = pq.read_table(run / "selections" / "before" / "decisions.parquet")
+    table = table.drop_columns(["prompt", "response"])
+    write_parquet(run / "selections" / "before" / "decisions.parquet", table)
+    summary = read_json(run / "selections" / "before" / "selection.json")
+    write_json(run / "selections" / "before" / "selection.json", summary | {"files": {}})
+    code, out, err = invoke(capsys, "show", run, "--near", "escape", "--name", "before", "-n", "1")
+    assert code == 0, err
+    assert "escape itself" in out
+    assert "  prompt  \\x1b[31mred" in out
+    assert "not known" not in out
+    _, out, _ = invoke(capsys, "show", run, "--borderline", "--name", "before", "-n", "2")
+    assert "the last row kept, and the first row not kept" in out
+    shutil.rmtree(run / "selections" / "before")
 
 
 @pytest.mark.parametrize(

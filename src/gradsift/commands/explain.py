@@ -173,12 +173,15 @@ def _decision(run: Run, selection: str, instance_id: str) -> dict[str, object]:
             strategy=str(summary["strategy"]),
             by_tokens=str(summary["budget"]).endswith("tok"),
             gain_per_score=_gain_per_score(summary, float(settings["alpha"])),
+            has_quota=bool(settings.get("quota")),
         )
         near = _near(run, instance_id, threshold)
         if not line["selected"] and (line["nearest_similarity"] or 0.0) > threshold:
             line["repeats"] = line["nearest_selected"]
         # What is said of a row needs these numbers, which a stranger's table may not have.
         _numbers(line)
+    except GradsiftError:
+        raise  # Of another file.
     except (
         TypeError, AttributeError, ValueError, ArithmeticError, LookupError, pa.ArrowException
     ) as error:  # fmt: skip

@@ -42,6 +42,8 @@ MOST_TEXTS = 5_000
 # Characters of all texts together; longer ones are cut.
 MOST_CHARACTERS = 12_000_000
 _TEXTS = ("prompt", "response")
+# By which a page is known, among its first bytes.
+MARK = '<meta name="generator" content="gradsift">'
 _DECISIONS = ("selected", "rejected", "dropped")
 # Such as a browser might take for the end of a script, or an old one for the end of a line.
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -70,6 +72,7 @@ def page_of(title: str, rows: Rows, story: Story, id_column: str) -> str:
         "id_column": id_column,
     }
     return Template(_asset("page.html")).substitute(
+        mark=MARK,
         policy=policy,
         title=escape(f"{title}: {rows.name}"),
         run=escape(title),

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from gradsift.config import SelectionConfig
+from gradsift.decided import SUMMARY
 from gradsift.reporting.charts import Chart
 from gradsift.reporting.groups import names_of_groups
 from gradsift.reporting.row_charts import row_charts
@@ -102,7 +103,7 @@ def settings_of(summary: Mapping[str, Any]) -> SelectionConfig:
     """
     settings = migrated(dict(summary.get("settings") or {}))
     known = {k: v for k, v in settings.items() if k in SelectionConfig.model_fields}
-    return validated(SelectionConfig, known)
+    return validated(SelectionConfig, known, SUMMARY)
 
 
 def _decision(rows: Rows) -> str:

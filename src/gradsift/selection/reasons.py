@@ -33,6 +33,14 @@ from gradsift.selection.scores import ScoredRow
 from gradsift.selection.strategies.base import Choice
 
 
+# Of rows on which a list of the user's or a quota decided, whatever they are worth.
+_KEEP_LIST = "kept: on the list of rows to keep"
+_DROP_LIST = "not kept: on the list of rows to drop"
+_LIST_SPENDS = "not kept: the list of rows to keep spends the budget"
+_QUOTA = "not kept: the quota of source "
+NOT_BY_WORTH = (_KEEP_LIST, _DROP_LIST, _LIST_SPENDS, _QUOTA)
+
+
 @dataclass(frozen=True)
 class Evidence:
     """The numbers that reasons are made of; arrays over the pool, percentiles in 0 … 100.
@@ -87,18 +95,18 @@ class _Lists:
 
     def reason(self, row: int, *, kept: bool) -> str | None:
         if row in self.keep:
-            return "kept: on the list of rows to keep"
+            return _KEEP_LIST
         if row in self.excluded:
-            return "not kept: on the list of rows to drop"
+            return _DROP_LIST
         if not kept and len(self.order_S) == len(self.keep):
-            return "not kept: the list of rows to keep spends the budget"
+            return _LIST_SPENDS
         if kept or self.group_N is None or int(self.group_N[row]) not in self.full:
             return None
         if self.worth_N is not None and self.worth_N[row] < self.worth_N[self.order_S[-1]]:
             return None
         assert self.source is not None
         cap = self.full[int(self.group_N[row])]
-        return f"not kept: the quota of source {self.source[row]!r} ({cap} rows) was spent"
+        return f"{_QUOTA}{self.source[row]!r} ({cap} rows) was spent"
 
 
 def _full_groups(choice: Choice, constraints: Constraints) -> dict[int, int]:
