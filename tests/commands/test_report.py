@@ -165,7 +165,7 @@ def test_a_changed_config_is_named_not_the_selection(world, tmp_path):
     run = Path(shutil.copytree(world / "run", tmp_path / "run"))
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("truncation", "truncatian"))
-    with pytest.raises(GradsiftError, match="config.yaml: damaged or changed") as caught:
+    with pytest.raises(GradsiftError, match=r"config\.yaml: damaged or changed") as caught:
         gs.report(run)
     assert "Remove that folder and select again" not in str(caught.value)
 

@@ -91,7 +91,9 @@ def test_explain_shows_what_a_row_says_and_which_kept_row_it_repeats(run, capsys
     )
     code, out, err = invoke(capsys, "explain", run, rejected, "--name", "most")
     assert code == 0, err
-    assert "the kept row that it repeats" in out
+    assert (
+        f"the kept row of most that it repeats, {({'copy', of['id']} - {rejected}).pop()}:" in out
+    )
     assert out.count(f"  prompt  {of['prompt']}") == 2
     assert gs.explain(run, "escape").summary()["texts"]["escape"]["response"] == ESCAPE * 40
 
@@ -148,7 +150,7 @@ def test_select_says_first_what_was_kept_and_last_what_to_do_next(run, capsys):
         in out  # fmt: skip
     code, out, err = invoke(capsys, *arguments, "--details")
     assert "traded away on purpose: loss-low does not go by it" in out
-    assert "an answer's words that stand in its prompt" in out
+    assert "the last answer's words that are in its prompt" in out
     changed = gs.select(run, budget=10, name="other", score="high-norm", detrend=(), gamma=0.5)
     options = "--set score=high-norm --set detrend=none --set gamma=0.5"
     assert f"--arm grads --budget 10 {options}" in changed.text()

@@ -144,7 +144,7 @@ def _figures(run: Run, rows: Rows) -> list[Figure]:
             figures.append(Figure(name, kept, pool))
     for name, kind, key in (
         ("among the hardest tenth", "audit", "high_loss_share"),
-        ("answer's words that stand in the prompt", "answers", "repeats"),
+        ("last answer's words that stand in its prompt", "answers", "repeats"),
         ("repeats of other rows", "audit", "duplicate_share"),
     ):
         found = (rows.summary.get(kind) or {}).get(key) or {}

@@ -32,13 +32,21 @@ from gradsift.selection.joined_scores import words_of
 from gradsift.selection.scores import ScoredRow
 from gradsift.selection.strategies.base import Choice
 
-
 # Of rows on which a list of the user's or a quota decided, whatever they are worth.
 _KEEP_LIST = "kept: on the list of rows to keep"
 _DROP_LIST = "not kept: on the list of rows to drop"
 _LIST_SPENDS = "not kept: the list of rows to keep spends the budget"
 _QUOTA = "not kept: the quota of source "
 NOT_BY_WORTH = (_KEEP_LIST, _DROP_LIST, _LIST_SPENDS, _QUOTA)
+
+
+# What a score does not like of a gradient.
+_AGAINST = {
+    "density": "less typical",
+    "high-norm": "small",
+    "high-norm-in-density": "small",
+    "low-norm": "large",
+}
 
 
 @dataclass(frozen=True)
@@ -199,7 +207,14 @@ class _Gained:
         if self.gains.diversity_N.any() or self.gains.penalty_N.any() or not clauses:
             clauses.append((self.gains.diversity_N[row], self._content(row)))
         clauses.sort(key=lambda clause: -clause[0])
-        return f"{head}: " + ", ".join(text for _, text in clauses)
+        texts = [text for _, text in clauses]
+        against = _AGAINST.get(self.config.score)
+        if len(texts) > 1 and against is not None:
+            # What speaks against the row stands last, and says so.
+            word = f"although its gradient is {against}"
+            texts = [text.replace(f"{against} gradient", word) for text in texts]
+            texts.sort(key=lambda text: text.startswith(word))
+        return f"{head}: " + ", ".join(texts)
 
     def rejected(self, row: int) -> str:
         gain, cut = self.marginal_N[row], self.marginal_N[self.last]

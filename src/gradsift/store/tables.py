@@ -63,7 +63,7 @@ POOL_SCHEMA = pa.schema(
 
 
 # Changes whenever the same rows would get other texts or traits.
-_TEXTS_MADE_BY = "1"
+_TEXTS_MADE_BY = "2"
 # What is told of each answer.
 TRAITS = {
     "repeats": pa.float64(),
