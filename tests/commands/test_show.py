@@ -131,7 +131,7 @@ def test_what_cannot_be_shown_is_one_line(run, capsys, arguments, message):
     assert err.count("\n") == 1
 
 
-def test_select_says_first_what_was_kept_and_last_what_to_do_next(run, capsys):
+def test_select_says_first_what_was_kept_and_last_what_to_do_next(run, capsys, monkeypatch):
     arguments = ("select", run, "--budget", "10", "--strategy", "loss-low", "--name", "ten")
     code, out, err = invoke(capsys, *arguments)
     assert code == 0, err
@@ -144,7 +144,8 @@ def test_select_says_first_what_was_kept_and_last_what_to_do_next(run, capsys):
     assert shown == ["kept"] * 3 + ["rejected"] * 3
     assert "criterion" not in out
     assert f"next: gradsift show {run} --name ten" in out
-    assert f"gradsift report {run} " in out
+    assert f"gradsift report {run} --name ten " in out
+    assert "gradsift select" not in out
     assert f"gradsift train {run} --arm loss-low --budget 10 " in out
     assert "--test HELD-OUT --budgets 10 --arms base,full,full-equal-steps,random,grads,loss-low" \
         in out  # fmt: skip
@@ -152,5 +153,9 @@ def test_select_says_first_what_was_kept_and_last_what_to_do_next(run, capsys):
     assert "traded away on purpose: loss-low does not go by it" in out
     assert "the last answer's words that are in its prompt" in out
     changed = gs.select(run, budget=10, name="other", score="high-norm", detrend=(), gamma=0.5)
+    monkeypatch.chdir(run.parent)
+    (run.parent / "keep.txt").write_text("escape\n")
+    listed = gs.select(run, budget=10, name="listed", keep="keep.txt").text()
+    assert f"--set keep={run.parent / 'keep.txt'}" in listed
     options = "--set score=high-norm --set detrend=none --set gamma=0.5"
     assert f"--arm grads --budget 10 {options}" in changed.text()

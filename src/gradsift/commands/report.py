@@ -85,6 +85,8 @@ def report(
     if name is None and isinstance(run, SelectResult):
         name = run.folder.name
     run = Run.of(run, data=where.data)
+    if where.data is not None:  # Also where what the rows say is known without them.
+        run.require_unchanged_rows()
     rows = read_rows(run, name)
     path = None if out is None else Path(out).resolve()
     if path is not None and path.is_dir():

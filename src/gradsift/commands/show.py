@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradsift.data.pool import place
+from gradsift.data.texts import asked_first
 from gradsift.decided import (
     find_row,
     floats,
@@ -57,7 +58,8 @@ class Shown:
         for row in self.rows:
             lines += ["", clipped(_head(row), width)]
             for title, text in (("prompt", row.get("prompt")), ("answer", row.get("response"))):
-                if text is not None:
+                if text:
+                    text = asked_first(text) if title == "prompt" else text
                     lines.append(f"  {title:8}{clipped(text, width - 10)}")
             why = textwrap.wrap(in_line(row["reason"]), width - 10)
             lines += [f"  {'' if at else 'why':8}{line}" for at, line in enumerate(why)]

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from gradsift.data.texts import asked_first
 from gradsift.reporting.charts import COLOURS, Chart
 from gradsift.reporting.rows import Rows
 from gradsift.reporting.sampling import shown_length, stratified
@@ -66,7 +67,11 @@ def page_of(title: str, rows: Rows, story: Story, id_column: str) -> str:
         "charts": {chart.key: list(chart.specs) for chart in (*story.charts, *story.comparison)},
         "colours": list(COLOURS),
         "examples": {
-            name: [at[one] for one in of.rows if one in at]
+            name: [
+                {"at": at[one], "asked": asked_first(rows.table["prompt"][one].as_py() or "")[:500]}
+                for one in of.rows
+                if one in at
+            ]
             for name, of in (("kept", story.kept), ("rejected", story.rejected))
         },
         "id_column": id_column,
@@ -158,6 +163,8 @@ def columns_of(rows: Rows, listed_R: np.ndarray, group_names: Mapping[int, str])
         "loss": numbers(rows.numbers("loss"), 3),
         "tokens": texts("n_response_tokens"),
         "similarity": numbers(rows.numbers("nearest_similarity"), 2),
+        # Those that a list may name: what the gate alone dropped may be kept all the same.
+        "usable": [int(one) for one in np.isfinite(rows.numbers("density_pct")[listed_R]).tolist()],
         "border": [int(one) for one in rows.borderline_N[listed_R].tolist()],
         "nearest": [None if one is None else at.get(one, one) for one in nearest],
         "source": _coded(texts("source")),

@@ -104,14 +104,14 @@ class Answers:
             pool, subset = self.repeats
             if subset - pool >= _REPEATS_MORE:
                 lines.append(
-                    f"last answers repeat the question: {100 * subset:.0f} % of their words stand in "
-                    f"the prompt, {100 * pool:.0f} % in the pool; look at some of them"
+                    f"last answers repeat the question: {100 * subset:.0f} % of their words stand "
+                    f"in the prompt, {100 * pool:.0f} % in the pool; look at some of them"
                 )
         for share, what in (
             (
                 self.boilerplate,
-                'rows refuse in their last answer, or say that they cannot tell ("as an AI", "the text does not"; '
-                "a short list of phrases)",
+                "rows refuse in their last answer, or say that they cannot tell "
+                '("as an AI", "the text does not"; a short list of phrases)',
             ),
             (
                 self.near_empty,
