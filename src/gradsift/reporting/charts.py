@@ -134,7 +134,12 @@ def histogram(
         "field": "from",
         "type": "quantitative",
         "bin": "binned",
-        "axis": {"title": axis, "format": f",.{digits}~f", "tickCount": 6},
+        "axis": {
+            "title": axis,
+            "format": f",.{digits}~f",
+            "tickCount": 6,
+            "tickMinStep": 10.0**-digits,
+        },
         "scale": {"nice": False, "zero": False},
     }
     bars = {"x": x, "x2": {"field": "to"}, "tooltip": tooltip}

@@ -25,6 +25,7 @@ from gradsift.reporting.charts import COLOURS, Chart
 from gradsift.reporting.rows import Rows
 from gradsift.reporting.sampling import shown_length, stratified
 from gradsift.reporting.story import Story
+from gradsift.reporting.wording import n_rows
 from gradsift.version import __version__
 
 SCRIPTS = (
@@ -101,7 +102,7 @@ def page_of(title: str, rows: Rows, story: Story, id_column: str) -> str:
         compared=_compared(story),
         compared_link=' <a href="#compared">Comparison</a>' * bool(story.verdicts),
         held=escape(held_note(rows, listed_R)),
-        n_rows=f"{len(rows):,}",
+        rows_title="All " * (len(rows) > 1) + n_rows(len(rows)),
         version=escape(__version__),
         licences=escape(_asset("LICENCES.txt")),
     )

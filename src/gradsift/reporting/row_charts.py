@@ -201,8 +201,9 @@ def _named(rows: Rows, column: str) -> Chart | None:
         n = sum(one in (TOO_SHORT, NO_LANGUAGE) for one in labels)
         labels = [None if one in (TOO_SHORT, NO_LANGUAGE) else one for one in labels]
         note = f"Of {n_rows(n)} it cannot be told: too short, or no words." if n else ""
-    n_names = len({one for one in labels if one is not None})
-    if n_names < 2:
+    n_named = sum(one is not None for one in labels)
+    # Nor of names that most rows have for themselves.
+    if not 2 <= len({one for one in labels if one is not None}) <= max(2, n_named // 2):
         return None
     plural = {"source": "Sources", "language": "Languages"}[column]
     return _by_group(rows, labels, f"{column}s", column, plural, note)

@@ -164,6 +164,8 @@ def _examples(rows: Rows) -> tuple[Examples, Examples]:
     title = "Not kept: nearest to the cut, in the middle, farthest"
     if rows.worth_N is None:
         title = "Not kept: three of them"
+    if len(rows.others_in_order) == 0:
+        title = "Not kept: no row that could have been"
     return (
         Examples(
             "Kept: the first, the middle and the last taken", _ends_and_middle(rows.kept_in_order)
