@@ -111,16 +111,23 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 
 def read_parquet(
-    path: Path, columns: list[str] | None = None, expected: Iterable[pa.Field] = ()
+    path: Path,
+    columns: list[str] | None = None,
+    expected: Iterable[pa.Field] = (),
+    *,
+    must_be_sealed: bool = False,
 ) -> pa.Table:
     """Read one Parquet file, or some columns of it, of which some are `expected` to be there.
 
     Raises:
-        DamagedError: If it is none, not the one that was written, or without these columns.
+        DamagedError: If it is none, not the one that was written, or without these columns; or
+            without a digest, where every gradsift that wrote such a file wrote one.
     """
     require_file(path)
     with path.open("rb") as file:
         at = _place_of_digest(file)
+        if at is None and must_be_sealed:
+            raise DamagedError(path, "it has no digest")
         if at is not None:
             file.seek(at)
             said = file.read(len(_HOLE)).decode("ascii", "replace")

@@ -30,6 +30,7 @@ def world(tmp_path_factory):
     rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
     rows[7] |= {"id": HOSTILE, "prompt": HOSTILE, "source": HOSTILE}
     rows[8]["id"] = "{odd"
+    rows[11]["source"] = "__proto__"
     rows[9]["response"] = ""  # Dropped.
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = save_tiny(folder / "model")
@@ -88,6 +89,11 @@ def test_a_page_in_a_browser(world, tab):
         on_screen(tab, n)
     tab.select_option("select[name=source]", label="book")
     on_screen(tab, sum(i % 4 == 0 for i in range(N)))
+    names = tab.eval_on_selector_all(
+        "#chart-sources svg text", "all => all.map(one => one.textContent)"
+    )
+    assert "0 of 1" in names or "1 of 1" in names, names
+    assert "__proto__" in [name.strip() for name in names], names
     tab.click("button[type=reset]")
     on_screen(tab, N)
     # What a row says is text, whatever it says.
@@ -125,11 +131,17 @@ def test_saved_ids_go_back_in(world, tab, tmp_path):
     opened(tab, gs.report(world / "run", name="picked").path)
     tab.fill("input[type=search]", "{odd")
     on_screen(tab, 1)
+    tab.click("button[type=reset]")
+    on_screen(tab, N)
     with tab.expect_download() as saved:
         tab.click("#save-keep")
+    assert (
+        tab.inner_text("#count")
+        == f"{N - 1} ids saved; 1 left out, as these rows cannot be selected"
+    )
     saved.value.save_as(tmp_path / "keep.txt")
     run = shutil.copytree(world / "run", tmp_path / "run")
-    assert gs.select(run, budget=5, keep=tmp_path / "keep.txt", name="k").ids.count("{odd") == 1
+    assert len(gs.select(run, budget=N - 1, keep=tmp_path / "keep.txt", name="k")) == N - 1
 
 
 def test_select_writes_the_page_and_report_writes_it_again(world, tmp_path, capsys):
@@ -147,7 +159,27 @@ def test_select_writes_the_page_and_report_writes_it_again(world, tmp_path, caps
     assert not (run / "selections" / "newer" / "report.html").exists()
     assert gs.report(run).selection == "newer"
     assert gs.report(gs.select(run, budget=15, name="picked")).path == picked
-    assert gs.report(run, name="picked", out=tmp_path / "x.html").path == tmp_path / "x.html"
+    for _ in range(2):  # A page may be written again.
+        assert gs.report(run, name="picked", out=tmp_path / "x.html").path == tmp_path / "x.html"
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "run/pool.parquet", "other.html"])
+def test_what_is_no_page_is_not_written_over(world, tmp_path, name):
+    copy = Path(shutil.copytree(world, tmp_path / "copy"))
+    (copy / "other.html").write_text("<!doctype html><p>mine")
+    before = (copy / name).read_bytes()
+    with pytest.raises(GradsiftError, match="is there already, and is no page of gradsift"):
+        gs.report(copy / "run", name="picked", out=copy / name)
+    assert (copy / name).read_bytes() == before
+
+
+def test_a_changed_config_is_named_not_the_selection(world, tmp_path):
+    run = Path(shutil.copytree(world / "run", tmp_path / "run"))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("truncation", "truncatian"))
+    with pytest.raises(GradsiftError, match=r"config\.yaml: damaged or changed") as caught:
+        gs.report(run)
+    assert "Remove that folder and select again" not in str(caught.value)
 
 
 def test_a_notebook_shows_the_same(world, tmp_path):
@@ -172,6 +204,7 @@ def test_a_notebook_shows_the_same(world, tmp_path):
         (None, {"out": "."}, "`out` .: is a folder"),
         ("decisions.parquet", {"name": "picked"}, "decisions.parquet: damaged or changed"),
         ("selection.json", {"name": "picked"}, "selection.json: damaged or changed"),
+        (None, {"data": "/nope"}, "/nope: there is no such file"),
         ({"audit": 3}, {"name": "picked"}, "do not hold what a selection says"),
         ({"settings": {"strategy": "x"}}, {"name": "picked"}, "do not hold what a selection says"),
     ],

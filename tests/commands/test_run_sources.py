@@ -5,6 +5,7 @@ import shutil
 
 import datasets
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -54,6 +55,17 @@ def test_shards_are_selected_from_and_explained(sharded, capsys):
     with pytest.raises(gs.GradsiftError, match=r"2 rows stand on line:2: .*part0.*part1"):
         gs.explain(run, "line:2")
     assert gs.explain(run, "line:1").row["line"] == 3
+
+
+def test_show_says_where_in_its_own_table_a_row_stands(model, tmp_path, capsys):
+    tables = [tmp_path / f"{name}.parquet" for name in "ab"]
+    for table, rows in zip(tables, (ROWS[:7], ROWS[7:]), strict=True):
+        pq.write_table(pa.Table.from_pylist(rows), table)
+    gs.run(tables, model=model, budget=5, out=tmp_path / "run", id_column="uid")
+    for arguments in (("show", tmp_path / "run", "--near", "row:9"),
+                      ("explain", tmp_path / "run", "row:9")):  # fmt: skip
+        _, out, _ = invoke(capsys, *arguments)
+        assert "(b.parquet, row 2)" in out
 
 
 @pytest.mark.parametrize("written", ["ids", "rows"])

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -84,6 +85,17 @@ def test_decisions_say_what_the_rows_say(world, tmp_path, log):
         gs.select(run, budget=5, name="again")
         assert decisions(run, "again") == said
         assert texts.read_bytes() != b"{broken"
+    # An edited one is not believed, whatever its metadata says.
+    log.clear()
+    table = pq.read_table(texts)
+    turned = pa.chunked_array([table["response"][1:].combine_chunks(), table["response"][:1]
+                               .combine_chunks()])  # fmt: skip
+    at = table.column_names.index("response")
+    edited = table.set_column(at, table.schema.field(at), turned)
+    pq.write_table(edited.replace_schema_metadata(table.schema.metadata), texts)
+    gs.select(run, budget=5, name="again")
+    assert decisions(run, "again") == said
+    assert any("texts.parquet: damaged or changed" in line for line in log)
     # Texts of another pool are not taken for those of this one.
     write_texts(run, "another", pq.read_table(texts).slice(1))
     gs.select(run, budget=5, name="again")

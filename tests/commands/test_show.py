@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
 
 import gradsift as gs
 from comparing import write_rows
+from gradsift.seals import read_json, write_json, write_parquet
 from test_cli import invoke
 from tiny import save_tiny
 
@@ -89,9 +91,28 @@ def test_explain_shows_what_a_row_says_and_which_kept_row_it_repeats(run, capsys
     )
     code, out, err = invoke(capsys, "explain", run, rejected, "--name", "most")
     assert code == 0, err
-    assert "the kept row that it repeats" in out
+    assert (
+        f"the kept row of most that it repeats, {({'copy', of['id']} - {rejected}).pop()}:" in out
+    )
     assert out.count(f"  prompt  {of['prompt']}") == 2
     assert gs.explain(run, "escape").summary()["texts"]["escape"]["response"] == ESCAPE * 40
+
+
+def test_a_selection_of_before_is_shown_with_the_texts_that_the_run_has_by_now(run, capsys):
+    gs.select(run, budget=2, name="before")
+    table = pq.read_table(run / "selections" / "before" / "decisions.parquet")
+    table = table.drop_columns(["prompt", "response"])
+    write_parquet(run / "selections" / "before" / "decisions.parquet", table)
+    summary = read_json(run / "selections" / "before" / "selection.json")
+    write_json(run / "selections" / "before" / "selection.json", summary | {"files": {}})
+    code, out, err = invoke(capsys, "show", run, "--near", "escape", "--name", "before", "-n", "1")
+    assert code == 0, err
+    assert "escape itself" in out
+    assert "  prompt  \\x1b[31mred" in out
+    assert "not known" not in out
+    _, out, _ = invoke(capsys, "show", run, "--borderline", "--name", "before", "-n", "2")
+    assert "the last row kept, and the first row not kept" in out
+    shutil.rmtree(run / "selections" / "before")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +131,7 @@ def test_what_cannot_be_shown_is_one_line(run, capsys, arguments, message):
     assert err.count("\n") == 1
 
 
-def test_select_says_first_what_was_kept_and_last_what_to_do_next(run, capsys):
+def test_select_says_first_what_was_kept_and_last_what_to_do_next(run, capsys, monkeypatch):
     arguments = ("select", run, "--budget", "10", "--strategy", "loss-low", "--name", "ten")
     code, out, err = invoke(capsys, *arguments)
     assert code == 0, err
@@ -123,13 +144,18 @@ def test_select_says_first_what_was_kept_and_last_what_to_do_next(run, capsys):
     assert shown == ["kept"] * 3 + ["rejected"] * 3
     assert "criterion" not in out
     assert f"next: gradsift show {run} --name ten" in out
-    assert f"gradsift report {run} " in out
+    assert f"gradsift report {run} --name ten " in out
+    assert "gradsift select" not in out
     assert f"gradsift train {run} --arm loss-low --budget 10 " in out
     assert "--test HELD-OUT --budgets 10 --arms base,full,full-equal-steps,random,grads,loss-low" \
         in out  # fmt: skip
     code, out, err = invoke(capsys, *arguments, "--details")
     assert "traded away on purpose: loss-low does not go by it" in out
-    assert "an answer's words that stand in its prompt" in out
+    assert "the last answer's words that are in its prompt" in out
     changed = gs.select(run, budget=10, name="other", score="high-norm", detrend=(), gamma=0.5)
+    monkeypatch.chdir(run.parent)
+    (run.parent / "keep.txt").write_text("escape\n")
+    listed = gs.select(run, budget=10, name="listed", keep="keep.txt").text()
+    assert f"--set keep={run.parent / 'keep.txt'}" in listed
     options = "--set score=high-norm --set detrend=none --set gamma=0.5"
     assert f"--arm grads --budget 10 {options}" in changed.text()

@@ -71,3 +71,11 @@ def test_a_call_of_a_tool_says_something():
         {"role": "assistant", "content": "", "tool_calls": [call]},
     )
     assert traits_of(Chat(turns, (False, True)), None)["near_empty"] is False
+
+
+def test_next_to_nothing_is_said_only_where_no_turn_that_is_trained_on_says_more():
+    said = [("user", "Why?"), ("assistant", "Because of the rain, all day long."),
+            ("user", "Thanks."), ("assistant", "Welcome.")]  # fmt: skip
+    turns = tuple({"role": role, "content": content} for role, content in said)
+    assert traits_of(Chat(turns, (False, True, False, True)), None)["near_empty"] is False
+    assert traits_of(Chat(turns, (False, False, False, True)), None)["near_empty"] is True

@@ -6,7 +6,7 @@ import pytest
 
 import gradsift as gs
 from gradsift.data.example import Chat, Plain
-from gradsift.data.texts import lines_of_texts, texts_of
+from gradsift.data.texts import asked_first, lines_of_texts, texts_of
 
 
 def turn(role, content, **more):
@@ -46,6 +46,21 @@ CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "ö
 )
 def test_texts_of(example, prompt, response):
     assert texts_of(example) == (prompt, response)
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        ((USER,), "Why?"),
+        ((turn("system", "Be kind."), USER), "Why? (after system: Be kind.)"),
+        ((USER, ANSWER, turn("user", "And?")), "And? (after user: Why?\n\nassistant: So.)"),
+        ((turn("system", "Be kind."),), "system: Be kind."),
+        ((turn("user", "a: b\n\nuser: c"),), "a: b\n\nuser: c"),
+    ],
+)
+def test_what_was_asked_comes_first(turns, expected):
+    prompt, _ = texts_of(Chat((*turns, ANSWER), (*(False for _ in turns), True)))
+    assert asked_first(prompt) == expected
 
 
 def test_own_ids_are_told_where_ids_are_others(tmp_path):

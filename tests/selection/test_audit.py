@@ -84,7 +84,7 @@ def test_a_selection_without_faults_has_no_warnings():
         ({}, FINE | {"self_checked": False}, None, "never compared with autograd"),
         ({}, FINE | {"non_finite_share": 0.02}, None, "2.0 % of the gradients are not finite"),
         ({}, FINE, 0.2, "density cut calls 20 % of the pool untypical"),
-        ({"gradient_score": (0.3, 0.4)}, FINE, None, "mean gradient score is 0.40, below 0.50"),
+        ({"score_of_choice": (0.5, 0.4)}, FINE, None, "chosen is 0.40, below 0.50"),
         ({"high_loss_share": (0.1, 0.3)}, FINE, None, "makes 30 % of the subset"),
         ({"length_correlation": -0.6}, FINE, None, r"mostly shortness \(rank correlation -0.60"),
         ({"length_correlation": 0.6}, FINE, None, r"mostly length \(rank correlation \+0.60"),
@@ -106,8 +106,12 @@ def test_a_selection_without_faults_has_no_warnings():
 )
 def test_warnings(change, extraction, cut, message):
     pool = make_pool()
-    calm = {"length_correlation": 0.0, "high_loss_share": (0.1, 0.1), "gradient_score": (0.5, 0.6)}
-    calm |= {"sources": None, "score_of_those_open": 0.5}
+    calm = {
+        "length_correlation": 0.0,
+        "high_loss_share": (0.1, 0.1),
+        "score_of_choice": (0.504, 0.496),
+    }
+    calm |= {"sources": None}
     found = replace(audited(pool, np.arange(20)), **(calm | change))
     lines = audit_warnings(found, **extraction, cut_share=cut, uses_score=True)
     assert len(lines) == 1
@@ -116,7 +120,7 @@ def test_warnings(change, extraction, cut, message):
 
 def test_the_score_warns_only_where_it_was_used():
     pool = make_pool()
-    changes = {"length_correlation": 0.9, "gradient_score": (0.5, 0.1), "high_loss_share": (0, 0)}
+    changes = {"length_correlation": 0.9, "score_of_choice": (0.5, 0.1), "high_loss_share": (0, 0)}
     found = replace(audited(pool, np.arange(30)), **changes)
     assert audit_warnings(found, **FINE, cut_share=None, uses_score=False) == []
 
@@ -125,9 +129,12 @@ def test_a_subset_is_compared_with_the_rows_that_may_be_taken():
     pool, score = make_pool(), np.linspace(1, 0, N)
     graph, clusters = context_for(pool).neighbours, np.zeros(N, dtype=int)
     may_N = np.arange(N) >= 30
-    for rows, expected in ((np.arange(30, N), None), (np.arange(30, 40), score[30:].mean())):
+    for rows, expected in (
+        (np.arange(30, N), None),
+        (np.arange(30, 40), (score[30:].mean(), score[30:40].mean())),
+    ):
         found = audit_of(pool, rows, score, clusters, graph, 0.8, may_N)
-        assert found.score_of_those_open == (expected and pytest.approx(expected))
+        assert found.score_of_choice == (expected and pytest.approx(expected))
         assert found.gradient_score[1] < found.gradient_score[0]
         lines = audit_warnings(found, **FINE, cut_share=None, uses_score=True)
         assert not any("diversity outweighs it" in line for line in lines)

@@ -1,6 +1,7 @@
 """What would have to change, tried by changing it."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,23 +17,26 @@ from gradsift.selection.selector import select_rows
 from pools import N, context_for, make_pool
 
 
-def selected(**changes):
+def selected(budget="20", context=None, **changes):
     """The selection, its decisions, and what is said of each row."""
     pool = make_pool()
     config = SelectionConfig(**changes)
-    selection = select_rows(pool, parse_budget("20"), config, context_for(pool))
+    context = context_for(pool) if context is None else context
+    selection = select_rows(pool, parse_budget(budget), config, context)
     empty = pa.nulls(N, pa.string())
     rows = pa.array(range(N))
     names = ["row", "line", "file", "instance_id", "reason", "detail"]
     table = pa.table([rows, rows, empty, pa.array(pool.ids), empty, empty], names=names)
     decisions = decision_table(table, selection)
+    scale = selection.scale
     texts = [
         counterfactual(
             decision,
             decisions,
             strategy=config.strategy,
             by_tokens=False,
-            gain_per_score=config.alpha / selection.scale.gradient if selection.scale else 0.0,
+            gain_per_score=0.0 if not (scale and scale.gradient) else config.alpha / scale.gradient,
+            has_quota=bool(config.quota),
         )
         for decision in decisions.to_pylist()
     ]
@@ -96,3 +100,19 @@ def test_other_strategies_are_told_by_their_measure():
 @pytest.mark.parametrize("changes", [{"alpha": 0.0}, {"strategy": "random"}])
 def test_where_no_number_decides_nothing_is_said(changes):
     assert set(selected(**changes)[1]) == {None}
+
+
+def test_of_rows_that_a_list_or_a_quota_kept_out_nothing_is_said():
+    context, ids = context_for(make_pool()), make_pool().ids
+    assert set(selected(budget="2", context=replace(context, keep=ids[:2]))[1]) == {None}
+    selection, texts = selected(context=replace(context, keep=ids[:1], drop=ids[1:30]))
+    by_list = [reason.endswith(("to keep", "to drop")) for reason in selection.table["reason"]]
+    assert by_list == [True] * 30 + [False] * 30
+    assert [text is None for text in texts] == by_list
+    # Rivals are those that could be taken: below the score that is said, one of them is.
+    for strategy in ("grads", "loss-high"):
+        selection, texts = selected(strategy=strategy, quota={"book": 2})
+        spent = ["the quota of source" in reason for reason in selection.table["reason"]]
+        assert any(spent)
+        assert not any(text for text, is_spent in zip(texts, spent, strict=True) if is_spent)
+    assert set(selected(quota={"book": 2})[1]) == {None}

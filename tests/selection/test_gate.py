@@ -270,9 +270,9 @@ def test_a_gated_subset_is_beside_what_passed():
     assert n_open(pool, parse_budget(20), config, context) == 36
     assert n_open(pool, parse_budget(20), SelectionConfig(), context) == N
     selection = select_rows(pool, parse_budget(20), config, context)
-    assert selection.audit.score_of_those_open == selection.signal.score_N[24:].mean()
+    assert selection.audit.score_of_choice[0] == selection.signal.score_N[24:].mean()
     selection = select_rows(pool, parse_budget(45), config, context)
-    assert selection.audit.score_of_those_open is None
+    assert selection.audit.score_of_choice is None
 
 
 def test_where_all_are_faulty_no_good_one_is_named():

@@ -53,7 +53,7 @@ def reason_of_row(
         (
             {"diversity": (0.9, 0, 0), "density": (49.4, 60, 3)},
             "no near-duplicate kept (nearest kept row at 0.20), "
-            "less typical gradient (density percentile 49)",
+            "although its gradient is less typical (density percentile 49)",
         ),
         (
             {"cosine": (0.93, 0.93, 0.4), "score": "high-norm"},
@@ -71,6 +71,11 @@ def reason_of_row(
                 "diversity": (0, 0, 0),
             },
             "gradient outside the typical region (density percentile 2)",
+        ),
+        (
+            {"score": "low-norm", "detrend": ("response_length",)},
+            "no near-duplicate kept (nearest kept row at 0.20), although its gradient is large "
+            "for its length (magnitude percentile 90)",
         ),
         ({"gradient": (0, 0, 0)}, "no near-duplicate kept (nearest kept row at 0.20)"),
         (

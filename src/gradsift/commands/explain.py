@@ -45,7 +45,8 @@ class Explanation:
     Attributes:
         row: Its line of pool.parquet.
         decisions: Selection → the row's line of its decisions.parquet, with `what_if` (what would
-            have to change) and `near_duplicates` (id, similarity, whether it is kept).
+            have to change), `repeats` (the kept row that one that was not kept repeats, if any) and
+            `near_duplicates` (id, similarity, whether it is kept).
         texts: Prompt and response of the row and of the kept rows that it repeats, by id.
     """
 
@@ -86,8 +87,12 @@ class Explanation:
             lines.append("  (what it says is not in the run folder: gradsift select puts it there)")
         for name, decision in self.decisions.items():
             lines += ["", f"{name}: {decision['reason']}", *_numbers(decision)]
-        for other in self.texts.keys() - {row["instance_id"]}:
-            lines += ["", f"the kept row that it repeats, {other}:", *self._said(other)]
+        for other in self.texts:
+            if other != row["instance_id"]:
+                of = ", ".join(
+                    n for n, one in self.decisions.items() if one.get("repeats") == other
+                )
+                lines += ["", f"the kept row of {of} that it repeats, {other}:", *self._said(other)]
         if not self.decisions:
             lines.append("no selection was made yet: gradsift select RUN --budget 50%")
         return joined(lines)
@@ -134,7 +139,7 @@ def explain(
     row, decisions = find_row(run, row_id), {}
     for selection in whole_selections(run, name):
         decisions[selection] = _decision(run, selection, str(row["instance_id"]))
-    repeated = [line.pop("repeats", None) for line in decisions.values()]
+    repeated = [line.get("repeats") for line in decisions.values()]
     wanted = [str(row["instance_id"]), *(one for one in repeated if one is not None)]
     return Explanation(row, decisions, _texts(run, wanted))
 
@@ -173,12 +178,15 @@ def _decision(run: Run, selection: str, instance_id: str) -> dict[str, object]:
             strategy=str(summary["strategy"]),
             by_tokens=str(summary["budget"]).endswith("tok"),
             gain_per_score=_gain_per_score(summary, float(settings["alpha"])),
+            has_quota=bool(settings.get("quota")),
         )
         near = _near(run, instance_id, threshold)
         if not line["selected"] and (line["nearest_similarity"] or 0.0) > threshold:
             line["repeats"] = line["nearest_selected"]
         # What is said of a row needs these numbers, which a stranger's table may not have.
         _numbers(line)
+    except GradsiftError:
+        raise  # Of another file.
     except (
         TypeError, AttributeError, ValueError, ArithmeticError, LookupError, pa.ArrowException
     ) as error:  # fmt: skip

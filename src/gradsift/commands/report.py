@@ -13,7 +13,7 @@ from gradsift.config import RowsConfig
 from gradsift.decided import AGAIN, DECISIONS, SELECTIONS, SUMMARY
 from gradsift.errors import GradsiftError
 from gradsift.files import write_text
-from gradsift.reporting.page import page_of
+from gradsift.reporting.page import MARK, page_of
 from gradsift.reporting.rows import Rows, read_rows
 from gradsift.reporting.story import story_of
 from gradsift.run_folder import Run
@@ -85,12 +85,21 @@ def report(
     if name is None and isinstance(run, SelectResult):
         name = run.folder.name
     run = Run.of(run, data=where.data)
+    if where.data is not None:  # Also where what the rows say is known without them.
+        run.require_unchanged_rows()
     rows = read_rows(run, name)
     path = None if out is None else Path(out).resolve()
     if path is not None and path.is_dir():
         raise GradsiftError(f"`out` {out}: is a folder; expected a file, such as {out}/{REPORT}.")
+    if path is not None and path.exists() and not _is_page(path):
+        raise GradsiftError(
+            f"`out` {out}: is there already, and is no page of gradsift; it stays as it is. Give "
+            "another name."
+        )
     try:
         return write_report(run, rows, path)
+    except GradsiftError:
+        raise  # Of another file.
     except (
         TypeError, AttributeError, ValueError, ArithmeticError, LookupError, pa.ArrowException
     ) as error:  # fmt: skip
@@ -98,6 +107,13 @@ def report(
             f"{run.folder / SELECTIONS / rows.name}: {DECISIONS} and {SUMMARY} do not hold what a "
             f"selection says ({type(error).__name__}: {first_line(error)}). {AGAIN}"
         ) from error
+
+
+def _is_page(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(1000)
 
 
 def write_report(run: Run, rows: Rows, path: Path | None = None) -> ReportResult:

@@ -31,6 +31,7 @@ from gradsift.console import shows_progress
 from gradsift.data.containers.lines import Place
 from gradsift.data.containers.rows import write_rows
 from gradsift.data.containers.sources import LINES
+from gradsift.data.texts import asked_first
 from gradsift.decided import CURVE, DECISIONS, SELECTIONS, SUMMARY
 from gradsift.errors import GradsiftError
 from gradsift.files import make_folder, remove, remove_leftovers, writing
@@ -276,14 +277,15 @@ class SelectResult:
     def _next(self) -> list[str]:
         run, config = shlex.quote(str(self.run)), self.selection.config
         budget, changed = shlex.quote(str(self.selection.budget)), _changed(config)
+        name = shlex.quote(self.folder.name)
         usual = ArmsConfig().arms
         arms = [] if config.strategy in usual else ["--arms", ",".join([*usual, config.strategy])]
         commands = [
             (
-                f"show {run} --name {shlex.quote(self.folder.name)}",
+                f"show {run} --name {name}",
                 "the rows; --rejected: the others",
             ),
-            (f"report {run}", "a page to browse all of them"),
+            (f"report {run} --name {name}", "a page to browse all of them"),
             (
                 " ".join([f"train {run} --arm {config.strategy} --budget {budget}", *changed]),
                 "on these rows",
@@ -293,12 +295,12 @@ class SelectResult:
                 "did it learn more, forget less, and beat random?",
             ),
         ]
-        if not self.details:
-            commands.append(("select … --details", "the same again, with the criteria"))
-        return [
+        lines = [
             f"{'next:' if at == 0 else '':6}gradsift {command}  ({what})"
             for at, (command, what) in enumerate(commands)
         ]
+        criteria = "      the same command with --details shows the criteria, too"
+        return lines if self.details else [*lines, criteria]
 
 
 def _changed(config: SelectionConfig) -> list[str]:
@@ -308,6 +310,8 @@ def _changed(config: SelectionConfig) -> list[str]:
         value = getattr(config, name)
         if name in ("strategy", "preset") or value == field.get_default(call_default_factory=True):
             continue
+        if isinstance(value, Path) or name in ("keep", "drop", "anchor", "target"):
+            value = Path(value).resolve()
         if isinstance(value, dict):
             options += [f"--{name} {shlex.quote(f'{k}={one}')}" for k, one in value.items()]
         else:
@@ -323,8 +327,9 @@ def _example_line(row: dict[str, Any]) -> str:
     if row["response"] is None:
         return head + clipped(row["reason"], width - len(head))
     half = (width - len(head) - 3) // 2
-    prompt = clipped(row["prompt"], half)
-    return f"{head}{prompt} → {clipped(row['response'], width - len(head) - len(prompt) - 3)}"
+    prompt = clipped(asked_first(row["prompt"]), half)
+    arrow = f"{prompt} → " if prompt else ""
+    return f"{head}{arrow}{clipped(row['response'], width - len(head) - len(arrow))}"
 
 
 @takes(SubsetConfig, ReplayConfig, RowsConfig, TrustConfig)

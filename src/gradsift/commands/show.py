@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradsift.data.pool import place
+from gradsift.data.texts import asked_first
 from gradsift.decided import (
     find_row,
     floats,
@@ -37,7 +38,8 @@ class Shown:
         run: The run folder.
         selection: Whose decisions they are.
         what: Which rows these are, in words.
-        rows: Their lines of decisions.parquet; with `similarity` where they are near to a row.
+        rows: Their lines of decisions.parquet, and `index_in_file`; with `similarity` where they
+            are near to a row.
     """
 
     run: Path
@@ -56,7 +58,8 @@ class Shown:
         for row in self.rows:
             lines += ["", clipped(_head(row), width)]
             for title, text in (("prompt", row.get("prompt")), ("answer", row.get("response"))):
-                if text is not None:
+                if text:
+                    text = asked_first(text) if title == "prompt" else text
                     lines.append(f"  {title:8}{clipped(text, width - 10)}")
             why = textwrap.wrap(in_line(row["reason"]), width - 10)
             lines += [f"  {'' if at else 'why':8}{line}" for at, line in enumerate(why)]
@@ -66,7 +69,7 @@ class Shown:
 
 
 def _head(row: dict[str, Any]) -> str:
-    where = place(row["row"], row["line"], row["file"], row["row"])
+    where = place(row["row"], row["line"], row["file"], row.get("index_in_file"))
     decision = "kept" if row["selected"] else row["decision"]
     facts = [f"{row['instance_id']} ({where})", decision]
     if row.get("rank") is not None:
@@ -121,7 +124,20 @@ def show(
         by_tokens = str(summary.get("budget")).endswith("tok")
         at, what = _chosen(run, table, which, n, by_tokens=by_tokens)
         rows = table.take(pa.array(at, pa.int64())).to_pylist()
-    return Shown(run.folder, selection, what, tuple(rows))
+    return Shown(run.folder, selection, what, tuple(_with_places_and_texts(run, rows)))
+
+
+def _with_places_and_texts(run: Run, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add where rows stand in their files; and what they say, if decisions do not have it."""
+    wanted = pa.array([row["instance_id"] for row in rows], pa.string())
+    of_pool = run.pool_table.select(["instance_id", "index_in_file"])
+    places = of_pool.filter(pc.is_in(of_pool["instance_id"], value_set=wanted)).to_pylist()
+    more = {line["instance_id"]: line for line in places}
+    if any(row.get("response") is None for row in rows) and (texts := run.stored_texts) is not None:
+        texts = texts.select(["instance_id", "prompt", "response"])
+        said = texts.filter(pc.is_in(texts["instance_id"], value_set=wanted)).to_pylist()
+        more = {line["instance_id"]: line | more[line["instance_id"]] for line in said}
+    return [row | more.get(row["instance_id"], {}) for row in rows]
 
 
 def _chosen(
@@ -155,8 +171,12 @@ def _chosen(
     at = np.concatenate([kept[len(kept) - n_kept :], nearly[: n - n_kept]])
     return (
         at,
-        f"the last {n_kept} rows that were kept, and the first {len(at) - n_kept} that were not",
+        f"the last {_rows(n_kept)} kept, and the first {_rows(len(at) - n_kept)} not kept",
     )
+
+
+def _rows(n: int) -> str:
+    return "row" if n == 1 else f"{n} rows"
 
 
 def _which_of(n_rows: int, which: str, n: int, order: str) -> str:
@@ -186,4 +206,6 @@ def _near(run: Run, table: pa.Table, near: str, n: int) -> tuple[str, list[dict[
         {**row, "similarity": similarity[row["instance_id"]]}
         for row in table.take(at.drop_null()).to_pylist()
     ]
+    if len(shown) == 1:
+        return f"{instance_id} itself", shown
     return f"the {len(shown)} rows nearest to {instance_id} in content, itself first", shown

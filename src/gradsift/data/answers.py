@@ -107,26 +107,26 @@ def is_near_empty(answer: str) -> bool:
 
 
 def traits_of(example: Example, language: str | None) -> dict[str, float | str | bool | None]:
-    """Return what the last answer of a row is like; None where something cannot be told.
+    """Return what a row's answers are like; None where something cannot be told.
 
     Args:
         example: The row.
         language: Of its answers, as `language_of` says it.
 
     Returns:
-        `repeats`, `boilerplate`, `near_empty`, `other_language`.
+        `repeats`, `boilerplate` and `other_language` of the last answer that is trained on;
+        `near_empty` of all of them together.
     """
     prompt, answer = last_exchange(example)
+    turns = [] if isinstance(example, Plain) else example.trained
+    everything = answer if not turns else "\n".join(str(turn["content"] or "") for turn in turns)
+    calls = any(turn.get("tool_calls") for turn in turns)
     return {
         "repeats": repeated_share(prompt, answer),
         "boilerplate": boilerplate(answer),
-        "near_empty": not _calls(example) and is_near_empty(answer),
+        "near_empty": not calls and is_near_empty(everything),
         "other_language": in_another_language(prompt, answer, language),
     }
-
-
-def _calls(example: Example) -> bool:
-    return not isinstance(example, Plain) and any(t.get("tool_calls") for t in example.trained)
 
 
 def words_of(text: str) -> Iterator[str]:

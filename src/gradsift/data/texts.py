@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,23 @@ def texts_of(example: Example) -> tuple[str, str]:
         return example.prompt, example.response
     last = max(at for at, train in enumerate(example.train) if train)
     return _joined(example.messages[:last]), _text_of(example.messages[last])
+
+
+# As `_joined` begins a turn.
+_ROLE = re.compile(r"(?:system|developer|user|assistant|tool): ")
+
+
+def asked_first(prompt: str) -> str:
+    """Return a prompt as one line shows it: of a conversation what the user said last comes first.
+
+    Turns are told by their roles, as `texts_of` joins them; a text that looks so is turned, too.
+    """
+    if not _ROLE.match(prompt):
+        return prompt
+    before, turn, asked = f"\n\n{prompt}".rpartition("\n\nuser: ")
+    if not turn:
+        return prompt
+    return f"{asked} (after {before.strip()})" if before.strip() else asked
 
 
 def _joined(turns: Sequence[Mapping[str, Any]]) -> str:

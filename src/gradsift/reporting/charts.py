@@ -134,7 +134,12 @@ def histogram(
         "field": "from",
         "type": "quantitative",
         "bin": "binned",
-        "axis": {"title": axis, "format": f",.{digits}~f", "tickCount": 6},
+        "axis": {
+            "title": axis,
+            "format": f",.{digits}~f",
+            "tickCount": 6,
+            "tickMinStep": 10.0**-digits,
+        },
         "scale": {"nice": False, "zero": False},
     }
     bars = {"x": x, "x2": {"field": "to"}, "tooltip": tooltip}
@@ -173,6 +178,11 @@ def _edges(low: float, high: float, digits: int) -> list[float]:
     if high <= low:
         high = low + 10.0**-digits
     return np.linspace(low, high, n_bins + 1).tolist()
+
+
+def _as_key(name: str) -> str:
+    """Return a name as Vega may look it up in an object, which has this one of its own."""
+    return f"{name} " if name == "__proto__" else name
 
 
 def scatter(points: Sequence[Mapping[str, Any]], x_axis: str, y_axis: str) -> Spec:
@@ -267,6 +277,7 @@ def kept_by_group(groups: Sequence[Mapping[str, Any]], share: float, what: str) 
     bars = [
         {
             **group,
+            "name": _as_key(group["name"]),
             "share": group["kept"] / group["pool"],
             "of": f"{group['kept']:,} of {group['pool']:,}",
         }
@@ -300,7 +311,7 @@ def kept_by_group(groups: Sequence[Mapping[str, Any]], share: float, what: str) 
 
 def counted(kinds: Sequence[tuple[str, int]], colour: object) -> Spec:
     """Draw how many rows there are of each kind, in the order given."""
-    bars = [{"name": name, "n": n, "text": f"{n:,}"} for name, n in kinds]
+    bars = [{"name": _as_key(name), "n": n, "text": f"{n:,}"} for name, n in kinds]
     x = {
         "field": "n",
         "type": "quantitative",
@@ -343,7 +354,7 @@ def _named_bars(
 def heatmap(names: Sequence[str], overlap_KK: np.ndarray) -> Spec:
     """Draw how many rows each two selections share: of those in either, 0 to 1."""
     cells = [
-        {"a": a, "b": b, "share": float(overlap_KK[i, j])}
+        {"a": _as_key(a), "b": _as_key(b), "share": float(overlap_KK[i, j])}
         for i, a in enumerate(names)
         for j, b in enumerate(names)
     ]

@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from gradsift.data.texts import asked_first
 from gradsift.reporting.charts import COLOURS, Chart
 from gradsift.reporting.rows import Rows
 from gradsift.reporting.sampling import shown_length, stratified
 from gradsift.reporting.story import Story
+from gradsift.reporting.wording import n_rows
 from gradsift.version import __version__
 
 SCRIPTS = (
@@ -42,6 +44,8 @@ MOST_TEXTS = 5_000
 # Characters of all texts together; longer ones are cut.
 MOST_CHARACTERS = 12_000_000
 _TEXTS = ("prompt", "response")
+# By which a page is known, among its first bytes.
+MARK = '<meta name="generator" content="gradsift">'
 _DECISIONS = ("selected", "rejected", "dropped")
 # Such as a browser might take for the end of a script, or an old one for the end of a line.
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -64,12 +68,17 @@ def page_of(title: str, rows: Rows, story: Story, id_column: str) -> str:
         "charts": {chart.key: list(chart.specs) for chart in (*story.charts, *story.comparison)},
         "colours": list(COLOURS),
         "examples": {
-            name: [at[one] for one in of.rows if one in at]
+            name: [
+                {"at": at[one], "asked": asked_first(rows.table["prompt"][one].as_py() or "")[:500]}
+                for one in of.rows
+                if one in at
+            ]
             for name, of in (("kept", story.kept), ("rejected", story.rejected))
         },
         "id_column": id_column,
     }
     return Template(_asset("page.html")).substitute(
+        mark=MARK,
         policy=policy,
         title=escape(f"{title}: {rows.name}"),
         run=escape(title),
@@ -93,7 +102,7 @@ def page_of(title: str, rows: Rows, story: Story, id_column: str) -> str:
         compared=_compared(story),
         compared_link=' <a href="#compared">Comparison</a>' * bool(story.verdicts),
         held=escape(held_note(rows, listed_R)),
-        n_rows=f"{len(rows):,}",
+        rows_title="All " * (len(rows) > 1) + n_rows(len(rows)),
         version=escape(__version__),
         licences=escape(_asset("LICENCES.txt")),
     )
@@ -155,6 +164,8 @@ def columns_of(rows: Rows, listed_R: np.ndarray, group_names: Mapping[int, str])
         "loss": numbers(rows.numbers("loss"), 3),
         "tokens": texts("n_response_tokens"),
         "similarity": numbers(rows.numbers("nearest_similarity"), 2),
+        # Those that a list may name: what the gate alone dropped may be kept all the same.
+        "usable": [int(one) for one in np.isfinite(rows.numbers("density_pct")[listed_R]).tolist()],
         "border": [int(one) for one in rows.borderline_N[listed_R].tolist()],
         "nearest": [None if one is None else at.get(one, one) for one in nearest],
         "source": _coded(texts("source")),

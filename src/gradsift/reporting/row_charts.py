@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from gradsift.config import SelectionConfig
+from gradsift.data.language import NO_LANGUAGE, TOO_SHORT
 from gradsift.reporting import charts
 from gradsift.reporting.charts import Chart
 from gradsift.reporting.content_map import plane_of
 from gradsift.reporting.rows import Rows
 from gradsift.reporting.sampling import stratified
 from gradsift.reporting.why import kinds_of
-from gradsift.reporting.wording import percent
+from gradsift.reporting.wording import n_rows, percent
 from gradsift.run_folder import Run
 from gradsift.selection.scores import rank_correlation
 from gradsift.selection.strategies.catalogue import uses_score
@@ -195,11 +196,17 @@ def _groups(rows: Rows, group_names: Mapping[int, str]) -> Chart | None:
 
 
 def _named(rows: Rows, column: str) -> Chart | None:
-    labels = rows.texts(column)
-    if len({one for one in labels if one is not None}) < 2:
+    labels, note = rows.texts(column), ""
+    if column == "language":
+        n = sum(one in (TOO_SHORT, NO_LANGUAGE) for one in labels)
+        labels = [None if one in (TOO_SHORT, NO_LANGUAGE) else one for one in labels]
+        note = f"Of {n_rows(n)} it cannot be told: too short, or no words." if n else ""
+    n_named = sum(one is not None for one in labels)
+    # Nor of names that most rows have for themselves.
+    if not 2 <= len({one for one in labels if one is not None}) <= max(2, n_named // 2):
         return None
     plural = {"source": "Sources", "language": "Languages"}[column]
-    return _by_group(rows, labels, f"{column}s", column, plural, "")
+    return _by_group(rows, labels, f"{column}s", column, plural, note)
 
 
 def _by_group(

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from gradsift.config import SelectionConfig
+from gradsift.decided import SUMMARY
 from gradsift.reporting.charts import Chart
 from gradsift.reporting.groups import names_of_groups
 from gradsift.reporting.row_charts import row_charts
@@ -102,7 +103,7 @@ def settings_of(summary: Mapping[str, Any]) -> SelectionConfig:
     """
     settings = migrated(dict(summary.get("settings") or {}))
     known = {k: v for k, v in settings.items() if k in SelectionConfig.model_fields}
-    return validated(SelectionConfig, known)
+    return validated(SelectionConfig, known, SUMMARY)
 
 
 def _decision(rows: Rows) -> str:
@@ -143,7 +144,7 @@ def _figures(run: Run, rows: Rows) -> list[Figure]:
             figures.append(Figure(name, kept, pool))
     for name, kind, key in (
         ("among the hardest tenth", "audit", "high_loss_share"),
-        ("answer's words that stand in the prompt", "answers", "repeats"),
+        ("last answer's words that stand in its prompt", "answers", "repeats"),
         ("repeats of other rows", "audit", "duplicate_share"),
     ):
         found = (rows.summary.get(kind) or {}).get(key) or {}
@@ -163,6 +164,8 @@ def _examples(rows: Rows) -> tuple[Examples, Examples]:
     title = "Not kept: nearest to the cut, in the middle, farthest"
     if rows.worth_N is None:
         title = "Not kept: three of them"
+    if len(rows.others_in_order) == 0:
+        title = "Not kept: no row that could have been"
     return (
         Examples(
             "Kept: the first, the middle and the last taken", _ends_and_middle(rows.kept_in_order)

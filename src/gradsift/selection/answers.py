@@ -66,9 +66,9 @@ class Answers:
         repeats: Mean share of an answer's words that stand in its prompt, (pool, subset); None
             where no row has a prompt and an answer.
         repeats_deviations: How far the subset's is above the pool's, beside what chance does.
-        boilerplate: Refusals and the like.
-        near_empty: Answers that say next to nothing.
-        other_language: Answers in another language than their prompt.
+        boilerplate: Whose last answer is a refusal or the like.
+        near_empty: Whose answers together say next to nothing.
+        other_language: Whose last answer is in another language than its prompt.
     """
 
     repeats: tuple[float, float] | None
@@ -89,12 +89,12 @@ class Answers:
     def pairs(self) -> list[tuple[str, tuple[float, float]]]:
         """Return what a table shows: label, and shares of pool and of subset."""
         shown = [
-            ("answers that refuse or cannot say", self.boilerplate.shares),
+            ("last answers that refuse or cannot say", self.boilerplate.shares),
             ("answers of fewer than 15 letters", self.near_empty.shares),
-            ("answers in another language than the prompt", self.other_language.shares),
+            ("last answers in another language than asked", self.other_language.shares),
         ]
         if self.repeats is not None:
-            shown.insert(0, ("an answer's words that stand in its prompt", self.repeats))
+            shown.insert(0, ("the last answer's words that are in its prompt", self.repeats))
         return shown
 
     def warnings(self) -> list[str]:
@@ -104,17 +104,23 @@ class Answers:
             pool, subset = self.repeats
             if subset - pool >= _REPEATS_MORE:
                 lines.append(
-                    f"answers repeat the question: {100 * subset:.0f} % of their words stand in "
-                    f"the prompt, {100 * pool:.0f} % in the pool; look at some of them"
+                    f"last answers repeat the question: {100 * subset:.0f} % of their words stand "
+                    f"in the prompt, {100 * pool:.0f} % in the pool; look at some of them"
                 )
         for share, what in (
             (
                 self.boilerplate,
-                'answers refuse or say that they cannot tell ("as an AI", "the text does not"; '
-                "a short list of phrases)",
+                "rows refuse in their last answer, or say that they cannot tell "
+                '("as an AI", "the text does not"; a short list of phrases)',
             ),
-            (self.near_empty, "answers say next to nothing (fewer than 15 letters or digits)"),
-            (self.other_language, "answers are in another language than their prompt"),
+            (
+                self.near_empty,
+                "rows say next to nothing in all their answers (fewer than 15 letters or digits)",
+            ),
+            (
+                self.other_language,
+                "rows have their last answer in another language than its prompt",
+            ),
         ):
             if share.has_grown:
                 pool, subset = share.shares

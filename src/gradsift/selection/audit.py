@@ -100,8 +100,8 @@ class Audit:
         languages: None where the pool does not say.
         length_correlation: Rank correlation of the gradient score with response tokens.
         selected_length_correlation: The same of being selected.
-        score_of_those_open: Mean gradient score of the rows that may be taken; None where all of
-            them are, so that there was nothing to choose.
+        score_of_choice: Mean gradient score of the rows that there was a choice of, and of those
+            of them that were taken; None where that was none or all of them.
     """
 
     n_rows: tuple[int, int]
@@ -117,7 +117,7 @@ class Audit:
     languages: Mix | None
     length_correlation: float | None
     selected_length_correlation: float | None
-    score_of_those_open: float | None
+    score_of_choice: tuple[float, float] | None
 
 
 def audit_of(
@@ -129,7 +129,7 @@ def audit_of(
     similarity_threshold: float,
     open_N: np.ndarray | None = None,
 ) -> Audit:
-    """Compare a subset of at least one row with its pool; `open_N`: rows that may be taken."""
+    """Compare a subset of at least one row with its pool; `open_N`: rows to choose from."""
     selected_N = np.zeros(len(pool), dtype=bool)
     selected_N[selected_S] = True
     everything = np.arange(len(pool))
@@ -159,8 +159,10 @@ def audit_of(
         selected_length_correlation=rank_correlation(
             selected_N.astype(float), pool.n_response_tokens
         ),
-        score_of_those_open=(
-            float(score_N[open_N].mean()) if (open_N & ~selected_N).any() else None
+        score_of_choice=(
+            (float(score_N[open_N].mean()), float(score_N[open_N & selected_N].mean()))
+            if (open_N & ~selected_N).any() and (open_N & selected_N).any()
+            else None
         ),
     )
 
@@ -199,11 +201,13 @@ def audit_warnings(
             f"the density cut calls {100 * cut_share:.0f} % of the pool untypical: more than "
             f"{100 * CUT_WARNING:.0f} % is rarely noise; compare with another `score`"
         )
-    by_chance, (_, subset) = audit.score_of_those_open, audit.gradient_score
-    if uses_score and by_chance is not None and subset < by_chance:
+    by_chance, chosen = audit.score_of_choice or (0.0, 0.0)
+    # As they are shown.
+    if uses_score and round(chosen, 2) < round(by_chance, 2):
         lines.append(
-            f"the subset's mean gradient score is {subset:.2f}, below {by_chance:.2f} of a random "
-            "subset: diversity outweighs it; raise `alpha` or lower `beta`"
+            f"the mean gradient score of the rows that were chosen is {chosen:.2f}, below "
+            f"{by_chance:.2f} of a random subset: diversity outweighs it; raise `alpha` or lower "
+            "`beta`"
         )
     pool, subset = audit.high_loss_share
     if subset > HIGH_LOSS_WARNING * pool and _is_rare(audit.high_loss_share, audit.n_rows):

@@ -184,6 +184,12 @@ class Constraints:
             may_N &= ~np.isin(self.group_N, closed)
         return may_N
 
+    def may_be_chosen(self) -> np.ndarray:
+        """Say of every row whether it may be taken, and is not on the list of rows to keep."""
+        may_N = self.may_be_taken()
+        may_N[list(self.keep)] = False
+        return may_N
+
     def require_capacity(self) -> None:
         """Refuse conditions that leave no row, or fewer than the budget asks for.
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gradsift.selection.reasons import NOT_BY_WORTH
 from gradsift.selection.strategies.catalogue import STRATEGIES
 
 
@@ -23,16 +24,19 @@ def counterfactual(
     strategy: str,
     by_tokens: bool,
     gain_per_score: float,
+    has_quota: bool = False,
 ) -> str | None:
     """Say what would have to change for the other decision on a row that was not dropped.
 
     `decision` is its line of `decisions`, which are as from `decision_table`; `gain_per_score` is
     what a gradient score of 1 adds to the objective. None where nothing can be said from these
-    numbers.
+    numbers: where a list decided, or a quota that makes rows of a source stand against each other.
     """
+    if decision["reason"].startswith(NOT_BY_WORTH):
+        return None
     if by_tokens or not STRATEGIES[strategy].uses_coefficients:
         return _by_measure(decision, decisions)
-    if gain_per_score == 0 or decision["marginal_gain"] is None:
+    if has_quota or gain_per_score == 0 or decision["marginal_gain"] is None:
         return None
     if decision["selected"]:
         return _to_be_rejected(decision, decisions, gain_per_score)
@@ -58,6 +62,9 @@ def _to_be_rejected(
     decision: Mapping[str, Any], decisions: pa.Table, gain_per_score: float
 ) -> str | None:
     rejected = decisions.filter(pc.equal(decisions["decision"], "rejected"))
+    # What is on the user's list is no rival.
+    by_list = [one.startswith(NOT_BY_WORTH) for one in rejected["reason"].to_pylist()]
+    rejected = rejected.filter(pc.invert(pa.array(by_list, pa.bool_())))
     if rejected.num_rows == 0:
         return None
     best_rejected = pc.max(rejected["marginal_gain"]).as_py()

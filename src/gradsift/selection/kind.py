@@ -93,6 +93,6 @@ def _repeats(answers: Answers | None) -> list[str]:
         return []
     word = "nearer to" if subset > pool else "farther from"
     return [
-        f"{word} the prompt's words ({100 * subset:.0f} % of an answer stands in it, against "
+        f"{word} the prompt's words ({100 * subset:.0f} % of a last answer stands in it, against "
         f"{100 * pool:.0f} %)"
     ]

@@ -32,6 +32,22 @@ from gradsift.selection.joined_scores import words_of
 from gradsift.selection.scores import ScoredRow
 from gradsift.selection.strategies.base import Choice
 
+# Of rows on which a list of the user's or a quota decided, whatever they are worth.
+_KEEP_LIST = "kept: on the list of rows to keep"
+_DROP_LIST = "not kept: on the list of rows to drop"
+_LIST_SPENDS = "not kept: the list of rows to keep spends the budget"
+_QUOTA = "not kept: the quota of source "
+NOT_BY_WORTH = (_KEEP_LIST, _DROP_LIST, _LIST_SPENDS, _QUOTA)
+
+
+# What a score does not like of a gradient.
+_AGAINST = {
+    "density": "less typical",
+    "high-norm": "small",
+    "high-norm-in-density": "small",
+    "low-norm": "large",
+}
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -87,18 +103,18 @@ class _Lists:
 
     def reason(self, row: int, *, kept: bool) -> str | None:
         if row in self.keep:
-            return "kept: on the list of rows to keep"
+            return _KEEP_LIST
         if row in self.excluded:
-            return "not kept: on the list of rows to drop"
+            return _DROP_LIST
         if not kept and len(self.order_S) == len(self.keep):
-            return "not kept: the list of rows to keep spends the budget"
+            return _LIST_SPENDS
         if kept or self.group_N is None or int(self.group_N[row]) not in self.full:
             return None
         if self.worth_N is not None and self.worth_N[row] < self.worth_N[self.order_S[-1]]:
             return None
         assert self.source is not None
         cap = self.full[int(self.group_N[row])]
-        return f"not kept: the quota of source {self.source[row]!r} ({cap} rows) was spent"
+        return f"{_QUOTA}{self.source[row]!r} ({cap} rows) was spent"
 
 
 def _full_groups(choice: Choice, constraints: Constraints) -> dict[int, int]:
@@ -191,7 +207,14 @@ class _Gained:
         if self.gains.diversity_N.any() or self.gains.penalty_N.any() or not clauses:
             clauses.append((self.gains.diversity_N[row], self._content(row)))
         clauses.sort(key=lambda clause: -clause[0])
-        return f"{head}: " + ", ".join(text for _, text in clauses)
+        texts = [text for _, text in clauses]
+        against = _AGAINST.get(self.config.score)
+        if len(texts) > 1 and against is not None:
+            # What speaks against the row stands last, and says so.
+            word = f"although its gradient is {against}"
+            texts = [text.replace(f"{against} gradient", word) for text in texts]
+            texts.sort(key=lambda text: text.startswith(word))
+        return f"{head}: " + ", ".join(texts)
 
     def rejected(self, row: int) -> str:
         gain, cut = self.marginal_N[row], self.marginal_N[self.last]

@@ -136,7 +136,7 @@ def select_rows(
             context.cluster_N,
             neighbours,
             threshold,
-            task.constraints.may_be_taken(),
+            task.constraints.may_be_chosen(),
         ),
         signal=signal,
         cut_share=cut_share,

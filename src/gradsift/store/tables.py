@@ -63,7 +63,7 @@ POOL_SCHEMA = pa.schema(
 
 
 # Changes whenever the same rows would get other texts or traits.
-_TEXTS_MADE_BY = "1"
+_TEXTS_MADE_BY = "2"
 # What is told of each answer.
 TRAITS = {
     "repeats": pa.float64(),
@@ -170,12 +170,12 @@ def read_texts(folder: Path, digest: str) -> pa.Table | None:
     if not path.exists():
         return None
     try:
-        table = read_parquet(path)
+        table = read_parquet(path, must_be_sealed=True)
         if (table.schema.metadata or {}).get(_MADE_FROM) != _texts_made_from(digest):
             return None
         require_columns(path, table, TEXTS_SCHEMA)
     except DamagedError as error:
-        logger.warning(f"{error.found} It is made again.")
+        logger.warning(f"{error.found} gradsift select makes it again from the rows.")
         return None
     return table
 

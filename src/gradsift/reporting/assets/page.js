@@ -26,6 +26,7 @@
     score: columns.score[at],
     loss: columns.loss[at],
     tokens: columns.tokens[at],
+    usable: columns.usable[at],
     border: columns.border[at],
     source: name_of(columns.source, at),
     language: name_of(columns.language, at),
@@ -216,33 +217,44 @@
     const plain = id !== "" && id === id.trim() && !id.startsWith("{") && !/[\n\r]/.test(id);
     return plain ? id : JSON.stringify({ [data.id_column]: id });
   };
-  const save = (name) => {
-    const ids = table.getData("active").map((row) => line_of(row.id));
+  const save = (name, listed) => {
+    const ids = listed.map((row) => line_of(row.id));
     const link = element("a");
     link.href = URL.createObjectURL(new Blob([ids.join("\n"), "\n"], { type: "text/plain" }));
     link.download = name;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   };
-  found("#save-keep").addEventListener("click", () => save("keep.txt"));
-  found("#save-drop").addEventListener("click", () => save("drop.txt"));
+  // What cannot be selected is refused on a list of rows to keep.
+  found("#save-keep").addEventListener("click", () => {
+    const active = table.getData("active");
+    const listed = active.filter((row) => row.usable);
+    const left = active.length - listed.length;
+    if (listed.length) save("keep.txt", listed);
+    if (left) found("#count").textContent = `${listed.length.toLocaleString("en")} ids saved; ${left.toLocaleString("en")} left out, as these rows cannot be selected`;
+  });
+  found("#save-drop").addEventListener("click", () => save("drop.txt", table.getData("active")));
 
   // Reading one row beside the kept row nearest to it.
   const reader = found("#reader");
   let opened = null;
   const fill = (article, title, at) => {
-    article.replaceChildren(element("h3", title));
+    const head = element("h3");
+    head.append(...title);
+    article.replaceChildren(head);
     if (at === null) return;
     for (const [name, what] of [["Prompt", rows[at].prompt], ["Answer", rows[at].answer]]) {
       article.append(element("h4", name));
-      article.append(element("div", what ?? "This page does not hold the text of this row: gradsift explain RUN ID prints it.", what === null ? "text none" : "text"));
+      // The reason is left out where the texts are.
+      const missing = rows[at].reason === null ? "This page does not hold the text of this row: gradsift explain RUN ID prints it." : "not known";
+      article.append(element("div", what ?? missing, what === null ? "text none" : "text"));
     }
   };
   const open_row = (at) => {
     const row = rows[at];
     opened = at;
     found("#reader-id").replaceChildren(
-      element("span", SAID[row.decision], `state ${STATES[row.decision]}`), ` · ${row.id}`,
+      element("span", SAID[row.decision], `state ${STATES[row.decision]}`), " · ", element("bdi", row.id),
     );
     found("#reader-reason").textContent = row.reason ?? "";
     const facts = [
@@ -256,12 +268,12 @@
         return fact;
       }),
     );
-    fill(found("#reader-row"), "This row", at);
+    fill(found("#reader-row"), ["This row"], at);
     const near = columns.nearest[at];
     const cosine = columns.similarity[at];
     const alike = cosine === null ? "" : `, similarity ${cosine.toFixed(2)}`;
-    const title = near === null ? "No kept row is near it"
-      : `The kept row nearest to it: ${typeof near === "number" ? rows[near].id : near}${alike}`;
+    const title = near === null ? ["No kept row is near it"]
+      : ["The kept row nearest to it: ", element("bdi", typeof near === "number" ? rows[near].id : near), alike];
     fill(found("#reader-near"), title, typeof near === "number" ? near : null);
     if (!reader.open) reader.showModal();
     reader.scrollTop = 0;
@@ -303,11 +315,12 @@
   // A few rows, before any are looked for.
   const examples = (list, chosen) => {
     list.replaceChildren(
-      ...chosen.map((row) => {
+      ...chosen.map(({ at, asked }) => {
+        const row = rows[at];
         const button = element("button");
         button.type = "button";
         button.append(
-          element("span", row.prompt ?? row.id, "prompt"),
+          element("span", asked || row.id, "prompt"),
           element("span", row.answer ?? "", "answer"),
           element("span", row.reason ?? "", "why"),
         );
@@ -318,8 +331,8 @@
       }),
     );
   };
-  examples(found("#examples-kept"), data.examples.kept.map((at) => rows[at]));
-  examples(found("#examples-rejected"), data.examples.rejected.map((at) => rows[at]));
+  examples(found("#examples-kept"), data.examples.kept);
+  examples(found("#examples-rejected"), data.examples.rejected);
 
   table.on("tableBuilt", () => {
     press();
