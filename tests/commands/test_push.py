@@ -154,7 +154,7 @@ def test_what_is_not_pushed(hub, fresh_run, capsys, monkeypatch, tmp_path):
 def test_what_of_a_card_and_of_decisions_is_left_out():
     text = "keep (/home/anna/ids.txt) names r1; see ~/x/y, ../z/a and C:\\Users\\me\\f; 3/4 and/or"
     assert without_paths(text) == "keep (…) names r1; see …, … and …; 3/4 and/or"
-    table = pa.table(
-        {"source": ["b.jsonl", "book"], "file": ["b.jsonl", "b.jsonl"], "response": ["x", "y"]}
-    )
-    assert published(table).to_pydict() == {"source": [None, "book"]}
+    # A row that says nothing is called after its file, less its suffix and number of a shard.
+    file = "train-00000-of-00002.jsonl"
+    table = pa.table({"source": ["train", "book"], "file": [file, file], "response": ["x", "y"]})
+    assert published(table, {file: "train"}).to_pydict() == {"source": [None, "book"]}

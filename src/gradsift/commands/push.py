@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +116,7 @@ def push(
         raise GradsiftError(
             f"{folder}: {len(rows)} rows, but {decisions.num_rows} are selected. {AGAIN}"
         )
-    decisions = published(decisions)
+    decisions = published(decisions, run.rows.source.source_names())
     try:
         card = card_of(summary, run.store.manifest, run.rows.source, decisions.num_columns)
     except (TypeError, ValueError, LookupError, AttributeError) as error:
@@ -136,11 +136,12 @@ def push(
     return PushResult(repo, url, len(rows), is_private)
 
 
-def published(decisions: pa.Table) -> pa.Table:
+def published(decisions: pa.Table, named: Mapping[str | None, str]) -> pa.Table:
     """Return what is uploaded of decisions: no texts, and no names of files.
 
     Args:
         decisions: On the selected rows.
+        named: What the rows of a file are said to come from, where they do not say it.
 
     Returns:
         The same rows.
@@ -148,8 +149,9 @@ def published(decisions: pa.Table) -> pa.Table:
     names = decisions.column_names
     if {"source", "file"} <= {*names}:
         # A row that does not say where it comes from is called after its file.
-        is_file = pc.fill_null(pc.equal(decisions["source"], decisions["file"]), False)
-        source = pc.if_else(is_file, pa.scalar(None, pa.string()), decisions["source"])
+        pairs = zip(decisions["source"].to_pylist(), decisions["file"].to_pylist(), strict=True)
+        own = [None if source == named.get(file) else source for source, file in pairs]
+        source = pa.array(own, pa.string())
         decisions = decisions.set_column(names.index("source"), "source", source)
     return decisions.drop_columns([name for name in NOT_SHOWN if name in names])
 

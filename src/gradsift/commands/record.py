@@ -139,6 +139,7 @@ class RecordCallback(TrainerCallback):
             )
         self.recording = record(trainer, **self._how).__enter__()
         self._trainer = trainer
+        self.recording.listen_only_when_told()
         for name in GUARDED:
             setattr(trainer, name, self._guarded(getattr(trainer, name)))
 
@@ -186,7 +187,8 @@ class RecordCallback(TrainerCallback):
     def _guarded(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(*arguments: Any, **named: Any) -> Any:
             try:
-                return method(*arguments, **named)
+                with self.recording.listening():
+                    return method(*arguments, **named)
             except BaseException:
                 self._let_go()
                 raise

@@ -123,7 +123,12 @@ class LoopRecordWriter:
             self._n_tokens[instance_id] = n_tokens
             self._unwritten += rows
         if not any(self._store.gather(bool(self._n_tokens))):
-            raise GradsiftError("nothing was recorded: no backward pass of this model was seen.")
+            raise GradsiftError(
+                f"nothing was recorded: none of the {self.n_unknown} rows that were trained on is "
+                "one of the pool, or fits only one of its rows."
+                if self.n_unknown
+                else "nothing was recorded: no backward pass of this model was seen."
+            )
         more: dict[str, object] = {}
         if self._pool is not None:
             gathered = self._store.gather(self._n_tokens)

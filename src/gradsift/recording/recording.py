@@ -82,6 +82,7 @@ class Recording:
         self._recorder: Recorder | None = None
         self._handles: list[Any] = []
         self._is_paused = False
+        self._is_listening = True
         self._n_updates = 0
         self._batches = LoopBatches()
         self._open_batch: LoopBatch | None = None
@@ -167,7 +168,7 @@ class Recording:
         kwargs = dict(kwargs)
         column = None if self._writer.names is None else self._writer.names.column
         ids = kwargs.pop(column, None) if column else None
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and self._is_listening:
             self._begin_batch(args, kwargs, ids)
         return args, kwargs
 
@@ -267,6 +268,19 @@ class Recording:
             yield
         finally:
             self._is_paused = False
+
+    def listen_only_when_told(self) -> None:
+        """Let all calls of the model through, less their ids, but those within `listening`."""
+        self._is_listening = False
+
+    @contextmanager
+    def listening(self) -> Generator[None, None, None]:
+        """Record calls of the model: a trainer's own, not those of other callbacks."""
+        self._is_listening = True
+        try:
+            yield
+        finally:
+            self._is_listening = False
 
     def compare_with_plain_loss(self) -> None:
         """Refuse a loss of the loop's own that is more than that of the response tokens.
