@@ -205,7 +205,7 @@ def test_what_other_callbacks_do_with_the_model_is_not_recorded(tmp_path):
     for ids in (None, "row"):
         arguments = TrainingArguments(
             str(tmp_path / "out"), report_to="none", use_cpu=True, num_train_epochs=1,
-            remove_unused_columns=False, eval_strategy="steps", eval_steps=1,
+            remove_unused_columns=False, logging_steps=1, eval_strategy="steps", eval_steps=1,
         )  # fmt: skip
         callback = gs.RecordCallback(out=tmp_path / f"run {ids}", ids=ids)
         mine = [{k: v for k, v in row.items() if ids or k != "row"} for row in rows]
@@ -216,6 +216,7 @@ def test_what_other_callbacks_do_with_the_model_is_not_recorded(tmp_path):
         trainer.train()
         assert len(callback.recording.store.instance_ids) == N
         assert callback.recording.n_repeated == 0
+        assert [step for step, _ in callback.recording.store.about("loss_curve")] == [1, 2]
 
 
 def test_rows_that_differ_only_behind_the_cut_are_told(tmp_path):
@@ -233,7 +234,7 @@ def test_rows_that_differ_only_behind_the_cut_are_told(tmp_path):
     assert len(callback.recording.store.instance_ids) == N
 
 
-def test_what_cannot_be_recorded_is_refused_with_the_fix(tmp_path):
+def test_what_cannot_be_recorded_is_refused_with_the_fix(tmp_path, fresh_run):
     pool = gs.load_pool(ROWS)
 
     def callback(name="run", **options):
@@ -248,8 +249,18 @@ def test_what_cannot_be_recorded_is_refused_with_the_fix(tmp_path):
         assert not any(m._forward_pre_hooks for m in trainer.model.modules())
         return trainer
 
-    with pytest.raises(gs.GradsiftError, match="sketch_size"):
-        callback(sketch_size="many")
+    for wrong, message in (
+        ({"sketch_size": "many"}, "sketch_size"),
+        ({"pool": "data.jsonl"}, "`pool` is 'data.jsonl', expected what gs.load_pool returns"),
+        ({"pool": dataset()}, "`pool` is Dataset.*expected what gs.load_pool returns"),
+        ({"out": None}, "`out` is None, expected the path"),
+    ):
+        with pytest.raises(gs.GradsiftError, match=message):
+            gs.RecordCallback(**{"out": tmp_path / "run", "pool": pool} | wrong)
+    (tmp_path / "a file").touch()
+    own_end = "Give an `out` that can be written to.$"
+    refused(f"a file.*cannot be written.*{own_end}", [callback("a file/run")])
+    refused("holds a capture; give another `out`", [gs.RecordCallback(out=fresh_run, pool=pool)])
 
     class Late(TrainerCallback):
         def on_epoch_begin(self, args, state, control, **kwargs):
@@ -274,6 +285,8 @@ def test_what_cannot_be_recorded_is_refused_with_the_fix(tmp_path):
     with pytest.raises(TypeError):
         trainer.train()
     assert not any(m._forward_pre_hooks for m in trainer.model.modules())
+    with pytest.raises(gs.GradsiftError, match=r"gradsift cannot resume a training of your own"):
+        gs.read_store(tmp_path / "i")
     trainer = trls_trainer(tmp_path, callbacks=[callback("i")], bf16=False, save_steps=1)
     trainer.train()
     with pytest.raises(gs.GradsiftError, match=r"another `out` folder"):

@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from yaml import YAMLError
 
-from gradsift.commands.dataset_card import DECIDED, NOT_SHOWN, ROWS, TAG, card_of
+from gradsift.commands.dataset_card import (
+    DECIDED,
+    NOT_SHOWN,
+    ROWS,
+    TAG,
+    card_in_place_of,
+    card_of,
+)
 from gradsift.commands.select import SelectResult
 from gradsift.commands.selected_rows import dataset_of
 from gradsift.config import RowsConfig
@@ -102,6 +110,8 @@ def push(
             the hub refuses it.
     """
     (where,) = split_settings(settings, RowsConfig)
+    if not isinstance(repo, str) or not repo:
+        raise GradsiftError(f"`repo` is {short(repr(repo), 60)}, expected 'name' or 'owner/name'.")
     api = _api(token)
     if isinstance(run, SelectResult) and name is None:
         name = run.folder.name
@@ -153,7 +163,9 @@ def published(decisions: pa.Table, named: Mapping[str | None, str]) -> pa.Table:
         own = [None if source == named.get(file) else source for source, file in pairs]
         source = pa.array(own, pa.string())
         decisions = decisions.set_column(names.index("source"), "source", source)
-    return decisions.drop_columns([name for name in NOT_SHOWN if name in names])
+    # Their metadata has a digest of the rows that were rejected, too.
+    shown = decisions.drop_columns([name for name in NOT_SHOWN if name in names])
+    return shown.replace_schema_metadata(None)
 
 
 @contextmanager
@@ -244,6 +256,8 @@ def _uploaded(
         made = api.create_repo(repo, private=private, exist_ok=True, **kind)
         found = api.repo_info(made.repo_id, **kind)
         _require_fit(made.repo_id, found, private)
+        if CARD in {one.rfilename for one in found.siblings or ()}:
+            _keep_what_others_wrote(api, made.repo_id, folder / CARD)
         api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=message, **kind)
     except GradsiftError:
         raise
@@ -252,12 +266,33 @@ def _uploaded(
     return made.repo_id, str(made), bool(found.private)
 
 
+def _keep_what_others_wrote(api: HfApi, repo: str, card: Path) -> None:
+    """Write into a card what was written on the one that is on the hub; refuse one it hides in."""
+    with tempfile.TemporaryDirectory() as there:
+        path = api.hf_hub_download(repo, CARD, repo_type="dataset", local_dir=there)
+        old = Path(path).read_bytes().decode("utf-8", errors="replace")
+    try:
+        text = card_in_place_of(old, card.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, LookupError, AttributeError, YAMLError) as error:
+        raise GradsiftError(
+            f"the hub: {repo}: its card ({CARD}) is not as it was pushed ({first_line(error)}), "
+            "and would be overwritten. Put gradsift's text back there, and yours below it, or "
+            "remove the card there, or give another name."
+        ) from error
+    card.write_text(text, encoding="utf-8")
+
+
 def _require_fit(repo: str, found: Any, private: bool) -> None:
     """Refuse a repository that others see though they should not, or that holds something else."""
     if private and not found.private:
         raise GradsiftError(
             f"the hub: {repo} is there already, and public: give another name, make it private "
             "there, or say that it may be public (`private=False`, --public)."
+        )
+    if found.private and not private:
+        raise GradsiftError(
+            f"the hub: {repo} is there already, and private: make it public there, or push without "
+            "`private=False` (--public)."
         )
     files = {one.rfilename for one in found.siblings or ()} - {".gitattributes"}
     if files and TAG not in (found.tags or ()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ from gradsift.recording.loops import (
 from gradsift.recording.plain_loss import RepeatableForward, require_plain_loss
 from gradsift.recording.pool_rows import names_by_text
 from gradsift.store.reader import GradientStore, read_store
+from gradsift.training.finetune import loss_curve
 from gradsift.training.isolation import require_isolation
 from gradsift.training.layers import track
 from gradsift.training.self_check import LOOP_METHODS, methods_of
@@ -151,7 +153,7 @@ class Recording:
                 if self._recorder is not None:
                     self._recorder.__exit__(kind, error, trace)
             if kind is None:
-                self._writer.complete(self._count_updates())
+                self._writer.complete(self._count_updates(), self._loss_curve())
             elif self._to_compare is None:
                 self._writer.save_what_is_left(self._count_updates())
         finally:
@@ -245,6 +247,12 @@ class Recording:
         if self._engine is not None:
             return self._engine.global_steps - self._engine.skipped_steps
         return self._n_updates
+
+    def _loss_curve(self) -> list[tuple[int, float]] | None:
+        if self._trainer is None:
+            return None
+        # Of a training that diverged some are no numbers, and JSON has none of these.
+        return [(step, loss) for step, loss in loss_curve(self._trainer) if math.isfinite(loss)]
 
     def _look_around(self) -> None:
         """See who calls the model, and whether its weights are sharded by now."""
