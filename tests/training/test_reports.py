@@ -58,6 +58,9 @@ def test_tensorboard_gets_the_preliminary_epoch_and_every_arm(world, tmp_path, l
         assert said in trained.text().splitlines()
         # Told of the same training by nobody: it is the one that is there already.
         assert gs.train(run, **more).folder == trained.folder
+        assert not log[-2].startswith("nothing is reported")
+        gs.train(run, sft={"report_to": "tensorboard"}, **more)
+        assert log[-2] == "nothing is reported to tensorboard: this arm is not trained again"
     assert by_arm["random"] != by_arm["grads"]
     assert not (run / "arms").is_symlink()
     # An environment's folder has a folder for each, too.
