@@ -37,7 +37,7 @@ test: setup lint docs
 	$(BIN)/pytest
 
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 notebooks: setup
 	$(BIN)/python tests/test_notebooks.py

@@ -18,6 +18,12 @@ IN_NOTEBOOK = re.compile(r'(?<= href=")(?!https?:)([^"#]+\.(?:md|ipynb))')
 LINK = re.compile(r'(\]\(|<img[^>]* src=")(?!https?:|#|mailto:)([^)"#\s]+)')
 
 
+def on_startup(command: str, dirty: bool) -> None:
+    """Let a build say nothing but warnings. (--quiet would hide them from --strict, too.)"""
+    if command == "build":
+        logging.getLogger("mkdocs").setLevel(logging.WARNING)
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that lie at the root, where people and registries look for them."""
     for name, page in PAGES.items():

@@ -21,6 +21,9 @@ class Hub:
         self.requests.append(f"{method} {path}")
         if headers.get("authorization") != f"Bearer {TOKEN}":
             return 401, {"error": "Invalid credentials"}
+        if file := re.fullmatch(r"/datasets/([\w.-]+/[\w.-]+)/resolve/\w+/(.+)", path):
+            content = self.repos[file[1]]["files"].get(file[2])
+            return (404, {}) if content is None else (200, content)
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
@@ -52,12 +55,12 @@ class Hub:
 
     def info(self, repo):
         files = self.repos[repo]["files"]
-        card = files.get("README.md", b"").decode()
+        card = files.get("README.md", b"").decode().replace("\r\n", "\n")
         tags = re.findall(r"^- ([\w-]+)$", card.partition("---\n")[2].partition("---\n")[0], re.M)
         return {
             "id": repo,
             "private": self.repos[repo]["private"],
-            "tags": tags,
+            "tags": self.repos[repo].get("tags", tags),
             "siblings": [{"rfilename": name} for name in files],
             "sha": "0" * 40,
         }
@@ -81,14 +84,17 @@ def serving():
         def do(self):
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             status, value = hub.answer(self.command, self.path, body, self.headers)
-            text = json.dumps(value).encode()
+            text = value if isinstance(value, bytes) else json.dumps(value).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
+            self.send_header("etag", '"0"')
+            self.send_header("x-repo-commit", "0" * 40)
             self.send_header("content-length", str(len(text)))
             self.end_headers()
-            self.wfile.write(text)
+            if self.command != "HEAD":
+                self.wfile.write(text)
 
-        do_GET = do_POST = do
+        do_GET = do_HEAD = do_POST = do
 
         def log_message(self, *_):
             pass

@@ -34,12 +34,15 @@ def test_the_wheel_holds_what_the_package_does(built):
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
         about = next(name for name in wheel.namelist() if name.endswith("/METADATA"))
         metadata = message_from_bytes(wheel.read(about))
-        assert about.replace("METADATA", "licenses/LICENSE") in wheel.namelist()
-    files = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+        for name in ("LICENSE", "src/gradsift/reporting/assets/LICENCES.txt"):
+            assert about.replace("METADATA", f"licenses/{name}") in wheel.namelist()
+    files = [path for path in PACKAGE.rglob("*") if path.is_file()]
+    # Of those that develop it alone: what makes the page's libraries anew.
+    files = [path for path in files if path.suffix != ".pyc" and path.name != "renew.sh"]
     assert names == {path.relative_to(PACKAGE.parent).as_posix() for path in files}
     assert {"gradsift/py.typed", "gradsift/trainer_configs/keys.yaml"} <= names
     assert metadata["Version"] == gradsift.__version__
-    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-Expression"] == "Apache-2.0 AND BSD-3-Clause AND MIT"
     # On PyPI a relative link leads nowhere.
     readme = metadata.get_payload()
     assert len(re.findall(r"\]\((?=https:)", readme)) > 10
@@ -52,6 +55,12 @@ def test_the_sdist_holds_what_the_tests_need(built):
     needed = ["tests/tiny.py", "experiments/intervals.py", "docs/cli.md", "README.md", "Makefile"]
     assert not {*needed, "constraints.txt", "pyproject.toml"} - names
     assert not any(name.startswith((".venv", "runs/", "shared")) for name in names)
+
+
+def test_a_build_of_the_site_can_fail():
+    """With --quiet mkdocs counts no warnings, and --strict has none to stop at."""
+    (line,) = re.findall(r"mkdocs build.*", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert line.split() == ["mkdocs", "build", "--strict"]
 
 
 def test_addresses_stand_for_one_place():

@@ -20,6 +20,10 @@ def code_of(notebook: Path) -> list[dict]:
     return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
+def test_there_are_notebooks():
+    assert NOTEBOOKS, "docs/notebooks: none, and nothing else here would fail"
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(notebook, tmp_path, monkeypatch):
     """In this process: a kernel would load the libraries once more for each."""

@@ -14,7 +14,7 @@ from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.schema import migrated
 from gradsift.seals import DamagedError, read_json, read_parquet, require_columns, sha256_of
-from gradsift.wording import few
+from gradsift.wording import few, short
 
 SELECTIONS = "selections"
 DECISIONS = "decisions.parquet"
@@ -62,6 +62,10 @@ def find_row(run: Run, row_id: str) -> dict[str, Any]:
     Raises:
         GradsiftError: If there is no such row, or several rows share the line.
     """
+    if not isinstance(row_id, str):
+        raise GradsiftError(
+            f"the row is {short(repr(row_id), 60)}, expected a text: an id, 'line:12' or 'row:12'."
+        )
     folder, table = run.folder, run.pool_table
     # A row that is called so is meant before the one that stands there.
     rows = table.filter(pc.equal(table["instance_id"], row_id)).to_pylist()

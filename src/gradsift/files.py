@@ -31,6 +31,9 @@ _REFUSED = re.compile(
 )
 
 
+GOES_ON = "What was done so far is kept: mend that, and the same command goes on."
+
+
 @contextmanager
 def writing(path: Path) -> Generator[None, None, None]:
     """Tell of whatever keeps a file or folder from being written as one error that names it.
@@ -44,8 +47,7 @@ def writing(path: Path) -> Generator[None, None, None]:
         if isinstance(error, GradsiftError) or not _is_refusal(error, path):
             raise
         raise GradsiftError(
-            f"{path}: cannot be written: {_reason(error)} ({free_space(path)}). What was done so "
-            "far is kept: mend that, and the same command goes on."
+            f"{path}: cannot be written: {_reason(error)} ({free_space(path)}). {GOES_ON}"
         ) from error
 
 

@@ -8,6 +8,7 @@ from typer.main import get_command
 
 from gradsift.cli.main import app
 from gradsift.cli.options import PANELS, SETTINGS
+from test_cli import invoke
 
 COMPLETED = """
 import sys
@@ -28,6 +29,14 @@ def test_every_command_stands_in_a_panel_and_shows_how_it_is_called():
     assert group.list_commands(None) == listed
     for name, command in group.commands.items():
         assert f"gradsift {name}" in (command.epilog or ""), name
+
+
+def test_flags_are_shown_as_taking_no_value(capsys):
+    for words in (["select"], []):
+        code, out, _ = invoke(capsys, *words, "--help")
+        assert code == 0
+        assert "--help" in out
+        assert "<bool>" not in out
 
 
 def test_a_shell_completes_and_waits_for_nothing_heavy():

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import load_dataset
@@ -23,6 +24,8 @@ from test_cli import invoke
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     with serving() as hub:
+        files = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
@@ -58,6 +61,9 @@ def test_a_subset_is_pushed_and_loads_as_people_load_it(hub, fresh_run, capsys, 
     assert all(decisions["selected"])
     assert {"rank", "gradient_score", "reason", "nearest_selected"} <= {*decisions.column_names}
     assert not {"prompt", "response", "file"} & {*decisions.column_names}
+    # No digest of the rows that were rejected, either.
+    path = folder / "decisions" / "train.parquet"
+    assert {*(pq.read_metadata(path).metadata or {})} <= {b"ARROW:schema"}
 
     card = files["README.md"].decode()
     metadata = yaml.safe_load(card.split("---\n")[1])
@@ -94,11 +100,51 @@ def test_the_command_line_pushes_again_and_says_where(hub, fresh_run, capsys):
         )
     assert len(hub.commits) == 2
     assert hub.repos["lab/subset"]["private"] is False
+    hub.repos["lab/subset"]["private"] = True
+    code, _, err = invoke(capsys, "push", str(fresh_run), "lab/subset", "--public")
+    assert code == 2
+    assert "lab/subset is there already, and private" in err
+    hub.repos["lab/subset"]["private"] = False
     # A public one is not taken for a private one.
     code, _, err = invoke(capsys, "push", str(fresh_run), "lab/subset")
     assert code == 2
     assert "lab/subset is there already, and public" in err
     assert len(hub.commits) == 2
+
+
+def test_what_was_written_on_a_card_stays(hub, fresh_run, capsys):
+    """Metadata and text beside gradsift's own, which is written anew; nothing is overwritten."""
+    first = gs.select(fresh_run, budget=0.5, name="first")
+    first.push_to_hub("a")
+    files = hub.repos["me/a"]["files"]
+    pushed = files["README.md"].decode()
+    assert "gradient score, content diversity" in pushed
+    assert "recorded in one epoch of training" in pushed
+    licensed = pushed.replace("---\n", "---\nlicense: mit\n", 1).replace(
+        "\n- gradsift", "\n- gradsift\n- x"
+    )
+    files["README.md"] = f"{licensed}\nMIT, by Anna. Ünï\n".replace("\n", "\r\n").encode()
+    gs.select(fresh_run, budget=5, strategy="longest", name="second").push_to_hub("a")
+    card = files["README.md"].decode()
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert (metadata["license"], metadata["tags"]) == ("mit", ["gradsift", "x"])
+    assert len(metadata["configs"]) == 2
+    assert card.endswith("\nMIT, by Anna. Ünï\n")
+    assert card.count("## Licence") == card.count("# A subset chosen by gradsift") == 1
+    assert "5 selected of 24" in card
+    assert "12 selected" not in card
+    # What is not so of every strategy is not said of it.
+    assert "chosen by strategy `longest`: longest responses.\n" in card
+    for broken in (
+        card.replace("5 selected of 24", "5 of the best"),
+        card.replace("<!-- end of what gradsift writes -->", ""),
+        card.replace("---\n", "---\n{[", 1),
+        "# mine\n",
+    ):
+        files["README.md"] = broken.encode()
+        hub.repos["me/a"]["tags"] = ["gradsift"]
+        refused(capsys, "is not as it was pushed", fresh_run, "me/a", "--name", "first")
+        assert files["README.md"] == broken.encode()
 
 
 def refused(capsys, message, *words):
@@ -116,6 +162,8 @@ def test_what_is_not_pushed(hub, fresh_run, capsys, monkeypatch, tmp_path):
     refused(capsys, "no selection 'third'", fresh_run, "a", "--name", "third")
     refused(capsys, "no selection '../x'", fresh_run, "a", "--name", "../x")
     named = (fresh_run, "a", "--name", "first")
+    with pytest.raises(gs.GradsiftError, match="`repo` is None, expected 'name' or"):
+        first.push_to_hub(None)
     refused(capsys, "Repo id must use alphanumeric", fresh_run, "no name!", "--name", "first")
     hub.repos["me/other"] = {"private": True, "files": {"data.csv": b"", "README.md": b"# mine"}}
     refused(capsys, "holds something else", fresh_run, "me/other", "--name", "first")
@@ -154,7 +202,7 @@ def test_what_is_not_pushed(hub, fresh_run, capsys, monkeypatch, tmp_path):
 def test_what_of_a_card_and_of_decisions_is_left_out():
     text = "keep (/home/anna/ids.txt) names r1; see ~/x/y, ../z/a and C:\\Users\\me\\f; 3/4 and/or"
     assert without_paths(text) == "keep (…) names r1; see …, … and …; 3/4 and/or"
-    table = pa.table(
-        {"source": ["b.jsonl", "book"], "file": ["b.jsonl", "b.jsonl"], "response": ["x", "y"]}
-    )
-    assert published(table).to_pydict() == {"source": [None, "book"]}
+    # A row that says nothing is called after its file, less its suffix and number of a shard.
+    file = "train-00000-of-00002.jsonl"
+    table = pa.table({"source": ["train", "book"], "file": [file, file], "response": ["x", "y"]})
+    assert published(table, {file: "train"}).to_pydict() == {"source": [None, "book"]}

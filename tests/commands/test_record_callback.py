@@ -15,7 +15,9 @@ from transformers import (
     DataCollatorForSeq2Seq,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    Trainer,
     TrainerCallback,
+    TrainingArguments,
 )
 from trl import SFTConfig, SFTTrainer
 
@@ -34,7 +36,7 @@ def dataset():
     return Dataset.from_list(ROWS)
 
 
-def trls_trainer(tmp_path, *, callbacks=(), peft_config=None, **options):
+def trls_trainer(tmp_path, *, callbacks=(), peft_config=None, rows=None, **options):
     """As people make it: rows of text, and trl's own defaults but for what is given."""
     arguments = SFTConfig(
         str(tmp_path / "trl"), report_to="none", use_cpu=True, num_train_epochs=1, **options
@@ -43,7 +45,7 @@ def trls_trainer(tmp_path, *, callbacks=(), peft_config=None, **options):
     return SFTTrainer(
         tiny_llama(),
         arguments,
-        train_dataset=dataset(),
+        train_dataset=rows or dataset(),
         processing_class=tiny_tokenizer(),
         callbacks=list(callbacks),
         peft_config=peft_config,
@@ -189,7 +191,50 @@ def test_the_plugin_for_axolotl(tmp_path, plugin):
             plugin.add_callbacks_post_trainer(SimpleNamespace(gradsift=wrong), trainer)
 
 
-def test_what_cannot_be_recorded_is_refused_with_the_fix(tmp_path):
+def test_what_other_callbacks_do_with_the_model_is_not_recorded(tmp_path):
+    """Passes with gradients of theirs, and an evaluation whose batches have the ids' column."""
+
+    class Other(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            ids = torch.tensor([[5, 6, 7, 8]])
+            model(input_ids=ids, labels=ids).loss.backward()
+            model.zero_grad()
+
+    items = [[7, 8, 9 + i, 10] for i in range(N)]
+    rows = [{"input_ids": ids, "labels": ids, "row": i} for i, ids in enumerate(items)]
+    for ids in (None, "row"):
+        arguments = TrainingArguments(
+            str(tmp_path / "out"), report_to="none", use_cpu=True, num_train_epochs=1,
+            remove_unused_columns=False, logging_steps=1, eval_strategy="steps", eval_steps=1,
+        )  # fmt: skip
+        callback = gs.RecordCallback(out=tmp_path / f"run {ids}", ids=ids)
+        mine = [{k: v for k, v in row.items() if ids or k != "row"} for row in rows]
+        trainer = Trainer(
+            tiny_llama(), arguments, train_dataset=mine, eval_dataset=mine,
+            data_collator=DataCollatorForSeq2Seq(tiny_tokenizer()), callbacks=[Other(), callback],
+        )  # fmt: skip
+        trainer.train()
+        assert len(callback.recording.store.instance_ids) == N
+        assert callback.recording.n_repeated == 0
+        assert [step for step, _ in callback.recording.store.about("loss_curve")] == [1, 2]
+
+
+def test_rows_that_differ_only_behind_the_cut_are_told(tmp_path):
+    """Cut to the same tokens and the same labels they are no row of the pool for sure."""
+    long = "a long answer that goes on and on and ends with "
+    rows = [*ROWS, *({"prompt": "why? ", "completion": f"{long}{i}"} for i in (3, 4))]
+    callback = gs.RecordCallback(out=tmp_path / "run", pool=gs.load_pool(rows))
+    from datasets import Dataset
+
+    with pytest.warns(UserWarning, match="2 of 12 rows of the loop are not in the pool, or fit"):
+        trls_trainer(
+            tmp_path, callbacks=[callback], rows=Dataset.from_list(rows), max_length=24, bf16=False
+        ).train()
+    assert callback.recording.n_unknown == 2
+    assert len(callback.recording.store.instance_ids) == N
+
+
+def test_what_cannot_be_recorded_is_refused_with_the_fix(tmp_path, fresh_run):
     pool = gs.load_pool(ROWS)
 
     def callback(name="run", **options):
@@ -204,8 +249,18 @@ def test_what_cannot_be_recorded_is_refused_with_the_fix(tmp_path):
         assert not any(m._forward_pre_hooks for m in trainer.model.modules())
         return trainer
 
-    with pytest.raises(gs.GradsiftError, match="sketch_size"):
-        callback(sketch_size="many")
+    for wrong, message in (
+        ({"sketch_size": "many"}, "sketch_size"),
+        ({"pool": "data.jsonl"}, "`pool` is 'data.jsonl', expected what gs.load_pool returns"),
+        ({"pool": dataset()}, "`pool` is Dataset.*expected what gs.load_pool returns"),
+        ({"out": None}, "`out` is None, expected the path"),
+    ):
+        with pytest.raises(gs.GradsiftError, match=message):
+            gs.RecordCallback(**{"out": tmp_path / "run", "pool": pool} | wrong)
+    (tmp_path / "a file").touch()
+    own_end = "Give an `out` that can be written to.$"
+    refused(f"a file.*cannot be written.*{own_end}", [callback("a file/run")])
+    refused("holds a capture; give another `out`", [gs.RecordCallback(out=fresh_run, pool=pool)])
 
     class Late(TrainerCallback):
         def on_epoch_begin(self, args, state, control, **kwargs):
@@ -230,6 +285,8 @@ def test_what_cannot_be_recorded_is_refused_with_the_fix(tmp_path):
     with pytest.raises(TypeError):
         trainer.train()
     assert not any(m._forward_pre_hooks for m in trainer.model.modules())
+    with pytest.raises(gs.GradsiftError, match=r"gradsift cannot resume a training of your own"):
+        gs.read_store(tmp_path / "i")
     trainer = trls_trainer(tmp_path, callbacks=[callback("i")], bf16=False, save_steps=1)
     trainer.train()
     with pytest.raises(gs.GradsiftError, match=r"another `out` folder"):

@@ -57,6 +57,33 @@ def test_rows_stand_in_the_order_in_which_they_were_nearly_the_other(run, name):
     assert [row["instance_id"] for row in gs.show(run, "dropped", name=name).rows] == ["empty"]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda run: gs.explain(run, 0), "the row is 0, expected a text"),
+        (lambda run: gs.explain(run, ["a"]), r"the row is \['a'\], expected a text"),
+        (lambda run: gs.show(run, near=3), "the row is 3, expected a text"),
+        (lambda run: gs.show(run, n="3"), "`n` is '3', expected a number of rows"),
+        (lambda run: gs.show(run, n=0), "`n` is 0, expected a number of rows"),
+    ],
+)
+def test_what_is_no_row_or_number_is_told(run, wrong, message):
+    with pytest.raises(gs.GradsiftError, match=message):
+        wrong(run)
+
+
+def test_results_are_a_line_wherever_their_folder_is(run, tmp_path):
+    shown = gs.show(run, name="ten", n=3)
+    assert repr(shown) == f"Shown(3 rows of ten: {shown.what})"
+    shutil.copytree(run, tmp_path / "run")
+    selection = gs.select(tmp_path / "run", budget=3)
+    assert "<table" in selection._repr_html_()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    # None: a notebook shows the repr.
+    assert selection._repr_html_() is None
+    assert "SelectResult(3 of" in repr(selection)
+
+
 def test_rows_near_to_one_are_shown_with_how_near_they_are(run):
     near = gs.show(run, near="copy", name="grads", n=4).rows
     assert [row["instance_id"] for row in near[:2]] == ["copy", json.loads(

@@ -12,6 +12,7 @@ import gradsift as gs
 from gradsift.run_folder import Run
 from gradsift.seals import sealed_lines
 from gradsift.store.manifest import load_manifest
+from gradsift.training.loss_curve import first_and_last, loss_sentence
 from gradsift.training.reports import report_callbacks
 from gradsift.training.settings.trainer import TrainerSettings, require_settings
 
@@ -57,12 +58,40 @@ def test_tensorboard_gets_the_preliminary_epoch_and_every_arm(world, tmp_path, l
         assert said in trained.text().splitlines()
         # Told of the same training by nobody: it is the one that is there already.
         assert gs.train(run, **more).folder == trained.folder
+        assert not log[-2].startswith("nothing is reported")
+        gs.train(run, sft={"report_to": "tensorboard"}, **more)
+        assert log[-2] == "nothing is reported to tensorboard: this arm is not trained again"
     assert by_arm["random"] != by_arm["grads"]
     assert not (run / "arms").is_symlink()
     # An environment's folder has a folder for each, too.
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
     gs.train(run, arm="full", epochs=1, sft={"report_to": "tensorboard"}, **options)
     assert losses_in(tmp_path / "tb" / "run_full_training_0")
+
+
+@pytest.mark.parametrize(
+    ("every", "ends", "said"),
+    [
+        # 12 steps, with losses 1 to 12.
+        (1, {"first": 1.5, "last": 11.5}, "1.500 in the first tenth of the steps, 11.500 in the"),
+        (2, {"first": 1.5, "last": 11.5}, "1.500 in the first tenth of the steps, 11.500 in the"),
+        (5, {"first": 3.0, "last": 11.5, "first_steps": 5, "last_steps": 2},
+         "3.000 in the first 5 steps, 11.500 in the last 2"),
+    ],
+)  # fmt: skip
+def test_ends_of_a_curve_go_by_steps_however_many_were_logged_together(every, ends, said):
+    ranges = [range(at, min(at + every, 13)) for at in range(1, 13, every)]
+    curve = [(steps[-1], sum(steps) / len(steps)) for steps in ranges]
+    assert first_and_last(curve) == ends
+    assert said in loss_sentence(ends)
+    assert first_and_last([[1, 2.0], ["x", 9], [2, float("nan")], [3, 4]])["last"] == 4
+
+
+def test_what_is_left_at_the_end_is_logged_too(fresh_run):
+    sft = {"logging_steps": 2}
+    done = gs.train(fresh_run, arm="random", budget="50%", epochs=1, sft=sft, progress=False)
+    curve = json.loads((done.folder / "gradsift.json").read_text())["loss_curve"]
+    assert [step for step, _ in curve] == [2, 3]
 
 
 WANDB = """

@@ -53,6 +53,24 @@ class InPanels(TyperGroup):
         order = [name for names in PANELS.values() for name in names]
         return sorted(self.commands, key=lambda name: [*order, name].index(name))
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return one, whose flags are shown as taking no value."""
+        found = super().get_command(ctx, cmd_name)
+        if found is not None:
+            _name_no_values(found.get_params(ctx))
+        return found
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options before the command's name."""
+        return _name_no_values(super().get_params(ctx))
+
+
+def _name_no_values(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""  # Typer would write <bool>.
+    return parameters
+
 
 app = typer.Typer(
     name="gradsift",

@@ -8,10 +8,14 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 from gradsift.config import SelectionConfig
-from gradsift.data.containers.sources import Source
+from gradsift.data.containers.sources import KEPT_LINES, KEPT_TABLE, Source
 from gradsift.schema import extra_of, migrated
+from gradsift.seals import short_sha256
 from gradsift.selection.constraints import parse_budget
+from gradsift.selection.strategies.catalogue import STRATEGIES
 from gradsift.store.manifest import Manifest
 from gradsift.version import __version__
 from gradsift.wording import in_line, one_line
@@ -23,6 +27,16 @@ NOT_SHOWN = ("prompt", "response", "file")
 # Settings that name a file of whoever selected.
 FILES = ("keep", "drop", "anchor", "target")
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
+# What stands between these is gradsift's; the rest of a card is whoever's it is, and stays.
+BEGIN = "<!-- gradsift writes this anew with each push, down to its other mark: "
+END = "<!-- end of what gradsift writes -->"
+LICENCE = """## Licence
+
+Not stated here: it is that of the rows, which gradsift does not know. Whoever published this may
+add it: what stands outside of gradsift's text, and metadata such as `license`, stay when it is
+pushed again.
+"""
+_CARD = re.compile(r"---\n(?P<metadata>.*?)\n---[ ]*\n(?P<text>.*)", re.DOTALL)
 _PATH = re.compile(r"(?<![\w:/.<])(~|\.{1,2}|[A-Za-z]:)?([/\\][^\s/\\'\"`,;:()<>]+)+[/\\]?")
 
 
@@ -46,6 +60,7 @@ def card_of(summary: Mapping[str, Any], manifest: Manifest, source: Source, n_co
     n_rows, n_input = int(summary["selected"]), int(summary["input"])
     budget = str(parse_budget(str(summary["settings"]["budget"])))
     config = _config_of(summary)
+    strategy = STRATEGIES[config.strategy]
     data = DatasetCardData(
         tags=[TAG],
         size_categories=[next((size for n, size in SIZES if n_rows < n), "n>1M")],
@@ -63,21 +78,22 @@ def card_of(summary: Mapping[str, Any], manifest: Manifest, source: Source, n_co
         "rows": f"{n_rows} selected of {n_input}; {int(summary['rejected'])} rejected, "
         f"{int(summary['dropped'])} dropped",
         "tokens": str(int(summary["n_tokens"])),
-        "of": f"`{source.name}` on the hub" if source.container == "hub" else "a local file",
+        "of": _where(source),
         "model": _model(manifest),
         "strategy": f"`{config.strategy}`",
         "budget": f"`{budget}`",
         "seed": str(config.seed),
         "made by": f"gradsift {__version__}",
     }
-    return "\n".join(
+    own = "\n".join(
         [
-            f"---\n{data.to_yaml()}\n---",
-            "",
             "# A subset chosen by gradsift",
             "",
-            "Rows of a supervised fine-tuning set, chosen by each row's gradient in one epoch of "
-            "training.",
+            f"Rows of a supervised fine-tuning set, chosen by strategy `{config.strategy}`: "
+            f"{strategy.summary}."
+            + (
+                f" Each row's numbers were recorded {_recorded(manifest)}." * strategy.needs_capture
+            ),
             "",
             "| | |",
             "| --- | --- |",
@@ -94,13 +110,64 @@ def card_of(summary: Mapping[str, Any], manifest: Manifest, source: Source, n_co
             "What the rejected rows were is not here.",
             "",
             *(["## Warnings", "", *warnings, ""] if warnings else []),
-            "## Licence",
-            "",
-            "Not stated here: it is that of the rows, which gradsift does not know. Whoever "
-            "published this may add it.",
-            "",
         ]
     )
+    begin = f"{BEGIN}{short_sha256(own)} -->"
+    return f"---\n{data.to_yaml()}\n---\n\n{begin}\n{own}\n{END}\n\n{LICENCE}"
+
+
+def card_in_place_of(old: str, new: str) -> str:
+    """Return a new card with what somebody wrote on the old one: metadata, and text beside ours.
+
+    Args:
+        old: The card that is on the hub.
+        new: From `card_of`.
+
+    Raises:
+        ValueError: If what to keep cannot be told.
+    """
+    from huggingface_hub import DatasetCardData
+
+    there, before, own, after = _parts_of(old)
+    mine, _, _, _ = _parts_of(new)
+    if own is None:
+        raise ValueError("the text between gradsift's two marks was changed, or a mark is gone")
+    named = {one["config_name"] for one in mine["configs"]}
+    others = [one for one in there.get("configs") or () if one.get("config_name") not in named]
+    tags = [tag for tag in there.get("tags") or () if tag != TAG]
+    merged = {**there, **mine, "tags": [TAG, *tags], "configs": [*mine["configs"], *others]}
+    marked = new[new.index(BEGIN) : new.index(END)]
+    return f"---\n{DatasetCardData(**merged).to_yaml()}\n---\n{before}{marked}{END}{after}"
+
+
+def _parts_of(card: str) -> tuple[dict[str, Any], str, str | None, str]:
+    """Return metadata, and the text before, between and after the marks; None if not as written."""
+    found = _CARD.fullmatch(card.replace("\r\n", "\n"))
+    metadata = None if found is None else yaml.safe_load(found["metadata"])
+    if not isinstance(metadata, dict):
+        raise ValueError("it does not begin with metadata between two lines of ---")
+    before, mark, rest = found["text"].partition(BEGIN)
+    own, end, after = rest.partition(f"\n{END}")
+    digest, _, own = own.partition(" -->\n")
+    is_whole = bool(mark and end) and short_sha256(own) == digest
+    return metadata, before, own if is_whole else None, after
+
+
+def _where(source: Source) -> str:
+    if source.container == "hub":
+        return f"`{source.name}` on the hub"
+    if source.path.name in (KEPT_TABLE, KEPT_LINES):
+        return "rows from memory"
+    return "local files" if source.parts else "a local file or folder"
+
+
+def _recorded(manifest: Manifest) -> str:
+    identity = manifest.identity
+    if "loop" in identity:
+        return "in a training of one's own, the first time the row was trained on"
+    if identity.get("record_at") == "after":
+        return "after a preliminary training"
+    return "in one epoch of training"
 
 
 def _config_of(summary: Mapping[str, Any]) -> SelectionConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from yaml import YAMLError
 
-from gradsift.commands.dataset_card import DECIDED, NOT_SHOWN, ROWS, TAG, card_of
+from gradsift.commands.dataset_card import (
+    DECIDED,
+    NOT_SHOWN,
+    ROWS,
+    TAG,
+    card_in_place_of,
+    card_of,
+)
 from gradsift.commands.select import SelectResult
 from gradsift.commands.selected_rows import dataset_of
 from gradsift.config import RowsConfig
@@ -102,6 +110,8 @@ def push(
             the hub refuses it.
     """
     (where,) = split_settings(settings, RowsConfig)
+    if not isinstance(repo, str) or not repo:
+        raise GradsiftError(f"`repo` is {short(repr(repo), 60)}, expected 'name' or 'owner/name'.")
     api = _api(token)
     if isinstance(run, SelectResult) and name is None:
         name = run.folder.name
@@ -116,7 +126,7 @@ def push(
         raise GradsiftError(
             f"{folder}: {len(rows)} rows, but {decisions.num_rows} are selected. {AGAIN}"
         )
-    decisions = published(decisions)
+    decisions = published(decisions, run.rows.source.source_names())
     try:
         card = card_of(summary, run.store.manifest, run.rows.source, decisions.num_columns)
     except (TypeError, ValueError, LookupError, AttributeError) as error:
@@ -136,11 +146,12 @@ def push(
     return PushResult(repo, url, len(rows), is_private)
 
 
-def published(decisions: pa.Table) -> pa.Table:
+def published(decisions: pa.Table, named: Mapping[str | None, str]) -> pa.Table:
     """Return what is uploaded of decisions: no texts, and no names of files.
 
     Args:
         decisions: On the selected rows.
+        named: What the rows of a file are said to come from, where they do not say it.
 
     Returns:
         The same rows.
@@ -148,10 +159,13 @@ def published(decisions: pa.Table) -> pa.Table:
     names = decisions.column_names
     if {"source", "file"} <= {*names}:
         # A row that does not say where it comes from is called after its file.
-        is_file = pc.fill_null(pc.equal(decisions["source"], decisions["file"]), False)
-        source = pc.if_else(is_file, pa.scalar(None, pa.string()), decisions["source"])
+        pairs = zip(decisions["source"].to_pylist(), decisions["file"].to_pylist(), strict=True)
+        own = [None if source == named.get(file) else source for source, file in pairs]
+        source = pa.array(own, pa.string())
         decisions = decisions.set_column(names.index("source"), "source", source)
-    return decisions.drop_columns([name for name in NOT_SHOWN if name in names])
+    # Their metadata has a digest of the rows that were rejected, too.
+    shown = decisions.drop_columns([name for name in NOT_SHOWN if name in names])
+    return shown.replace_schema_metadata(None)
 
 
 @contextmanager
@@ -242,6 +256,8 @@ def _uploaded(
         made = api.create_repo(repo, private=private, exist_ok=True, **kind)
         found = api.repo_info(made.repo_id, **kind)
         _require_fit(made.repo_id, found, private)
+        if CARD in {one.rfilename for one in found.siblings or ()}:
+            _keep_what_others_wrote(api, made.repo_id, folder / CARD)
         api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=message, **kind)
     except GradsiftError:
         raise
@@ -250,12 +266,33 @@ def _uploaded(
     return made.repo_id, str(made), bool(found.private)
 
 
+def _keep_what_others_wrote(api: HfApi, repo: str, card: Path) -> None:
+    """Write into a card what was written on the one that is on the hub; refuse one it hides in."""
+    with tempfile.TemporaryDirectory() as there:
+        path = api.hf_hub_download(repo, CARD, repo_type="dataset", local_dir=there)
+        old = Path(path).read_bytes().decode("utf-8", errors="replace")
+    try:
+        text = card_in_place_of(old, card.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, LookupError, AttributeError, YAMLError) as error:
+        raise GradsiftError(
+            f"the hub: {repo}: its card ({CARD}) is not as it was pushed ({first_line(error)}), "
+            "and would be overwritten. Put gradsift's text back there, and yours below it, or "
+            "remove the card there, or give another name."
+        ) from error
+    card.write_text(text, encoding="utf-8")
+
+
 def _require_fit(repo: str, found: Any, private: bool) -> None:
     """Refuse a repository that others see though they should not, or that holds something else."""
     if private and not found.private:
         raise GradsiftError(
             f"the hub: {repo} is there already, and public: give another name, make it private "
             "there, or say that it may be public (`private=False`, --public)."
+        )
+    if found.private and not private:
+        raise GradsiftError(
+            f"the hub: {repo} is there already, and private: make it public there, or push without "
+            "`private=False` (--public)."
         )
     files = {one.rfilename for one in found.siblings or ()} - {".gitattributes"}
     if files and TAG not in (found.tags or ()):

@@ -23,7 +23,7 @@ from gradsift.gradients.sketch import SketchSpec
 from gradsift.recording.loops import trainer_with
 from gradsift.recording.recording import Recording
 from gradsift.schema import takes, validated
-from gradsift.wording import in_line
+from gradsift.wording import in_line, short
 
 # Methods of a trainer: a callback is not told of errors in them, and hooks must not outlive these.
 GUARDED = ("get_batch_samples", "training_step")
@@ -65,8 +65,18 @@ def record(
             fine-tune on responses.
     """
     config = validated(LoopConfig, settings)
+    _require_arguments(out, pool)
     sketch, method = SketchSpec(config.sketch_size, config.seed), config.recording
     return Recording(loop, Path(out), ids=ids, pool=pool, sketch=sketch, recording=method)
+
+
+def _require_arguments(out: object, pool: object) -> None:
+    if not isinstance(out, str | Path) or not str(out):
+        raise GradsiftError(f"`out` is {short(repr(out), 80)}, expected the path of a run folder.")
+    if pool is not None and not isinstance(pool, Pool):
+        raise GradsiftError(
+            f"`pool` is {short(repr(pool), 80)}, expected what gs.load_pool returns."
+        )
 
 
 class RecordCallback(TrainerCallback):
@@ -98,7 +108,9 @@ class RecordCallback(TrainerCallback):
         Raises:
             GradsiftError: If a setting does not fit.
         """
-        validated(LoopConfig, settings)  # Before training, which may begin much later.
+        # Before training, which may begin much later.
+        validated(LoopConfig, settings)
+        _require_arguments(out, pool)
         self._how = {"out": out, "pool": pool, "ids": ids, **settings}
         self._trainer: Trainer | None = None
         self.recording: Recording | None = None
@@ -139,6 +151,7 @@ class RecordCallback(TrainerCallback):
             )
         self.recording = record(trainer, **self._how).__enter__()
         self._trainer = trainer
+        self.recording.listen_only_when_told()
         for name in GUARDED:
             setattr(trainer, name, self._guarded(getattr(trainer, name)))
 
@@ -186,7 +199,8 @@ class RecordCallback(TrainerCallback):
     def _guarded(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(*arguments: Any, **named: Any) -> Any:
             try:
-                return method(*arguments, **named)
+                with self.recording.listening():
+                    return method(*arguments, **named)
             except BaseException:
                 self._let_go()
                 raise

@@ -182,12 +182,15 @@ class SelectResult:
 
         return drawn(read_rows(Run(self.run), self.folder.name), charts)
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
         from gradsift.reporting.notebook import html_of
         from gradsift.reporting.rows import read_rows
 
         page = None if self.report is None else str(self.report)
-        return html_of(read_rows(Run(self.run), self.folder.name), page)
+        try:
+            return html_of(read_rows(Run(self.run), self.folder.name), page)
+        except GradsiftError:  # Moved, removed or damaged since: notebooks show the repr.
+            return None
 
     def push_to_hub(self, repo: str, private: bool = True, token: str | None = None) -> PushResult:
         """Upload it to the hub as a dataset; see `gradsift.push`.

@@ -47,6 +47,10 @@ class Shown:
     what: str
     rows: tuple[dict[str, Any], ...]
 
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        return in_line(f"Shown({len(self.rows)} rows of {self.selection}: {self.what})")
+
     def summary(self) -> dict[str, object]:
         """Return what a program wants to know: whole texts."""
         return {"run": str(self.run), "selection": self.selection, "rows": list(self.rows)}
@@ -109,8 +113,8 @@ def show(
     Raises:
         GradsiftError: If there is no such selection or row, or nothing to go by.
     """
-    if n < 1:
-        raise GradsiftError(f"`n` is {n}, expected at least 1.")
+    if type(n) is not int or n < 1:
+        raise GradsiftError(f"`n` is {n!r}, expected a number of rows, at least 1.")
     if which not in (*_DECISIONS, "borderline"):
         raise GradsiftError(
             f"`which` is {which!r}, expected {', '.join(_DECISIONS)} or borderline."

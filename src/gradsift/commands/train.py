@@ -56,6 +56,7 @@ from gradsift.training.checkpoint import remove_checkpoints
 from gradsift.training.finetune import TrainingSummary
 from gradsift.training.loss_curve import first_and_last, loss_sentence
 from gradsift.training.model import without_progress_bars
+from gradsift.training.reports import reports_to
 from gradsift.training.settings.trainer import require_settings
 from gradsift.wording import joined
 
@@ -199,6 +200,10 @@ def _train_into(
         if saved is not None:
             # A kill between the weights and the tidying up leaves them.
             remove_checkpoints(training_run.checkpoints)
+        if saved is not None and (reporters := reports_to(training_run.settings.sft)):
+            logger.warning(
+                f"nothing is reported to {', '.join(reporters)}: this arm is not trained again"
+            )
         if saved is not None and out in (None, saved):
             logger.info(f"{saved}: this arm is trained; nothing to do")
             return saved, training_in(saved)

@@ -153,16 +153,18 @@ class Comparison:
     def _training_loss(self, label: str) -> dict[str, float] | None:
         """Return what an arm's losses were at both ends of its trainings, as means over these."""
         trainings = [one.training or {} for one in self.board.models[label]]
-        ends = [first_and_last(training.get("loss_curve", ())) for training in trainings]
-        found = [one for one in ends if one is not None]
-        return {end: _mean([one[end] for one in found]) for end in found[0]} if found else None
+        curves = [first_and_last(training.get("loss_curve", ())) for training in trainings]
+        found = [one for one in curves if one is not None]
+        ends = ("first", "last")
+        return {end: _mean([one[end] for one in found]) for end in ends} if found else None
 
     def _losses(self) -> list[str]:
         ends = {label: self._training_loss(label) for label in self.board.arms}
         shown = [f"{label} {e['first']:.3f} → {e['last']:.3f}" for label, e in ends.items() if e]
         if not shown:
             return []
-        return [f"training loss, first → last tenth of the steps: {'; '.join(shown)}."]
+        steps = "tenth of the steps (more, where more were logged together)"
+        return [f"training loss, first → last {steps}: {'; '.join(shown)}."]
 
     def _n_steps(self, label: str) -> float | None:
         models = self.board.models[label]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import nn
 from gradsift.data.example import DROP_REASONS, NOT_RECORDED
 from gradsift.data.pool import Pool, PoolRow
 from gradsift.errors import GradsiftError
+from gradsift.files import GOES_ON
 from gradsift.gradients.check import CheckResult
 from gradsift.gradients.records import Records
 from gradsift.gradients.sketch import SketchSpec
@@ -29,7 +30,7 @@ from gradsift.provenance import (
 from gradsift.recording.loop_batch import LoopBatch
 from gradsift.recording.row_names import ByColumn, ByContent, RowNames
 from gradsift.seals import short_sha256
-from gradsift.store.manifest import Manifest
+from gradsift.store.manifest import Manifest, load_manifest
 from gradsift.store.writer import StoreWriter
 from gradsift.training.layers import base_model
 from gradsift.training.record_writer import store_rows
@@ -70,6 +71,9 @@ class LoopRecordWriter:
     def open(self, model: TrackedModel, sketch: SketchSpec) -> None:
         """Lock the run folder; refuse one that holds another store, or records of a loop."""
         several = _several_processes()
+        existing = load_manifest(self._out)
+        if existing is not None and "loop" not in existing.identity:
+            raise GradsiftError(f"{self._out}: holds a capture; give another `out` folder.")
         self._store = StoreWriter(
             self._out,
             Manifest(_identity(model.outer, sketch), self._about(model.outer), None),
@@ -78,7 +82,13 @@ class LoopRecordWriter:
             rank=torch.distributed.get_rank() if several else 0,
             gather=_gather if several else lambda value: [value],
         )
-        self._store.__enter__()
+        try:
+            self._store.__enter__()
+        except GradsiftError as error:
+            if not str(error).endswith(GOES_ON):
+                raise
+            advice = "Give an `out` that can be written to."
+            raise GradsiftError(str(error).removesuffix(GOES_ON) + advice) from error
         if self._store.manifest.parts:
             self.close()
             raise GradsiftError(
@@ -116,15 +126,23 @@ class LoopRecordWriter:
         if self._unwritten:
             self._flush(step)
 
-    def complete(self, step: int) -> None:
-        """Write the rest, rows that never were finite included, and the table of the pool."""
+    def complete(self, step: int, loss_curve: Sequence[tuple[int, float]] | None) -> None:
+        """Write the rest, rows that never were finite included, and the table of the pool.
+
+        `loss_curve` is (step, loss) as a trainer logged them; None without a trainer.
+        """
         self._read()
         for instance_id, (n_tokens, rows) in self._not_finite.items():
             self._n_tokens[instance_id] = n_tokens
             self._unwritten += rows
         if not any(self._store.gather(bool(self._n_tokens))):
-            raise GradsiftError("nothing was recorded: no backward pass of this model was seen.")
-        more: dict[str, object] = {}
+            raise GradsiftError(
+                f"nothing was recorded: none of the {self.n_unknown} rows that were trained on is "
+                "one of the pool, or fits only one of its rows."
+                if self.n_unknown
+                else "nothing was recorded: no backward pass of this model was seen."
+            )
+        more: dict[str, object] = {} if loss_curve is None else {"loss_curve": loss_curve}
         if self._pool is not None:
             gathered = self._store.gather(self._n_tokens)
             n_tokens = {key: n for counts in gathered for key, n in counts.items()}

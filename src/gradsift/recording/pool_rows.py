@@ -150,7 +150,12 @@ class ByText:
             forms = {form for form in forms if form.labelled == tuple(labelled[: len(key)])}
         different = {form.turns for form in forms}
         if labelled is None:
-            return [id_ for turns in different for id_ in self._ids[turns]]
+            # Labels, which are not known yet, may tell them apart, but not where they are the same.
+            masks: dict[tuple[bool, ...], set[Turns]] = defaultdict(set)
+            for form in forms:
+                masks[form.labelled].add(form.turns)
+            told = {turns for same in masks.values() if len(same) == 1 for turns in same}
+            return [id_ for turns in told for id_ in self._ids[turns]]
         return self._ids[next(iter(different))] if len(different) == 1 else []
 
     def _turns_in(self, tokens: Sequence[int]) -> Turns | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ from gradsift.recording.loops import (
 from gradsift.recording.plain_loss import RepeatableForward, require_plain_loss
 from gradsift.recording.pool_rows import names_by_text
 from gradsift.store.reader import GradientStore, read_store
+from gradsift.training.finetune import loss_curve
 from gradsift.training.isolation import require_isolation
 from gradsift.training.layers import track
 from gradsift.training.self_check import LOOP_METHODS, methods_of
@@ -82,6 +84,7 @@ class Recording:
         self._recorder: Recorder | None = None
         self._handles: list[Any] = []
         self._is_paused = False
+        self._is_listening = True
         self._n_updates = 0
         self._batches = LoopBatches()
         self._open_batch: LoopBatch | None = None
@@ -150,7 +153,7 @@ class Recording:
                 if self._recorder is not None:
                     self._recorder.__exit__(kind, error, trace)
             if kind is None:
-                self._writer.complete(self._count_updates())
+                self._writer.complete(self._count_updates(), self._loss_curve())
             elif self._to_compare is None:
                 self._writer.save_what_is_left(self._count_updates())
         finally:
@@ -167,7 +170,7 @@ class Recording:
         kwargs = dict(kwargs)
         column = None if self._writer.names is None else self._writer.names.column
         ids = kwargs.pop(column, None) if column else None
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and self._is_listening:
             self._begin_batch(args, kwargs, ids)
         return args, kwargs
 
@@ -245,6 +248,12 @@ class Recording:
             return self._engine.global_steps - self._engine.skipped_steps
         return self._n_updates
 
+    def _loss_curve(self) -> list[tuple[int, float]] | None:
+        if self._trainer is None:
+            return None
+        # Of a training that diverged some are no numbers, and JSON has none of these.
+        return [(step, loss) for step, loss in loss_curve(self._trainer) if math.isfinite(loss)]
+
     def _look_around(self) -> None:
         """See who calls the model, and whether its weights are sharded by now."""
         if self._trainer is None:
@@ -267,6 +276,19 @@ class Recording:
             yield
         finally:
             self._is_paused = False
+
+    def listen_only_when_told(self) -> None:
+        """Let all calls of the model through, less their ids, but those within `listening`."""
+        self._is_listening = False
+
+    @contextmanager
+    def listening(self) -> Generator[None, None, None]:
+        """Record calls of the model: a trainer's own, not those of other callbacks."""
+        self._is_listening = True
+        try:
+            yield
+        finally:
+            self._is_listening = False
 
     def compare_with_plain_loss(self) -> None:
         """Refuse a loss of the loop's own that is more than that of the response tokens.

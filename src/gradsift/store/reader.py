@@ -162,6 +162,12 @@ def read_store(folder: str | Path) -> GradientStore:
         )
     if not manifest.complete:
         recorded = sum(part.n_records for part in manifest.parts) // len(manifest.layers)
+        if "loop" in manifest.identity:
+            raise GradsiftError(
+                f"{folder}: the recording of a training is not finished ({recorded} instances so "
+                "far), and gradsift cannot resume a training of your own: train again, with "
+                "another `out` folder, or remove this one."
+            )
         expected = "?" if manifest.n_instances is None else manifest.n_instances
         raise GradsiftError(
             f"{folder}: the capture is not finished ({recorded} of {expected} instances). Run the "

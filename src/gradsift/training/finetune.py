@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from gradsift.data.tokenization import Instance
 from gradsift.errors import GradsiftError
@@ -130,7 +130,7 @@ def train_without_recording(
     )
 
 
-def loss_curve(trainer: RecordingSFTTrainer) -> list[tuple[int, float]]:
+def loss_curve(trainer: Trainer) -> list[tuple[int, float]]:
     """Return (step, training loss) as a trainer logged them."""
     history = trainer.state.log_history
     return [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]

@@ -15,7 +15,16 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import IntervalStrategy
 
 from gradsift.attention import without_cudnn_attention
 from gradsift.config import Batching
@@ -45,6 +54,17 @@ from gradsift.training.settings.lora import adapting, lora_config
 from gradsift.training.settings.tokenizer import changes_eos
 from gradsift.training.settings.trainer import TrainerSettings, sft_config
 from gradsift.wording import one_line
+
+
+class LogsLastStep(TrainerCallback):
+    """Logs what is left at the end; transformers logs whole windows of `logging_steps` alone."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log the last step."""
+        if args.logging_strategy == IntervalStrategy.STEPS and state.global_step >= state.max_steps:
+            control.should_log = True
 
 
 class RecordingSFTTrainer(SavingTrainer):
@@ -103,6 +123,7 @@ class RecordingSFTTrainer(SavingTrainer):
             self.data_collator.multiple = self.args.pad_to_multiple_of
         # Standard output is for results; progress is reported by whoever runs the trainer.
         self.remove_callback(PrinterCallback)
+        self.add_callback(LogsLastStep)
         self.args.run_name = called or None
         self.args.project = settings.sft.get("project") or self.args.project
         for callback in report_callbacks(settings.sft, called, output_dir.parent):
