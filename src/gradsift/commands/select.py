@@ -302,8 +302,11 @@ class SelectResult:
             f"{'next:' if at == 0 else '':6}gradsift {command}  ({what})"
             for at, (command, what) in enumerate(commands)
         ]
-        criteria = "      the same command with --details shows the criteria, too"
-        return lines if self.details else [*lines, criteria]
+        again = [
+            *([] if self.details else ["--details shows the criteria, too"]),
+            *([] if self.written else ["--export trl writes a trainer's own form, too"]),
+        ]
+        return [*lines, *([f"      the same command with {'; '.join(again)}"] if again else [])]
 
 
 def _changed(config: SelectionConfig) -> list[str]:
