@@ -60,8 +60,8 @@ def finished(world):
 
 @pytest.fixture
 def fresh_run(world, tmp_path):
-    """The captured run, with nothing trained from it."""
-    ignored = shutil.ignore_patterns("arms", "first*")
+    """The captured run, with nothing selected or trained from it."""
+    ignored = shutil.ignore_patterns("arms", "first*", "selections")
     return shutil.copytree(world / "run", tmp_path / "run", ignore=ignored)
 
 
