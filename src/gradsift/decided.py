@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.schema import migrated
 from gradsift.seals import DamagedError, read_json, read_parquet, require_columns, sha256_of
-from gradsift.wording import few, short
+from gradsift.wording import few, first_line, short
 
 SELECTIONS = "selections"
 DECISIONS = "decisions.parquet"
@@ -138,6 +140,26 @@ def read_decisions(run: Run, selection: str) -> tuple[pa.Table, dict[str, Any]]:
     except DamagedError as error:
         raise GradsiftError(f"{error.found} {AGAIN}") from error
     return table, summary
+
+
+@contextmanager
+def telling_of(folder: Path) -> Generator[None, None, None]:
+    """Blame a selection's files for what goes wrong over what they say, as a stranger's may.
+
+    Raises:
+        GradsiftError: In the place of what such values raise; one of another file as it is.
+    """
+    try:
+        yield
+    except GradsiftError:
+        raise
+    except (
+        TypeError, AttributeError, ValueError, ArithmeticError, LookupError, pa.ArrowException
+    ) as error:  # fmt: skip
+        raise GradsiftError(
+            f"{folder}: {DECISIONS} and {SUMMARY} do not hold what a selection says "
+            f"({type(error).__name__}: {first_line(error)}). {AGAIN}"
+        ) from error
 
 
 def _require_its_own(run: Run, decisions: Path, summary: dict[str, Any]) -> None:

@@ -17,9 +17,9 @@ from gradsift.decided import (
     AGAIN,
     DECISIONS,
     SELECTIONS,
-    SUMMARY,
     find_row,
     read_decisions,
+    telling_of,
     whole_selections,
 )
 from gradsift.errors import GradsiftError
@@ -30,7 +30,7 @@ from gradsift.selection.gate import in_words
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import DROPPED
 from gradsift.terms import LAYERS
-from gradsift.wording import columns_of_terminal, first_line, in_line, joined, short
+from gradsift.wording import columns_of_terminal, in_line, joined, short
 
 _SHOWN = 5
 _MARGIN = " " * len("  prompt  ")
@@ -169,7 +169,7 @@ def _decision(run: Run, selection: str, instance_id: str) -> dict[str, object]:
     line = {key: value for key, value in lines[0].items() if key not in said} | {"what_if": None}
     if line["decision"] == "dropped":
         return line
-    try:
+    with telling_of(path.parent):
         settings = migrated(summary["settings"])
         threshold = float(settings["similarity_threshold"])
         line["what_if"] = counterfactual(
@@ -185,15 +185,6 @@ def _decision(run: Run, selection: str, instance_id: str) -> dict[str, object]:
             line["repeats"] = line["nearest_selected"]
         # What is said of a row needs these numbers, which a stranger's table may not have.
         _numbers(line)
-    except GradsiftError:
-        raise  # Of another file.
-    except (
-        TypeError, AttributeError, ValueError, ArithmeticError, LookupError, pa.ArrowException
-    ) as error:  # fmt: skip
-        raise GradsiftError(
-            f"{path.parent}: {DECISIONS} and {SUMMARY} do not hold what a selection says "
-            f"({type(error).__name__}: {first_line(error)}). {AGAIN}"
-        ) from error
     kept = set(table.filter(table["selected"])["instance_id"].to_pylist())
     line["near_duplicates"] = [
         {"instance_id": other, "similarity": cosine, "selected": other in kept}

@@ -25,12 +25,19 @@ from gradsift.commands.dataset_card import (
 from gradsift.commands.select import SelectResult
 from gradsift.commands.selected_rows import dataset_of
 from gradsift.config import RowsConfig
-from gradsift.decided import DECISIONS, SELECTIONS, SUMMARY
+from gradsift.decided import (
+    AGAIN,
+    DECISIONS,
+    SELECTIONS,
+    SUMMARY,
+    read_decisions,
+    whole_selections,
+)
 from gradsift.errors import GradsiftError
 from gradsift.files import require_no_link
 from gradsift.run_folder import Run
 from gradsift.schema import split_settings, takes
-from gradsift.seals import DamagedError, read_json, read_parquet, sha256_of
+from gradsift.seals import DamagedError, sha256_of
 from gradsift.store.reader import GradientStore
 from gradsift.wording import few, first_line, joined, one_line, short
 
@@ -38,14 +45,9 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 CARD = "README.md"
-AGAIN = "Select again, with the same settings."
 _NO_LOGIN = (
     "no login to the hub: run `hf auth login`, or set HF_TOKEN (in Python token=… will do, too): "
     "a token that may write, from https://huggingface.co/settings/tokens."
-)
-_EXPECTED = (
-    pa.field("instance_id", pa.string(), nullable=False),
-    pa.field("selected", pa.bool_(), nullable=False),
 )
 
 
@@ -118,7 +120,8 @@ def push(
     run = Run.of(run, data=where.data)
     folder = _selection(run, name)
     run.require_unchanged_rows()
-    summary, decisions = _read(run, folder)
+    decisions, summary = read_decisions(run, folder.name)
+    decisions = decisions.filter(pc.field("selected"))
     selected_file = folder / Path(str(summary.get("selected_file"))).name
     _require_written(folder, selected_file, summary)
     rows = dataset_of(selected_file)
@@ -187,31 +190,15 @@ def _quietly() -> Generator[None, None, None]:
 
 
 def _selection(run: Run, name: str | None) -> Path:
-    selections = sorted(path.parent.name for path in (run.folder / SELECTIONS).glob(f"*/{SUMMARY}"))
-    if name is None and len(selections) == 1:
-        name = selections[0]
-    if name not in selections:
-        asked = "no selection" if name is None else f"no selection {short(repr(name), 60)}"
-        if name is None and selections:
-            asked = "`name` is missing, and there are several selections"
-        raise GradsiftError(
-            f"{run.folder}: {asked}; there are: {few(selections) if selections else 'none'}."
-        )
-    folder = run.folder / SELECTIONS / str(name)
+    selections = whole_selections(run, name)
+    if len(selections) != 1:
+        asked, there = "no selection", "none"
+        if selections:
+            asked, there = "`name` is missing, and there are several selections", few(selections)
+        raise GradsiftError(f"{run.folder}: {asked}; there are: {there}.")
+    folder = run.folder / SELECTIONS / selections[0]
     require_no_link(folder)
     return folder
-
-
-def _read(run: Run, folder: Path) -> tuple[dict[str, Any], pa.Table]:
-    """Return the summary, and the decisions on the selected rows."""
-    try:
-        summary = read_json(folder / SUMMARY)
-        if summary.get("capture") != run.store.manifest.identity:
-            raise DamagedError(folder / SUMMARY, "it is a selection of another run")
-        table = read_parquet(folder / DECISIONS, expected=_EXPECTED)
-    except DamagedError as error:
-        raise GradsiftError(f"{error.found} {AGAIN}") from error
-    return summary, table.filter(pc.field("selected"))
 
 
 def _require_written(folder: Path, selected_file: Path, summary: dict[str, Any]) -> None:

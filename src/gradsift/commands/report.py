@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from gradsift.commands.select import SelectResult
 from gradsift.config import RowsConfig
-from gradsift.decided import AGAIN, DECISIONS, SELECTIONS, SUMMARY
+from gradsift.decided import SELECTIONS, telling_of
 from gradsift.errors import GradsiftError
 from gradsift.files import write_text
 from gradsift.reporting.page import MARK, page_of
@@ -19,7 +17,7 @@ from gradsift.reporting.story import story_of
 from gradsift.run_folder import Run
 from gradsift.schema import split_settings, takes
 from gradsift.store.reader import GradientStore
-from gradsift.wording import first_line, joined
+from gradsift.wording import joined
 
 REPORT = "report.html"
 
@@ -96,17 +94,8 @@ def report(
             f"`out` {out}: is there already, and is no page of gradsift; it stays as it is. Give "
             "another name."
         )
-    try:
+    with telling_of(run.folder / SELECTIONS / rows.name):
         return write_report(run, rows, path)
-    except GradsiftError:
-        raise  # Of another file.
-    except (
-        TypeError, AttributeError, ValueError, ArithmeticError, LookupError, pa.ArrowException
-    ) as error:  # fmt: skip
-        raise GradsiftError(
-            f"{run.folder / SELECTIONS / rows.name}: {DECISIONS} and {SUMMARY} do not hold what a "
-            f"selection says ({type(error).__name__}: {first_line(error)}). {AGAIN}"
-        ) from error
 
 
 def _is_page(path: Path) -> bool:
