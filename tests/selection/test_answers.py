@@ -1,6 +1,7 @@
 """Answers of a subset beside the pool's, and what is claimed: only what chance hardly does."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -123,3 +124,21 @@ def test_the_table_says_what_was_traded_away_on_purpose(changes, traded):
     lines = criteria_lines(criteria, SelectionConfig(**changes))
     said = {line.split()[0]: line.partition(": ")[2] for line in lines if "on purpose" in line}
     assert said == traded
+
+
+def test_no_warning_says_what_the_sentence_denies():
+    """Of small subsets of easy rows, where the one and the other begin to tell."""
+    pool = make_pool(11)
+    context, said = context_for(pool), set()
+    for rows in combinations(np.argsort(pool.loss)[:9].tolist(), 6):
+        rows_S = np.array(rows)
+        audit = audit_of(pool, rows_S, np.zeros(11), context.cluster_N, context.neighbours, 0.8)
+        lines = audit_warnings(
+            replace(audit, sources=None), self_checked=True, non_finite_share=0, cut_share=None,
+            uses_score=False, detrend=(),
+        )  # fmt: skip
+        too_easy = any(line.startswith("too easy") for line in lines)
+        easier = "easier than the pool" in kind_of_rows(pool, rows_S, None)
+        said.add((too_easy, easier))
+    assert (True, True) in said
+    assert (True, False) not in said

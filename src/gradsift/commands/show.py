@@ -24,6 +24,7 @@ from gradsift.decided import (
 from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
 from gradsift.store.reader import GradientStore
+from gradsift.store.tables import DROPPED
 from gradsift.wording import clipped, columns_of_terminal, in_line, joined
 
 Which = Literal["kept", "rejected", "dropped", "borderline"]
@@ -67,7 +68,8 @@ class Shown:
                     lines.append(f"  {title:8}{clipped(text, width - 10)}")
             why = textwrap.wrap(in_line(row["reason"]), width - 10)
             lines += [f"  {'' if at else 'why':8}{line}" for at, line in enumerate(why)]
-        if self.rows and all(row.get("response") is None for row in self.rows):
+        there = [row for row in self.rows if row["decision"] != DROPPED]
+        if there and all(row.get("response") is None for row in there):
             lines += ["", "what they say is not known here: select again, and it is"]
         return joined(lines)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from gradsift.selection.chance import (
     RARE,
-    RARE_DEVIATIONS,
+    RARE_DEVIATIONS_EITHER_SIDE,
     chance_of_so_many,
     deviations,
 )
@@ -100,7 +100,7 @@ class Answers:
     def warnings(self) -> list[str]:
         """Say what ought to worry the user."""
         lines = []
-        if self.repeats is not None and self.repeats_deviations > RARE_DEVIATIONS:
+        if self.repeats is not None and self.repeats_deviations > RARE_DEVIATIONS_EITHER_SIDE:
             pool, subset = self.repeats
             if subset - pool >= _REPEATS_MORE:
                 lines.append(

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradsift.selection.candidates import Candidates
-from gradsift.selection.chance import RARE, RARE_DEVIATIONS, chance_of_so_many, deviations
+from gradsift.selection.chance import (
+    RARE,
+    RARE_DEVIATIONS,
+    RARE_DEVIATIONS_EITHER_SIDE,
+    chance_of_so_many,
+    deviations,
+)
 from gradsift.selection.neighbours import Neighbours
 from gradsift.selection.scores import percentile_rank, rank_correlation
 
@@ -216,7 +222,7 @@ def audit_warnings(
             "subset: wrong or garbled answers gather there; look at some of them"
         )
     _, subset = audit.loss_rank
-    if subset < EASY_WARNING and audit.loss_deviations < -RARE_DEVIATIONS:
+    if subset < EASY_WARNING and audit.loss_deviations < -RARE_DEVIATIONS_EITHER_SIDE:
         lines.append(
             f"too easy: on average a kept row has a lower loss than {100 * (1 - subset):.0f} % of "
             "the pool, so the model knows much of it already; compare with strategy random before "

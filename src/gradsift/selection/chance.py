@@ -9,7 +9,8 @@ import math
 
 import numpy as np
 
-# A random subset goes beyond this once in a hundred times, on one side, and on either side.
+# A random subset goes beyond this once in a hundred times, on one side, and on either side. Of what
+# is also said in words on either side, warnings go by that, so that the two never disagree.
 RARE = 0.01
 RARE_DEVIATIONS = 2.33
 RARE_DEVIATIONS_EITHER_SIDE = 2.58
