@@ -4,14 +4,14 @@ OUT has a folder for each pool, with tokens ready: `rows.jsonl` (id, input_ids, 
 `tests/NAME.jsonl` (the same); and `jobs.jsonl`, a line for each training: pool, arm, training (its
 number, from 0), rows (ids), seed, epochs, learning_rate, and steps where not the epochs decide. A
 job may name a `replay` file of rows beside it, all of which are mixed in, and the only `tests` it
-is asked. Jobs are done in the
-order of the file by as many workers as are started; a line of CELLS for each, and what stands
-there already is left out. The loop is trl's: AdamW, a rate that falls linearly to 0, batches of 8,
-gradients clipped at 1, the mean over a batch's response tokens, mixed precision in bfloat16 (2.5
-times as fast on a CPU that has it; items' losses differ by at most 0.013, their mean by 0.001).
+is asked. Jobs are done in the order of the file by as many workers as are started; a line of CELLS
+for each, and what stands there already is left out. The loop is trl's: AdamW, a rate that falls
+linearly to 0, batches of 8, gradients clipped at 1, the mean over a batch's response tokens, mixed
+precision in bfloat16 (2.5 times as fast on a CPU that has it; items' losses differ by at most
+0.013, their mean by 0.001).
 
 Usage:
-    python experiments/arms.py OUT CELLS --model demo --worker 0 --workers 2
+    python experiments/arms.py OUT CELLS --model demo --worker 0
 """
 
 import argparse
@@ -40,8 +40,7 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("cells", type=Path, help="folder of results, a file for each worker")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--worker", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--worker", type=int, default=0, help="another one for each at work")
     parser.add_argument("--threads", type=int, help="of this worker, on a CPU")
     parser.add_argument("--minutes", type=float, default=1e9, help="after which no job is begun")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
