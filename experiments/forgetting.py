@@ -152,7 +152,10 @@ def make_pool(arguments):
     )
     for name in ("replayed", "other"):
         path = folder / "tests" / f"{name}.wrong.jsonl"
-        write_tokens(path, [names_only(item, run.tokenizer) for item in read_instances(path)])
+        asked = [names_only(item, run.tokenizer) for item in read_instances(path)]
+        write_tokens(path, asked)
+        # How far from the answer, where all are wrong.
+        write_tokens(folder / "tests" / f"{name}.jsonl", asked)
     general = random.Random(0).sample(read_rows(data / "general" / "train.jsonl"), 200)
     replay = [*fact_rows(first, QUESTIONS[:1]), *general]
     write_rows(folder / "to-replay.jsonl", replay)
@@ -188,13 +191,18 @@ def list_jobs(arguments):
 
 
 def replayed(rows, n_own, seed, ratio=0.05):
-    """Draw rows until they have their share of the tokens that have a loss."""
-    drawn, n = [], 0
-    for item in random.Random(seed).sample(rows, len(rows)):
-        if n >= n_own * ratio / (1 - ratio):
-            break
-        drawn.append(item)
-        n += n_labels(item)
+    """Draw facts and general rows until each have half the replay's tokens that have a loss.
+
+    From one urn hardly a fact would be drawn: their answers are short and the others long.
+    """
+    drawn, draw, share = [], random.Random(seed), n_own * ratio / (1 - ratio) / 2
+    for is_fact in (True, False):
+        n, kind = 0, [item for item in rows if item.instance_id.startswith("fact-") == is_fact]
+        for item in draw.sample(kind, len(kind)):
+            if n >= share:
+                break
+            drawn.append(item)
+            n += n_labels(item)
     return drawn
 
 

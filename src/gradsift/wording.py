@@ -63,6 +63,11 @@ def few(names: Iterable[object], n: int = 20) -> str:
     return f"{names[:n]}{more}"
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number of things: "1 row", "2 rows"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def short(text: object, n: int = 200) -> str:
     """Return what messages show of a text: one line, and no more than its first characters."""
     text = str(text)

@@ -191,7 +191,7 @@ def test_too_large_a_budget_is_told_with_and_without_the_gate(capsys, run, tmp_p
         capsys, "select", run, "--budget", "20", "--gate", "--keep", keep, "--name", "kept"
     )
     assert code == 0, err
-    assert "warning: the gate names 1 rows that --keep keeps all the same: ['r03']" in out
+    assert "warning: the gate names 1 row that --keep keeps all the same: ['r03']" in out
 
 
 def test_auto_takes_all_that_passed(run):

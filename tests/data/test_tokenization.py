@@ -272,7 +272,7 @@ def test_a_target_that_is_not_rendered_drops_the_row(template):
     assert result.notes["prompt_not_prefix"] == 0
     assert result.notes["prompt_not_rendered"] == 1
     assert result.first["prompt_not_rendered"] == "x"
-    assert "rows with a turn before the answer" in "\n".join(result.lines())
+    assert "with a turn before the answer" in "\n".join(result.lines())
 
 
 SHORTENED = CHAT_TEMPLATE.replace("m['content']", "m['content'][:60]")

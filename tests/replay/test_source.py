@@ -194,8 +194,8 @@ def test_what_is_dropped_is_counted_as_of_a_pool(world, tmp_path):
     rows = [{"text": "a b c"}, {"text": ""}, {"text": 3}, {"text": "d " * 3000}]
     notes = "\n".join(replay_of(Run(world / "run"), write(tmp_path / "r.jsonl", rows)).notes)
     assert "4 rows, format text" in notes
-    assert "1 rows dropped, empty_response" in notes
-    assert "1 rows cut to the maximum length" in notes
+    assert "1 row dropped, empty_response" in notes
+    assert "1 row cut to the maximum length" in notes
 
 
 @pytest.fixture(scope="module")

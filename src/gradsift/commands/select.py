@@ -63,7 +63,7 @@ from gradsift.selection.selector import Selection, select_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, uses_score
 from gradsift.store.reader import GradientStore
 from gradsift.store.tables import POOL_NAME, TRAITS
-from gradsift.wording import clipped, columns_of_terminal, few, in_line, joined
+from gradsift.wording import clipped, columns_of_terminal, counted, few, in_line, joined
 
 if TYPE_CHECKING:
     import altair as alt
@@ -588,7 +588,8 @@ def _gate_warnings(
     if gate is not None:
         pool = run.candidates(needs_of(config))
         named = [pool.ids[row] for row in rows_S if gate.named_N[row]]
-        kept = f"the gate names {len(named)} rows that `keep` keeps all the same: {few(named, 5)}"
+        rows = counted(len(named), "row")
+        kept = f"the gate names {rows} that `keep` keeps all the same: {few(named, 5)}"
         shortage = gate_shortage(pool, selection.budget, config, context, rows_S)
         return [kept, *shortage] if named else shortage
     idle = []

@@ -22,7 +22,7 @@ from gradsift.data.formats import FORMAT_NOTES, ROW_FORMATS, Columns, Reader
 from gradsift.errors import GradsiftError
 from gradsift.html_tables import html_table
 from gradsift.schema import takes, validated
-from gradsift.wording import few, in_line, short
+from gradsift.wording import counted, few, in_line, short
 
 # Up to here a float has room for every whole number.
 MOST_EXACT = 2.0**53
@@ -166,7 +166,8 @@ class Pool:
             )
         for reason, n in self.dropped_by_reason.items():
             first = next(row for row in self.rows if row.reason == reason)
-            lines.append(f"{n} rows dropped, {reason}; the first, {first.place}: {first.detail}")
+            told = f"{counted(n, 'row')} dropped, {reason}"
+            lines.append(f"{told}; the first, {first.place}: {first.detail}")
         return lines
 
     def _notes_on_files(self) -> list[str]:
@@ -193,7 +194,10 @@ def remarks_on(rows: Iterable[PoolRow]) -> list[str]:
     for row in rows:
         for remark in row.example.remarks if row.example is not None else ():
             places[remark].append(row.place)
-    return [f"{len(at)} rows: {remark}; the first is {at[0]}" for remark, at in places.items()]
+    return [
+        f"{counted(len(at), 'row')}: {remark}; the first is {at[0]}"
+        for remark, at in places.items()
+    ]
 
 
 def place(row: int, line: int | None, file: str | None = None, in_file: int | None = None) -> str:

@@ -20,6 +20,7 @@ from gradsift.data.responses import Labeller, Tokens
 from gradsift.errors import GradsiftError
 from gradsift.schema import choices_of
 from gradsift.terms import IGNORED_LABEL
+from gradsift.wording import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,24 +31,23 @@ EXAMPLES_AT_A_TIME = 500
 
 # Things worth a line, with how many rows they concern.
 NOTES = {
-    "no_chat_template": "rows rendered as plain 'User: … Assistant: …' text, since the tokenizer "
+    "no_chat_template": "rendered as plain 'User: … Assistant: …' text, since the tokenizer "
     "has no chat template",
-    "prompt_not_prefix": "rows whose tokenized prompt is no prefix of prompt + response; their "
+    "prompt_not_prefix": "whose tokenized prompt is no prefix of prompt + response; their "
     "response begins where the two diverge",
-    "turn_rewritten": "rows with a trained turn that the template renders otherwise once the "
+    "turn_rewritten": "with a trained turn that the template renders otherwise once the "
     "conversation goes on (old thinking left out); its response is what is still there",
-    "turn_not_found": "rows with a trained turn of which the whole conversation shows nothing; "
+    "turn_not_found": "with a trained turn of which the whole conversation shows nothing; "
     "that turn is not trained on",
-    "thinking_not_rendered": "rows with thinking in a trained turn that the chat template leaves "
-    "out",
-    "answer_rewritten": "rows with an answer that the chat template writes otherwise in places",
-    "template_kwargs_not_read": "rows with chat_template_kwargs that the template does not read",
-    "tools_not_rendered": "rows with tool definitions that the chat template leaves out",
-    "system_not_rendered": "rows with a system prompt that the chat template leaves out",
-    "prompt_not_rendered": "rows with a turn before the answer that the chat template leaves out",
-    "double_bos": "rows that begin with two begin-of-sequence tokens",
-    "control_tokens_in_text": "rows with control tokens of the tokenizer inside their own text",
-    "truncated": "rows cut to the maximum length",
+    "thinking_not_rendered": "with thinking in a trained turn that the chat template leaves out",
+    "answer_rewritten": "with an answer that the chat template writes otherwise in places",
+    "template_kwargs_not_read": "with chat_template_kwargs that the template does not read",
+    "tools_not_rendered": "with tool definitions that the chat template leaves out",
+    "system_not_rendered": "with a system prompt that the chat template leaves out",
+    "prompt_not_rendered": "with a turn before the answer that the chat template leaves out",
+    "double_bos": "that begin with two begin-of-sequence tokens",
+    "control_tokens_in_text": "with control tokens of the tokenizer inside their own text",
+    "truncated": "cut to the maximum length",
 }
 
 
@@ -88,12 +88,13 @@ class Instances:
     def lines(self) -> list[str]:
         """Return lines worth telling: notes, and what was dropped, each with an example."""
         lines = [
-            f"{n} {NOTES[key]}; the first is {self.first[key]}" for key, n in self.notes.items()
+            f"{counted(n, 'row')} {NOTES[key]}; the first is {self.first[key]}"
+            for key, n in self.notes.items()
         ]
         reasons = Counter(reason for reason, _ in self.dropped.values())
         for reason, n in reasons.items():
             at, detail = next((i, d) for i, (r, d) in self.dropped.items() if r == reason)
-            lines.append(f"{n} rows dropped, {reason}; the first, {at}: {detail}")
+            lines.append(f"{counted(n, 'row')} dropped, {reason}; the first, {at}: {detail}")
         return lines
 
 

@@ -326,7 +326,7 @@ def test_what_a_form_cannot_say_is_left_out_with_a_note_or_refused(tmp_path, tra
 def test_what_follows_the_last_trained_answer_goes_with_a_note(tmp_path, trainer):
     more = chat(*TWO, train=(False, True, False, False))
     result = export(tmp_path, trainer, more)
-    assert "1 rows: turns after the last answer trained on are left out" in result.notes[0]
+    assert "1 row: turns after the last answer trained on are left out" in result.notes[0]
     turns = next(iter(lines(result.files[0])[0].values()))
     assert len(turns) == 2
 
@@ -335,7 +335,7 @@ def test_a_field_without_a_place_is_noted(tmp_path):
     example = chat(("user", "a"), ("assistant", "b"))
     example.messages[0]["timestamp"] = 3
     result = export(tmp_path, "openai", example)
-    assert "1 rows: the field 'timestamp' of a turn has no place" in result.notes[0]
+    assert "1 row: the field 'timestamp' of a turn has no place" in result.notes[0]
     assert Line.model_validate(lines(result.files[0])[0])
 
 
@@ -383,7 +383,7 @@ def test_arguments_of_a_template_are_noted_or_said(tmp_path, trainer):
     own = replace(HI, template_kwargs={"loud": True})
     result = export(tmp_path, trainer, HI, own)
     assert any(
-        line.startswith("1 rows: arguments of the chat template") and "'r1'" in line
+        line.startswith("1 row: arguments of the chat template") and "'r1'" in line
         for line in result.notes
     )
     of_all = export(tmp_path, trainer, HI, chat_template_kwargs={"loud": True})

@@ -17,6 +17,7 @@ from gradsift.config import RunConfig
 from gradsift.data.example import THINKING_FIELDS, Chat, Example, Plain
 from gradsift.errors import GradsiftError
 from gradsift.files import write_text
+from gradsift.wording import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,7 +95,7 @@ class Notes:
     def lines(self) -> tuple[str, ...]:
         """Return a line for each thing that happened."""
         return tuple(
-            f"{n} rows: {what}; the first is {self.first[what]!r}"
+            f"{counted(n, 'row')}: {what}; the first is {self.first[what]!r}"
             for what, n in self.counts.items()
         )
 

@@ -17,7 +17,7 @@ from gradsift.data.tokenization import Instance, build_instances
 from gradsift.errors import GradsiftError
 from gradsift.files import write_text
 from gradsift.terms import IGNORED_LABEL
-from gradsift.wording import short
+from gradsift.wording import counted, short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -122,7 +122,7 @@ def write_trl(rows: Sequence[ExportRow], folder: Path, setup: Setup) -> Exported
     note = form.note
     if form is TOKENIZED and len({isinstance(row.example, Plain) for row in rows}) > 1:
         note = MIXED
-    notes = (f"{len(rows)} rows: {note}",) if note else ()
+    notes = (f"{counted(len(rows), 'row')}: {note}",) if note else ()
     return Exported((file, script), len(rows), notes)
 
 
