@@ -86,7 +86,7 @@ def test_audit_names_the_worst_rows_and_says_how_sure_it_is(capsys, run):
     assert code == 0
     assert "named for that, at p > 0.2: 30 rows, about 0 of them good" in out
     assert "pass: 30 rows (50 %)" in out
-    assert "about 0 of 60 judged rows belong to their prompt" in out
+    assert "about 0 of 60 judged answers fit their prompt" in out
     assert f"{UNRELATED}, the worst:" in out
     assert "r07 (line 8): its own prompt makes it less likely than another row's by 3.1 nats" in out
     assert "    prompt: 7?\\x1b[31m" in out
@@ -153,7 +153,7 @@ def test_the_gate_drops_rows_with_a_reason_and_the_counts_add_up(capsys, run, st
     assert found["dropped_by_reason"] == {UNRELATED: 30}
     assert found["gate"]["unrelated_share"]["estimate"] == pytest.approx(1.0)
     assert found["warnings"] == [line for line in found["warnings"] if "budget" not in line]
-    decisions = pq.read_table(run / "selections" / f"{strategy}-25pct" / "decisions.parquet")
+    decisions = pq.read_table(run / "selections" / f"{strategy}-25pct-gate" / "decisions.parquet")
     rows = decisions.to_pylist()
     assert {row["instance_id"] for row in rows if row["decision"] == "dropped"} == {
         f"r{i:02d}" for i in range(30)

@@ -1,6 +1,8 @@
 """Selecting by every strategy through the command line and Python, from one captured run."""
 
 import json
+import re
+import shlex
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -55,12 +57,14 @@ def test_every_strategy_selects_and_explains(capsys, world, strategy):
     assert code == 0, err
     summary = json.loads(out)
     assert (summary["selected"], summary["rejected"]) == (10, 30)
-    rows = decisions(run, f"{strategy}-25pct")
+    name = Path(summary["selection"]).name
+    assert name.startswith(f"{strategy}-25pct-anchor-")
+    rows = decisions(run, name)
     kept = [row["instance_id"] for row in rows if row["selected"]]
     lines = Path(summary["selected_file"]).read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == kept
     for row_id in (kept[0], next(row["instance_id"] for row in rows if not row["selected"])):
-        code, out, err = invoke(capsys, "explain", run, row_id, "--name", f"{strategy}-25pct")
+        code, out, err = invoke(capsys, "explain", run, row_id, "--name", name)
         assert code == 0, err
         assert "kept" in out or "drawn" in out
 
@@ -110,6 +114,34 @@ def test_decisions_say_what_the_rows_say(world, tmp_path, log):
     assert decisions(run, "again")[3]["loss"] == said[3]["loss"]
 
 
+def test_selections_are_named_by_what_differs_and_the_next_command_is_the_same(capsys, world):
+    run = world / "run"
+    names = [
+        gs.select(run, budget=budget, **settings).folder.name
+        for budget, settings in (
+            ("30%", {}),
+            (12, {"similarity_threshold": 0.9}),
+            ("30%", {"strategy": "random", "seed": 3}),
+            ("30%", {"score": "high-norm", "alpha": 0.5}),
+            ("30%", {"quota": {"book": 3}}),
+        )
+    ]
+    assert names[:4] == [
+        "grads-30pct", "grads-12-similarity_threshold-0.9", "random-30pct-seed-3",
+        "grads-30pct-score-high-norm-alpha-0.5",
+    ]  # fmt: skip
+    assert re.fullmatch(r"grads-30pct-quota-\w{8}", names[4])
+    code, out, err = invoke(
+        capsys, "select", run, "--budget", "30%", "--strategy", "random", "--set", "seed=4"
+    )
+    assert code == 0, err
+    (last,) = re.findall(r"gradsift (select .*--details) --export trl  ", out)
+    code, again, err = invoke(capsys, *shlex.split(last))
+    assert code == 0, err
+    assert again.splitlines()[0] == out.splitlines()[0]
+    assert len(again.splitlines()) > len(out.splitlines()) + 5
+
+
 def test_side_by_side_has_every_strategy_that_can_be_had(capsys, world):
     run = world / "run"
     code, out, err = invoke(capsys, "strategies", run, "--budget", "25%", "--json")
@@ -123,7 +155,7 @@ def test_side_by_side_has_every_strategy_that_can_be_had(capsys, world):
     chosen = strategies(run, budget="25%", names=("grads", "loss-low"), score="high-norm")
     assert [outcome.strategy for outcome in chosen.outcomes] == ["grads", "loss-low"]
     assert "overlap" in chosen.text()
-    subset = {r["instance_id"] for r in decisions(run, "loss-low-25pct") if r["selected"]}
+    subset = set(gs.select(run, budget="25%", strategy="loss-low").ids)
     other = gs.select(run, budget="25%", score="high-norm", name="high-norm").selection
     expected = len(subset & set(other.ids)) / len(subset | set(other.ids))
     assert chosen.overlap_KK[0, 1] == pytest.approx(expected)

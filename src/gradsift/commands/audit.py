@@ -105,8 +105,8 @@ class AuditResult:
             good, n = (1 - gate.unrelated_share.estimate) * gate.n_judged, gate.n_judged
             lines += [
                 f"pass: {gate.n_passing} rows ({100 * gate.n_passing / self.n_rows:.0f} %)",
-                f"about {good:.0f} of {n} judged rows belong to their prompt: a larger budget "
-                "cannot be kept clean",
+                f"about {good:.0f} of {n} judged answers fit their prompt, by the estimate above: "
+                "a larger budget must take others, too",
                 "",
             ]
             for reason in (UNRELATED, NO_TEXT):

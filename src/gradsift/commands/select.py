@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shlex
@@ -38,7 +39,14 @@ from gradsift.files import make_folder, remove, remove_leftovers, writing
 from gradsift.progress import Progress, no_progress
 from gradsift.run_folder import Run
 from gradsift.schema import migrated, split_settings, takes
-from gradsift.seals import DamagedError, read_json, sha256_of, write_json, write_parquet
+from gradsift.seals import (
+    DamagedError,
+    read_json,
+    sha256_of,
+    short_sha256,
+    write_json,
+    write_parquet,
+)
 from gradsift.selection.answers import Answers, answers_of
 from gradsift.selection.audit import (
     attained_lines,
@@ -75,6 +83,8 @@ if TYPE_CHECKING:
 # Changes whenever the same settings would choose other rows: what was made by another is not mixed
 # up with it. Of selections that name none it is 1.
 ARITHMETIC = 2
+# Names that are made up are no longer than that.
+_LONGEST_NAME = 80
 # Rows of each kind that are shown.
 _EXAMPLES = 3
 NO_PANDAS = "to_pandas() needs the package pandas: pip install pandas"
@@ -278,35 +288,45 @@ class SelectResult:
         return [*lines, ""]
 
     def _next(self) -> list[str]:
+        return [
+            f"{'next:' if at == 0 else '':6}gradsift {command}  ({what})"
+            for at, (command, what) in enumerate(self._commands())
+        ]
+
+    def _commands(self) -> list[tuple[str, str]]:
+        """Return what to do next: commands, and what each is for."""
         run, config = shlex.quote(str(self.run)), self.selection.config
         budget, changed = shlex.quote(str(self.selection.budget)), _changed(config)
         name = shlex.quote(self.folder.name)
         usual = ArmsConfig().arms
         arms = [] if config.strategy in usual else ["--arms", ",".join([*usual, config.strategy])]
         commands = [
-            (
-                f"show {run} --name {name}",
-                "the rows; --rejected: the others",
-            ),
+            (f"show {run} --name {name}", "the rows; --rejected: the others"),
             (f"report {run} --name {name}", "a page to browse all of them"),
-            (
-                " ".join([f"train {run} --arm {config.strategy} --budget {budget}", *changed]),
-                "on these rows",
-            ),
-            (
-                " ".join([f"compare {run} --test HELD-OUT --budgets {budget}", *arms, *changed]),
-                "did it learn more, forget less, and beat random?",
-            ),
         ]
-        lines = [
-            f"{'next:' if at == 0 else '':6}gradsift {command}  ({what})"
-            for at, (command, what) in enumerate(commands)
+        if not config.gate:
+            commands.append((f"audit {run}", "do answers fit their prompts? not asked so far"))
+        train = " ".join([f"train {run} --arm {config.strategy} --budget {budget}", *changed])
+        compare = " ".join([f"compare {run} --test HELD-OUT --budgets {budget}", *arms, *changed])
+        commands += [
+            (train, "on these rows"),
+            (compare, "did it learn more, forget less, and beat random?"),
         ]
-        again = [
-            *([] if self.details else ["--details shows the criteria, too"]),
-            *([] if self.written else ["--export trl writes a trainer's own form, too"]),
+        more = [
+            *([] if self.details else [("--details", "the criteria")]),
+            *([] if self.written else [("--export trl", "a trainer's own form")]),
         ]
-        return [*lines, *([f"      the same command with {'; '.join(again)}"] if again else [])]
+        if more:
+            usual_name = self.folder.name == _name_of(_plain(self.selection.budget, config))
+            words = [
+                f"select {run} --budget {budget}",
+                *([] if config.strategy == "grads" else [f"--strategy {config.strategy}"]),
+                *changed,
+                *([] if usual_name else [f"--name {name}"]),
+                *(option for option, _ in more),
+            ]
+            commands.append((" ".join(words), " and ".join(what for _, what in more)))
+        return commands
 
 
 def _changed(config: SelectionConfig) -> list[str]:
@@ -645,7 +665,7 @@ def _counts_line(counts: dict[str, object]) -> str:
 
 def _folder(selections: Path, settings: dict[str, object], name: str | None) -> Path:
     if name is None:
-        name = f"{settings['strategy']}-{str(settings['budget']).replace('%', 'pct')}"
+        name = _name_of(settings)
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         raise GradsiftError(f"`name` is {name!r}, expected letters, digits, '-', '_' and '.'.")
     folder = selections / name
@@ -676,6 +696,21 @@ def _folder(selections: Path, settings: dict[str, object], name: str | None) -> 
                 "`name`."
             )
     return folder
+
+
+def _name_of(settings: dict[str, object]) -> str:
+    """Return what a selection is called after: strategy, budget, and what is not the default."""
+    parts = [str(settings["strategy"]), str(settings["budget"]).replace("%", "pct")]
+    defaults = _plain(None, SelectionConfig())
+    for key, value in settings.items():
+        if key in ("strategy", "budget") or value == defaults[key]:
+            continue
+        words = [key] if value is True else ["no", key] if value is False else [key, str(value)]
+        plain = all(re.fullmatch(r"[\w.-]{1,30}", word) for word in words)
+        # Lists and paths are told apart, not told.
+        parts += words if plain else [key, short_sha256(json.dumps(value, sort_keys=True), 8)]
+    name = "-".join(parts)
+    return name if len(name) <= _LONGEST_NAME else f"{'-'.join(parts[:2])}-{short_sha256(name, 8)}"
 
 
 def _plain(budget: Budget | None, config: SelectionConfig) -> dict[str, object]:

@@ -125,6 +125,8 @@ def _details(rows: Rows, config: SelectionConfig) -> list[str]:
     said = [f"{how}{score}; budget {rows.summary.get('budget')}{gate}."]
     if n_dropped:
         said.append(f"{n_rows(n_dropped)} dropped: unusable, or called faulty.")
+    if not config.gate:
+        said.append("Whether answers fit their prompts was not asked: gradsift audit does.")
     return said
 
 
@@ -146,6 +148,7 @@ def _figures(run: Run, rows: Rows) -> list[Figure]:
         ("among the hardest tenth", "audit", "high_loss_share"),
         ("last answer's words that stand in its prompt", "answers", "repeats"),
         ("repeats of other rows", "audit", "duplicate_share"),
+        ("last answers that refuse or cannot say", "answers", "boilerplate"),
     ):
         found = (rows.summary.get(kind) or {}).get(key) or {}
         pool, kept = found.get("pool"), found.get("subset")

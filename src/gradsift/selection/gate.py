@@ -14,6 +14,7 @@ import numpy as np
 from gradsift.errors import GradsiftError
 from gradsift.selection.adjustment import detrended
 from gradsift.selection.scores import robust_standardise
+from gradsift.wording import counted
 
 UNRELATED = "answer_does_not_depend_on_prompt"
 NO_TEXT = "answer_is_hardly_text"
@@ -89,8 +90,9 @@ class Gate:
         """Say in words why a row is called faulty."""
         if self.no_text_N[row]:
             return (
-                f"its loss of {self.loss_N[row]:.2f} nats a token is {self.unlikely_N[row]:.1f} "
-                f"robust standard deviations above rows of its length, more than {_UNLIKELY:g}"
+                f"its loss of {self.loss_N[row]:.2f} nats a token before training is "
+                f"{self.unlikely_N[row]:.1f} robust standard deviations above rows of its length, "
+                f"more than {_UNLIKELY:g}"
             )
         words = in_words(float(self.advantage_N[row]), float(self.p_N[row]))
         return f"{words}, more than {self.threshold:g}"
@@ -145,7 +147,7 @@ class Gate:
             f"named for that, at p > {self.threshold:g}: {int(self.unrelated_N.sum())} rows, about "
             f"{good[1]:.0f} of them good ({good[0]:.0f} to {good[2]:.0f}); about "
             f"{100 * self.threshold:.0f} % of the faulty ones are missed",
-            f"answers that are hardly text: {int(self.no_text_N.sum())} rows named",
+            f"answers that are hardly text: {counted(int(self.no_text_N.sum()), 'row')} named",
         ]
         if n < len(self.p_N):
             lines.append(
