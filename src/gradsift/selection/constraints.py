@@ -150,7 +150,7 @@ class Constraints:
     keep: tuple[int, ...] = ()
     group_N: np.ndarray | None = None
     caps_G: dict[int, int] | None = None
-    excluded: tuple[int, ...] = ()
+    excluded: Sequence[int] | np.ndarray = ()
 
     def builder(self) -> SubsetBuilder:
         """Begin a subset with what must be kept."""
@@ -178,7 +178,7 @@ class Constraints:
     def may_be_taken(self) -> np.ndarray:
         """Say of every row whether it may be taken at all, whatever else is."""
         may_N = np.ones(len(self.costs_N), dtype=bool)
-        may_N[list(self.excluded)] = False
+        may_N[np.asarray(self.excluded, dtype=np.intp)] = False
         if self.group_N is not None:
             closed = [group for group, cap in (self.caps_G or {}).items() if cap < 1]
             may_N &= ~np.isin(self.group_N, closed)
@@ -227,7 +227,7 @@ class SubsetBuilder:
         self.order: list[int] = []
         self.selected_N = np.zeros(n, dtype=bool)
         self._excluded_N = np.zeros(n, dtype=bool)
-        self._excluded_N[list(constraints.excluded)] = True
+        self._excluded_N[np.asarray(constraints.excluded, dtype=np.intp)] = True
         self._group_N = constraints.group_N
         self._capacity_G = dict(constraints.caps_G or {})
 

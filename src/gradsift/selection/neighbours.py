@@ -16,15 +16,15 @@ COMPLETE_ROWS = 3_000
 EXACT_ROWS = 20_000
 N_NEIGHBOURS = 64
 # What a row's last neighbour would represent of it, times this, is what rows beyond it do.
-_BEYOND = 0.85
+BEYOND = 0.85
 # Beyond EXACT_ROWS, neighbours are looked for along this many principal directions.
-_SEARCH_WIDTH = 64
+SEARCH_WIDTH = 64
 _ORDERED_BY = 8
 # An inverted-file index: lists for each √N, lists visited for each row, and its k-means.
-_LISTS_PER_ROOT = 4
-_VISITED_LISTS = 6
-_TRAINING_ROWS_PER_LIST = 40
-_TRAINING_ROUNDS = 5
+LISTS_PER_ROOT = 4
+VISITED_LISTS = 6
+TRAINING_ROWS_PER_LIST = 40
+TRAINING_ROUNDS = 5
 # Cosines are kept as multiples of 2⁻²⁰ (about 10⁻⁶): rows with equal features get equal cosines,
 # whatever block they were computed in, and sums of them in float64 are exact, in any order.
 _STEPS = 2.0**20
@@ -144,7 +144,7 @@ def _complete(unit_NE: np.ndarray) -> Neighbours:
     counts, rows, cosines = [], [], []
     exact_NE = unit_NE.astype(np.float64)
     for block in blocks(n, n):
-        cosine_RN = _rounded(exact_NE[block] @ exact_NE.T)
+        cosine_RN = rounded(exact_NE[block] @ exact_NE.T)
         here = np.arange(block.start, block.stop)
         cosine_RN[here - block.start, here] = 1
         owner_E, row_E = np.nonzero(cosine_RN > 0)
@@ -162,7 +162,7 @@ def _search_all(unit_NE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     index = faiss.IndexFlatIP(unit_NE.shape[1])
     index.add(unit_NE)
     cosine_NK, nearest_NK = index.search(unit_NE, k)
-    return nearest_NK.astype(np.int32), _rounded(cosine_NK)
+    return nearest_NK.astype(np.int32), rounded(cosine_NK)
 
 
 def _search_lists(unit_NE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -170,22 +170,22 @@ def _search_lists(unit_NE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
     n, width = unit_NE.shape
     narrow_NE = unit_NE
-    if width > _SEARCH_WIDTH:
-        narrow_NE = _principal(unit_NE, _SEARCH_WIDTH)
-        width = _SEARCH_WIDTH
+    if width > SEARCH_WIDTH:
+        narrow_NE = _principal(unit_NE, SEARCH_WIDTH)
+        width = SEARCH_WIDTH
     is_narrow = narrow_NE is not unit_NE
     # The lists depend on the order in which rows come: let that be by what they are.
     order_N = np.lexsort(unit_NE[:, :_ORDERED_BY].T)
     narrow_NE = narrow_NE[order_N]
-    n_lists = int(_LISTS_PER_ROOT * n**0.5)
+    n_lists = int(LISTS_PER_ROOT * n**0.5)
     quantizer = faiss.IndexFlatIP(width)
     index = faiss.IndexIVFFlat(quantizer, width, n_lists, faiss.METRIC_INNER_PRODUCT)
-    index.cp.niter = _TRAINING_ROUNDS
-    index.cp.max_points_per_centroid = _TRAINING_ROWS_PER_LIST
+    index.cp.niter = TRAINING_ROUNDS
+    index.cp.max_points_per_centroid = TRAINING_ROWS_PER_LIST
     index.cp.min_points_per_centroid = 1
     index.train(narrow_NE)
     index.add(narrow_NE)
-    index.nprobe = _VISITED_LISTS
+    index.nprobe = VISITED_LISTS
     nearest_NK = np.empty((n, k), dtype=np.int32)
     cosine_NK = np.empty((n, k), dtype=np.float32)
     for rows in blocks(n, 16 * k):
@@ -197,32 +197,38 @@ def _search_lists(unit_NE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
             # −1 stands for "no further neighbour": what it is compared with does not matter.
             pairs_RKE = unit_NE[nearest_NK[rows]]
             cosine_NK[rows] = np.einsum("re,rke->rk", unit_NE[rows], pairs_RKE)
-    return nearest_NK, _rounded(cosine_NK)
+    return nearest_NK, rounded(cosine_NK)
 
 
-def _principal(unit_NE: np.ndarray, width: int) -> np.ndarray:
+def principal_directions(unit_NE: np.ndarray, width: int) -> np.ndarray:
+    """Return the directions along which rows vary most: directions_EW, float32."""
     covariance_EE = np.zeros((unit_NE.shape[1],) * 2)
     for rows in blocks(len(unit_NE), unit_NE.shape[1]):
         covariance_EE += unit_NE[rows].T @ unit_NE[rows]
-    directions_EE = np.linalg.eigh(covariance_EE)[1]
-    narrow_NE = unit_NE @ directions_EE[:, -width:].astype(np.float32)
-    return unit_rows(narrow_NE)[:, :width]
+    return np.linalg.eigh(covariance_EE)[1][:, -width:].astype(np.float32)
+
+
+def _principal(unit_NE: np.ndarray, width: int) -> np.ndarray:
+    return unit_rows(unit_NE @ principal_directions(unit_NE, width))[:, :width]
 
 
 def _symmetric(nearest_NK: np.ndarray, cosine_NK: np.ndarray) -> Neighbours:
     from scipy.sparse import csr_array
 
     n = len(nearest_NK)
-    floor_N = _rounded(_BEYOND * np.maximum(cosine_NK[:, -1], 0))
+    floor_N = rounded(BEYOND * np.maximum(cosine_NK[:, -1], 0))
     # Where rows repeat each other more than k times, a row may not be among its own neighbours.
     there_NK = (nearest_NK >= 0) & (cosine_NK > 0) & (nearest_NK != np.arange(n)[:, None])
     counts = there_NK.sum(axis=1)
-    offsets = np.concatenate([[0], np.cumsum(counts + 1)]).astype(np.int32)
-    rows_E = np.empty(offsets[-1], dtype=np.int32)
-    cosines_E = np.empty(offsets[-1], dtype=np.float32)
+    # Joined with its transpose the graph may have twice the edges.
+    n_edges = int(counts.sum()) + n
+    kind = np.int32 if 2 * n_edges <= np.iinfo(np.int32).max else np.int64
+    offsets = np.concatenate([[0], np.cumsum(counts + 1)]).astype(kind)
+    rows_E = np.empty(n_edges, dtype=kind)
+    cosines_E = np.empty(n_edges, dtype=np.float32)
     first_E = offsets[:-1]
     rows_E[first_E], cosines_E[first_E] = np.arange(n), 1
-    others = np.ones(offsets[-1], dtype=bool)
+    others = np.ones(n_edges, dtype=bool)
     others[first_E] = False
     rows_E[others], cosines_E[others] = nearest_NK[there_NK], cosine_NK[there_NK]
     half = csr_array((cosines_E, rows_E, offsets), shape=(n, n))
@@ -236,6 +242,7 @@ def _symmetric(nearest_NK: np.ndarray, cosine_NK: np.ndarray) -> Neighbours:
     )
 
 
-def _rounded(cosines: np.ndarray) -> np.ndarray:
+def rounded(cosines: np.ndarray) -> np.ndarray:
+    """Return cosines as they are kept: float32 multiples of 2⁻²⁰."""
     # Where faiss found too few, it says the lowest of all numbers.
     return (np.round(np.clip(cosines, -1, 1) * _STEPS) / _STEPS).astype(np.float32)

@@ -72,14 +72,20 @@ def possible_gains(objective: Objective, constraints: Constraints) -> PossibleGa
     order_S, gains = lazy_greedy(replace(only, beta=1.0), constraints)
     floor = objective.neighbours.floor_N.mean(dtype=np.float64)
     diversity = floor + gains.diversity_N[order_S].sum()
-    # Of rows that cost the same, those with fewer near-duplicates in the pool come first.
-    tie_N = _few_near_duplicates_first(objective, near)
-    apart = replace(only, score_N=tie_N, alpha=_TIE, gamma=1.0)
     # The random subset spends its tokens: one that saves them would be none to compare with.
-    order_S, gains = lazy_greedy(apart, constraints, spend=True)
+    order_S, gains = lazy_greedy(apart_objective(only), constraints, spend=True)
     similarity = gains.penalty_N[order_S].sum()
     alone = Terms(float(gradient), float(diversity), float(similarity))
     return PossibleGains(random_terms(objective, constraints, near), alone)
+
+
+def apart_objective(objective: Objective) -> Objective:
+    """Return the objective of similarity alone.
+
+    Of rows that cost the same, those with fewer near-duplicates in the pool come first.
+    """
+    tie_N = _few_near_duplicates_first(objective, _near_pairs(objective))
+    return replace(objective, score_N=tie_N, alpha=_TIE, beta=0.0, gamma=1.0, scale=Terms())
 
 
 def with_a_choice(constraints: Constraints, *, half: bool = False) -> Constraints:
@@ -104,7 +110,7 @@ def random_terms(objective: Objective, constraints: Constraints, near: _Near) ->
     come in a random order and each that still fits is taken.
     """
     plain = constraints.budget.kind == "rows" and constraints.group_N is None
-    if plain and not constraints.keep and not constraints.excluded:
+    if plain and not constraints.keep and len(constraints.excluded) == 0:
         return _expected_terms(objective, constraints.budget.amount, near)
     n = len(objective.score_N)
     # By what the rows are, not by where they stand.
@@ -123,18 +129,46 @@ def _expected_terms(objective: Objective, n_rows: int, near: _Near) -> Terms:
     both = n_rows * (n_rows - 1) / (n * (n - 1)) if n > 1 else 0.0
     return Terms(
         gradient=float(n_rows * np.sort(objective.score_N).mean()),
-        diversity=_expected_coverage(objective.neighbours, n_rows),
+        diversity=coverage_profile(objective.neighbours).expected(n, n_rows),
         similarity=float(np.sort(near[2]).sum() * both),
     )
 
 
-def _expected_coverage(neighbours: Neighbours, n_rows: int) -> float:
-    """Compute the mean of FL(S)/FL(pool) over all subsets of so many rows.
+@dataclass(frozen=True)
+class CoverageProfile:
+    """How well a pool is represented by near and by far rows: what expected coverage needs of it.
 
-    An instance is represented by its j-th nearest neighbour if that is selected and none before
-    it is: the probabilities are hypergeometric.
+    Profiles of parts of a pool add up to its own.
+
+    Attributes:
+        nearest_J: Sum of the cosines of the rows with their j-th nearest neighbour.
+        beyond_J: Sum of the floors of the rows with so many neighbours.
     """
-    n, counts_N, owners_E = len(neighbours), np.diff(neighbours.offsets), neighbours.owners()
+
+    nearest_J: np.ndarray
+    beyond_J: np.ndarray
+
+    def __add__(self, other: CoverageProfile) -> CoverageProfile:
+        return CoverageProfile(
+            _longer_sum(self.nearest_J, other.nearest_J), _longer_sum(self.beyond_J, other.beyond_J)
+        )
+
+    def expected(self, n: int, n_rows: int) -> float:
+        """Compute the mean of FL(S)/FL(pool) over all subsets of so many of n rows.
+
+        An instance is represented by its j-th nearest neighbour if that is selected and none before
+        it is: the probabilities are hypergeometric.
+        """
+        taken_J = np.arange(len(self.nearest_J))
+        # The probability that none of the first j neighbours is selected.
+        none_J = np.cumprod(np.append(1.0, np.maximum(n - n_rows - taken_J, 0) / (n - taken_J)))
+        nearest = self.nearest_J @ (none_J[:-1] - none_J[1:])
+        return float((nearest + self.beyond_J @ none_J) / n)
+
+
+def coverage_profile(neighbours: Neighbours) -> CoverageProfile:
+    """Return the profile of a graph, or of the rows of a part of it."""
+    counts_N, owners_E = np.diff(neighbours.offsets), neighbours.owners()
     # Less the number of the row, in float64, they sort all at once; each row's nearest first.
     keyed_E = owners_E - neighbours.cosines_E.astype(np.float64)
     keyed_E.sort()
@@ -142,11 +176,14 @@ def _expected_coverage(neighbours: Neighbours, n_rows: int) -> float:
     place_E = np.arange(len(owners_E)) - neighbours.offsets[owners_E]
     # Sums over rows first: of multiples of 2⁻²⁰, so exact in any order.
     nearest_J = np.bincount(place_E, weights=cosines_E)
-    beyond_J = np.bincount(counts_N, weights=neighbours.floor_N)
-    taken_J = np.arange(len(nearest_J))
-    # The probability that none of the first j neighbours is selected.
-    none_J = np.cumprod(np.append(1.0, np.maximum(n - n_rows - taken_J, 0) / (n - taken_J)))
-    return float((nearest_J @ (none_J[:-1] - none_J[1:]) + beyond_J @ none_J) / n)
+    return CoverageProfile(nearest_J, np.bincount(counts_N, weights=neighbours.floor_N))
+
+
+def _longer_sum(one_J: np.ndarray, other_J: np.ndarray) -> np.ndarray:
+    sum_J = np.zeros(max(len(one_J), len(other_J)))
+    sum_J[: len(one_J)] += one_J
+    sum_J[: len(other_J)] += other_J
+    return sum_J
 
 
 def _near_pairs(objective: Objective) -> _Near:

@@ -96,7 +96,7 @@ class _Lists:
 
     def __init__(self, choice: Choice, evidence: Evidence, constraints: Constraints) -> None:
         self.order_S, self.source = choice.order_S, evidence.source
-        self.keep, self.excluded = set(constraints.keep), set(constraints.excluded)
+        self.keep, self.excluded = set(constraints.keep), {*map(int, constraints.excluded)}
         self.full = _full_groups(choice, constraints)
         self.worth_N = _worth(choice, constraints)
         self.group_N = constraints.group_N

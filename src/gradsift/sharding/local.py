@@ -1,0 +1,78 @@
+"""Do a plan's tasks with processes on this machine."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from gradsift.errors import GradsiftError
+from gradsift.sharding.plan import Plan, Step
+from gradsift.sharding.plans import PlanSpec
+
+# A task whose process dies so often will not be done.
+MOST_TRIES = 3
+
+logger = logging.getLogger(__name__)
+_built: dict[str, Plan] = {}
+
+
+def do_task(spec: str, step: str, index: int) -> None:
+    """Do one task of a plan, in whatever process."""
+    if spec not in _built:
+        _built.clear()
+        _built[spec] = PlanSpec.from_json(spec).build()
+    plan = _built[spec]
+    plan.do(plan.step(step), index)
+
+
+def do_here(plan: Plan) -> None:
+    """Do all that is missing, one task after the other."""
+    for step in plan.steps:
+        for index in plan.missing(step):
+            plan.do(step, index)
+
+
+def do_with_processes(spec: PlanSpec, workers: int) -> None:
+    """Do all that is missing with so many processes at a time.
+
+    A task whose process dies is done again by another one.
+
+    Raises:
+        GradsiftError: If a task fails, or its process dies again and again.
+    """
+    plan = spec.build()
+    for step in plan.steps:
+        missing = plan.missing(step)
+        for tries in range(MOST_TRIES):
+            if not missing:
+                break
+            if tries:
+                names = ", ".join(map(step.output, missing[:5]))
+                logger.warning(f"a process died at work; done again: {names}")
+            missing = _done_with(spec, plan, step, missing, workers)
+        if missing:
+            raise GradsiftError(
+                f"{spec.root}: task {step.output(missing[0])} was begun {MOST_TRIES} times, and "
+                "its process died each time: is there memory enough? Fewer workers take less."
+            )
+
+
+def _done_with(
+    spec: PlanSpec, plan: Plan, step: Step, indices: Sequence[int], workers: int
+) -> list[int]:
+    """Do tasks of a step; return those that are still to be done because a process died."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(indices)), mp_context=context) as processes:
+        text = spec.to_json()
+        futures = [processes.submit(do_task, text, step.name, index) for index in indices]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        failed = [one.exception() for one in done if one.exception() is not None]
+        if not failed:
+            return []
+        if not isinstance(failed[0], BrokenProcessPool):
+            processes.shutdown(cancel_futures=True)
+            raise failed[0]
+    return plan.missing(step)
