@@ -12,15 +12,14 @@ import argparse
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gradsift.config import SelectionConfig
 from gradsift.seals import sha256_of, write_parquet
-from gradsift.selection.candidates import Context, Need
 from gradsift.selection.constraints import Constraints, parse_budget
 from gradsift.selection.content import content_vectors
 from gradsift.selection.greedy import lazy_greedy
@@ -28,11 +27,14 @@ from gradsift.selection.neighbours import find_neighbours
 from gradsift.selection.objective import Objective
 from gradsift.selection.possible_gains import possible_gains
 from gradsift.selection.selector import make_signal
+from gradsift.sharding.capture_steps import RUN
+from gradsift.sharding.graph_steps import n_parts
 from gradsift.sharding.local import do_here, do_with_processes
-from gradsift.sharding.plans import PlanSpec
+from gradsift.sharding.places import Place
+from gradsift.sharding.plan import Output
+from gradsift.sharding.plans import PlanSpec, shard_name
 from gradsift.sharding.selection_steps import pool_of
 from gradsift.store.manifest import Manifest, Part, record_schema
-from gradsift.store.reader import read_store
 from gradsift.store.tables import POOL_NAME, POOL_SCHEMA
 from gradsift.terms import LAYERS, STATISTICS
 from selection import WIDTH, imitated
@@ -56,15 +58,15 @@ def main():
 
 
 def make_shards(like, folder, n, n_shards):
-    """Write run folders with so many rows together; return them."""
-    shards = [folder / f"shard-{k:03d}" for k in range(n_shards)]
-    if (shards[-1] / "manifest.json").exists():
-        return shards
+    """Write captured shards with so many rows together, unless they are there."""
+    place = Place(folder)
+    if place.digest(shard_name(n_shards - 1)) is not None:
+        return
     features, values = imitated(like, n)
     tokens_N = np.random.default_rng(2).integers(20, 400, n)
     for number, rows_S in enumerate(np.array_split(np.arange(n), n_shards)):
-        write_shard(shards[number], rows_S, features, values, tokens_N)
-    return shards
+        with place.writing(shard_name(number), {}) as output:
+            write_shard(output / RUN, rows_S, features, values, tokens_N)
 
 
 def write_shard(out, rows_S, features, values, tokens_N):
@@ -112,36 +114,36 @@ def write_shard(out, rows_S, features, values, tokens_N):
 
 
 def near(arguments):
-    shards = make_shards(arguments.run, arguments.folder, arguments.rows, arguments.shards)
-    config = SelectionConfig()
-    whole = None
-    for n_parts in arguments.parts:
-        root = arguments.folder / f"parts-{n_parts}"
+    make_shards(arguments.run, arguments.folder, arguments.rows, arguments.shards)
+    config, whole = SelectionConfig(), None
+    for count in arguments.parts:
         for budget in arguments.budgets:
-            spec = PlanSpec(
-                str(root), [*map(str, shards)], n_parts, ("s" + budget[:-1], budget, config.model_dump_json())
-            )
-            plan = spec.build()
+            plan = spec_of(arguments, count, budget, config).build()
             started = time.perf_counter()
+            # Without the rows themselves, of which there are none.
+            plan.steps[:] = [step for step in plan.steps if step.name != "rows"]
             do_here(plan)
             seconds = time.perf_counter() - started
-            if whole is None:
-                whole = Whole(plan, config)
-            chosen = whole.rows_of(plan)
-            print(
-                json.dumps({"parts": n_parts, "budget": budget, "seconds": round(seconds, 1), **whole.beside(budget, chosen)}),
-                flush=True,
-            )
+            whole = whole or Whole(plan, config)
+            found = {"parts": count, "budget": budget, "seconds": round(seconds, 1)}
+            print(json.dumps({**found, **whole.beside(budget, whole.rows_of(plan))}), flush=True)
+
+
+def spec_of(arguments, count, budget, config):
+    selection = (f"s{budget[:-1]}", budget, config.model_dump_json())
+    return PlanSpec(str(arguments.folder), arguments.shards, None, count, selection)
+
+
+def outputs_of(plan, step):
+    one = plan.step(step)
+    return [Output(plan.place.folder(one.output(k))) for k in range(one.count)]
 
 
 class Whole:
     """The same pool, selected from as a whole."""
 
     def __init__(self, plan, config):
-        outputs = [plan.place.folder(plan.step("columns").output(k)) for k in range(plan.step("columns").count)]
-        from gradsift.sharding.plan import Output
-
-        shards = [Output(folder) for folder in outputs]
+        shards = outputs_of(plan, "columns")
         self.pool = pool_of(shards)
         self.signal = make_signal(self.pool, config)
         features = np.concatenate([shard["features"] for shard in shards])
@@ -153,15 +155,9 @@ class Whole:
         self.config, self.known = config, {}
 
     def rows_of(self, plan):
-        from gradsift.sharding.plan import Output
-
-        def out(step, k):
-            return Output(plan.place.folder(plan.step(step).output(k)))
-
-        row_N = np.concatenate(
-            [self.starts[out("part", p)["shard"]] + out("part", p)["row"] for p in range(plan.step("part").count)]
-        )
-        return row_N[out("chosen", 0)["order"]]
+        parts = outputs_of(plan, "part")
+        row_N = np.concatenate([self.starts[part["shard"]] + part["row"] for part in parts])
+        return row_N[outputs_of(plan, "chosen")[0]["order"]]
 
     def beside(self, budget, chosen):
         if budget not in self.known:
@@ -170,7 +166,7 @@ class Whole:
             started = time.perf_counter()
             base = Objective(self.signal.score_N, self.graph)
             scale = possible_gains(base, constraints).scale
-            order, _ = lazy_greedy(Objective(self.signal.score_N, self.graph, scale=scale), constraints)
+            order, _ = lazy_greedy(replace(base, scale=scale), constraints)
             seconds = time.perf_counter() - started
             judge = Objective(self.signal.score_N, self.exact, scale=scale)
             drawn = np.random.default_rng(0).permutation(len(self.pool))[: len(order)]
@@ -187,34 +183,33 @@ class Whole:
 
 def growth(arguments):
     """A plan with processes: seconds of each step, the largest memory of a process, disk."""
-    shards = make_shards(arguments.run, arguments.folder, arguments.rows, arguments.shards)
-    root, config = arguments.folder / "plan", SelectionConfig()
-    (n_parts, *_) = arguments.parts
+    make_shards(arguments.run, arguments.folder, arguments.rows, arguments.shards)
+    parts = n_parts(arguments.rows)
     for budget in arguments.budgets:
-        selection = (f"s{budget[:-1]}", budget, config.model_dump_json())
-        spec = PlanSpec(str(root), [*map(str, shards)], n_parts, selection)
+        spec = spec_of(arguments, parts, budget, SelectionConfig())
         started = time.perf_counter()
         with Watch() as watch:
-            do_with_processes(spec, arguments.workers)
+            do_with_processes(spec, arguments.workers, until="decided")
+        plan = spec.build()
         found = {
             "rows": arguments.rows,
-            "parts": n_parts,
+            "parts": parts,
             "workers": arguments.workers,
             "budget": budget,
             "minutes": (time.perf_counter() - started) / 60,
             # Pages of files on the disk count, which the system takes back when it needs them.
             "largest_process_gb": watch.largest / 1e9,
             "of_which_anonymous_gb": watch.anonymous / 1e9,
-            "outputs_gb": sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) / 1e9,
+            "outputs_gb": sum(p.stat().st_size for p in arguments.folder.rglob("*.npy")) / 1e9,
         }
-        steps = {step.name: seconds_of(spec.build(), step) for step in spec.build().steps}
-        print(json.dumps({**found, "step_seconds": steps}), flush=True)
+        steps = {s.name: seconds_of(plan, s) for s in plan.steps if s.name != "rows"}
+        print(json.dumps({**found, "written_at": steps}), flush=True)
 
 
 def seconds_of(plan, step):
-    """From the first output of a step to its last, by when they were written."""
+    """When the first output of a step was written, and the last."""
     written = [
-        (Path(plan.root) / step.output(k) / "complete.json").stat().st_mtime
+        (plan.place.root / step.output(k) / "complete.json").stat().st_mtime
         for k in range(step.count)
     ]
     return [round(min(written) % 1e6, 1), round(max(written) % 1e6, 1)]

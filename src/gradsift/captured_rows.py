@@ -8,13 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
 from gradsift.config import RunConfig
+from gradsift.data.containers.lines import Place
 from gradsift.data.containers.rows import fingerprint
 from gradsift.data.containers.sources import (
     KEPT_LINES,
     KEPT_TABLE,
+    LINES,
     PLAIN,
     Source,
     find_source,
@@ -28,6 +32,7 @@ from gradsift.data.pool import Pool, read_pool
 from gradsift.errors import GradsiftError
 from gradsift.signatures import is_signed
 from gradsift.store.manifest import MANIFEST_NAME, Manifest
+from gradsift.store.tables import POOL_NAME
 
 T = TypeVar("T")
 
@@ -213,3 +218,30 @@ def _names_of(source: Source) -> Sequence[str]:
 def _shown(names: Sequence[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(map(repr, names[:5])) + more
+
+
+def places_of(folder: Path, source: Source, rows: pa.Table) -> list[Place]:
+    """Return where rows of the pool table lie.
+
+    Raises:
+        GradsiftError: If that is nowhere in the source.
+    """
+    in_file = pc.coalesce(rows["index_in_file"], rows["row"]).to_pylist()
+    places = list(map(Place, in_file, *(rows[n].to_pylist() for n in ("start", "end", "file"))))
+    containers = {part.label: part.container for part in source.parts or (source,)}
+    last: dict[str | None, tuple[int, int]] = {}
+    for place in places:
+        # One after the other: bytes of lines, positions in a table.
+        row, end = last.get(place.file, (-1, 0))
+        fits = place.file in containers and place.row > row
+        if fits and containers[place.file] in LINES:
+            fits = place.start is not None and place.end is not None
+            fits = fits and end <= place.start < place.end
+        if not fits:
+            raise GradsiftError(
+                f"{folder / POOL_NAME}: damaged or changed (its rows do not lie one after the "
+                f"other in {source.name}). Put the old one back, or run its capture command again, "
+                "which writes it anew."
+            )
+        last[place.file] = (place.row, place.end or 0)
+    return places

@@ -15,3 +15,6 @@ RecordingMethod = Literal[CaptureMethod, LoopMethod]
 STATISTICS = ("max", "min", "mean", "mean_abs", "std", "l2_norm")
 # Of a token without a loss, as in transformers and PyTorch.
 IGNORED_LABEL = -100
+
+# In the folder of a pool in shards: how many there are, and of what.
+SHARDS = "shards.json"

@@ -19,6 +19,7 @@ from gradsift.cli.errors import told, with_flags
 from gradsift.cli.options import ADVANCED, app, command, load, one_file, strategy_names
 from gradsift.errors import GradsiftError
 from gradsift.progress import Progress, is_first_process
+from gradsift.terms import SHARDS
 from gradsift.wording import in_line, printable, printable_json
 
 Data = Annotated[
@@ -53,6 +54,14 @@ Rows = Annotated[
         help="Where the run's rows are, if somebody else captured them or they were moved; may be "
         "repeated.",
         rich_help_panel=groups.DATA,
+    ),
+]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Processes at a time, for a pool in shards.",
+        rich_help_panel=ADVANCED,
     ),
 ]
 BudgetOption = Annotated[
@@ -163,9 +172,26 @@ def capture(
     config: ConfigFiles = None,
     trainer_config: TrainerConfigs = None,
     dry_run: DryRun = False,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Capture so many shards, each by itself, with a model that is not trained: for "
+            "pools beyond one process.",
+            rich_help_panel=groups.CAPTURE,
+        ),
+    ] = None,
+    workers: Workers = 1,
     json_: Json = False,
 ) -> None:
     """Run the preliminary epoch and record every row's gradient. Run again to resume."""
+    if shards is not None:
+        _progress()
+        if data:
+            settings["data"] = data
+        resolved = _resolved(settings, config, trainer_config)
+        _show(load("sharding.commands").capture_shards(resolved, shards, workers), json_)
+        return
     _run(settings, data, config, trainer_config, dry_run, json_, selecting=False)
 
 
@@ -217,10 +243,17 @@ def select(
     budget: BudgetOption,
     details: Details = False,
     data: Rows = None,
+    workers: Workers = 1,
     json_: Json = False,
 ) -> None:
     """Select from a captured run, in seconds: another budget, another strategy."""
     progress = _progress()
+    if (run_folder / SHARDS).is_file():
+        selected = load("sharding.commands").select_from_shards(
+            run_folder, budget=budget, workers=workers, **settings
+        )
+        _show(selected, json_)
+        return
     selected = load("commands.select").select(
         run_folder, budget=budget, details=details, data=data, progress=progress, **settings
     )
@@ -238,6 +271,9 @@ def explain(
 ) -> None:
     """Say why a row was kept or not."""
     _progress()
+    if (run_folder / SHARDS).is_file():
+        _show(load("sharding.commands").explain_in_shards(run_folder, row_id, name), json_)
+        return
     _show(load("commands.explain").explain(run_folder, row_id, name=name), json_)
 
 

@@ -223,12 +223,13 @@ def _numbers(decision: dict[str, object]) -> list[str]:
             f"+ diversity {decision['diversity_gain']:.4g} "
             f"- similarity {decision['similarity_penalty']:.4g}"
         )
-    percentiles = ", ".join(
+    percentiles = [
         f"{layer} norm {decision[f'{layer}_l2_norm_pct']:.0f}"
         for layer in LAYERS
         if f"{layer}_l2_norm_pct" in decision
-    )
-    lines.append(f"  percentiles: density {decision['density_pct']:.0f}, {percentiles}")
+    ]
+    percentiles = [f"density {decision['density_pct']:.0f}", *percentiles]
+    lines.append(f"  percentiles: {', '.join(percentiles)}")
     if decision["nearest_selected"] is not None:
         lines.append(
             f"  nearest kept row: {decision['nearest_selected']} "

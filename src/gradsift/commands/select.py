@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from gradsift.captured_rows import places_of
 from gradsift.commands.exporting import EXPORT, exporter_of
 from gradsift.commands.selected_rows import dataset_of, records_of
 from gradsift.config import (
@@ -29,9 +30,7 @@ from gradsift.config import (
     TrustConfig,
 )
 from gradsift.console import shows_progress
-from gradsift.data.containers.lines import Place
 from gradsift.data.containers.rows import write_rows
-from gradsift.data.containers.sources import LINES
 from gradsift.data.texts import asked_first
 from gradsift.decided import CURVE, DECISIONS, SELECTIONS, SUMMARY
 from gradsift.errors import GradsiftError
@@ -70,7 +69,7 @@ from gradsift.selection.kind import kind_of_rows
 from gradsift.selection.selector import Selection, select_rows
 from gradsift.selection.strategies.catalogue import STRATEGIES, needs_of, uses_score
 from gradsift.store.reader import GradientStore
-from gradsift.store.tables import POOL_NAME, TRAITS
+from gradsift.store.tables import TRAITS
 from gradsift.wording import clipped, columns_of_terminal, counted, few, in_line, joined
 
 if TYPE_CHECKING:
@@ -317,7 +316,7 @@ class SelectResult:
             *([] if self.written else [("--export trl", "a trainer's own form")]),
         ]
         if more:
-            usual_name = self.folder.name == _name_of(_plain(self.selection.budget, config))
+            usual_name = self.folder.name == name_of(plain_settings(self.selection.budget, config))
             words = [
                 f"select {run} --budget {budget}",
                 *([] if config.strategy == "grads" else [f"--strategy {config.strategy}"]),
@@ -440,7 +439,7 @@ def select_run(
     # What an export needs is missed before anything is written.
     exporter = exporter_of(run, export, replaying or ReplayConfig(), progress)
     run.require_unchanged_rows()
-    settings = _plain(budget, config)
+    settings = plain_settings(budget, config)
     folder = _folder(run.folder / SELECTIONS, settings, name)
     context, table = run.context(config), run.pool_table
     pool = run.candidates(needs_of(config))
@@ -459,7 +458,7 @@ def select_run(
         decisions = decisions.append_column("weight", weight_column(decisions))
     made_with = {"settings": settings, "capture": run.store.manifest.identity}
     remove_leftovers(run.folder)
-    places = _places(run, kept)
+    places = places_of(run.folder, run.rows.source, kept)
     with _locked(folder):
         # Another process may have been faster.
         _folder(run.folder / SELECTIONS, settings, name)
@@ -625,34 +624,6 @@ def _gate_warnings(
     return idle + too_many_rows(gate, len(rows_S))
 
 
-def _places(run: Run, rows: pa.Table) -> list[Place]:
-    """Return where rows of the pool table lie.
-
-    Raises:
-        GradsiftError: If that is nowhere in the source.
-    """
-    source = run.rows.source
-    in_file = pc.coalesce(rows["index_in_file"], rows["row"]).to_pylist()
-    places = list(map(Place, in_file, *(rows[n].to_pylist() for n in ("start", "end", "file"))))
-    containers = {part.label: part.container for part in source.parts or (source,)}
-    last: dict[str | None, tuple[int, int]] = {}
-    for place in places:
-        # One after the other: bytes of lines, positions in a table.
-        row, end = last.get(place.file, (-1, 0))
-        fits = place.file in containers and place.row > row
-        if fits and containers[place.file] in LINES:
-            fits = place.start is not None and place.end is not None
-            fits = fits and end <= place.start < place.end
-        if not fits:
-            raise GradsiftError(
-                f"{run.folder / POOL_NAME}: damaged or changed (its rows do not lie one after the "
-                f"other in {source.name}). Put the old one back, or run its capture command again, "
-                "which writes it anew."
-            )
-        last[place.file] = (place.row, place.end or 0)
-    return places
-
-
 def _counts_line(counts: dict[str, object]) -> str:
     """Return what became of the input's rows."""
     dropped = ", ".join(f"{k} {v}" for k, v in counts["dropped_by_reason"].items())
@@ -665,7 +636,7 @@ def _counts_line(counts: dict[str, object]) -> str:
 
 def _folder(selections: Path, settings: dict[str, object], name: str | None) -> Path:
     if name is None:
-        name = _name_of(settings)
+        name = name_of(settings)
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         raise GradsiftError(f"`name` is {name!r}, expected letters, digits, '-', '_' and '.'.")
     folder = selections / name
@@ -678,7 +649,7 @@ def _folder(selections: Path, settings: dict[str, object], name: str | None) -> 
                 f"{error.found} Remove that folder, or give this selection another `name`."
             ) from error
         # What a setting did not exist for was made with its default.
-        before = _plain(None, SelectionConfig()) | {"arithmetic": 1} | before
+        before = plain_settings(None, SelectionConfig()) | {"arithmetic": 1} | before
         strategy = STRATEGIES[str(settings["strategy"])]
         if not strategy.uses_score and Need.REFERENCE_LOSSES not in strategy.needs:
             before["arithmetic"] = ARITHMETIC  # Which is of no consequence.
@@ -698,10 +669,10 @@ def _folder(selections: Path, settings: dict[str, object], name: str | None) -> 
     return folder
 
 
-def _name_of(settings: dict[str, object]) -> str:
+def name_of(settings: dict[str, object]) -> str:
     """Return what a selection is called after: strategy, budget, and what is not the default."""
     parts = [str(settings["strategy"]), str(settings["budget"]).replace("%", "pct")]
-    defaults = _plain(None, SelectionConfig())
+    defaults = plain_settings(None, SelectionConfig())
     for key, value in settings.items():
         if key in ("strategy", "budget") or value == defaults[key]:
             continue
@@ -713,7 +684,8 @@ def _name_of(settings: dict[str, object]) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{'-'.join(parts[:2])}-{short_sha256(name, 8)}"
 
 
-def _plain(budget: Budget | None, config: SelectionConfig) -> dict[str, object]:
+def plain_settings(budget: Budget | None, config: SelectionConfig) -> dict[str, object]:
+    """Return what a selection was made with, as selection.json has it."""
     # Not what its settings were called together.
     fields = SelectionConfig.model_fields.keys() - {"preset"}
     values = config.model_dump(mode="json", include=fields)

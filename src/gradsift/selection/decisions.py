@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,16 +15,21 @@ from gradsift.selection.selector import DROPPED_BY, Selection
 
 def decision_table(table: pa.Table, selection: Selection) -> pa.Table:
     """Put the decisions in the order of the pool table, dropped rows among them."""
+    return decided_on(table, selection.table)
+
+
+def decided_on(table: pa.Table, decided: Mapping[str, np.ndarray | list]) -> pa.Table:
+    """Put what was decided, column → one value for each instance, in the order of a pool table."""
     ids = table["instance_id"].combine_chunks()
-    at = pc.index_in(ids, value_set=pa.array(selection.table["instance_id"], pa.string()))
+    at = pc.index_in(ids, value_set=pa.array(decided["instance_id"], pa.string()))
     chosen = pa.table(
         {
             name: _column(values)
-            for name, values in selection.table.items()
+            for name, values in decided.items()
             if name not in ("instance_id", "reason", "selected")
         }
     ).take(at)
-    selected = pc.fill_null(pa.array(selection.table["selected"]).take(at), False)
+    selected = pc.fill_null(pa.array(decided["selected"]).take(at), False)
     no_instance = pc.is_null(at)
     dropped = no_instance
     if DROPPED_BY in chosen.column_names:
@@ -41,7 +48,7 @@ def decision_table(table: pa.Table, selection: Selection) -> pa.Table:
         "selected": selected,
         **{name: chosen[name] for name in chosen.column_names},
         "reason": pc.if_else(
-            no_instance, why_dropped, pa.array(selection.table["reason"], pa.string()).take(at)
+            no_instance, why_dropped, pa.array(decided["reason"], pa.string()).take(at)
         ),
     }
     return pa.table(columns)

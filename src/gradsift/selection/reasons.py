@@ -67,25 +67,61 @@ class Evidence:
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a selection came to, as far as the reason of a single row asks.
+
+    Attributes:
+        rank_N: 1 for the first selected, 0 for those not selected.
+        n_kept: Selected rows.
+        last: Position of the last selected row; arrays hold it, wherever its own place is.
+        left: Units of the budget that are left.
+        full: Groups whose quota is spent, and the quotas.
+        n_listed: Rows on the list of rows to keep.
+    """
+
+    rank_N: np.ndarray
+    n_kept: int
+    last: int
+    left: int
+    full: Mapping[int, int]
+    n_listed: int
+
+
+def outcome_of(choice: Choice, constraints: Constraints) -> Outcome:
+    """Return what a choice came to."""
+    order_S, costs_N = choice.order_S, constraints.costs_N
+    rank_N = np.zeros(len(costs_N), dtype=np.int64)
+    rank_N[order_S] = np.arange(1, len(order_S) + 1)
+    left = constraints.budget.amount - int(costs_N[order_S].sum())
+    full = _full_groups(choice, constraints)
+    n_listed = len(constraints.keep)
+    return Outcome(rank_N, len(order_S), int(order_S[-1]), left, full, n_listed)
+
+
 def write_reasons(
-    choice: Choice, evidence: Evidence, config: SelectionConfig, constraints: Constraints
+    choice: Choice,
+    evidence: Evidence,
+    config: SelectionConfig,
+    constraints: Constraints,
+    outcome: Outcome | None = None,
 ) -> list[str]:
-    """Write the reason for every instance."""
-    rank_N = {row: rank for rank, row in enumerate(choice.order_S.tolist(), start=1)}
-    lists = _Lists(choice, evidence, constraints)
+    """Write the reason for every instance; `outcome` where arrays hold a part of the pool alone."""
+    outcome = outcome_of(choice, constraints) if outcome is None else outcome
+    lists = _Lists(choice, evidence, constraints, outcome)
     if choice.measure is not None:
-        writer = _Measured(choice, constraints)
+        writer = _Measured(choice, constraints, outcome)
     elif choice.gains is not None:
-        writer = _Gained(choice, choice.gains, evidence, config, constraints)
+        writer = _Gained(choice.gains, evidence, config, constraints, outcome)
     else:
         writer = _Drawn(config.seed)
     lines = []
-    for row in range(len(evidence.ids)):
-        special = lists.reason(row, kept=row in rank_N)
+    for row, rank in zip(range(len(evidence.ids)), outcome.rank_N.tolist(), strict=False):
+        special = lists.reason(row, kept=rank > 0)
         if special is not None:
             lines.append(special)
-        elif row in rank_N:
-            lines.append(writer.kept(row, rank_N[row]))
+        elif rank > 0:
+            lines.append(writer.kept(row, rank))
         else:
             lines.append(writer.rejected(row))
     return lines
@@ -94,10 +130,11 @@ def write_reasons(
 class _Lists:
     """What the user's lists and quotas decided."""
 
-    def __init__(self, choice: Choice, evidence: Evidence, constraints: Constraints) -> None:
-        self.order_S, self.source = choice.order_S, evidence.source
+    def __init__(
+        self, choice: Choice, evidence: Evidence, constraints: Constraints, outcome: Outcome
+    ) -> None:
+        self.outcome, self.full, self.source = outcome, outcome.full, evidence.source
         self.keep, self.excluded = set(constraints.keep), {*map(int, constraints.excluded)}
-        self.full = _full_groups(choice, constraints)
         self.worth_N = _worth(choice, constraints)
         self.group_N = constraints.group_N
 
@@ -106,11 +143,11 @@ class _Lists:
             return _KEEP_LIST
         if row in self.excluded:
             return _DROP_LIST
-        if not kept and len(self.order_S) == len(self.keep):
+        if not kept and self.outcome.n_kept == self.outcome.n_listed:
             return _LIST_SPENDS
         if kept or self.group_N is None or int(self.group_N[row]) not in self.full:
             return None
-        if self.worth_N is not None and self.worth_N[row] < self.worth_N[self.order_S[-1]]:
+        if self.worth_N is not None and self.worth_N[row] < self.worth_N[self.outcome.last]:
             return None
         assert self.source is not None
         cap = self.full[int(self.group_N[row])]
@@ -148,15 +185,13 @@ class _Drawn:
 
 
 class _Measured:
-    def __init__(self, choice: Choice, constraints: Constraints) -> None:
+    def __init__(self, choice: Choice, constraints: Constraints, outcome: Outcome) -> None:
         assert choice.value_N is not None
         self.value_N, self.measure = choice.value_N, choice.measure
         self.first = "low" if choice.low_first else "high"
-        self.n_kept = len(choice.order_S)
-        self.cut = self.value_N[choice.order_S[-1]]
+        self.n_kept, self.cut = outcome.n_kept, self.value_N[outcome.last]
         self.by_tokens = constraints.budget.kind == "tokens"
-        self.costs_N = constraints.costs_N
-        self.left = constraints.budget.amount - int(constraints.costs_N[choice.order_S].sum())
+        self.costs_N, self.left = constraints.costs_N, outcome.left
 
     def kept(self, row: int, rank: int) -> str:
         return f"kept (rank {rank} of {self.n_kept}): {self._value(row)}, {self.first} first"
@@ -182,19 +217,17 @@ class _Measured:
 class _Gained:
     def __init__(
         self,
-        choice: Choice,
         gains: Gains,
         evidence: Evidence,
         config: SelectionConfig,
         constraints: Constraints,
+        outcome: Outcome,
     ) -> None:
         self.gains, self.evidence, self.config = gains, evidence, config
         self.kept_because, self.rejected_because = words_of(config)
         self.by_tokens, self.costs_N = constraints.budget.kind == "tokens", constraints.costs_N
         self.marginal_N = gains.marginal_N
-        self.n_kept = len(choice.order_S)
-        self.last = int(choice.order_S[-1])
-        self.left = constraints.budget.amount - int(constraints.costs_N[choice.order_S].sum())
+        self.n_kept, self.last, self.left = outcome.n_kept, outcome.last, outcome.left
 
     def kept(self, row: int, rank: int) -> str:
         head = f"kept (rank {rank} of {self.n_kept})"

@@ -8,21 +8,23 @@ Shapes: N rows of the pool, R of a part or a shard, C cells, V cells visited, K 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
-from gradsift.seals import read_parquet, write_parquet
+from gradsift.seals import read_parquet, short_sha256, write_parquet
 from gradsift.selection.candidates import Need
 from gradsift.selection.content import ContentScale, fit_content
-from gradsift.selection.neighbours import N_NEIGHBOURS, Neighbours, unit_rows
+from gradsift.selection.neighbours import COMPLETE_ROWS, N_NEIGHBOURS, Neighbours, unit_rows
 from gradsift.selection.parts.cells import Cells, Layout, fit_cells, lay_out
 from gradsift.selection.parts.near import NearestFinder, Rows, edges_of, floors, graph_of
 from gradsift.sharding.plan import Output, Step, Task
+from gradsift.store.manifest import load_manifest
 
 # Rows that scale, directions and cells are fitted to, drawn by a hash of their ids.
 SAMPLE_ROWS = 2**18
@@ -37,31 +39,41 @@ def n_parts(n_rows: int) -> int:
     return max(1, -(-n_rows // PART_ROWS))
 
 
-def graph_steps(shards: Sequence[Path], parts: int) -> list[Step]:
-    """Return the steps that make the graph of a pool that was captured in shards."""
+def graph_steps(shards: Sequence[Callable[[], Path]], parts: int) -> list[Step]:
+    """Return the steps that make the graph of a pool that was captured in shards.
+
+    Args:
+        shards: Give the run folders.
+        parts: Of the pool.
+    """
 
     def columns(task: Task) -> None:
-        write_columns(task, Run(shards[task.index]))
+        write_columns(task, Run(shards[task.index]()))
 
     def stored(index: int) -> dict[str, str]:
-        return {"gradients": Run(shards[index]).store.fingerprint()}
+        return {"gradients": fingerprint_of(shards[index]())}
 
-    n = len(shards)
+    def layout(task: Task) -> None:
+        write_layout(task, parts)
+
+    n, where = len(shards), "graph"
     return [
-        Step("columns", n, (), columns, made_from=stored),
-        Step("cells", 1, ("columns",), write_cells),
-        Step("assigned", n, ("=columns", "cells"), assign),
-        Step(
-            "layout",
-            1,
-            ("assigned", "cells"),
-            lambda task: write_layout(task, parts),
-            made_from=lambda _: {"parts": str(parts)},
-        ),
-        Step("part", parts, ("assigned", "layout"), gather),
-        Step("near", parts, ("part", "layout", "cells"), find_near),
-        Step("graph", parts, ("near", "layout"), join_graph),
+        Step("columns", n, (), columns, stored, where),
+        Step("cells", 1, ("columns",), write_cells, where=where),
+        Step("assigned", n, ("=columns", "cells"), assign, where=where),
+        Step("layout", 1, ("assigned", "cells"), layout, lambda _: {"parts": str(parts)}, where),
+        Step("part", parts, ("assigned", "layout"), gather, where=where),
+        Step("near", parts, ("part", "layout", "cells"), find_near, where=where),
+        Step("graph", parts, ("near", "layout"), join_graph, where=where),
     ]
+
+
+def fingerprint_of(folder: Path) -> str:
+    """Return a digest of what a shard's store holds, by its manifest."""
+    manifest = load_manifest(folder)
+    if manifest is None or not manifest.complete:
+        raise GradsiftError(f"{folder}: this shard is not captured. Run its capture command again.")
+    return short_sha256(" ".join(sorted(part.sha256 for part in manifest.parts)), 64)
 
 
 def write_columns(task: Task, run: Run) -> None:
@@ -197,7 +209,8 @@ def find_near(task: Task) -> None:
     parts = task.inputs("part")
     own = parts[task.index]
     positions_R = np.arange(*rows_of_part(layout, task.index).indices(int(layout.starts_P1[-1])))
-    k = min(N_NEIGHBOURS, int(layout.starts_P1[-1]))
+    n = int(layout.starts_P1[-1])
+    k = n if n <= COMPLETE_ROWS else N_NEIGHBOURS
     visited_RV = own["visited"]
     finder = NearestFinder(_rows(own, positions_R, slice(None), cells), visited_RV, k)
     is_visited = np.zeros(len(cells.centroids_CW), dtype=bool)
@@ -216,7 +229,7 @@ def find_near(task: Task) -> None:
         cosine=cosine_E,
         # Where the edges to each part begin.
         starts=np.searchsorted(other_E, layout.starts_P1),
-        floor=floors(cosine_RK),
+        floor=np.zeros(len(positions_R), np.float32) if k == n else floors(cosine_RK),
     )
 
 

@@ -35,8 +35,8 @@ def do_here(plan: Plan) -> None:
             plan.do(step, index)
 
 
-def do_with_processes(spec: PlanSpec, workers: int) -> None:
-    """Do all that is missing with so many processes at a time.
+def do_with_processes(spec: PlanSpec, workers: int, until: str | None = None) -> None:
+    """Do all that is missing with so many processes at a time, up to the end of a step.
 
     A task whose process dies is done again by another one.
 
@@ -58,6 +58,8 @@ def do_with_processes(spec: PlanSpec, workers: int) -> None:
                 f"{spec.root}: task {step.output(missing[0])} was begun {MOST_TRIES} times, and "
                 "its process died each time: is there memory enough? Fewer workers take less."
             )
+        if step.name == until:
+            return
 
 
 def _done_with(
@@ -76,3 +78,18 @@ def _done_with(
             processes.shutdown(cancel_futures=True)
             raise failed[0]
     return plan.missing(step)
+
+
+def do_own_share(spec: PlanSpec, share: int, n_shares: int) -> str | None:
+    """Do every n-th task, step by step, as far as what they read is there.
+
+    Returns:
+        The step that others have to finish; None if nothing is left to do.
+    """
+    plan = spec.build()
+    for step in plan.steps:
+        for index in range(share, step.count, n_shares):
+            plan.do(step, index)
+        if plan.missing(step):
+            return step.name
+    return None

@@ -7,16 +7,16 @@ plan again does what is missing, damaged or out of date, whoever did the rest, i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import open_memmap
 
 from gradsift.errors import GradsiftError
-from gradsift.sharding.places import Place, open_place
+from gradsift.sharding.places import Place
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ class Step:
         made_from: What else the output of a task depends on, by its number: settings, and digests
             of what is no output. What was made from something else is made anew.
         where: Folder of its outputs, within the plan's.
+        threads: What a task computes with. How sums are cut into threads shows in their last bits:
+            with one, outputs are the same wherever it is done. None for as many as there are.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Step:
     run: Callable[[Task], None]
     made_from: Callable[[int], Mapping[str, str]] = lambda index: {}
     where: str = ""
+    threads: int | None = 1
 
     def output(self, index: int) -> str:
         """Return what the output of a task is called."""
@@ -102,20 +105,12 @@ class Plan:
     """Steps in an order in which they can be done, and where their outputs lie.
 
     Attributes:
-        root: Path or URL.
+        place: Where outputs lie.
         steps: In an order in which they can be done.
     """
 
-    root: str
-    steps: Sequence[Step]
-    _places: dict[str, Place] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    @property
-    def place(self) -> Place:
-        """Where outputs lie."""
-        if self.root not in self._places:
-            self._places[self.root] = open_place(self.root)
-        return self._places[self.root]
+    place: Place
+    steps: list[Step]
 
     def step(self, name: str) -> Step:
         """Return a step by name."""
@@ -163,17 +158,18 @@ class Plan:
         name, inputs = step.output(index), self.inputs_of(step, index)
         if inputs is None:
             raise GradsiftError(
-                f"{self.root}: task {name} cannot begin: {', '.join(step.needs)} is not done. Run "
-                "the tasks of these steps first."
+                f"{self.place.root}: task {name} cannot begin: {', '.join(step.needs)} is missing; "
+                "these steps come first."
             )
-        with self.place.writing(name, inputs) as folder, _one_thread():
+        with self.place.writing(name, inputs) as folder, _limited(step.threads):
             step.run(Task(self, step, index, folder))
 
 
-def _one_thread() -> AbstractContextManager[object]:
-    """Compute with one thread: how sums are cut into threads shows in their last bits."""
+def _limited(threads: int | None) -> AbstractContextManager[object]:
+    if threads is None:
+        return nullcontext()
     import faiss
     from threadpoolctl import threadpool_limits
 
-    faiss.omp_set_num_threads(1)
-    return threadpool_limits(1)
+    faiss.omp_set_num_threads(threads)
+    return threadpool_limits(threads)

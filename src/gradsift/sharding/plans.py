@@ -1,15 +1,18 @@
-"""The plan of a sharded pool, from what a few words say: any process can build it again."""
+"""The plan of a pool in shards, built from a few words: any process can build it again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gradsift.config import SelectionConfig
 from gradsift.selection.constraints import parse_budget
+from gradsift.sharding.capture_steps import RUN, capture_steps
 from gradsift.sharding.graph_steps import graph_steps
+from gradsift.sharding.places import Place
 from gradsift.sharding.plan import Plan
 from gradsift.sharding.selection_steps import selection_steps
 
@@ -19,20 +22,22 @@ class PlanSpec:
     """What a plan is built from.
 
     Attributes:
-        root: Path or URL of the outputs.
-        shards: Run folders.
-        parts: Of the graph.
+        root: Folder of the outputs.
+        n_shards: Of the capture.
+        settings: Of the capture, as config.yaml has them; None where it is done.
+        n_parts: Of the graph; None for the capture alone.
         selection: Name, budget and settings (as JSON) of a selection; None for the graph alone.
     """
 
     root: str
-    shards: Sequence[str]
-    parts: int
+    n_shards: int
+    settings: dict[str, Any] | None = None
+    n_parts: int | None = None
     selection: tuple[str, str, str] | None = None
 
     def to_json(self) -> str:
         """Return it as a text that another process can be given."""
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> PlanSpec:
@@ -43,9 +48,26 @@ class PlanSpec:
 
     def build(self) -> Plan:
         """Build the plan."""
-        steps = graph_steps([*map(Path, self.shards)], self.parts)
+        if self.settings is not None:
+            return Plan(Place(Path(self.root)), capture_steps(self.settings, self.n_shards))
+        plan = Plan(Place(Path(self.root)), [])
+        runs = [partial(run_of_shard, plan, index) for index in range(self.n_shards)]
+        assert self.n_parts is not None
+        steps = graph_steps(runs, self.n_parts)
         if self.selection is not None:
             name, budget, settings = self.selection
             config = SelectionConfig.model_validate_json(settings)
-            steps += selection_steps(config, parse_budget(budget), self.parts, name)
-        return Plan(self.root, steps)
+            where = f"selections/{name}"
+            steps += selection_steps(config, parse_budget(budget), self.n_parts, runs, where)
+        plan.steps.extend(steps)
+        return plan
+
+
+def shard_name(index: int) -> str:
+    """Return what the output of a shard's capture is called."""
+    return f"shards/shard-{index:05d}"
+
+
+def run_of_shard(plan: Plan, index: int) -> Path:
+    """Return the run folder of a shard, compared with its digests."""
+    return plan.place.folder(shard_name(index)) / RUN

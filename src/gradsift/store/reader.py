@@ -24,7 +24,7 @@ from gradsift.store.manifest import (
     load_manifest,
     record_schema,
 )
-from gradsift.terms import LAYERS, LM_HEAD, STATISTICS
+from gradsift.terms import LAYERS, LM_HEAD, SHARDS, STATISTICS
 from gradsift.wording import few, first_line, in_line
 
 # What a column is called in stores of schema version 3.
@@ -149,6 +149,11 @@ def read_store(folder: str | Path) -> GradientStore:
             raise GradsiftError(
                 f"{folder / MANIFEST_NAME}: is missing, without which the rest of this run says "
                 "nothing. Restore it, or capture into a new folder."
+            )
+        if (folder / SHARDS).is_file():
+            raise GradsiftError(
+                f"{folder}: a pool in shards, which select and explain know. Everything else is "
+                f"done with one of its shards, such as {folder}/shards/shard-00000/run."
             )
         raise GradsiftError(
             f"{folder}: no gradient store here (no {MANIFEST_NAME}). "

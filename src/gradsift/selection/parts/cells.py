@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradsift.selection.neighbours import (
+    EXACT_ROWS,
     LISTS_PER_ROOT,
     SEARCH_WIDTH,
     TRAINING_ROUNDS,
@@ -55,11 +56,12 @@ def fit_cells(sample_ME: np.ndarray, n_rows: int) -> Cells:
     import faiss
 
     directions_EW = None
-    if sample_ME.shape[1] > SEARCH_WIDTH:
+    if sample_ME.shape[1] > SEARCH_WIDTH and n_rows > EXACT_ROWS:
         directions_EW = principal_directions(sample_ME, SEARCH_WIDTH)
     cells = Cells(directions_EW, np.empty((0, 0), np.float32))
     narrow_MW = cells.narrow(sample_ME)
-    n_cells = min(int(LISTS_PER_ROOT * n_rows**0.5), len(narrow_MW))
+    # A small pool is one cell, in which all pairs are compared.
+    n_cells = min(int(LISTS_PER_ROOT * n_rows**0.5), len(narrow_MW)) if n_rows > EXACT_ROWS else 1
     kmeans = faiss.Kmeans(
         narrow_MW.shape[1],
         n_cells,

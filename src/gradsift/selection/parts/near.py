@@ -143,7 +143,7 @@ def graph_of(
 
 
 def with_border(graph: Neighbours, start: int, floor_N: np.ndarray) -> Neighbours:
-    """Return the graph of a part's rows and, after them, of the rows elsewhere that are near to them.
+    """Return the graph of a part's rows and, behind them, of the rows elsewhere near to them.
 
     Positions count from the part's first row. The rows elsewhere have no edges but to this part.
 
