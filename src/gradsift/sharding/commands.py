@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,15 @@ import pyarrow.compute as pc
 
 from gradsift.commands.explain import Explanation
 from gradsift.commands.select import name_of, plain_settings
-from gradsift.config import RunConfig, SelectionConfig, SubsetConfig
+from gradsift.config import (
+    CaptureConfig,
+    ModelConfig,
+    ReadingConfig,
+    RunConfig,
+    SelectionConfig,
+    SubsetConfig,
+)
+from gradsift.config_files import run_config
 from gradsift.decided import DECISIONS, SELECTIONS, SUMMARY
 from gradsift.errors import GradsiftError
 from gradsift.files import make_folder
@@ -185,6 +193,36 @@ def select_shards(
     counts = _sum([read_json(where / f"rows-{k:05d}" / COUNTS) for k in range(n_shards)])
     write_json(where / SUMMARY, {**counts, "settings": settings, "shards": n_shards})
     return ShardedSelectResult(where, counts, None)
+
+
+@takes(ModelConfig, CaptureConfig, ReadingConfig)
+def capture_in_shards(
+    model: str | Path,
+    data: str | Sequence[str],
+    *,
+    out: str | Path,
+    shards: int,
+    workers: int = 1,
+    **settings: Any,
+) -> ShardedCaptureResult:
+    """Capture rows in shards with a model that is not trained, each shard a task of its own.
+
+    Args:
+        model: A hub id, a folder with safetensors, or "demo".
+        data: File, folder, pattern or hub id; or several of them.
+        out: The folder.
+        shards: At most so many: several files are dealt out, one is cut.
+        workers: Processes at a time.
+        **settings: Which weights, how to capture, and how rows are read; see Settings.
+
+    Returns:
+        What was captured.
+
+    Raises:
+        GradsiftError: For settings that cannot be, or another pool in the folder.
+    """
+    values = {"data": data, "model": model, "out": str(out), **settings}
+    return capture_shards(run_config(values), shards, workers)
 
 
 @takes(SubsetConfig)

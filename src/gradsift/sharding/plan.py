@@ -129,15 +129,19 @@ class Plan:
                 found[needed.output(number)] = digest
         return found
 
-    def is_done(self, step: Step, index: int) -> bool:
-        """Say whether a task's output is whole and made from what is there now."""
+    def is_done(self, step: Step, index: int, *, compare: bool = True) -> bool:
+        """Say whether a task's output is whole and made from what is there now.
+
+        Without `compare` its files are not compared with their digests: whoever reads them does.
+        """
         name = step.output(index)
         if self.place.digest(name) is None:
             return False
         try:
             if self.place.inputs(name) != self.inputs_of(step, index):
                 return False
-            self.place.folder(name)
+            if compare:
+                self.place.folder(name)
         except GradsiftError as error:
             logger.warning(f"{error} It is made anew")
             return False
