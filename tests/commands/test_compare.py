@@ -202,11 +202,15 @@ def test_few_items_are_noted_and_one_has_no_interval(world, tmp_path):
     assert "± ?" in result.text()
 
 
-def test_plots_of_an_earlier_comparison_of_that_name_do_not_stay(world, finished):
+def test_pictures_of_an_earlier_comparison_of_that_name_do_not_stay(world, finished):
     compared(world, name="plots", arms=("base", "random:seeds=1", "grads:seeds=1"))
-    assert (world / "run" / "plots-budget.svg").exists()
-    compared(world, name="plots", arms=("base", "full:seeds=1"))
+    picture = world / "run" / "plots-learning-forgetting.svg"
+    assert ">base<" in picture.read_text()
+    (world / "run" / "plots-budget.svg").write_text("of an earlier gradsift")
+    compared(world, name="plots", arms=("random:seeds=1", "full:seeds=1"))
+    assert not picture.exists()
     assert not (world / "run" / "plots-budget.svg").exists()
+    assert "is better →" in (world / "run" / "plots-metrics.svg").read_text()
 
 
 def test_held_out_rows_that_are_written_otherwise_are_named(world, tmp_path):

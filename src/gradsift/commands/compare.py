@@ -13,7 +13,6 @@ from gradsift.commands.report import report
 from gradsift.commands.train import compute_missing_losses
 from gradsift.comparison.arms import STRATEGY_OF_AN_ARM, arm_settings, parse_arms, rows_of
 from gradsift.comparison.experiment import Experiment, tokens_to_train
-from gradsift.comparison.plots import PLOTS, plots_of
 from gradsift.comparison.results import Scoreboard, caveats_of, questions_of
 from gradsift.comparison.suite import make_suite, overlap_with
 from gradsift.comparison.tables import Comparison
@@ -40,6 +39,7 @@ from gradsift.evaluation.conclusions import decide
 from gradsift.files import remove, remove_leftovers, write_text
 from gradsift.progress import Progress
 from gradsift.replay.source import replay_of
+from gradsift.reporting.comparison_charts import PICTURES, pictures_of
 from gradsift.reporting.rows import selection_names
 from gradsift.run_folder import Run
 from gradsift.schema import takes
@@ -185,7 +185,7 @@ def _require_free(folder: Path, name: str) -> None:
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         raise GradsiftError(f"`name` is {name!r}, expected letters, digits, '-', '_' and '.'.")
     summary = folder / f"{name}.json"
-    others = [folder / f"{name}.md", *(folder / f"{name}-{plot}.svg" for plot in PLOTS)]
+    others = [folder / f"{name}.md", *(folder / f"{name}-{plot}.svg" for plot in PICTURES)]
     try:
         if summary.exists() and "verdicts" in read_json(summary):
             return
@@ -280,8 +280,10 @@ def _written(run: Run, comparison: Comparison, name: str) -> Comparison:
     written = [folder / f"{name}.json", folder / f"{name}.md"]
     write_json(written[0], summary)
     write_text(written[1], comparison.markdown())
-    plots = plots_of(summary)
-    for plot in PLOTS:
+    plots = pictures_of(summary)
+    # An earlier gradsift drew metrics against budgets.
+    remove(folder / f"{name}-budget.svg")
+    for plot in PICTURES:
         path = folder / f"{name}-{plot}.svg"
         if plot in plots:
             written.append(path)

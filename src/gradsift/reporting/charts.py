@@ -72,6 +72,14 @@ def standalone(spec: Spec, colours: Mapping[str, str] = COLOURS) -> Spec:
     return {"$schema": SCHEMA, **_coloured(spec, colours), "width": WIDTH}
 
 
+def one_below_the_other(specs: Sequence[Spec]) -> Spec:
+    """Return specifications as one that can be drawn by itself."""
+    # Of what only a chart has that is not one of several.
+    alone = ("$schema", "autosize")
+    parts = [{k: v for k, v in standalone(spec).items() if k not in alone} for spec in specs]
+    return {"$schema": SCHEMA, "vconcat": parts}
+
+
 def _coloured(part: Any, colours: Mapping[str, str]) -> Any:
     if isinstance(part, dict):
         if part.keys() == {"expr"}:

@@ -6,13 +6,41 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradsift.evaluation.metrics import GENERAL, LEARNING, METRICS
-from gradsift.reporting.charts import FILLS_WIDTH, INK, KEPT, MUTED, Spec
+from gradsift.reporting.charts import (
+    FILLS_WIDTH,
+    INK,
+    KEPT,
+    MUTED,
+    Spec,
+    one_below_the_other,
+)
 
 BASE = "base"
 # Of several metrics of one kind, the first that was measured is drawn.
 LEARNT = ("loss", "meteor", "chrf")
 FORGOTTEN = ("accuracy", "text_loss")
+# Files beside a comparison.
+PICTURES = ("learning-forgetting", "metrics")
 _HIGHEST = 100.0  # Of every metric that is a score; losses have no end.
+
+
+def pictures_of(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Draw a comparison, given as in its JSON, as SVG by name; without a browser or a network.
+
+    `learning-forgetting` needs a base arm and a general metric.
+    """
+    import vl_convert
+
+    plane = learning_against_forgetting(summary["arms"])
+    specs = {
+        PICTURES[0]: [] if plane is None else [plane],
+        PICTURES[1]: arms_by_metric(summary["arms"]),
+    }
+    return {
+        name: vl_convert.vegalite_to_svg(one_below_the_other(of))
+        for name, of in specs.items()
+        if of
+    }
 
 
 def learning_against_forgetting(arms: Mapping[str, Mapping[str, Any]]) -> Spec | None:

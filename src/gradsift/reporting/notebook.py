@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from gradsift.errors import GradsiftError
-from gradsift.reporting.charts import Chart, standalone
+from gradsift.reporting.charts import Chart, one_below_the_other, standalone
 from gradsift.reporting.rows import Rows
 from gradsift.reporting.story import Story, story_of
 from gradsift.wording import few
@@ -59,19 +59,12 @@ def drawn(rows: Rows, names: Sequence[str]) -> alt.VConcatChart:
     except ImportError:
         raise GradsiftError(NO_ALTAIR) from None
     charts = chosen(story_of(rows.run, rows), names, strict=True)
-    return alt.vconcat(
-        *(
-            alt.Chart.from_dict(_plain({**spec, "title": chart.title * (at == 0)}))
-            for chart in charts
-            for at, spec in enumerate(chart.specs)
-        )
-    )
-
-
-def _plain(spec: dict) -> dict:
-    # Of what only a chart has that is not one of several.
-    alone = ("$schema", "autosize")
-    return {key: value for key, value in standalone(spec).items() if key not in alone}
+    specs = [
+        {**spec, "title": chart.title * (at == 0)}
+        for chart in charts
+        for at, spec in enumerate(chart.specs)
+    ]
+    return alt.VConcatChart.from_dict(one_below_the_other(specs))
 
 
 def _picture(chart: Chart) -> str:
