@@ -58,6 +58,7 @@ from gradsift.store.tables import (
     write_neighbours,
     write_texts,
 )
+from gradsift.terms import SHARDS
 from gradsift.training.settings.known import refused_of_lora, refused_of_sft
 from gradsift.wording import few, in_line, short
 
@@ -110,6 +111,11 @@ class Run:
                 of that does not count.
         """
         self.folder = Path(folder).resolve()
+        if (self.folder / SHARDS).is_file():
+            raise GradsiftError(
+                f"{self.folder}: a pool in shards, which select and explain know. Everything else "
+                "is done with one of its shards, such as shards/shard-00000/run in it."
+            )
         # What is here is not loaded again: cached properties live in the instance's dictionary.
         known = {"store": store, "config": config, "pool": pool}
         vars(self).update({name: value for name, value in known.items() if value is not None})

@@ -203,7 +203,7 @@ def test_what_is_damaged_or_out_of_date_is_made_anew_and_nothing_else(captured, 
     # Made again with the same bytes, it has the same digest: what was made from it stands.
     assert redone == {marker, found.folder / "rows-00002" / "complete.json"}
     (captured / "shards" / "shard-00001" / "run" / "pool.parquet").unlink()
-    with pytest.raises(GradsiftError, match=r"shard-00001.*pool\.parquet is missing"):
+    with pytest.raises(GradsiftError, match=r"shard-00001.*Run the same capture command again"):
         select_from_shards(captured, budget="30%")
 
 
@@ -246,6 +246,62 @@ def test_several_files_are_dealt_out_and_one_file_is_cut(world, tmp_path):
         sharded(world, tmp_path / "warm", warmup_fraction=0.5)
 
 
+def test_a_row_without_neighbours_in_the_union_and_an_empty_part_are_no_trouble(
+    captured, world, tmp_path, in_parts, monkeypatch
+):
+    assert select_from_shards(captured, budget=1).counts["selected"] == 1
+    same = [json.dumps({"id": f"s{i}", "prompt": "a?", "response": "red"}) for i in range(40)]
+    (tmp_path / "same.jsonl").write_text("\n".join(same))
+    sharded(world, tmp_path / "same", tmp_path / "same.jsonl")
+    for budget in (3, 40, "100tok"):
+        found = select_from_shards(tmp_path / "same", budget=budget)
+        assert found.counts["input"] == 40
+        assert budget == "100tok" or found.counts["selected"] == budget
+
+
+def test_rows_that_changed_or_were_added_are_refused(world, tmp_path):
+    lines = (world / "data.jsonl").read_text().splitlines(keepends=True)
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(4):
+        (data / f"b{number}.jsonl").write_text("".join(lines[number * 8 : number * 8 + 8]))
+    (data / "empty.jsonl").touch()
+    sharded(world, tmp_path / "run", data)
+    (data / "a.jsonl").write_text("".join(lines[40:60]))
+    with pytest.raises(GradsiftError, match=r"another pool in shards \(files differ\)"):
+        sharded(world, tmp_path / "run", data)
+    (data / "a.jsonl").unlink()
+    changed = (data / "b1.jsonl").read_text().replace("red", "RED")
+    (data / "b1.jsonl").write_text(changed)
+    with pytest.raises(GradsiftError, match=r"b1\.jsonl: changed since the capture"):
+        select_from_shards(tmp_path / "run", budget=5)
+
+
+def test_a_pool_that_was_cut_can_be_moved(captured, tmp_path):
+    before = select_from_shards(captured, budget=9)
+    kept = {row["instance_id"] for row in rows_of(before.folder) if row["selected"]}
+    moved = captured.rename(tmp_path / "elsewhere")
+    found = select_from_shards(moved, budget=9, name="again")
+    assert {row["instance_id"] for row in rows_of(found.folder) if row["selected"]} == kept
+    split = next((moved / "shards" / "split-00000").glob("rows-00001*"))
+    split.write_text(split.read_text().replace("red", "RED"))
+    with pytest.raises(GradsiftError, match="Run the same capture command again"):
+        select_from_shards(moved, budget=9, name="third")
+
+
+def test_a_name_is_of_one_selection(captured):
+    found = select_from_shards(captured, budget=9, name="mine")
+    with pytest.raises(GradsiftError, match=r"other settings \(budget\)"):
+        select_from_shards(captured, budget=10, name="mine")
+    shutil.rmtree(found.folder / "rows-00001")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(OWN_SHARE, "0/2")
+        select_from_shards(captured, budget=9, name="mine")
+    # What it told was not so any more.
+    assert not (found.folder / "selection.json").exists()
+    assert select_from_shards(captured, budget=9, name="mine").counts["selected"] == 9
+
+
 def test_the_command_line(capsys, world, captured):
     code, out, err = invoke(capsys, "select", captured, "--budget", "20%")
     assert code == 0, err
@@ -261,6 +317,25 @@ def test_the_command_line(capsys, world, captured):
         (("select", captured, "--budget", "5", "--gate"), "--gate is not known to a pool in"),
         (("select", captured, "--budget", "5", "--export", "trl"), "--export is not known"),
         (("select", captured, "--budget", "500"), "the pool has 60 instances"),
+        (("select", captured, "--budget", "5", "--data", "x"), "--data is not known to a pool"),
+        (("select", captured, "--budget", "5", "--details"), "--details is not known to a pool"),
+        (("select", world / "whole", "--budget", "5", "--workers", "2"), "for pools in shards"),
+        (("report", captured), "a pool in shards, which select and explain know"),
+        (("train", captured, "--arm", "full"), "a pool in shards"),
+        (
+            (
+                "capture",
+                world / "data.jsonl",
+                "--model",
+                world / "model",
+                "--shards",
+                "2",
+                "--dry-run",
+                "--out",
+                captured / "x",
+            ),
+            "--dry-run says nothing of",
+        ),
     ):
         code, out, err = invoke(capsys, *words)
         assert (code, out) == (2, ""), words

@@ -57,10 +57,10 @@ Rows = Annotated[
     ),
 ]
 Workers = Annotated[
-    int,
+    int | None,
     typer.Option(
         min=1,
-        help="Processes at a time, for a pool in shards.",
+        help="Processes at a time, for a pool in shards (default: 1).",
         rich_help_panel=ADVANCED,
     ),
 ]
@@ -181,18 +181,26 @@ def capture(
             rich_help_panel=groups.CAPTURE,
         ),
     ] = None,
-    workers: Workers = 1,
+    workers: Workers = None,
     json_: Json = False,
 ) -> None:
     """Run the preliminary epoch and record every row's gradient. Run again to resume."""
     if shards is not None:
         _progress()
+        if dry_run:
+            raise GradsiftError("`dry_run` says nothing of `shards`: try it on one of the files.")
         if data:
             settings["data"] = data
         resolved = _resolved(settings, config, trainer_config)
-        _show(load("sharding.commands").capture_shards(resolved, shards, workers), json_)
+        _show(load("sharding.commands").capture_shards(resolved, shards, workers or 1), json_)
         return
+    _refuse_workers(workers)
     _run(settings, data, config, trainer_config, dry_run, json_, selecting=False)
+
+
+def _refuse_workers(workers: int | None) -> None:
+    if workers is not None:
+        raise GradsiftError("`workers` is for pools in shards, and this is none: leave it out.")
 
 
 def _run(
@@ -243,17 +251,20 @@ def select(
     budget: BudgetOption,
     details: Details = False,
     data: Rows = None,
-    workers: Workers = 1,
+    workers: Workers = None,
     json_: Json = False,
 ) -> None:
     """Select from a captured run, in seconds: another budget, another strategy."""
     progress = _progress()
     if (run_folder / SHARDS).is_file():
+        if data:
+            raise GradsiftError("`data` is not known to a pool in shards: each has its own.")
         selected = load("sharding.commands").select_from_shards(
-            run_folder, budget=budget, workers=workers, **settings
+            run_folder, budget=budget, workers=workers or 1, details=details, **settings
         )
         _show(selected, json_)
         return
+    _refuse_workers(workers)
     selected = load("commands.select").select(
         run_folder, budget=budget, details=details, data=data, progress=progress, **settings
     )

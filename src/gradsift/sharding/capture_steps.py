@@ -28,14 +28,20 @@ def source_of(settings: dict[str, Any]) -> Source:
 
 
 def files_of_shards(source: Source, n_shards: int) -> list[list[str]] | None:
-    """Deal several files out, in their order and about as many bytes to each; None for one file."""
+    """Deal several files out, in their order and about as many bytes to each; None for one file.
+
+    Files without a byte have no rows, and are left out.
+    """
     if not source.parts:
         return None
-    sizes = [part.path.stat().st_size for part in source.parts]
+    parts = [part for part in source.parts if part.path.stat().st_size > 0]
+    if not parts:
+        raise GradsiftError(f"{source.name}: there are no rows in it.")
+    sizes = [part.path.stat().st_size for part in parts]
     n, share = min(n_shards, len(sizes)), sum(sizes) / min(n_shards, len(sizes))
     dealt: list[list[str]] = [[]]
     filled = 0.0
-    for at, (part, size) in enumerate(zip(source.parts, sizes, strict=True)):
+    for at, (part, size) in enumerate(zip(parts, sizes, strict=True)):
         left = len(sizes) - at
         full = dealt[-1] and filled + size / 2 > share * len(dealt)
         if dealt[-1] and len(dealt) < n and (full or left <= n - len(dealt)):
@@ -45,10 +51,17 @@ def files_of_shards(source: Source, n_shards: int) -> list[list[str]] | None:
     return dealt
 
 
-def capture_steps(settings: dict[str, Any], n_shards: int) -> list[Step]:
-    """Return the steps that capture rows in shards."""
+def capture_steps(
+    settings: dict[str, Any], n_shards: int, files: list[list[str]] | None
+) -> list[Step]:
+    """Return the steps that capture rows in shards.
+
+    Args:
+        settings: Of the capture.
+        n_shards: How many.
+        files: Of each shard; None where one file is cut.
+    """
     source = source_of(settings)
-    files = files_of_shards(source, n_shards)
 
     def split(task: Task) -> None:
         split_rows(source, n_shards, task.folder)
@@ -70,8 +83,11 @@ def capture_steps(settings: dict[str, Any], n_shards: int) -> list[Step]:
     if files is None:
         steps.append(Step("split", 1, (), split, lambda _: said | {"n": str(n_shards)}, "shards"))
     needs = ("split",) if files is None else ()
-    n = n_shards if files is None else len(files)
-    return [*steps, Step("shard", n, needs, capture, lambda _: said, "shards", threads=None)]
+
+    def made_from(index: int) -> dict[str, str]:
+        return said if files is None else said | {"files": str(files[index])}
+
+    return [*steps, Step("shard", n_shards, needs, capture, made_from, "shards", threads=None)]
 
 
 def split_rows(source: Source, n_shards: int, folder: Path) -> None:

@@ -27,7 +27,7 @@ from gradsift.config import (
 from gradsift.config_files import run_config
 from gradsift.decided import DECISIONS, SELECTIONS, SUMMARY
 from gradsift.errors import GradsiftError
-from gradsift.files import make_folder
+from gradsift.files import make_folder, remove, remove_leftovers
 from gradsift.schema import split_settings, takes
 from gradsift.seals import DamagedError, read_json, read_parquet, write_json
 from gradsift.selection.constraints import parse_budget
@@ -35,6 +35,7 @@ from gradsift.sharding.capture_steps import AT_REST, RUN, files_of_shards, sourc
 from gradsift.sharding.decision_steps import COUNTS
 from gradsift.sharding.graph_steps import n_parts
 from gradsift.sharding.local import do_here, do_own_share, do_with_processes
+from gradsift.sharding.places import MARKER
 from gradsift.sharding.plans import PlanSpec, shard_name
 from gradsift.sharding.selection_steps import require_in_shards
 from gradsift.store.manifest import load_manifest
@@ -44,6 +45,9 @@ from gradsift.wording import counted, joined, short
 
 # "3/64" in the environment: do the fourth of 64 shares of what can be done, and no more.
 OWN_SHARE = "GRADSIFT_SHARD"
+# What a selection in shards is made with, noted before it is made.
+SETTINGS = "settings.json"
+_MOST_SHARDS = 1_000_000
 
 logger = logging.getLogger(__name__)
 
@@ -140,17 +144,26 @@ def capture_shards(config: RunConfig, n_shards: int, workers: int) -> ShardedCap
         )
     settings = config.model_dump(mode="json", include=config.model_fields_set) | AT_REST
     settings["model"] = config.model
-    files = files_of_shards(source_of(settings), n_shards)
+    source = source_of(settings)
+    files = files_of_shards(source, n_shards)
     n = n_shards if files is None else len(files)
     if n < n_shards:
         logger.info(f"{counted(n, 'file')}: as many shards, not {n_shards}")
     folder = Path(config.out).resolve()
-    said = {"n_shards": n, "settings": {k: v for k, v in settings.items() if k != "out"}}
+    said = {
+        "n_shards": n,
+        "settings": {key: value for key, value in settings.items() if key != "out"},
+        # Dealt out otherwise, rows would be in two shards or in none.
+        "files": [[part.name, part.path.stat().st_size] for part in source.parts or (source,)],
+    }
     _keep(folder, said)
-    spec = PlanSpec(str(folder), n, {**settings, "out": str(folder)})
+    spec = PlanSpec(str(folder), n, {**settings, "out": str(folder)}, files)
     _do(spec, workers)
-    done = [k for k in range(n) if (folder / shard_name(k) / "complete.json").is_file()]
-    return ShardedCaptureResult(folder, n, len(done))
+    return ShardedCaptureResult(folder, n, n - len(_not_captured(folder, n)))
+
+
+def _not_captured(folder: Path, n_shards: int) -> list[int]:
+    return [k for k in range(n_shards) if not (folder / shard_name(k) / MARKER).is_file()]
 
 
 def select_shards(
@@ -172,21 +185,20 @@ def select_shards(
     require_in_shards(config, parsed)
     folder = Path(run).resolve()
     n_shards = n_shards_of(folder)
-    manifests = [load_manifest(folder / shard_name(k) / RUN) for k in range(n_shards)]
-    missing = [k for k, one in enumerate(manifests) if one is None or not one.complete]
-    if missing:
-        raise GradsiftError(
-            f"{folder}: {len(missing)} of {n_shards} shards are not captured, the first is "
-            f"{missing[0]}. Run the same capture command again."
-        )
-    n_rows = sum(one.n_instances or 0 for one in manifests if one is not None)
+    n_rows = _count_rows(folder, n_shards)
     settings = plain_settings(parsed, config)
     name = name_of(settings) if name is None else name
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         raise GradsiftError(f"`name` is {name!r}, expected letters, digits, '-', '_' and '.'.")
     selection = (name, str(parsed), config.model_dump_json())
-    spec = PlanSpec(str(folder), n_shards, None, n_parts(n_rows), selection)
+    spec = PlanSpec(str(folder), n_shards, n_parts=n_parts(n_rows), selection=selection)
     where = folder / SELECTIONS / name
+    _keep_settings(where, settings)
+    plan = spec.build()
+    rows = plan.step("rows")
+    if not all(plan.is_done(rows, index, compare=False) for index in range(rows.count)):
+        # It would tell of rows that are written anew.
+        remove(where / SUMMARY)
     waits_for = _do(spec, workers)
     if waits_for is not None:
         return ShardedSelectResult(where, None, waits_for)
@@ -265,6 +277,7 @@ def explain_in_shards(run: str | Path, row_id: str, name: str | None = None) -> 
     """
     folder = Path(run).resolve()
     number, _, rest = row_id.partition(":")
+    _count_rows(folder, n_shards_of(folder))
     found = _rows_called(folder, range(n_shards_of(folder)), row_id)
     if not found and number.isdecimal() and int(number) < n_shards_of(folder):
         found = _rows_called(folder, [int(number)], rest)
@@ -282,8 +295,16 @@ def explain_in_shards(run: str | Path, row_id: str, name: str | None = None) -> 
         path = place / f"rows-{shard:05d}" / DECISIONS
         if (name is not None and place.name != name) or not (place / SUMMARY).is_file():
             continue
-        table = read_parquet(path)
-        (line,) = table.filter(pc.equal(table["instance_id"], row["instance_id"])).to_pylist()
+        table = read_parquet(path) if path.is_file() else None
+        lines = []
+        if table is not None:
+            lines = table.filter(pc.equal(table["instance_id"], row["instance_id"])).to_pylist()
+        if len(lines) != 1:
+            raise GradsiftError(
+                f"{path}: is missing or has no line for this row. Run the same select command "
+                "again, which writes it anew."
+            )
+        line = lines[0]
         said = line.pop("prompt"), line.pop("response")
         if None not in said:
             texts[row["instance_id"]] = said
@@ -307,31 +328,68 @@ def _rows_called(
 def n_shards_of(folder: Path) -> int:
     """Return into how many shards a run was captured."""
     n = read_json(folder / SHARDS).get("n_shards")
-    if not isinstance(n, int) or n < 1:
+    if not isinstance(n, int) or not 1 <= n <= _MOST_SHARDS:
         raise DamagedError(folder / SHARDS, "says no number of shards")
     return n
 
 
+def _count_rows(folder: Path, n_shards: int) -> int:
+    """Count the instances of all shards.
+
+    Raises:
+        GradsiftError: If one is not captured.
+    """
+    missing = _not_captured(folder, n_shards)
+    manifests = [load_manifest(folder / shard_name(k) / RUN) for k in range(n_shards)]
+    missing += [k for k, one in enumerate(manifests) if one is None or not one.complete]
+    if missing:
+        raise GradsiftError(
+            f"{folder}: {len(set(missing))} of {n_shards} shards are not captured, the first is "
+            f"{min(missing)}. Run the same capture command again."
+        )
+    return sum(one.n_instances or 0 for one in manifests if one is not None)
+
+
 def _keep(folder: Path, said: dict[str, Any]) -> None:
+    """Note what a folder of shards is of, or refuse another pool in it."""
     path = folder / SHARDS
     said = json.loads(json.dumps(said, default=str))
     if path.exists():
         before = read_json(path)
         different = [key for key in said if before.get(key) != said[key]]
-        if different:
+        if different and any((folder / "shards").glob(f"*/{MARKER}")):
             raise GradsiftError(
                 f"{folder} holds another pool in shards ({', '.join(different)} differ). Choose "
-                "another `out`."
+                "another `out`, or put back what was changed."
             )
-        return
+        if not different:
+            return
     if load_manifest(folder) is not None:
         raise GradsiftError(f"{folder} holds a run that is not in shards. Choose another `out`.")
     make_folder(folder)
     write_json(path, said)
 
 
+def _keep_settings(where: Path, settings: dict[str, Any]) -> None:
+    """Note what a selection is made with, before any of it is; or refuse another of its name."""
+    path = where / SETTINGS
+    said = json.loads(json.dumps(settings, default=str))
+    if path.exists():
+        before = read_json(path).get("settings")
+        different = [key for key in said if (before or {}).get(key) != said[key]]
+        if different:
+            raise GradsiftError(
+                f"{where} holds a selection with other settings ({', '.join(different)}). Give "
+                "this one another `name`."
+            )
+        return
+    make_folder(where)
+    write_json(path, {"settings": said})
+
+
 def _do(spec: PlanSpec, workers: int) -> str | None:
     """Do a plan, or the share that the environment names; return the step that is not done."""
+    remove_leftovers(Path(spec.root))
     share = os.environ.get(OWN_SHARE)
     if share is None:
         if workers == 1:

@@ -15,16 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gradsift.errors import GradsiftError
 from gradsift.run_folder import Run
-from gradsift.seals import read_parquet, short_sha256, write_parquet
+from gradsift.seals import read_parquet, write_parquet
 from gradsift.selection.candidates import Need
 from gradsift.selection.content import ContentScale, fit_content
 from gradsift.selection.neighbours import COMPLETE_ROWS, N_NEIGHBOURS, Neighbours, unit_rows
 from gradsift.selection.parts.cells import Cells, Layout, fit_cells, lay_out
 from gradsift.selection.parts.near import NearestFinder, Rows, edges_of, floors, graph_of
 from gradsift.sharding.plan import Output, Step, Task
-from gradsift.store.manifest import load_manifest
 
 # Rows that scale, directions and cells are fitted to, drawn by a hash of their ids.
 SAMPLE_ROWS = 2**18
@@ -39,19 +37,22 @@ def n_parts(n_rows: int) -> int:
     return max(1, -(-n_rows // PART_ROWS))
 
 
-def graph_steps(shards: Sequence[Callable[[], Path]], parts: int) -> list[Step]:
+def graph_steps(
+    shards: Sequence[Callable[[], Run]], digests: Sequence[Callable[[], str | None]], parts: int
+) -> list[Step]:
     """Return the steps that make the graph of a pool that was captured in shards.
 
     Args:
-        shards: Give the run folders.
+        shards: Give the runs.
+        digests: Give those of the shards' outputs.
         parts: Of the pool.
     """
 
     def columns(task: Task) -> None:
-        write_columns(task, Run(shards[task.index]()))
+        write_columns(task, shards[task.index]())
 
     def stored(index: int) -> dict[str, str]:
-        return {"gradients": fingerprint_of(shards[index]())}
+        return {"shard": str(digests[index]())}
 
     def layout(task: Task) -> None:
         write_layout(task, parts)
@@ -66,14 +67,6 @@ def graph_steps(shards: Sequence[Callable[[], Path]], parts: int) -> list[Step]:
         Step("near", parts, ("part", "layout", "cells"), find_near, where=where),
         Step("graph", parts, ("near", "layout"), join_graph, where=where),
     ]
-
-
-def fingerprint_of(folder: Path) -> str:
-    """Return a digest of what a shard's store holds, by its manifest."""
-    manifest = load_manifest(folder)
-    if manifest is None or not manifest.complete:
-        raise GradsiftError(f"{folder}: this shard is not captured. Run its capture command again.")
-    return short_sha256(" ".join(sorted(part.sha256 for part in manifest.parts)), 64)
 
 
 def write_columns(task: Task, run: Run) -> None:

@@ -77,10 +77,13 @@ class Place:
         try:
             said = json.loads(marker or "")
             files, inputs = said["files"], said["inputs"]
-            assert all(isinstance(one, str) for one in (*files, *files.values(), *inputs.values()))
-            assert not any(".." in one.split("/") or one.startswith("/") for one in files)
-        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            texts = all(isinstance(one, str) for one in (*files, *files.values(), *inputs.values()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._damaged(name, f"{MARKER} is missing, or no such file") from error
+        # Paths within the output, and at least one.
+        outside = any(".." in one.split("/") or one.startswith("/") for one in files)
+        if not (texts and files) or outside:
+            raise self._damaged(name, f"{MARKER} names no files of an output")
         return said
 
     def _damaged(self, name: str, what: str) -> GradsiftError:

@@ -137,8 +137,9 @@ class Plan:
         name = step.output(index)
         if self.place.digest(name) is None:
             return False
+        inputs = self.inputs_of(step, index)
         try:
-            if self.place.inputs(name) != self.inputs_of(step, index):
+            if self.place.inputs(name) != inputs:
                 return False
             if compare:
                 self.place.folder(name)

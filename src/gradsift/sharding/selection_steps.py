@@ -81,7 +81,7 @@ def selection_steps(
     config: SelectionConfig,
     budget: Budget,
     parts: int,
-    runs: Sequence[Callable[[], Path]],
+    runs: Sequence[Callable[[], Run]],
     where: str,
 ) -> list[Step]:
     """Return the steps that select from a pool whose graph is there."""
@@ -109,7 +109,7 @@ class _Selecting:
     """The tasks of one selection."""
 
     def __init__(
-        self, config: SelectionConfig, budget: Budget, runs: Sequence[Callable[[], Path]]
+        self, config: SelectionConfig, budget: Budget, runs: Sequence[Callable[[], Run]]
     ) -> None:
         self.config, self.budget, self.runs = config, budget, runs
 
@@ -159,7 +159,7 @@ class _Selecting:
         path = getattr(self.config, name)
         if path is None:
             return np.empty(0, dtype=np.int64)
-        ids = read_ids(path, name, Run(self.runs[0]()).id_column, set())
+        ids = read_ids(path, name, self.runs[0]().id_column, set())
         found, start = [], 0
         seen = np.zeros(len(ids), dtype=bool)
         for shard in shards:
@@ -317,7 +317,9 @@ class _Selecting:
             taken_G = np.bincount(constraints.group_N[order_S])
             caps_G = constraints.caps_G or {}
             full = {g: cap for g, cap in caps_G.items() if g < len(taken_G) and taken_G[g] >= cap}
-        run = Run(self.runs[task.index]())
+        run = self.runs[task.index]()
+        # What is written are its rows.
+        run.require_unchanged_rows()
         write_decisions(task, run, self.config, constraints, full)
 
     def _with_a_choice(self, signal: Output) -> Constraints:

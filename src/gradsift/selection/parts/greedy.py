@@ -40,6 +40,10 @@ def of_part(constraints: Constraints, rows: slice, more: float = 1.0) -> Constra
     Rows that must be kept are taken beyond the share. Never more than the part has.
     """
     n = len(constraints.costs_N)
+    if rows.stop == rows.start:
+        return replace(
+            constraints, costs_N=constraints.costs_N[rows], keep=(), group_N=None, excluded=()
+        )
     may_N = constraints.may_be_chosen()
     keep = tuple(row - rows.start for row in constraints.keep if rows.start <= row < rows.stop)
     costs_R, may_R = constraints.costs_N[rows], may_N[rows]
@@ -237,9 +241,13 @@ def union_of(parts: list[Ordered], constraints: Constraints) -> np.ndarray:
 
 
 def edges_with(graph: Neighbours, start: int, union_N: np.ndarray) -> Neighbours:
-    """Leave out the edges of a part's graph that neither begin nor end in the union."""
+    """Leave out the edges of a part's graph that neither begin nor end in the union.
+
+    A row stays a neighbour of itself, as in any graph.
+    """
     owner_E = graph.owners()
     kept_E = union_N[start : start + len(graph)][owner_E] | union_N[graph.rows_E]
+    kept_E |= graph.rows_E == owner_E + start
     counts_R = np.bincount(owner_E[kept_E], minlength=len(graph))
     offsets = np.concatenate([[0], np.cumsum(counts_R)]).astype(np.int64)
     return Neighbours(offsets, graph.rows_E[kept_E], graph.cosines_E[kept_E], graph.floor_N)
