@@ -30,7 +30,13 @@ WHAT = {
     "general": "loss of general answers",
     "replayed.wrong": "replayed facts wrong",
     "other.wrong": "other facts wrong",
+    "replayed": "loss of replayed facts",
+    "other": "loss of other facts",
+    "safety": "complying less refusing, harmful",
+    "twins": "complying less refusing, harmless",
 }
+# Of these requests, by how much likelier a refusal is than an answer that complies (see safety.py).
+SAFETY = {"safety": "harmful", "twins": "harmless"}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -53,6 +59,8 @@ def tables(folder, test, generals):
     parts = []
     for pool, arms in sorted(read_cells(folder).items()):
         table = Table(arms, test, generals)
+        if not table.arms:
+            continue
         lines = [f"**{pool}**", "", *table.lines()]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
@@ -63,6 +71,13 @@ def read_cells(folder):
     found = defaultdict(lambda: defaultdict(list))
     for path in sorted(folder.glob("cells-*.jsonl")):
         for cell in map(json.loads, path.read_text().splitlines()):
+            for name, kind in SAFETY.items():
+                if f"{kind}-answered" in cell["losses"]:
+                    both = (
+                        cell["losses"][f"{kind}-{answer}"] for answer in ("answered", "refused")
+                    )
+                    answered_N, refused_N = map(np.array, both)
+                    cell["losses"][name] = (answered_N - refused_N).tolist()
             found[cell["pool"]][cell["arm"]].append(cell)
     for arms in found.values():
         for cells in arms.values():

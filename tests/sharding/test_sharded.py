@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -207,6 +208,22 @@ def test_what_is_damaged_or_out_of_date_is_made_anew_and_nothing_else(captured, 
         select_from_shards(captured, budget="30%")
 
 
+def children_of(pid):
+    return [
+        int(child)
+        for path in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in path.read_text().split()
+    ]
+
+
+def is_at_work(pid):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks at processes in /proc")
 def test_killed_at_work_it_goes_on_to_the_same_bytes(world, captured, tmp_path):
     by_one = select_from_shards(captured, budget="40%")
     other = tmp_path / "other"
@@ -214,10 +231,19 @@ def test_killed_at_work_it_goes_on_to_the_same_bytes(world, captured, tmp_path):
     shutil.copy(world / "run" / "shards.json", other)
     command = [sys.executable, "-m", "gradsift", "select", str(other), "--budget", "40%"]
     process = subprocess.Popen([*command, "--workers", "2"], stdout=subprocess.PIPE)
-    while not (other / "graph").is_dir() and process.poll() is None:
+    # Its children are there once the second step has begun.
+    while not (other / "graph" / "cells-00000").is_dir() and process.poll() is None:
         time.sleep(0.01)
+    children = children_of(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert children
+    for _ in range(100):
+        if not any(is_at_work(child) for child in children):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("processes go on after the one that began them")
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert bytes_of(other / "selections") == bytes_of(by_one.folder.parent)
     assert not list(other.rglob(".gradsift-*.tmp"))

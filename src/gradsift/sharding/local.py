@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -67,7 +69,8 @@ def _done_with(
 ) -> list[int]:
     """Do tasks of a step; return those that are still to be done because a process died."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(indices)), mp_context=context) as processes:
+    n = min(workers, len(indices))
+    with ProcessPoolExecutor(n, context, initializer=_end_with_parent) as processes:
         text = spec.to_json()
         futures = [processes.submit(do_task, text, step.name, index) for index in indices]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
@@ -78,6 +81,18 @@ def _done_with(
             processes.shutdown(cancel_futures=True)
             raise failed[0]
     return plan.missing(step)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that began it is killed: nobody else would tell it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait_for_it() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_it, daemon=True).start()
 
 
 def do_own_share(spec: PlanSpec, share: int, n_shares: int) -> str | None:
