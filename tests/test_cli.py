@@ -154,7 +154,8 @@ def test_weights_stay_out_of_the_users_rows(capsys, world, finished):
 
 def test_another_selection_does_not_take_a_name_that_is_taken(capsys, world, finished):
     run = world / "run"
-    code, _, err = invoke(capsys, "select", run, "--budget", "50%", "--set", "gamma=0")
+    taken = ("--name", "grads-50pct")
+    code, _, err = invoke(capsys, "select", run, "--budget", "50%", "--set", "gamma=0", *taken)
     assert code == 2
     assert "other settings (gamma)" in err
 
@@ -284,7 +285,8 @@ def test_a_folder_called_demo_does_not_hide_the_demo_model(tmp_path, monkeypatch
 def test_settings_of_a_refused_selection_are_not_saved(capsys, world, finished):
     run = world / "run"
     before = (run / "config.yaml").read_text()
-    code, _, err = invoke(capsys, "run", "--config", run / "config.yaml", "--set", "alpha=2")
+    more = ("--set", "alpha=2", "--name", "grads-50pct")
+    code, _, err = invoke(capsys, "run", "--config", run / "config.yaml", *more)
     assert code == 2
     assert "other settings (alpha)" in err
     code, _, _ = invoke(capsys, "capture", "--config", run / "config.yaml")

@@ -78,7 +78,7 @@ def test_it_is_selected_from_and_explained(former, capsys):
 def test_another_selection_of_that_name_is_refused_by_todays_names(former, tmp_path):
     run = shutil.copytree(former, tmp_path / "run")
     with pytest.raises(gs.GradsiftError, match=r"other settings \(score\)"):
-        gs.select(run, budget=5, score="high-norm")
+        gs.select(run, budget=5, score="high-norm", name="grads-5")
 
 
 @pytest.mark.parametrize("strategy", ["grads", "loss-low", "ifd-loss"])
@@ -103,7 +103,7 @@ def test_a_selection_by_another_arithmetic_is_not_taken_for_todays(former, tmp_p
     if strategy != "grads":
         return
     with pytest.raises(gs.GradsiftError, match=r"other settings \(score\)"):
-        gs.select(run, budget=4, score="high-norm")
+        gs.select(run, budget=4, score="high-norm", name="grads-4")
     assert len(gs.select(run, budget=4, name="anew")) == 4
 
 

@@ -172,7 +172,8 @@ def test_select_says_first_what_was_kept_and_last_what_to_do_next(run, capsys, m
     assert "criterion" not in out
     assert f"next: gradsift show {run} --name ten" in out
     assert f"gradsift report {run} --name ten " in out
-    assert "gradsift select" not in out
+    again = f"gradsift select {run} --budget 10 --strategy loss-low --name ten --details --export"
+    assert again in lines[-1]
     assert f"gradsift train {run} --arm loss-low --budget 10 " in out
     assert "--test HELD-OUT --budgets 10 --arms base,full,full-equal-steps,random,grads,loss-low" \
         in out  # fmt: skip

@@ -31,6 +31,8 @@ _TAIL = 0.99
 HEIGHT = 230
 # Where nothing else says it.
 WIDTH = 440
+# What a sign of a bar's label takes, of the bars' width.
+_ROOM_OF_A_SIGN = 0.033
 # Names beside bars, in pixels.
 _LABELS = 220
 KEPT = {"expr": "kept"}
@@ -292,10 +294,12 @@ def kept_by_group(groups: Sequence[Mapping[str, Any]], share: float, what: str) 
         for group in groups
     ]
     largest = max(max((bar["share"] for bar in bars), default=0), share)
+    # Beside the longest bar its label has to stand.
+    room = 1 + _ROOM_OF_A_SIGN * max((len(bar["of"]) for bar in bars), default=0)
     x = {
         "field": "share",
         "type": "quantitative",
-        "scale": {"domain": [0, 1.25 * largest], "nice": False},
+        "scale": {"domain": [0, room * largest], "nice": False},
         "axis": {"title": "share of its rows that is kept", "format": "~%", "tickCount": 5},
     }
     tooltip = [

@@ -196,7 +196,7 @@ def select_shards(
     _keep_settings(where, settings)
     plan = spec.build()
     rows = plan.step("rows")
-    if not all(plan.is_done(rows, index, compare=False) for index in range(rows.count)):
+    if not all(plan.is_done(rows, index, verify=False) for index in range(rows.count)):
         # It would tell of rows that are written anew.
         remove(where / SUMMARY)
     waits_for = _do(spec, workers)

@@ -105,6 +105,6 @@ def do_own_share(spec: PlanSpec, share: int, n_shares: int) -> str | None:
     for step in plan.steps:
         for index in range(share, step.count, n_shares):
             plan.do(step, index)
-        if not all(plan.is_done(step, index, compare=False) for index in range(step.count)):
+        if not all(plan.is_done(step, index, verify=False) for index in range(step.count)):
             return step.name
     return None

@@ -129,10 +129,10 @@ class Plan:
                 found[needed.output(number)] = digest
         return found
 
-    def is_done(self, step: Step, index: int, *, compare: bool = True) -> bool:
+    def is_done(self, step: Step, index: int, *, verify: bool = True) -> bool:
         """Say whether a task's output is whole and made from what is there now.
 
-        Without `compare` its files are not compared with their digests: whoever reads them does.
+        Without `verify` its files are not compared with their digests: whoever reads them does.
         """
         name = step.output(index)
         if self.place.digest(name) is None:
@@ -141,7 +141,7 @@ class Plan:
         try:
             if self.place.inputs(name) != inputs:
                 return False
-            if compare:
+            if verify:
                 self.place.folder(name)
         except GradsiftError as error:
             logger.warning(f"{error} It is made anew")
