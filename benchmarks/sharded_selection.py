@@ -131,7 +131,7 @@ def near(arguments):
 
 def spec_of(arguments, count, budget, config):
     selection = (f"s{budget[:-1]}", budget, config.model_dump_json())
-    return PlanSpec(str(arguments.folder), arguments.shards, None, count, selection)
+    return PlanSpec(str(arguments.folder), arguments.shards, n_parts=count, selection=selection)
 
 
 def outputs_of(plan, step):

@@ -26,7 +26,7 @@ from gradsift.sharding.plan import Output, Step, Task
 
 # Rows that scale, directions and cells are fitted to, drawn by a hash of their ids.
 SAMPLE_ROWS = 2**18
-# Rows of a part; its neighbours are found in some 3 kB a row.
+# Rows of a part, so that a task holds some 2 to 3 GB.
 PART_ROWS = 2**18
 TEXTS = "texts.parquet"
 _TEXTS = [pa.field(name, pa.string()) for name in ("instance_id", "source", "language")]
