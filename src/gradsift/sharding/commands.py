@@ -135,8 +135,10 @@ def capture_shards(config: RunConfig, n_shards: int, workers: int) -> ShardedCap
     Raises:
         GradsiftError: For settings that cannot be, or another pool in the folder.
     """
-    changed = {name for name in AT_REST if name in config.model_fields_set}
-    differs = [name for name in changed if getattr(config, name) != AT_REST[name]]
+    said = config.model_fields_set
+    differs = [
+        one for one, value in AT_REST.items() if one in said and getattr(config, one) != value
+    ]
     if differs:
         raise GradsiftError(
             f"shards are scored by a model at rest: leave out {', '.join(sorted(differs))}. Train "

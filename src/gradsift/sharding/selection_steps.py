@@ -43,6 +43,7 @@ from gradsift.selection.possible_gains import (
 )
 from gradsift.selection.scores import percentile_rank
 from gradsift.selection.selector import make_signal
+from gradsift.selection.strategies.catalogue import needs_of
 from gradsift.sharding.decision_steps import RANDOM, covered_by, decide, write_decisions
 from gradsift.sharding.graph_steps import graph_from, layout_of, rows_of_part, texts_of
 from gradsift.sharding.plan import Output, Step, Task
@@ -60,18 +61,19 @@ def require_in_shards(config: SelectionConfig, budget: Budget) -> None:
     Raises:
         GradsiftError: Saying what.
     """
+    needs = needs_of(config)  # Which knows what strategies and scores there are.
     if config.strategy not in STRATEGIES_IN_SHARDS:
         raise GradsiftError(
             f"`strategy` is {config.strategy!r}, which needs the whole pool in one process: a pool "
             f"in shards is selected from by {', '.join(STRATEGIES_IN_SHARDS)}."
         )
-    for name in ("gate", "anchor", "target"):
-        if getattr(config, name):
-            raise GradsiftError(f"`{name}` is not known to a pool in shards: leave it out.")
-    if config.rank_within == "cluster" or "prompt-gain" in config.score:
+    if config.gate:
+        raise GradsiftError("`gate` is not known to a pool in shards: leave it out.")
+    if needs:
         raise GradsiftError(
-            "a pool in shards is scored by the statistics of its gradients: `rank_within: pool`, "
-            "and no score of reference losses."
+            "a pool in shards is scored by the statistics of its gradients alone, and this "
+            f"selection needs {' and '.join(sorted(need.value for need in needs))}: give another "
+            "`score`, and `rank_within` pool."
         )
     if budget.kind == "auto" and config.strategy == RANDOM:
         raise GradsiftError("budget auto looks at marginal gains, and random has none.")

@@ -1,4 +1,4 @@
-"""Greedy in two rounds: parts take more than their share, and from their union the whole is chosen.
+"""Greedy in two rounds: parts order their rows, and from the best of all the whole is chosen.
 
 The parts must hold alike rows: a row's gain then depends on its own part nearly alone. From random
 parts the first round would take each other's near-duplicates, and leave out what is rare.
@@ -26,9 +26,9 @@ from gradsift.selection.possible_gains import (
     coverage_profile,
 )
 
-# How many times its share each part takes in the first round.
+# How many times the budget the union has that is chosen from.
 MORE = 1.25
-# And so many rows more, which small shares need.
+# And so many rows more, which small budgets need.
 AT_LEAST = 32
 
 
@@ -147,8 +147,9 @@ def joined_gains(
     affordable = np.cumsum(costs_S[order_S]) <= budget.amount
     diversity = floor + gains_S[order_S][affordable].sum()
     alone = Terms(float(gradient), float(diversity), sum(part.similarity for part in parts))
-    n_rows = min(constraints.capacity(), round(budget.expected_rows))
-    n_rows = budget.amount if budget.kind == "rows" else n_rows
+    n_rows = budget.amount
+    if by_tokens:
+        n_rows = min(constraints.capacity(), round(budget.expected_rows))
     profile = parts[0].profile
     for part in parts[1:]:
         profile = profile + part.profile
