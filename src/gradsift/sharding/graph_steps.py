@@ -29,7 +29,7 @@ SAMPLE_ROWS = 2**18
 # Rows of a part, so that a task holds some 2 to 3 GB.
 PART_ROWS = 2**18
 TEXTS = "texts.parquet"
-_TEXTS = [pa.field(name, pa.string()) for name in ("instance_id", "source", "language")]
+_TEXTS = [pa.field(name, pa.string()) for name in ("instance_id", "source")]
 
 
 def n_parts(n_rows: int) -> int:
@@ -74,14 +74,8 @@ def write_columns(task: Task, run: Run) -> None:
     pool = run.candidates([Need.FEATURES])
     assert pool.features_ND is not None
     n = len(pool)
-    nothing = pa.nulls(n, pa.string())
-    columns = [
-        pa.array(pool.ids, pa.string()),
-        *(
-            nothing if of is None else pa.array(of, pa.string())
-            for of in (pool.source, pool.language)
-        ),
-    ]
+    source = pa.nulls(n, pa.string()) if pool.source is None else pa.array(pool.source, pa.string())
+    columns = [pa.array(pool.ids, pa.string()), source]
     write_parquet(task.folder / TEXTS, pa.table(columns, schema=pa.schema(_TEXTS)))
     statistics = {
         f"statistic-{layer}-{name}": array
@@ -102,7 +96,7 @@ def write_columns(task: Task, run: Run) -> None:
 
 
 def texts_of(folder: Path) -> pa.Table:
-    """Return id, source and language of each row of a shard."""
+    """Return id and source of each row of a shard."""
     return read_parquet(folder / TEXTS, [one.name for one in _TEXTS], _TEXTS)
 
 

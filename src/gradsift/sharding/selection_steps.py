@@ -92,7 +92,7 @@ def selection_steps(
     tasks = (
         ("signal", 1, ("columns", "part", "layout"), one.signal, f"{where}/work"),
         ("gains", parts, ("signal", "=graph", "layout"), one.gains, f"{where}/work"),
-        ("scale", 1, ("signal", "gains"), one.scale, f"{where}/work"),
+        ("scale", 1, ("signal", "gains", "graph"), one.scale, f"{where}/work"),
         ("first", parts, ("signal", "scale", "=graph", "layout"), one.first, f"{where}/work"),
         ("chosen", 1, ("signal", "scale", "first", "graph", "layout"), one.choose, f"{where}/work"),
         ("decided", parts, (*everything, "=graph"), one.decide, f"{where}/work"),
@@ -182,8 +182,11 @@ class _Selecting:
         return rows[np.lexsort((rows, place))]
 
     def gains(self, task: Task) -> None:
-        """Say what a part has to gain."""
+        """Say what a part has to gain, where that is asked for and there are several."""
         signal, graph = task.input("signal", 0), graph_from(task, task.index)
+        task.write(floor=graph.floor_N)
+        if self.config.strategy != GRADS or task.step.count == 1:
+            return
         start = rows_of_part(layout_of(task), task.index).start
         found = part_gains(
             signal["score"][start : start + len(graph)],
@@ -194,27 +197,30 @@ class _Selecting:
             self._with_a_choice(signal),
             self.config.similarity_threshold,
         )
-        possible = np.empty(0)
-        if len(graph) == len(signal["score"]):
-            # The only part: what needs the whole pool at once can be had.
-            objective = Objective(
-                signal["score"], graph, similarity_threshold=self.config.similarity_threshold
-            )
-            exact = possible_gains(objective, self._with_a_choice(signal))
-            possible = np.array([astuple(exact.random), astuple(exact.alone)])
         task.write(
-            possible=possible,
             diversity=found.diversity_S,
             costs=found.costs_S,
             numbers=np.array([found.similarity, found.near]),
-            floor=graph.floor_N,
             nearest=found.profile.nearest_J,
             beyond=found.profile.beyond_J,
         )
 
     def scale(self, task: Task) -> None:
         """Bring the terms to one scale."""
-        signal, outputs = task.input("signal", 0), task.inputs("gains")
+        outputs = task.inputs("gains")
+        floor_N = np.concatenate([out["floor"] for out in outputs])
+        scale = Terms()
+        if self.config.strategy == GRADS:
+            scale = self._possible(task, outputs, floor_N).scale
+        task.write(scale=np.array(astuple(scale)), floor=floor_N)
+
+    def _possible(self, task: Task, outputs: list[Output], floor_N: np.ndarray) -> PossibleGains:
+        signal = task.input("signal", 0)
+        score_N, constraints = signal["score"], self._with_a_choice(signal)
+        if len(outputs) == 1:
+            graph, threshold = graph_from(task, 0), self.config.similarity_threshold
+            whole = Objective(score_N, graph, similarity_threshold=threshold)
+            return possible_gains(whole, constraints)
         parts = [
             PartGains(
                 out["diversity"],
@@ -224,21 +230,7 @@ class _Selecting:
             )
             for out in outputs
         ]
-        score_N = signal["score"]
-        floor_N = np.concatenate([out["floor"] for out in outputs])
-        floor = float(floor_N.mean(dtype=np.float64))
-        if len(outputs) == 1:
-            drawn, alone = outputs[0]["possible"].tolist()
-            possible = PossibleGains(Terms(*drawn), Terms(*alone))
-        else:
-            possible = joined_gains(parts, score_N, floor, self._with_a_choice(signal))
-        scale = possible.scale if self.config.strategy == GRADS else Terms()
-        task.write(
-            scale=np.array(astuple(scale)),
-            drawn=np.array(astuple(possible.random)),
-            alone=np.array(astuple(possible.alone)),
-            floor=floor_N,
-        )
+        return joined_gains(parts, score_N, float(floor_N.mean(dtype=np.float64)), constraints)
 
     def first(self, task: Task) -> None:
         """Order the rows of a part."""
